@@ -1,0 +1,16 @@
+"""The Blue Marble generator whose weights are in `weights/earth`: the demo's network, trained until it is stopped.
+
+    python train.py --config configs/earth.py --workdir runs/earth
+
+The learning rate is constant and the average long, so that any checkpoint is a good place to stop.
+"""
+
+from configs import demo
+
+
+def get_config():
+    config = demo.get_config()
+    config.optimizer.final_fraction = 1.0
+    config.ema.half_life_images = 10_000
+    config.total_images = 1_000_000
+    return config

@@ -1,0 +1,54 @@
+"""What every program here does at its edges: one clear line for bad input, one JSON object as its last line."""
+
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Callable
+
+import jax
+from absl import app, logging
+
+from rsdiff.errors import BadInput
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses flags, runs `main`, and turns `BadInput` into one line on stderr and exit code 2."""
+
+    def guarded(argv):
+        logging.set_verbosity(logging.WARNING)  # libraries that narrate every file they write
+        try:
+            if len(argv) > 1:
+                raise BadInput(f'unexpected argument {argv[1]!r}; flags begin with --')
+            main()
+        except BadInput as error:
+            print(f'error: {error}', file=sys.stderr)
+            sys.exit(2)
+        except KeyboardInterrupt:
+            print('interrupted; run the same command again to continue', file=sys.stderr)
+            sys.exit(130)
+
+    app.run(guarded)
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs in JAX_COMPILATION_CACHE_DIR, by default in the user's cache, so that later runs start
+    at once."""
+    default = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'rsdiff' / 'xla'
+    jax.config.update('jax_compilation_cache_dir', os.environ.get('JAX_COMPILATION_CACHE_DIR', str(default)))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def write_text_atomically(path: Path, text: str) -> None:
+    """Writes `text` so that a reader, or a crash, never sees half of it."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.{path.name}.partial')
+    partial.write_text(text)
+    os.replace(partial, path)
+
+
+def finish(result: dict[str, Any], path: Path) -> None:
+    """Prints `result` as one JSON line, the program's last, and writes the same to `path`."""
+    write_text_atomically(path, json.dumps(result, indent=2) + '\n')
+    print(json.dumps(result), flush=True)

@@ -1,0 +1,95 @@
+"""Image folders: images plus `metadata.jsonl`, one JSON object a line (the Hugging Face ImageFolder convention).
+
+Every room that hands images to another does it through such a folder. `file_name` is relative to the folder; the
+other fields are optional: `split`, `label`, `captions`, `gsd_m`, and any more, which are kept in `Entry.extra`.
+"""
+
+import dataclasses
+import json
+import math
+from pathlib import Path
+from typing import Any, Iterable
+
+from rsdiff.errors import BadInput
+
+MANIFEST = 'metadata.jsonl'
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.webp', '.bmp')
+
+
+@dataclasses.dataclass(frozen=True)
+class Entry:
+    """One image of a folder. `gsd_m` is the ground sampling distance in metres a pixel, or None."""
+
+    path: Path
+    file_name: str
+    split: str | None = None
+    label: str | None = None
+    captions: tuple[str, ...] = ()
+    gsd_m: float | None = None
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+
+    def to_json(self) -> dict[str, Any]:
+        """The manifest line of this entry; fields that are empty are left out."""
+        row = {'file_name': self.file_name, 'split': self.split, 'label': self.label,
+               'captions': list(self.captions) or None, 'gsd_m': self.gsd_m}
+        return {k: v for k, v in row.items() if v is not None} | self.extra
+
+
+def read_folder(folder: Path | str, split: str | None = None) -> list[Entry]:
+    """The entries of `folder`, in manifest order; without a manifest, its image files in name order.
+
+    Args:
+      folder: a directory.
+      split: keep only entries of this split.
+    Raises:
+      BadInput: the folder is missing, empty or without such a split; a line is not a JSON object, names a file
+        that is missing or outside the folder, or has a `gsd_m` that is not a positive number.
+    """
+    folder = Path(folder)
+    if not folder.is_dir():
+        raise BadInput(f'{folder}: no such folder')
+    manifest = folder / MANIFEST
+    if manifest.exists():
+        lines = manifest.read_text(encoding='utf-8', errors='replace').splitlines()
+        entries = [_parse(folder, f'{manifest}:{n}', line) for n, line in enumerate(lines, 1) if line.strip()]
+    else:
+        paths = sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
+        entries = [Entry(path, path.relative_to(folder).as_posix()) for path in paths]
+    if not entries:
+        raise BadInput(f'{folder}: no images and no {MANIFEST}')
+    if split is not None:
+        splits = {e.split for e in entries}
+        entries = [e for e in entries if e.split == split]
+        if not entries:
+            raise BadInput(f'{folder}: no image has split {split!r}; there are {sorted(map(str, splits))}')
+    return entries
+
+
+def write_manifest(folder: Path | str, entries: Iterable[Entry]) -> None:
+    """Writes `metadata.jsonl` into `folder` for images that already lie there."""
+    lines = [json.dumps(entry.to_json()) for entry in entries]
+    (Path(folder) / MANIFEST).write_text('\n'.join(lines) + '\n', encoding='utf-8')
+
+
+def _parse(folder: Path, where: str, line: str) -> Entry:
+    try:
+        row = json.loads(line)
+    except json.JSONDecodeError as error:
+        raise BadInput(f'{where}: not JSON ({error.msg})') from None
+    if not isinstance(row, dict) or not isinstance(row.get('file_name'), str):
+        raise BadInput(f'{where}: not an object with a "file_name"')
+    name = row.pop('file_name')
+    path = folder / name
+    if not path.resolve().is_relative_to(folder.resolve()):
+        raise BadInput(f'{where}: {name!r} leaves the folder')
+    if not path.is_file():
+        raise BadInput(f'{where}: {name!r} does not exist; remove the line or restore the file')
+    gsd_m = row.pop('gsd_m', None)
+    if gsd_m is not None and not (isinstance(gsd_m, (int, float)) and math.isfinite(gsd_m) and gsd_m > 0):
+        raise BadInput(f'{where}: gsd_m is {gsd_m!r}; it must be a positive number of metres')
+    captions = row.pop('captions', None) or ()
+    if isinstance(captions, str):
+        captions = (captions,)
+    label = row.pop('label', None)
+    return Entry(path, name, row.pop('split', None), None if label is None else str(label), tuple(captions),
+                 gsd_m, row)

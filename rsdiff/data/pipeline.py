@@ -1,0 +1,119 @@
+"""Batches for training: batch n is a pure function of (seed, n), whatever the number of hosts or threads.
+
+A *source* has a length and `example(index, rng, size_px) -> {'image', 'gsd_m'}`. grain's `MapDataset` turns it into a
+random-access sequence, so that a run continues at any step with nothing to restore but the step itself.
+"""
+
+import dataclasses
+import logging
+from pathlib import Path
+from typing import Iterator, Protocol
+
+import grain
+import numpy as np
+
+from rsdiff.data.blue_marble import BlueMarble
+from rsdiff.data.folder import read_folder
+from rsdiff.data.images import box_downscale, read_image
+from rsdiff.errors import BadInput
+
+
+@dataclasses.dataclass(frozen=True)
+class DataConfig:
+    """`source` is 'blue_marble' or the path of an image folder. `gsd_m` serves images whose manifest has none."""
+
+    source: str = 'blue_marble'
+    split: str | None = None
+    size_px: int = 64
+    gsd_m: float | None = None
+    max_reduction: int = 1
+    threads: int = 4
+
+
+class Source(Protocol):
+    """Where examples come from."""
+
+    def __len__(self) -> int: ...
+
+    def example(self, index: int, rng: np.random.Generator, size_px: int) -> dict[str, np.ndarray]:
+        """image: uint8 (size_px, size_px, 3); gsd_m: float32 metres a pixel."""
+
+
+class FolderSource:
+    """Random crops of a folder's images, at their own resolution or reduced by up to `max_reduction`.
+
+    An image that can't be read, or is smaller than a crop, is named once in the log, counted in `skipped`, and replaced
+    by the next that can be used, so the sequence stays a function of the seed.
+    """
+
+    def __init__(self, folder: str, split: str | None, gsd_m: float | None, max_reduction: int):
+        self.entries = read_folder(folder, split)
+        self.default_gsd_m = gsd_m
+        self.max_reduction = max_reduction
+        self.skipped: set[Path] = set()
+        if gsd_m is None and (missing := [e.file_name for e in self.entries if e.gsd_m is None]):
+            raise BadInput(f'{folder}: {len(missing)} images have no gsd_m ({missing[0]}, …); give --config.data.gsd_m')
+
+    def __len__(self) -> int:
+        return len(self.entries)
+
+    def example(self, index: int, rng: np.random.Generator, size_px: int) -> dict[str, np.ndarray]:
+        """A crop of image `index`, or of the next one that can be used.
+
+        Raises:
+          BadInput: no image of the folder can be used.
+        """
+        for offset in range(len(self)):
+            entry = self.entries[(index + offset) % len(self)]
+            if entry.path in self.skipped:
+                continue
+            try:
+                return self._crop(entry, rng, size_px)
+            except BadInput as error:
+                self.skipped.add(entry.path)
+                logging.warning('skipped: %s', error)
+        raise BadInput(f'{self.entries[0].path.parent}: none of {len(self)} images can be read at {size_px} px')
+
+    def _crop(self, entry, rng, size_px):
+        image = read_image(entry.path)
+        largest = min(min(image.shape[:2]) // size_px, self.max_reduction)
+        if largest < 1:
+            raise BadInput(f'{entry.path}: {image.shape[1]}×{image.shape[0]} is smaller than the {size_px} px crop')
+        factor = int(rng.integers(1, largest + 1))
+        y, x = (int(rng.integers(n - factor * size_px + 1)) for n in image.shape[:2])
+        crop = box_downscale(image[y : y + factor * size_px, x : x + factor * size_px], factor)
+        # The eight symmetries of the square: nadir imagery has no preferred direction.
+        crop = np.rot90(crop, rng.integers(4))
+        crop = crop[:, ::-1] if rng.integers(2) else crop
+        return {'image': np.ascontiguousarray(crop), 'gsd_m': np.float32(factor * (entry.gsd_m or self.default_gsd_m))}
+
+
+def make_source(config: DataConfig) -> Source:
+    """The source that `config` names.
+
+    Raises:
+      BadInput: it is neither 'blue_marble' nor a usable folder.
+    """
+    if config.gsd_m is not None and not config.gsd_m > 0:
+        raise BadInput(f'data.gsd_m is {config.gsd_m}; it must be a positive number of metres')
+    if config.source == 'blue_marble':
+        return BlueMarble()
+    return FolderSource(config.source, config.split, config.gsd_m, config.max_reduction)
+
+
+def batches(source: Source, config: DataConfig, seed: int, batch_size: int, start: int = 0, host: int = 0,
+            hosts: int = 1) -> Iterator[dict[str, np.ndarray]]:
+    """This host's share of batches `start`, start + 1, … without end, decoded ahead in threads.
+
+    Args:
+      batch_size: over all hosts; a multiple of `hosts`.
+    Yields:
+      image: uint8 (batch_size / hosts, size_px, size_px, 3); gsd_m: float32 (batch_size / hosts,).
+    """
+    dataset = (
+        grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
+        .random_map(lambda index, rng: source.example(int(index), rng, config.size_px))
+    )
+    local = dataset[host::hosts].batch(batch_size // hosts)
+    options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=4 * config.threads)
+    return iter(local[start:].to_iter_dataset(options))

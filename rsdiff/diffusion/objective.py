@@ -1,0 +1,62 @@
+"""The training objective: corrupt, predict, weigh the error.
+
+    L = E_{x0, ε, t} [ λ_t · mean (prediction - target)² ]               (1)
+    λ_t = (k + SNR_t)^-γ                                                (2)
+
+(2) is P2 weighting (Choi et al. 2022, arXiv 2204.00227), stated there for ε; k = 1 gives λ_t = (1 - ᾱ_t)^γ, and
+γ = 0 the plain loss. The error is taken in the space of the prediction. In terms of the error of x_0 that is a
+factor of SNR_t for ε, 1 + SNR_t for v and 1 for x_0, which (2) then multiplies.
+"""
+
+import dataclasses
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+
+from rsdiff.diffusion.schedule import Prediction, Schedule, add_noise, target
+
+
+@dataclasses.dataclass(frozen=True)
+class ObjectiveConfig:
+    """What the network predicts, and k and γ of (2)."""
+
+    prediction: Prediction = 'eps'
+    p2_k: float = 1.0
+    p2_gamma: float = 1.0
+
+
+def p2_weight(schedule: Schedule, t, k: float, gamma: float):
+    """λ_t of (2), the shape of `t`."""
+    return (k + schedule.snr(t)) ** -gamma
+
+
+def stratified_timesteps(key, batch: int, timesteps: int):
+    """int32 (batch,) in [1, T]: each is uniform, together they are spread evenly, which lowers the loss's variance
+    (Kingma et al. 2021, arXiv 2107.00630, appendix I.1)."""
+    u = (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1.0
+    return 1 + jnp.minimum((u * timesteps).astype(jnp.int32), timesteps - 1)
+
+
+def loss_terms(denoise: Callable, schedule: Schedule, config: ObjectiveConfig, x0, eps, t):
+    """The weighted error of (1) for each example.
+
+    Args:
+      denoise: (xt, t) → prediction, the shape of xt.
+      x0: (batch, height, width, channels) in [-1, 1].
+      eps: standard normal, the shape of x0.
+      t: int (batch,) in [1, T].
+    Returns:
+      float32 (batch,).
+    """
+    prediction = denoise(add_noise(schedule, x0, eps, t), t)
+    error = (prediction - target(schedule, config.prediction, x0, eps, t)).astype(jnp.float32)
+    return p2_weight(schedule, t, config.p2_k, config.p2_gamma) * jnp.mean(error**2, axis=range(1, x0.ndim))
+
+
+def loss(denoise: Callable, schedule: Schedule, config: ObjectiveConfig, x0, key):
+    """The mean of `loss_terms` over the batch, with t and ε drawn from `key`. Returns a float32 scalar."""
+    key_t, key_eps = jax.random.split(key)
+    t = stratified_timesteps(key_t, x0.shape[0], schedule.timesteps)
+    eps = jax.random.normal(key_eps, x0.shape, x0.dtype)
+    return jnp.mean(loss_terms(denoise, schedule, config, x0, eps, t))

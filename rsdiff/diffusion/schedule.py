@@ -1,0 +1,115 @@
+"""The forward process and the changes of variable around it (Ho et al. 2020, arXiv 2006.11239).
+
+Time runs t = 0 … T as in the paper: t = 0 is the clean image, t = T nearly pure noise.
+
+    ᾱ_t = Π_{s≤t} (1 - β_s),  ᾱ_0 = 1                                   (1)
+    x_t = α_t x_0 + σ_t ε,  α_t = √ᾱ_t,  σ_t = √(1 - ᾱ_t),  ε ~ N(0, I)  (2)
+    SNR_t = ᾱ_t / (1 - ᾱ_t)                                             (3)
+
+A network may predict ε, x_0, or v = α_t ε - σ_t x_0 (Salimans & Ho 2022, arXiv 2202.00512). With (2) each of them
+gives the other two:
+
+    x_0 = (x_t - σ_t ε) / α_t = α_t x_t - σ_t v                          (4)
+    ε   = (x_t - α_t x_0) / σ_t                                         (5)
+"""
+
+import dataclasses
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+Prediction = Literal['eps', 'x0', 'v']
+
+
+@dataclasses.dataclass(frozen=True)
+class ScheduleConfig:
+    """β rises from `beta_start` to `beta_end` over `timesteps` steps, linearly in β or in √β ('sqrt_linear')."""
+
+    timesteps: int = 1000
+    beta_start: float = 0.0015
+    beta_end: float = 0.0155
+    shape: Literal['linear', 'sqrt_linear'] = 'linear'
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Schedule:
+    """ᾱ_0 … ᾱ_T as a float32 array of shape (T + 1,). `t` below is an int array of any shape, in [0, T]."""
+
+    alpha_bar: jax.Array
+
+    @property
+    def timesteps(self) -> int:
+        """T."""
+        return self.alpha_bar.shape[0] - 1
+
+    def alpha(self, t):
+        """α_t of (2), the shape of `t`."""
+        return jnp.sqrt(self.alpha_bar[t])
+
+    def sigma(self, t):
+        """σ_t of (2), the shape of `t`."""
+        return jnp.sqrt(1.0 - self.alpha_bar[t])
+
+    def snr(self, t):
+        """SNR_t of (3), the shape of `t`; infinite at t = 0."""
+        return self.alpha_bar[t] / (1.0 - self.alpha_bar[t])
+
+
+def make_schedule(config: ScheduleConfig) -> Schedule:
+    """The schedule of (1), multiplied out in float64.
+
+    Raises:
+      ValueError: β leaves (0, 1), or the shape is unknown.
+    """
+    start, end, steps = config.beta_start, config.beta_end, config.timesteps
+    if not 0 < start <= end < 1:
+        raise ValueError(f'0 < beta_start <= beta_end < 1 does not hold for {start}, {end}')
+    if config.shape == 'linear':
+        beta = np.linspace(start, end, steps, dtype=np.float64)
+    elif config.shape == 'sqrt_linear':
+        beta = np.linspace(start**0.5, end**0.5, steps, dtype=np.float64) ** 2
+    else:
+        raise ValueError(f"schedule shape {config.shape!r} is neither 'linear' nor 'sqrt_linear'")
+    return Schedule(jnp.asarray(np.concatenate([[1.0], np.cumprod(1.0 - beta)]), jnp.float32))
+
+
+def like(values, x):
+    """Appends axes to `values` (batch,) so that it broadcasts against `x` (batch, …)."""
+    values = jnp.asarray(values)
+    return values.reshape(values.shape + (1,) * (x.ndim - values.ndim))
+
+
+def add_noise(schedule: Schedule, x0, eps, t):
+    """x_t of (2). x0, eps: (batch, …); t: (batch,) or scalar."""
+    return like(schedule.alpha(t), x0) * x0 + like(schedule.sigma(t), x0) * eps
+
+
+def target(schedule: Schedule, kind: Prediction, x0, eps, t):
+    """What a network that predicts `kind` should say of `add_noise(schedule, x0, eps, t)`."""
+    if kind == 'eps':
+        return eps
+    if kind == 'x0':
+        return x0
+    if kind == 'v':
+        return like(schedule.alpha(t), x0) * eps - like(schedule.sigma(t), x0) * x0
+    raise ValueError(f"prediction {kind!r} is none of 'eps', 'x0', 'v'")
+
+
+def to_x0(schedule: Schedule, kind: Prediction, prediction, xt, t):
+    """The x_0 that a prediction of `kind` at (xt, t) stands for, by (4)."""
+    alpha, sigma = like(schedule.alpha(t), xt), like(schedule.sigma(t), xt)
+    if kind == 'eps':
+        return (xt - sigma * prediction) / alpha
+    if kind == 'x0':
+        return prediction
+    if kind == 'v':
+        return alpha * xt - sigma * prediction
+    raise ValueError(f"prediction {kind!r} is none of 'eps', 'x0', 'v'")
+
+
+def to_eps(schedule: Schedule, x0, xt, t):
+    """The ε that leads from x0 to xt, by (5); t ≥ 1."""
+    return (xt - like(schedule.alpha(t), xt) * x0) / like(schedule.sigma(t), xt)

@@ -1,0 +1,8 @@
+"""The one exception that means: the input is wrong, not the program."""
+
+
+class BadInput(Exception):
+    """Raised with a single line that names what is wrong, where, and what to do.
+
+    Programs turn it into that line on stderr and exit code 2 (`rsdiff.console.run`).
+    """

@@ -1,0 +1,199 @@
+"""Weights on disk: safetensors files and Hugging Face folders. No pickle is ever read.
+
+A nested dict of arrays and a flat dict with dotted names are two views of one tree (`flatten`, `unflatten`). Between
+our trees and PyTorch's names there is one rule, for a leaf at `path.leaf`:
+
+    kernel                → path.weight, output and input axes first: (…, in, out) ↔ (out, in, …)
+    scale, embedding      → path.weight, as it is
+    anything else         → path.leaf, as it is
+
+so a linear kernel (in, out) becomes (out, in), and a convolution's (height, width, in, out) becomes
+(out, in, height, width).
+"""
+
+import json
+import os
+from pathlib import Path
+from typing import Any, Iterable
+
+import jax.numpy as jnp
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from rsdiff.errors import BadInput
+from rsdiff.models import clip
+
+CONFIG = 'config.json'
+WEIGHTS = 'model.safetensors'
+SHARDS = 'model.safetensors.index.json'
+
+
+def flatten(tree: dict[Any, Any]) -> dict[str, Any]:
+    """Nested dict → flat dict with dotted names: {'layers': {0: {'bias': b}}} → {'layers.0.bias': b}."""
+    flat = {}
+    for key, value in tree.items():
+        if isinstance(value, dict):
+            flat |= {f'{key}.{name}': leaf for name, leaf in flatten(value).items()}
+        else:
+            flat[str(key)] = value
+    return flat
+
+
+def unflatten(flat: dict[str, Any]) -> dict[Any, Any]:
+    """The inverse of `flatten`. Parts of a name that are numbers become int keys, as in the pure dict of `nnx.List`."""
+    tree = {}
+    for name, leaf in flat.items():
+        *branches, last = (int(part) if part.isdecimal() else part for part in name.split('.'))
+        node = tree
+        for branch in branches:
+            node = node.setdefault(branch, {})
+        node[last] = leaf
+    return tree
+
+
+def read_safetensors(path: Path | str) -> dict[str, np.ndarray]:
+    """The tensors of a file by name, in the types they are stored in (bfloat16 as `ml_dtypes.bfloat16`).
+
+    Raises:
+      BadInput: the file is missing, truncated or not safetensors.
+    """
+    with _open(path) as file:
+        return {name: file.get_tensor(name) for name in file.keys()}
+
+
+def read_safetensors_metadata(path: Path | str) -> dict[str, str]:
+    """The free-form strings in the header of a file, without reading its tensors. Raises as `read_safetensors`."""
+    with _open(path) as file:
+        return file.metadata() or {}
+
+
+def write_safetensors(path: Path | str, flat: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
+    """Writes named arrays, whole or not at all, in the types they have."""
+    path = Path(path)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    partial = path.with_name(f'.{path.name}.partial')
+    # safetensors writes the memory of an array and not its strides: a transposed view would come back scrambled.
+    save_file({name: np.asarray(leaf, order='C') for name, leaf in flat.items()}, partial, metadata=metadata)
+    os.replace(partial, path)
+
+
+def to_torch(tree: dict[Any, Any]) -> dict[str, np.ndarray]:
+    """Our tree → PyTorch's names and layouts, by the rule above."""
+    renamed = {}
+    for name, leaf in flatten(tree).items():
+        array = np.asarray(leaf)
+        renamed[torch_name(name)] = _output_axes_first(array) if _is_kernel(name) else array
+    return renamed
+
+
+def from_torch(tensors: dict[str, np.ndarray], like: dict[Any, Any], where: str) -> dict[Any, Any]:
+    """PyTorch's names and layouts → the tree `like`, by the rule above, as float32.
+
+    Args:
+      tensors: arrays by PyTorch name.
+      like: a tree of arrays or `jax.ShapeDtypeStruct`s with the wanted names and shapes.
+      where: what the message calls the source.
+    Raises:
+      BadInput: tensors are missing, left over or of another shape; one line lists them.
+    """
+    wanted = flatten(like)
+    found, misshapen = {}, []
+    for name, leaf in wanted.items():
+        if torch_name(name) not in tensors:
+            continue
+        tensor = tensors[torch_name(name)]
+        array = _output_axes_last(tensor) if _is_kernel(name) else tensor
+        if array.shape != leaf.shape:
+            expected = np.empty(leaf.shape, bool)
+            expected = (_output_axes_first(expected) if _is_kernel(name) else expected).shape
+            misshapen.append(f'{torch_name(name)} {tensor.shape} for {expected}')
+        found[name] = jnp.asarray(array, jnp.float32)
+    names = {torch_name(name) for name in wanted}
+    complaints = {'missing': names - set(tensors), 'unexpected': set(tensors) - names, 'of another shape': misshapen}
+    if any(complaints.values()):
+        raise BadInput(f'{where}: ' + '; '.join(f'{_listed(v)} {k}' for k, v in complaints.items() if v))
+    return unflatten(found)
+
+
+def torch_name(name: str) -> str:
+    """The PyTorch name of our leaf: `a.kernel`, `a.scale` and `a.embedding` are all `a.weight`."""
+    path, _, leaf = name.rpartition('.')
+    return f'{path}.weight' if path and leaf in ('kernel', 'scale', 'embedding') else name
+
+
+def load_clip(folder: Path | str) -> tuple[clip.CLIPConfig, dict[str, Any]]:
+    """The config and float32 parameters of a CLIP in Hugging Face's layout (`config.json`, `model.safetensors`).
+
+    Raises:
+      BadInput: a file is missing or unreadable, it is no CLIP, or its tensors are not the config's.
+    """
+    folder = Path(folder)
+    config = clip.CLIPConfig.from_json(_read_json(folder / CONFIG), str(folder / CONFIG))
+    tensors = _read_folder(folder)
+    # Older checkpoints store the positions 0, 1, 2 … beside their embeddings.
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith('.position_ids')}
+    # OpenAI's own conversions store the temperature as (1,) or ().
+    if 'logit_scale' in tensors and tensors['logit_scale'].shape == (1,):
+        tensors['logit_scale'] = tensors['logit_scale'].reshape(())
+    return config, from_torch(tensors, clip.abstract_params(config), str(folder))
+
+
+def save_clip(folder: Path | str, config: clip.CLIPConfig, params: dict[str, Any]) -> None:
+    """Writes a folder that `load_clip` and `transformers.CLIPModel.from_pretrained` read."""
+    folder = Path(folder)
+    # transformers refuses a file whose header does not name the framework of its layout.
+    write_safetensors(folder / WEIGHTS, to_torch(params), {'format': 'pt'})
+    (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + '\n')
+
+
+def _open(path: Path | str) -> safe_open:
+    if not Path(path).is_file():
+        raise BadInput(f'{path}: no such file')
+    try:
+        return safe_open(path, 'np')
+    except SafetensorError as error:
+        raise BadInput(f'{path}: not a safetensors file, or a truncated one ({error})') from None
+
+
+def _read_folder(folder: Path) -> dict[str, np.ndarray]:
+    if (folder / WEIGHTS).is_file():
+        return read_safetensors(folder / WEIGHTS)
+    if (folder / SHARDS).is_file():
+        index = _read_json(folder / SHARDS)
+        if not isinstance(index, dict) or not isinstance(index.get('weight_map'), dict):
+            raise BadInput(f'{folder / SHARDS}: no "weight_map" object')
+        tensors = {}
+        for name in sorted(set(index['weight_map'].values())):
+            tensors |= read_safetensors(folder / name)
+        return tensors
+    raise BadInput(f'{folder}: no {WEIGHTS}; pickled weights are not read, convert them to safetensors first')
+
+
+def _read_json(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise BadInput(f'{path}: no such file') from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f'{path}: not JSON ({error})') from None
+
+
+def _is_kernel(name: str) -> bool:
+    return name.endswith('.kernel')
+
+
+def _output_axes_first(array: np.ndarray) -> np.ndarray:
+    """(…, in, out) → (out, in, …)."""
+    return array.transpose(-1 % array.ndim, -2 % array.ndim, *range(array.ndim - 2))
+
+
+def _output_axes_last(array: np.ndarray) -> np.ndarray:
+    """(out, in, …) → (…, in, out); arrays of fewer than two axes stay as they are."""
+    return array.transpose(*range(2, array.ndim), 1, 0) if array.ndim > 1 else array
+
+
+def _listed(names: Iterable[str], shown: int = 6) -> str:
+    names = sorted(names)
+    more = f' and {len(names) - shown} more' if len(names) > shown else ''
+    return ', '.join(names[:shown]) + more

@@ -1,0 +1,179 @@
+"""Many small images, each sampled in one piece: a folder in, a folder with a manifest out."""
+
+import dataclasses
+import hashlib
+import itertools
+import logging
+import time
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from rsdiff.data.degradation import DegradationConfig, degrade
+from rsdiff.data.folder import Entry, write_manifest
+from rsdiff.data.images import read_image, to_float, to_uint8, write_image
+from rsdiff.diffusion import noise
+from rsdiff.errors import BadInput
+from rsdiff.mosaic.store import claim_output
+
+# (condition (b, h, w, 3), noise (b, 4h, 4w, 3), gsd_m of the output (b,)) → sample (b, 4h, 4w, 3), in [-1, 1]
+SampleImages = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSettings:
+    """How a folder is sampled. `gsd_m`, of the images given, stands in where an entry has none. `degraded`: the images
+    are the truth; each variant degrades them by 4^stages first, and the result has their resolution again."""
+
+    stages: int
+    window_px: int
+    steps: int
+    gsd_m: float | None = None
+    variants: int = 1
+    degraded: bool = False
+    seed: int = 0
+    batch_size: int = 16
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One image to make."""
+
+    entry: Entry
+    variant: int
+    out_name: str
+    padded: tuple[int, int]  # height and width that the input is mirrored up to
+
+    def key(self, seed: int):
+        """Names this image's noise by what it is, not by when it is made."""
+        return noise.name_key(seed, zlib.crc32(self.entry.file_name.encode()), self.variant)
+
+
+def sample_folder(sample: SampleImages, degradation: DegradationConfig, entries: list[Entry], out: Path,
+                  settings: FolderSettings, provenance: dict[str, Any], show: bool = True) -> dict[str, Any]:
+    """Samples `settings.variants` images of each entry into `out`, with `metadata.jsonl`. Continues what is there.
+
+    Label, captions and split are kept; source, source_sha256, seed, variant, and `provenance` are noted. Images that
+    can't be read or are too small are named in the log and counted.
+
+    Raises:
+      BadInput: no image can be used, no gsd_m is known, or `out` holds something else.
+    """
+    fixed = {key: value for key, value in dataclasses.asdict(settings).items() if key != 'batch_size'}
+    sources = hashlib.sha256('\n'.join(entry.file_name for entry in entries).encode()).hexdigest()[:16]
+    claim_output(out, fixed | {'mode': 'folder', 'images': len(entries), 'file_names_sha256': sources} | provenance)
+    _require_gsd(entries, settings)
+
+    start = time.monotonic()
+    jobs = _plan(entries, settings)
+    missing = [job for job in jobs if not (out / job.out_name).exists()]
+    # images of one padded size go through the network together, and no image sees another's size
+    missing.sort(key=lambda job: job.padded)
+    groups = [list(same) for _, same in itertools.groupby(missing, key=lambda job: job.padded)]
+    batches = [group[first : first + settings.batch_size]
+               for group in groups for first in range(0, len(group), settings.batch_size)]
+    stage = _stage_function(sample, degradation, settings)
+    with tqdm(total=len(missing), unit='image', desc='sampling', disable=not show, dynamic_ncols=True) as bar:
+        for batch in batches:
+            for job, image in zip(batch, _sample_batch(stage, batch, settings)):
+                write_image(out / job.out_name, image)
+            bar.update(len(batch))
+
+    rows = [_manifest_row(job, out, settings, provenance) for job in jobs]
+    write_manifest(out, rows)
+    return {'out': str(out), 'images': len(rows), 'images_sampled_now': len(missing),
+            'images_skipped': len(entries) - len(jobs) // settings.variants, 'seconds': round(time.monotonic() - start, 2),
+            'network_evaluations_per_pixel': _evaluations(settings)}
+
+
+def _plan(entries: list[Entry], settings: FolderSettings) -> list[_Job]:
+    """The images to make, of the entries that can be used."""
+    jobs, reason = [], ''
+    for entry in entries:
+        try:
+            padded = _padded_size(entry, settings)
+        except BadInput as error:
+            reason = str(error)
+            logging.warning('skipped: %s', reason)
+            continue
+        stem = PurePosixPath(entry.file_name).with_suffix('')
+        jobs += [_Job(entry, variant, f'{stem}-{variant}.png', padded) for variant in range(settings.variants)]
+    if not jobs:
+        raise BadInput(f'none of {len(entries)} images can be used: {reason}')
+    if len({job.out_name for job in jobs}) < len(jobs):
+        raise BadInput('two images differ only in their suffix; rename one of them')
+    return jobs
+
+
+def _padded_size(entry: Entry, settings: FolderSettings) -> tuple[int, int]:
+    height, width = read_image(entry.path).shape[:2]
+    # A window, in the pixels of the input: of the truth, or of the condition.
+    least = settings.window_px * (4 ** (settings.stages - 1)) if settings.degraded else settings.window_px // 4
+    # mirroring can at most double a side; a little short of a window (UC Merced has such images) is no harm
+    allowed = least // 2 + 1 if settings.degraded else least
+    if min(height, width) < allowed:
+        raise BadInput(f'{entry.path}: {width}×{height} px; this generator needs {allowed} px a side, a window')
+    return tuple(-(-side // least) * least for side in (height, width))
+
+
+def _stage_function(sample: SampleImages, degradation: DegradationConfig, settings: FolderSettings):
+    """(images, gsd_m, keys) → samples, compiled once for each image size."""
+
+    def noises(keys, stage, height, width):
+        return jax.vmap(lambda key: noise.crop(jax.random.fold_in(key, stage), 0, 0, height, width))(keys)
+
+    @jax.jit
+    def run(images, gsd_m, keys):
+        if settings.degraded:
+            for number in range(settings.stages):
+                pass_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1000 + number))(keys)
+                images, gsd_m = degrade(images, pass_keys, degradation), gsd_m * 4
+        for stage in range(1, settings.stages + 1):
+            gsd_m = gsd_m / 4
+            _, height, width, _ = images.shape
+            images = sample(images, noises(keys, stage, 4 * height, 4 * width), gsd_m)
+        return images
+
+    return run
+
+
+def _sample_batch(stage, batch: list[_Job], settings: FolderSettings) -> list[np.ndarray]:
+    """uint8 samples of `batch`, each at its own size; images are mirrored up to the padded size, and cut back."""
+    images = [to_float(read_image(job.entry.path)) for job in batch]
+    height, width = batch[0].padded
+    padded = [np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), mode='reflect')
+              for image in images]
+    fill = settings.batch_size - len(batch)
+    keys = jnp.stack([job.key(settings.seed) for job in batch + batch[-1:] * fill])
+    gsd_m = np.array([job.entry.gsd_m or settings.gsd_m for job in batch + batch[-1:] * fill], np.float32)
+    samples = np.asarray(stage(np.stack(padded + padded[-1:] * fill), gsd_m, keys))
+    scale = 1 if settings.degraded else 4**settings.stages
+    return [to_uint8(sample[: scale * image.shape[0], : scale * image.shape[1]])
+            for sample, image in zip(samples, images)]
+
+
+def _require_gsd(entries: list[Entry], settings: FolderSettings) -> None:
+    unknown = [entry.file_name for entry in entries if entry.gsd_m is None]
+    if settings.gsd_m is None and unknown:
+        raise BadInput(f'{len(unknown)} images have no gsd_m in their manifest ({unknown[0]}, …); give --gsd_m')
+
+
+def _manifest_row(job: _Job, out: Path, settings: FolderSettings, provenance: dict[str, Any]) -> Entry:
+    source = job.entry
+    gsd_m = source.gsd_m or settings.gsd_m
+    extra = {'source': source.file_name, 'source_sha256': hashlib.sha256(source.path.read_bytes()).hexdigest(),
+             'seed': settings.seed, 'variant': job.variant, 'degraded': settings.degraded, 'steps': settings.steps,
+             **provenance}
+    return Entry(out / job.out_name, job.out_name, source.split, source.label, source.captions,
+                 gsd_m if settings.degraded else gsd_m / 4**settings.stages, extra)
+
+
+def _evaluations(settings: FolderSettings) -> dict[str, float]:
+    """Evaluations per output pixel: each stage covers its own pixels once a step."""
+    total = sum(settings.steps / 16 ** (settings.stages - stage) for stage in range(1, settings.stages + 1))
+    return {'last_stage': settings.steps, 'all_stages': round(total, 2)}

@@ -1,0 +1,155 @@
+"""A run's settings: frozen dataclasses inside, `ml_collections` and flags at the edge, JSON beside the checkpoint."""
+
+import dataclasses
+import difflib
+import types
+import typing
+from typing import Any
+
+import ml_collections
+
+from rsdiff.data.degradation import DegradationConfig
+from rsdiff.data.pipeline import DataConfig
+from rsdiff.errors import BadInput
+from rsdiff.generator import GeneratorConfig
+
+
+@dataclasses.dataclass(frozen=True)
+class OptimizerConfig:
+    """AdamW. The learning rate rises linearly over `warmup_images`, then stays, or falls by a cosine to
+    `final_fraction` of itself at the end of the run."""
+
+    learning_rate: float = 2e-4
+    warmup_images: int = 1000
+    final_fraction: float = 1.0
+    b2: float = 0.99
+    weight_decay: float = 0.01
+    clip_norm: float = 1.0
+
+
+@dataclasses.dataclass(frozen=True)
+class EMAConfig:
+    """The average's half-life in images, and never more than `rampup` of the images seen so far (Karras et al. 2022,
+    arXiv 2206.00364, appendix F.1)."""
+
+    half_life_images: float = 50_000
+    rampup: float = 0.05
+
+
+@dataclasses.dataclass(frozen=True)
+class MeshConfig:
+    """Devices as data × fsdp; `fsdp` must divide their number, `data` is the rest."""
+
+    fsdp: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class TrainConfig:
+    """A whole run. Progress is counted in images; an interval is rounded up to whole steps."""
+
+    generator: GeneratorConfig = GeneratorConfig()
+    data: DataConfig = DataConfig()
+    degradation: DegradationConfig = DegradationConfig()
+    optimizer: OptimizerConfig = OptimizerConfig()
+    ema: EMAConfig = EMAConfig()
+    mesh: MeshConfig = MeshConfig()
+    seed: int = 0
+    batch_size: int = 16
+    accumulation: int = 1
+    total_images: int = 10_000
+    log_images: int = 500
+    checkpoint_images: int = 5_000
+    sample_images: int = 5_000
+    sample_steps: int = 20
+
+    def __post_init__(self):
+        model, size = self.generator.model, self.data.size_px
+        problems = [
+            (size % model.stride, f'data.size_px {size} is not a multiple of the network stride {model.stride}'),
+            (self.batch_size % self.accumulation, 'batch_size is not a multiple of accumulation'),
+            (model.patch not in (1, 2, 4), f'generator.model.patch is {model.patch}; it may be 1, 2 or 4'),
+            (any(int(model.width * model.multipliers[level]) % model.head_width for level in
+                 {*model.attention_levels, len(model.multipliers) - 1}),
+             'a level with attention has a width that generator.model.head_width does not divide'),
+        ]
+        for wrong, message in problems:
+            if wrong:
+                raise BadInput(f'config: {message}')
+
+
+def to_dict(config: Any) -> dict[str, Any]:
+    """A dataclass tree as nested dicts with JSON values."""
+    return {field.name: to_dict(value) if dataclasses.is_dataclass(value := getattr(config, field.name)) else
+            list(value) if isinstance(value, tuple) else value for field in dataclasses.fields(config)}
+
+
+def from_dict(cls: type, values: dict[str, Any], where: str = 'config') -> Any:
+    """The dataclass `cls` from nested dicts; what is not given keeps its default.
+
+    Raises:
+      BadInput: a key that `cls` does not have (the nearest one is named), or a value of the wrong type.
+    """
+    fields = typing.get_type_hints(cls)
+    fields = {f.name: fields[f.name] for f in dataclasses.fields(cls)}
+    arguments = {}
+    for key, value in values.items():
+        if key not in fields:
+            raise BadInput(f'{where}.{key}: no such key; {_nearest(key, list(fields))}')
+        kind = fields[key]
+        if dataclasses.is_dataclass(kind):
+            if not isinstance(value, (dict, ml_collections.ConfigDict)):
+                raise BadInput(f'{where}.{key}: expected a group of settings, found {value!r}')
+            arguments[key] = from_dict(kind, dict(value), f'{where}.{key}')
+        else:
+            arguments[key] = _checked(kind, value, f'{where}.{key}')
+    return cls(**arguments)
+
+
+def to_config_dict(config: TrainConfig) -> ml_collections.ConfigDict:
+    """The editable form that files in `configs/` return, with every key there and no other allowed."""
+    editable = ml_collections.ConfigDict(to_dict(config), type_safe=False)
+    return editable.lock()
+
+
+def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = '') -> list[str]:
+    """Dotted names of the settings in which two nested dicts differ, with both values."""
+    rows = []
+    for key in sorted({*old, *new}):
+        a, b, name = old.get(key), new.get(key), prefix + key
+        if isinstance(a, dict) and isinstance(b, dict):
+            rows += differing_keys(a, b, name + '.')
+        elif a != b:
+            rows.append(f'{name} ({a!r} → {b!r})')
+    return rows
+
+
+def _nearest(key: str, known: list[str]) -> str:
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
+    return f'did you mean {close[0]!r}?' if close else f'there are {", ".join(known)}'
+
+
+def _checked(kind: Any, value: Any, where: str) -> Any:
+    """`value` if it is of the annotated type, lists as tuples and whole numbers as floats where asked for."""
+    origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if origin in (typing.Union, types.UnionType):
+        for option in arguments:
+            try:
+                return _checked(option, value, where)
+            except BadInput:
+                continue
+    elif origin is typing.Literal:
+        if value in arguments:
+            return value
+    elif origin is tuple:
+        if isinstance(value, (list, tuple)):
+            kinds = [arguments[0]] * len(value) if arguments[-1] is Ellipsis else arguments
+            if len(kinds) == len(value):
+                return tuple(_checked(k, v, where) for k, v in zip(kinds, value))
+    elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
+        return float(value)
+    elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
+        return value
+    elif kind is type(None) and value is None:
+        return value
+    expected = ' or '.join(map(str, arguments)) if origin is typing.Literal else getattr(kind, '__name__', str(kind))
+    raise BadInput(f'{where}: expected {expected}, found {value!r}')

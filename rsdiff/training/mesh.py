@@ -1,0 +1,55 @@
+"""Devices and the one rule by which arrays lie on them."""
+
+import jax
+import numpy as np
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from rsdiff.errors import BadInput
+
+# Arrays smaller than this stay whole on every device: sharding them costs more than it saves.
+MIN_SHARDED_SIZE = 2**14
+
+
+def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+    """All devices as ('data', 'fsdp'). Batches are split over both axes, parameters over 'fsdp'.
+
+    Raises:
+      BadInput: `fsdp` does not divide the number of devices.
+    """
+    devices = devices if devices is not None else jax.devices()
+    if fsdp < 1 or len(devices) % fsdp:
+        raise BadInput(f'config.mesh.fsdp is {fsdp}, which does not divide {len(devices)} devices')
+    # Auto axes: explicit ones refuse convolutions with sharded kernels.
+    return jax.make_mesh((len(devices) // fsdp, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2,
+                         devices=devices)
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """The first axis over all devices."""
+    return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    """Whole on every device."""
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def array_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+    """FSDP's rule: the largest axis that `fsdp` divides is split, small arrays are not."""
+    parts = mesh.shape['fsdp']
+    divisible = [axis for axis, size in enumerate(shape) if size % parts == 0]
+    if parts == 1 or np.prod(shape) < MIN_SHARDED_SIZE or not divisible:
+        return replicated(mesh)
+    axis = max(divisible, key=lambda a: shape[a])
+    return NamedSharding(mesh, PartitionSpec(*(('fsdp' if a == axis else None) for a in range(len(shape)))))
+
+
+def tree_sharding(mesh: Mesh, shapes):
+    """`array_sharding` for every leaf of a tree of arrays or shapes: parameters, average and optimiser alike."""
+    return jax.tree.map(lambda leaf: array_sharding(mesh, leaf.shape), shapes)
+
+
+def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+    """This process's share of a batch → global arrays."""
+    sharding = batch_sharding(mesh)
+    return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

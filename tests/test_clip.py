@@ -1,0 +1,171 @@
+"""Our CLIP against transformers' PyTorch CLIP on the same random weights."""
+
+import functools
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rsdiff.errors import BadInput
+from rsdiff.models import clip, weights
+
+EOS = 90
+
+
+def small_config(hidden_act='quick_gelu', eos_token_id=EOS, image_size=64, patch_size=32):
+    """ViT-B/32's proportions (4× wide MLP, 32 px patches) with different widths for the two towers."""
+    return clip.CLIPConfig(
+        clip.VisionConfig(hidden_size=48, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4,
+                          image_size=image_size, patch_size=patch_size, hidden_act=hidden_act),
+        clip.TextConfig(vocab_size=96, hidden_size=32, intermediate_size=128, num_hidden_layers=2,
+                        num_attention_heads=2, max_position_embeddings=14, hidden_act=hidden_act,
+                        pad_token_id=EOS, bos_token_id=91, eos_token_id=eos_token_id),
+        projection_dim=24)
+
+
+def lively_params(config, seed=0):
+    """Parameters of which none is a constant, so that no bias, scale or position can be forgotten unnoticed."""
+    generator = np.random.default_rng(seed)
+    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * generator.standard_normal(leaf.shape), jnp.float32),
+                        clip.abstract_params(config))
+
+
+@functools.partial(jax.jit, static_argnums=0)
+def every_output(config, params, images, ids, mask):
+    u, v = clip.encode_images(config, params, images), clip.encode_texts(config, params, ids, mask)
+    return {'image pooled': clip.pool_images(config, params, images),
+            'text pooled': clip.pool_texts(config, params, ids, mask),
+            'image': u, 'text': v, 'logits': jnp.exp(params['logit_scale']) * u @ v.T}
+
+
+pool_texts = jax.jit(clip.pool_texts, static_argnums=0)
+encode_images = jax.jit(clip.encode_images, static_argnums=0)
+
+
+def texts(largest_is_end):
+    """Token rows of four lengths, padded with the end token; the last has tokens above the first end token."""
+    ids = np.random.default_rng(1).integers(0, EOS, (4, 14)).astype(np.int32)
+    mask = np.ones_like(ids)
+    for row, length in enumerate((3, 6, 10, 13)):
+        ids[row, length:] = EOS
+        mask[row, length + 1:] = 0
+    if not largest_is_end:
+        ids[3, 4] = EOS + 5
+    return ids, mask
+
+
+@pytest.fixture
+def torch_clip(tmp_path):
+    """Saves our parameters and has transformers load them: (config, params) → CLIPModel."""
+    pytest.importorskip('torch', reason='the reference is transformers\' PyTorch model; pip install rsdiff-jax[parity]')
+    from transformers import CLIPModel
+
+    def load(config, params):
+        weights.save_clip(tmp_path, config, params)
+        model, loading = CLIPModel.from_pretrained(tmp_path, output_loading_info=True)
+        assert not any(loading.values()), loading
+        return model.eval()
+
+    return load
+
+
+@pytest.mark.parametrize('hidden_act, eos_token_id, image_size, patch_size',
+                         [('quick_gelu', EOS, 64, 32), ('gelu', EOS, 48, 8), ('quick_gelu', 2, 64, 32)])
+def test_every_output_is_that_of_transformers(torch_clip, hidden_act, eos_token_id, image_size, patch_size):
+    import torch
+    config = small_config(hidden_act, eos_token_id, image_size, patch_size)
+    params = lively_params(config)
+    images = np.random.default_rng(2).standard_normal((3, image_size, image_size, 3)).astype('f')
+    ids, mask = texts(largest_is_end=eos_token_id == 2)
+    model = torch_clip(config, params)
+    with torch.no_grad():
+        inputs = {'input_ids': torch.tensor(ids, dtype=torch.long), 'attention_mask': torch.tensor(mask)}
+        pixels = torch.tensor(images.transpose(0, 3, 1, 2))
+        theirs = {'image pooled': model.vision_model(pixels).pooler_output,
+                  'text pooled': model.text_model(**inputs).pooler_output}
+        both = model(pixel_values=pixels, **inputs)
+    theirs |= {'image': both.image_embeds, 'text': both.text_embeds, 'logits': both.logits_per_image}
+    ours = every_output(config, params, images, ids, mask)
+    for name, value in theirs.items():
+        # Relative to the largest value: the pooled outputs and the logits are of order 10.
+        error = np.abs(np.asarray(ours[name]) - value.numpy()).max() / max(1.0, np.abs(value.numpy()).max())
+        assert error < 1e-5, (name, error)
+
+
+def test_the_two_end_token_rules_differ_where_a_token_follows_the_alphabet():
+    # With an id above the end token in the text, "largest id" and "first end token" point at different places.
+    ids, mask = texts(largest_is_end=False)
+    params = lively_params(small_config())
+    modern = pool_texts(small_config(), params, ids, mask)
+    legacy = pool_texts(small_config(eos_token_id=2), params, ids, mask)
+    np.testing.assert_allclose(modern[:3], legacy[:3], rtol=1e-6)
+    assert np.abs(modern[3] - legacy[3]).max() > 1e-2
+
+
+def test_no_token_sees_what_follows_its_end_token():
+    config = small_config()
+    params = lively_params(config)
+    ids, mask = texts(largest_is_end=True)
+    scrambled = np.where(mask == 1, ids, 7)
+    np.testing.assert_allclose(pool_texts(config, params, ids, mask), pool_texts(config, params, scrambled, mask),
+                               rtol=1e-5, atol=1e-5)
+
+
+def test_embeddings_are_unit_vectors_of_the_common_space():
+    config = small_config()
+    params = lively_params(config)
+    images = jnp.ones((2, 64, 64, 3)) * jnp.asarray([-1.0, 1.0])[:, None, None, None]
+    embeddings = encode_images(config, params, clip.normalise_images(images))
+    assert embeddings.shape == (2, 24)
+    np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
+
+
+def test_image_normalisation_is_that_of_the_image_processor():
+    from transformers import CLIPImageProcessorPil
+    image = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)
+    theirs = CLIPImageProcessorPil()(image, return_tensors='np')['pixel_values'][0].transpose(1, 2, 0)
+    np.testing.assert_allclose(clip.normalise_images(jnp.asarray(image, jnp.float32) / 127.5 - 1), theirs, atol=1e-5)
+
+
+def test_wrong_sizes_are_refused():
+    config = small_config()
+    params = lively_params(config)
+    with pytest.raises(ValueError, match='this tower takes'):
+        clip.encode_images(config, params, jnp.zeros((1, 32, 32, 3)))
+    with pytest.raises(ValueError, match='15 tokens'):
+        clip.encode_texts(config, params, jnp.zeros((1, 15), int), jnp.ones((1, 15), int))
+
+
+def test_abstract_params_have_the_shapes_of_real_ones():
+    config = small_config()
+    real = jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), clip.init_params(config, jax.random.key(0)))
+    assert real == jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), clip.abstract_params(config))
+
+
+def test_config_survives_its_json_and_unknown_fields_are_skipped():
+    config = small_config()
+    row = config.to_json()
+    row['text_config']['attention_dropout'] = 0.0
+    assert clip.CLIPConfig.from_json(row) == config
+
+
+def test_config_defaults_are_those_of_transformers():
+    from transformers import CLIPConfig
+    assert clip.CLIPConfig.from_json({'model_type': 'clip'}) == clip.CLIPConfig.from_json(CLIPConfig().to_dict())
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'model_type': 'siglip'}, 'not a CLIP config'),
+    ({'vision_config': {'hidden_act': 'swish'}}, 'hidden_act'),
+    ({'vision_config': {'patch_size': 33}}, 'no multiple of patch_size'),
+    ({'vision_config': {'patch_size': 0}}, 'no multiple of patch_size'),
+    ({'text_config': {'num_attention_heads': 7}}, '7 attention heads'),
+    ({'text_config': {'hidden_size': 'wide'}}, 'hidden_size'),
+    ({'text_config': [1]}, 'must be an object'),
+    ({'projection_dim': None}, 'projection_dim'),
+])
+def test_a_config_that_is_no_clip_is_bad_input(change, message):
+    with pytest.raises(BadInput, match=message) as raised:
+        clip.CLIPConfig.from_json({'model_type': 'clip'} | change, 'here/config.json')
+    assert str(raised.value).startswith('here/config.json: ') and '\n' not in str(raised.value)

@@ -1,0 +1,33 @@
+"""Trains a generator: python train.py --config configs/demo.py --workdir runs/demo --config.batch_size=32
+
+Run the same command again to continue. The last line is one JSON object, also written to WORKDIR/train.json.
+"""
+
+import os
+from pathlib import Path
+
+import jax
+from absl import flags
+from ml_collections import config_flags
+
+from rsdiff import console
+from rsdiff.errors import BadInput
+from rsdiff.training.config import TrainConfig, from_dict
+from rsdiff.training.loop import train
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file('config', None, 'A file of configs/.', lock_config=False)
+flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and samples go.')
+flags.DEFINE_bool('allow_config_change', False, 'Continue a run although its settings differ.')
+
+
+def main() -> None:
+    if FLAGS.config is None or FLAGS.workdir is None:
+        raise BadInput('give --config FILE and --workdir DIR')
+    console.enable_compilation_cache()
+    config = from_dict(TrainConfig, FLAGS.config.to_dict())
+    console.finish(train(config, FLAGS.workdir, FLAGS.allow_config_change), Path(FLAGS.workdir) / 'train.json')
+
+
+if __name__ == '__main__':
+    console.run(main)
