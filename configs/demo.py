@@ -4,7 +4,8 @@
 
 64² windows at 7.4, 14.8 and 29.7 km a pixel from conditions four times coarser; the parts of the Earth that the demo
 generates and tests on are left out. Pixels are folded 2 × 2, because a CPU convolves few channels slowly, and the network
-predicts v plus the enlarged condition: a short run then gets colours right before it gets detail right.
+predicts x_0 as a residual over the enlarged condition, its error measured in v: a short run then gets colours right
+first, and leaves blur rather than noise where it knows nothing yet.
 """
 
 from rsdiff.training.config import TrainConfig, to_config_dict
@@ -14,7 +15,7 @@ def get_config():
     config = to_config_dict(TrainConfig())
     config.generator.model.update(width=64, multipliers=(1, 1.5, 2), blocks=1, attention_levels=(2,), patch=2,
                                   rrdb_features=32, rrdb_growth=16, rrdb_blocks=1)
-    config.generator.objective.update(prediction='v', p2_gamma=0.0)
+    config.generator.objective.update(prediction='x0', error_in='v', p2_gamma=0.0)
     config.generator.residual = True
     config.data.source = 'blue_marble'
     config.optimizer.update(learning_rate=4e-4, warmup_images=800, final_fraction=0.05)

@@ -1,6 +1,7 @@
 """The downstream comparison: what it measures, what it refuses, and that it goes on where it stopped."""
 
 import csv
+import dataclasses
 import itertools
 import json
 import subprocess
@@ -19,7 +20,7 @@ from rsdiff.downstream.encoder import byte_tokenizer, load_encoder, tiny_encoder
 from rsdiff.downstream.finetune import Recipe, Trainer, batches, contrastive_loss, turned
 from rsdiff.downstream.task import ARMS, BOTH, REAL, SYNTHETIC, load_task, training_images
 from rsdiff.errors import BadInput
-from rsdiff.models import weights
+from rsdiff.models import clip, weights
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'downstream.py'
 COLOURS = {'lake': (30, 60, 160), 'sandDune': (210, 190, 120), 'wood_land': (30, 110, 40)}
@@ -186,6 +187,7 @@ SPOILT = {
     'leak from test': (lambda r, s: change_first(s, source='lake/test0.png'), 'made from lake/test0.png, a test image'),
     'leak from val': (lambda r, s: change_first(s, source='lake/val0.png'), 'a val image'),
     'unknown source': (lambda r, s: change_first(s, source='lake/none.png'), 'which the real folder does not have'),
+    'source that is no name': (lambda r, s: change_first(s, source=['a']), "has source ['a']"),
     'wrong class': (lambda r, s: change_first(s, source='wood_land/train0.png'), "labelled 'lake' but was made from"),
     'copied test image': (lambda r, s: write_image(s / 'lake/0_0.png', np.asarray(Image.open(r / 'lake/test2.png'))),
                           'lake/0_0.png is pixel for pixel the held-out image lake/test2.png'),
@@ -196,7 +198,8 @@ SPOILT = {
     'no synthetic label': (lambda r, s: change_first(s, label=None), 'lake/0_0.png has no label'),
     'synthetic test split': (lambda r, s: change_first(s, split='test'), "has split 'test'"),
     'no test split': (lambda r, s: keep(r, lambda row: row['split'] != 'test'), "no image has split 'test'"),
-    'class without test': (lambda r, s: keep(r, lambda row: 'lake/test' not in row['file_name']), "no image of class 'lake'"),
+    'class without test': (lambda r, s: keep(r, lambda row: 'lake/test' not in row['file_name']),
+                           "no image of class 'lake'"),
     'class without train': (lambda r, s: keep(r, lambda row: 'lake/train' not in row['file_name']),
                             "class 'lake' is not in the real training images"),
     'class without synthetic': (lambda r, s: keep(s, lambda row: row['label'] != 'lake'), "no image of class 'lake'"),
@@ -213,9 +216,10 @@ def test_what_would_be_no_fair_comparison_is_refused_in_one_line(folders, encode
     assert message in str(raised.value) and '\n' not in str(raised.value)
 
 
-def test_more_real_images_than_there_are_is_refused(folders, encoder):
+def test_more_real_images_than_there_are_is_refused_before_anything_is_written(folders, encoder, tmp_path):
     with pytest.raises(BadInput, match="real_per_class is 7; class 'lake' has only 6"):
-        training_images(load_task(*folders, encoder), REAL, 7, seed=0)
+        compare.compare(load_task(*folders, encoder), encoder, RECIPE, 1, 7, tmp_path / 'out', 'test')
+    assert not (tmp_path / 'out').exists()
 
 
 def test_real_per_class_needs_sources(folders, encoder):
@@ -240,6 +244,17 @@ def test_the_byte_tokenizer_has_514_tokens_and_loses_nothing():
 def test_class_names_become_words():
     assert list(map(zero_shot.readable, ['AnnualCrop', 'tennis_court', 'sea-ice', ' Lake '])) == [
         'annual crop', 'tennis court', 'sea ice', 'lake']
+
+
+def test_class_embeddings_are_the_mean_of_unit_vectors_over_templates(encoder):
+    several = dataclasses.replace(encoder, templates=('{}', 'a {} from above', 'much {}'))
+    params = encoder.initial_params(0)
+    tokens = zero_shot.prompt_tokens(several, ['lake', 'woodLand'])
+    found = jax.jit(lambda params: zero_shot.class_embeddings(several, params, *tokens))(params)
+    texts = ['lake', 'a lake from above', 'much lake', 'wood land', 'a wood land from above', 'much wood land']
+    each = jax.jit(clip.encode_texts, static_argnums=0)(encoder.config, params, *encoder.tokenize(texts))
+    for embedding, mean in zip(found, (each[:3].mean(0), each[3:].mean(0)), strict=True):
+        np.testing.assert_allclose(embedding, mean / np.linalg.norm(mean), atol=1e-5)
 
 
 @pytest.mark.parametrize('files', ['tokenizer.json', 'vocab.json and merges.txt'])
@@ -339,7 +354,8 @@ def test_finished_cells_are_not_run_again_and_settings_may_not_change(folders, e
 def test_the_gain_is_paired_by_seed(folders, encoder):
     task = load_task(*folders, encoder)
     # The seeds differ widely, the arms always by 0.1 or 0.12: paired, the gain is certain; unpaired, it would not be.
-    accuracy = {REAL: (0.2, 0.8, 0.5), BOTH: (0.3, 0.92, 0.6), SYNTHETIC: (0.5, 0.5, 0.5), compare.UNTRAINED: (0.3,) * 3}
+    accuracy = {REAL: (0.2, 0.8, 0.5), BOTH: (0.3, 0.92, 0.6), SYNTHETIC: (0.5, 0.5, 0.5),
+                compare.UNTRAINED: (0.3,) * 3}
     cells = [{'arm': arm, 'seed': seed, 'steps': 1, 'real_images': 1, 'synthetic_images': 1, 'accuracy': value,
               'macro_f1': value, 'confusion': np.eye(3, dtype=int).tolist()}
              for arm, values in accuracy.items() for seed, value in enumerate(values)]
@@ -348,7 +364,7 @@ def test_the_gain_is_paired_by_seed(folders, encoder):
     assert rows[BOTH]['gain'] == pytest.approx(0.32 / 3)
     assert rows[BOTH]['gain_ci95'] == pytest.approx(4.303 * np.std([0.1, 0.12, 0.1], ddof=1) / np.sqrt(3), rel=1e-3)
     assert rows[BOTH]['significant'] and not rows[SYNTHETIC]['significant']
-    assert rows[REAL]['gain'] is None
+    assert rows[REAL]['gain'] is None and rows[compare.UNTRAINED]['gain'] is None
 
 
 def test_the_program_writes_the_table_the_charts_and_one_json_line(folders, tmp_path):
@@ -372,7 +388,3 @@ def test_the_program_writes_the_table_the_charts_and_one_json_line(folders, tmp_
     for name in ('accuracy.png', 'confusion.png'):
         with Image.open(out / name) as image:
             assert min(image.size) > 200 and len(image.convert('RGB').getcolors(1 << 24)) > 20
-
-    command[-1] = '--real_per_class=60'
-    failed = subprocess.run(command, capture_output=True, text=True)
-    assert failed.returncode == 2 and failed.stderr.splitlines()[-1].startswith('error: real_per_class is 60')

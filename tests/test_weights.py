@@ -38,7 +38,8 @@ def edit(folder, change):
 
 
 def test_flatten_and_unflatten_are_inverses():
-    tree = {'layers': {0: {'bias': 1, 'norm': {'scale': 2}}, 10: {'bias': 3}}, 'logit_scale': 4, 'conv2d': {'kernel': 5}}
+    tree = {'layers': {0: {'bias': 1, 'norm': {'scale': 2}}, 10: {'bias': 3}}, 'logit_scale': 4,
+            'conv2d': {'kernel': 5}}
     flat = weights.flatten(tree)
     assert flat == {'layers.0.bias': 1, 'layers.0.norm.scale': 2, 'layers.10.bias': 3, 'logit_scale': 4,
                     'conv2d.kernel': 5}
@@ -81,7 +82,8 @@ def test_a_file_that_is_not_whole_is_bad_input(tmp_path, content):
 def test_layouts_compute_what_pytorch_computes():
     """A linear layer and a convolution, with the layouts that PyTorch documents: y = x Wᵀ, and OIHW correlation."""
     generator = np.random.default_rng(0)
-    ours = {'fc': {'kernel': generator.standard_normal((5, 3))}, 'conv': {'kernel': generator.standard_normal((2, 4, 3, 7))}}
+    ours = {'fc': {'kernel': generator.standard_normal((5, 3))},
+            'conv': {'kernel': generator.standard_normal((2, 4, 3, 7))}}
     theirs = weights.to_torch(ours)
     x = generator.standard_normal(5)
     np.testing.assert_allclose(theirs['fc.weight'] @ x, x @ ours['fc']['kernel'])

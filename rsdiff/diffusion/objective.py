@@ -1,11 +1,13 @@
 """The training objective: corrupt, predict, weigh the error.
 
-    L = E_{x0, ε, t} [ λ_t · mean (prediction - target)² ]               (1)
+    L = E_{x0, ε, t} [ λ_t · mean (ε̂ - ε)² ]                            (1)
     λ_t = (k + SNR_t)^-γ                                                (2)
 
-(2) is P2 weighting (Choi et al. 2022, arXiv 2204.00227), stated there for ε; k = 1 gives λ_t = (1 - ᾱ_t)^γ, and
-γ = 0 the plain loss. The error is taken in the space of the prediction. In terms of the error of x_0 that is a
-factor of SNR_t for ε, 1 + SNR_t for v and 1 for x_0, which (2) then multiplies.
+(2) is P2 weighting (Choi et al. 2022, arXiv 2204.00227); k = 1 gives λ_t = (1 - ᾱ_t)^γ, and γ = 0 the plain loss. What
+the network predicts and where its error is measured are two choices: by (4) and (5) of `schedule`, the same
+prediction has errors in ε, v and x_0 that differ by a factor of t alone,
+
+    |ε̂ - ε|² = SNR_t |x̂_0 - x_0|²,   |v̂ - v|² = (1 + SNR_t) |x̂_0 - x_0|²    (3)
 """
 
 import dataclasses
@@ -19,9 +21,10 @@ from rsdiff.diffusion.schedule import Prediction, Schedule, add_noise, target
 
 @dataclasses.dataclass(frozen=True)
 class ObjectiveConfig:
-    """What the network predicts, and k and γ of (2)."""
+    """What the network predicts, where its error is measured, and k and γ of (2)."""
 
     prediction: Prediction = 'eps'
+    error_in: Prediction = 'eps'
     p2_k: float = 1.0
     p2_gamma: float = 1.0
 
@@ -29,6 +32,11 @@ class ObjectiveConfig:
 def p2_weight(schedule: Schedule, t, k: float, gamma: float):
     """λ_t of (2), the shape of `t`."""
     return (k + schedule.snr(t)) ** -gamma
+
+
+def error_factor(schedule: Schedule, t, space: Prediction):
+    """|error in `space`|² over |error in x_0|², by (3), the shape of `t`."""
+    return {'x0': jnp.ones_like, 'v': lambda snr: 1 + snr, 'eps': lambda snr: snr}[space](schedule.snr(t))
 
 
 def stratified_timesteps(key, batch: int, timesteps: int):
@@ -51,7 +59,9 @@ def loss_terms(denoise: Callable, schedule: Schedule, config: ObjectiveConfig, x
     """
     prediction = denoise(add_noise(schedule, x0, eps, t), t)
     error = (prediction - target(schedule, config.prediction, x0, eps, t)).astype(jnp.float32)
-    return p2_weight(schedule, t, config.p2_k, config.p2_gamma) * jnp.mean(error**2, axis=range(1, x0.ndim))
+    weight = p2_weight(schedule, t, config.p2_k, config.p2_gamma)
+    weight *= error_factor(schedule, t, config.error_in) / error_factor(schedule, t, config.prediction)
+    return weight * jnp.mean(error**2, axis=range(1, x0.ndim))
 
 
 def loss(denoise: Callable, schedule: Schedule, config: ObjectiveConfig, x0, key):

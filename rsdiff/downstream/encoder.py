@@ -84,8 +84,9 @@ def load_encoder(folder: Path | str) -> Encoder:
                        f'{config.text_config.vocab_size}')
     statistics = {}
     if (folder / PREPROCESSOR).is_file():
-        row = json.loads((folder / PREPROCESSOR).read_text())
-        statistics = {name: tuple(row[name]) for name in ('image_mean', 'image_std') if name in row}
+        row = weights.read_json(folder / PREPROCESSOR)
+        statistics = {name: _three_numbers(row[name], f'{folder / PREPROCESSOR}: {name}')
+                      for name in ('image_mean', 'image_std') if name in row}
     digest = hashlib.sha256()
     for name, leaf in sorted(weights.flatten(params).items()):
         digest.update(name.encode() + np.asarray(leaf).tobytes())
@@ -123,6 +124,12 @@ def byte_tokenizer() -> CLIPTokenizer:
     letters = sorted(ByteLevel.alphabet())
     tokens = letters + [f'{letter}</w>' for letter in letters] + ['<|startoftext|>', '<|endoftext|>']
     return CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])
+
+
+def _three_numbers(values: Any, where: str) -> tuple[float, float, float]:
+    if not (isinstance(values, list) and len(values) == 3 and all(isinstance(v, (int, float)) for v in values)):
+        raise BadInput(f'{where} is {values!r}; it must be three numbers')
+    return tuple(map(float, values))
 
 
 def _load_tokenizer(folder: Path) -> CLIPTokenizer:

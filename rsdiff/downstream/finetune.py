@@ -139,6 +139,9 @@ def _epochs(n: int, count: int, seed: list[int]) -> np.ndarray:
 def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
     warm_up = max(1, recipe.steps // 10)
     schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, warm_up, max(recipe.steps, warm_up + 1))
-    decayed = lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
+    def decayed(params):
+        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
+
     return optax.chain(optax.clip_by_global_norm(1.0),
                        optax.adamw(schedule, b2=0.98, eps=1e-6, weight_decay=recipe.weight_decay, mask=decayed))

@@ -20,7 +20,7 @@ from rsdiff.downstream.compare import UNTRAINED
 from rsdiff.downstream.task import ARMS, REAL, Task
 
 COLOURS = {UNTRAINED: '#b8b8b8', 'real': '#2f6f9f', 'synthetic': '#d98c3f', 'real+synthetic': '#4f8f57'}
-LABEL_FONT_PX = 9
+LABEL_FONT_PT = 9
 
 
 def summarise(task: Task, settings: dict[str, Any], cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
@@ -28,18 +28,20 @@ def summarise(task: Task, settings: dict[str, Any], cells: Sequence[dict[str, An
 
     Returns:
       {'rows': one for each arm, 'chance': 1 / classes, …}. Intervals (`*_ci95`) are half widths, and None with one
-      seed. A gain whose interval excludes 0 has `significant` true.
+      seed, and so are the gain of `real` over itself and that of `untrained`. A gain whose interval excludes 0 has
+      `significant` true.
     """
     by_arm = {arm: [c for c in cells if c['arm'] == arm] for arm in (UNTRAINED, *ARMS)}
     rows = []
     for arm, own in by_arm.items():
         row = {'arm': arm, 'seeds': len(own), 'steps': own[0]['steps'],
-               'real_images': own[0]['real_images'], 'synthetic_images': own[0]['synthetic_images']}
+               'real_images': round(np.mean([c['real_images'] for c in own])),
+               'synthetic_images': round(np.mean([c['synthetic_images'] for c in own]))}
         for score in ('accuracy', 'macro_f1'):
             row[score], row[f'{score}_ci95'] = scores.mean_interval([c[score] for c in own])
         # The same seed means the same initial parameters and the same real images, so the difference is paired.
         gains = [c['accuracy'] - r['accuracy'] for c, r in zip(own, by_arm[REAL], strict=True)]
-        row['gain'], row['gain_ci95'] = (None, None) if arm == REAL else scores.mean_interval(gains)
+        row['gain'], row['gain_ci95'] = (None, None) if arm in (REAL, UNTRAINED) else scores.mean_interval(gains)
         row['significant'] = None if row['gain_ci95'] is None else abs(row['gain']) > row['gain_ci95']
         rows.append(row)
     return {
@@ -50,7 +52,8 @@ def summarise(task: Task, settings: dict[str, Any], cells: Sequence[dict[str, An
         'synthetic_images_without_source': sum(source is None for source in task.synthetic.sources), 'rows': rows}
 
 
-def write_report(out: Path | str, task: Task, settings: dict[str, Any], cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
+def write_report(out: Path | str, task: Task, settings: dict[str, Any],
+                 cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """Writes the five files into `out` and returns `summarise`'s object."""
     out = Path(out)
     summary = summarise(task, settings, cells)
@@ -75,8 +78,13 @@ def markdown(summary: dict[str, Any]) -> str:
                      f'{_percent(row["macro_f1"], row["macro_f1_ci95"])} | {gain} |')
     return '\n'.join(lines) + (
         f'\n\n{summary["encoder"]}; {summary["metric"]}; {summary["evaluation_images"]} images of '
-        f'{len(summary["classes"])} classes, chance {100 * summary["chance"]:.1f} %; mean ± 95 % t-interval over '
-        f'{summary["rows"][0]["seeds"]} seeds; gains are paired by seed.\n')
+        f'{len(summary["classes"])} classes, chance {100 * summary["chance"]:.1f} %; {_trust(summary)}; '
+        'gains are paired by seed.\n')
+
+
+def _trust(summary: dict[str, Any]) -> str:
+    seeds = summary['rows'][0]['seeds']
+    return 'one seed, no interval' if seeds == 1 else f'mean ± 95 % t-interval over {seeds} seeds'
 
 
 def _percent(mean: float, half: float | None, sign: str = '') -> str:
@@ -104,17 +112,17 @@ def _draw_bars(summary: dict[str, Any], cells: Sequence[dict[str, Any]]) -> Figu
         axes.errorbar(x, 100 * row['accuracy'], half, color='black', capsize=4, linewidth=1.2, zorder=4)
         top = max([100 * row['accuracy'] + half, *own])
         axes.annotate(_percent(row['accuracy'], row['accuracy_ci95']), (x, top), xytext=(0, 5),
-                      textcoords='offset points', ha='center', fontsize=LABEL_FONT_PX)
+                      textcoords='offset points', ha='center', fontsize=LABEL_FONT_PT)
     chance = 100 * summary['chance']
     axes.axhline(chance, color='#a03030', linestyle='--', linewidth=1, zorder=5, label=f'chance, {chance:.1f} %')
     axes.set_xticks(range(len(summary['rows'])), [f'{row["arm"]}\n{_images(row)}' for row in summary['rows']])
     axes.set_ylim(0, min(112, 1.15 * axes.get_ylim()[1]))
     axes.set_ylabel('accuracy, %')
-    axes.set_title(f'{summary["encoder"]}\n{len(summary["classes"])} classes, {summary["evaluation_images"]} images, '
-                   f'{summary["rows"][0]["seeds"]} seeds, 95 % intervals', fontsize=LABEL_FONT_PX)
+    axes.set_title(f'{summary["encoder"]}\n{len(summary["classes"])} classes, {summary["evaluation_images"]} images; '
+                   f'{_trust(summary)}', fontsize=LABEL_FONT_PT)
     axes.spines[['top', 'right']].set_visible(False)
     axes.grid(axis='y', color='#e4e4e4', zorder=0)
-    axes.legend(frameon=False, loc='upper left', fontsize=LABEL_FONT_PX)
+    axes.legend(frameon=False, loc='upper left', fontsize=LABEL_FONT_PT)
     return figure
 
 
@@ -122,26 +130,28 @@ def _draw_confusions(summary: dict[str, Any], confusions: dict[str, np.ndarray])
     """One panel for each arm, rows normalised to 100 %, summed over seeds."""
     classes = summary['classes']
     side = 1.6 + 0.22 * len(classes)
-    figure = Figure(figsize=(side * len(confusions) + 1.6, side + 1.0), layout='constrained')
+    figure = Figure(figsize=(side * len(confusions) + 1.6, side + 1.8), layout='constrained')
     panels = figure.subplots(1, len(confusions), sharey=True)
     colour_map = matplotlib.colormaps['Blues']
     for panel, (arm, counts) in zip(panels, confusions.items()):
         share = 100 * counts / counts.sum(1, keepdims=True)
         image = panel.imshow(share, vmin=0, vmax=100, cmap=colour_map)
-        panel.set_xticks(range(len(classes)), classes, rotation=90, fontsize=LABEL_FONT_PX - 2)
-        panel.set_yticks(range(len(classes)), classes, fontsize=LABEL_FONT_PX - 2)
-        panel.set_title(arm, fontsize=LABEL_FONT_PX + 1)
-        panel.set_xlabel('predicted', fontsize=LABEL_FONT_PX)
+        panel.set_xticks(range(len(classes)), classes, rotation=90, fontsize=LABEL_FONT_PT - 2)
+        panel.set_yticks(range(len(classes)), classes, fontsize=LABEL_FONT_PT - 2)
+        panel.set_title(arm, fontsize=LABEL_FONT_PT + 1)
+        panel.set_xlabel('predicted', fontsize=LABEL_FONT_PT)
         if len(classes) <= 12:
             for (i, j), value in np.ndenumerate(share):
                 if value >= 1:
-                    panel.text(j, i, f'{value:.0f}', ha='center', va='center', fontsize=LABEL_FONT_PX - 3,
+                    panel.text(j, i, f'{value:.0f}', ha='center', va='center', fontsize=LABEL_FONT_PT - 3,
                                color='white' if value > 55 else 'black')
-    panels[0].set_ylabel('true', fontsize=LABEL_FONT_PX)
-    figure.colorbar(image, ax=panels, shrink=0.8, label='% of the true class')
+    panels[0].set_ylabel('true', fontsize=LABEL_FONT_PT)
+    bar = figure.colorbar(image, ax=panels, shrink=0.8)
+    bar.set_label('% of the true class', fontsize=LABEL_FONT_PT)
+    bar.ax.tick_params(labelsize=LABEL_FONT_PT - 2)
     return figure
 
 
 def _images(row: dict[str, Any]) -> str:
     parts = [f'{row[key]} {key.split("_")[0]}' for key in ('real_images', 'synthetic_images') if row[key]]
-    return ' + '.join(parts) or 'no step'
+    return ' +\n'.join(parts) or 'no step'

@@ -118,7 +118,7 @@ def load_task(real: Path | str, synthetic: Path | str, encoder: Encoder, evaluat
 
     copies = {name: held_out[h] for name, h in zip(train.names, train.hashes) if h in held_out}
     for copy, original in copies.items():
-        logging.warning('%s: training image %s is the same picture as held-out %s; it is left out', real, copy, original)
+        logging.warning('%s: training image %s is the same picture as held-out %s; left out', real, copy, original)
     kept = np.flatnonzero([name not in copies for name in train.names])
     train = train.take(kept)
     _check_classes(classes, [e for e in splits['train'] if e.file_name not in copies], f'{real}: train split')
@@ -126,7 +126,8 @@ def load_task(real: Path | str, synthetic: Path | str, encoder: Encoder, evaluat
     images = _read(made, classes, encoder)
     for name, pixel_hash in zip(images.names, images.hashes):
         if pixel_hash in held_out:
-            raise BadInput(f'{synthetic}: {name} is pixel for pixel the held-out image {held_out[pixel_hash]} of {real}')
+            raise BadInput(f'{synthetic}: {name} is pixel for pixel the held-out image {held_out[pixel_hash]} of '
+                           f'{real}')
     from_copies = [name for name, source in zip(images.names, images.sources) if source in copies]
     images = images.take(np.flatnonzero([source not in copies for source in images.sources]))
     return Task(classes, train, images, evaluation, tuple(copies) + tuple(from_copies))
@@ -183,6 +184,8 @@ def _check_sources(real: list[Entry], made: list[Entry], synthetic: Path | str) 
         name = _source(entry)
         if name is None:
             continue
+        if not isinstance(name, str):
+            raise BadInput(f'{synthetic}: {entry.file_name} has source {name!r}; it must be a file name')
         if name not in by_name:
             raise BadInput(f'{synthetic}: {entry.file_name} was made from {name}, which the real folder does not have')
         source = by_name[name]

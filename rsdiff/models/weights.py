@@ -129,7 +129,7 @@ def load_clip(folder: Path | str) -> tuple[clip.CLIPConfig, dict[str, Any]]:
       BadInput: a file is missing or unreadable, it is no CLIP, or its tensors are not the config's.
     """
     folder = Path(folder)
-    config = clip.CLIPConfig.from_json(_read_json(folder / CONFIG), str(folder / CONFIG))
+    config = clip.CLIPConfig.from_json(read_json(folder / CONFIG), str(folder / CONFIG))
     tensors = _read_folder(folder)
     # Older checkpoints store the positions 0, 1, 2 … beside their embeddings.
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith('.position_ids')}
@@ -147,6 +147,16 @@ def save_clip(folder: Path | str, config: clip.CLIPConfig, params: dict[str, Any
     (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + '\n')
 
 
+def read_json(path: Path) -> Any:
+    """The object in a JSON file. Raises BadInput if it is missing or not JSON."""
+    try:
+        return json.loads(path.read_text(encoding='utf-8'))
+    except FileNotFoundError:
+        raise BadInput(f'{path}: no such file') from None
+    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+        raise BadInput(f'{path}: not JSON ({error})') from None
+
+
 def _open(path: Path | str) -> safe_open:
     if not Path(path).is_file():
         raise BadInput(f'{path}: no such file')
@@ -160,7 +170,7 @@ def _read_folder(folder: Path) -> dict[str, np.ndarray]:
     if (folder / WEIGHTS).is_file():
         return read_safetensors(folder / WEIGHTS)
     if (folder / SHARDS).is_file():
-        index = _read_json(folder / SHARDS)
+        index = read_json(folder / SHARDS)
         if not isinstance(index, dict) or not isinstance(index.get('weight_map'), dict):
             raise BadInput(f'{folder / SHARDS}: no "weight_map" object')
         tensors = {}
@@ -168,15 +178,6 @@ def _read_folder(folder: Path) -> dict[str, np.ndarray]:
             tensors |= read_safetensors(folder / name)
         return tensors
     raise BadInput(f'{folder}: no {WEIGHTS}; pickled weights are not read, convert them to safetensors first')
-
-
-def _read_json(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise BadInput(f'{path}: no such file') from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f'{path}: not JSON ({error})') from None
 
 
 def _is_kernel(name: str) -> bool:

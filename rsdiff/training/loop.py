@@ -58,23 +58,24 @@ def train(config: TrainConfig, workdir: Path | str, allow_config_change: bool = 
     grid = SampleGrid(trainer, source, workdir)
     row, pending = {}, None
 
-    def report(step: int, values: dict[str, jax.Array]) -> None:
-        """Fetches the metrics of a step; called one step late, so that the device is never waited for."""
+    def settle(step: int, values: dict[str, jax.Array]) -> None:
+        """Fetches the metrics of a step; called one step late, so that the device always has work."""
         nonlocal row
         row = {name: float(value) for name, value in values.items()}
-        if isinstance(source, FolderSource):
-            row['images_skipped'] = len(source.skipped)
         if not math.isfinite(row['loss']):
             raise FloatingPointError(f'the loss is {row["loss"]} at step {step}; the last checkpoint is kept')
-        row = metrics.write(step * config.batch_size, row)
+        if isinstance(source, FolderSource):
+            row['images_skipped'] = len(source.skipped)
+        metrics.advance(config.batch_size, row['loss'])
+        if step % every(config.log_images) == 0 or step == last:
+            metrics.write(step * config.batch_size, row)
 
     try:
         for step in range(first + 1, last + 1):
             state, values = trainer.step(state, meshes.put_batch(mesh, next(stream)))
-            metrics.advance(config.batch_size)
             if pending:
-                report(*pending)
-            pending = (step, values) if step % every(config.log_images) == 0 or step == last else None
+                settle(*pending)
+            pending = (step, values)
             if step % every(config.checkpoint_images) == 0:
                 checkpoints.save(state)
             if step % every(config.sample_images) == 0 or step == last:
@@ -82,7 +83,7 @@ def train(config: TrainConfig, workdir: Path | str, allow_config_change: bool = 
             if stop_asked():
                 break
         if pending:
-            report(*pending)
+            settle(*pending)
         checkpoints.save(state)
     finally:
         checkpoints.close()

@@ -20,20 +20,19 @@ class Metrics:
                         smoothing=0.05, dynamic_ncols=True)
         self.last = (images_seen, time.monotonic())
 
-    def advance(self, images: int) -> None:
+    def advance(self, images: int, loss: float) -> None:
         """Moves the bar."""
+        self.bar.set_postfix_str(f'loss {loss:.4f}', refresh=False)
         self.bar.update(images)
 
-    def write(self, images_seen: int, row: dict[str, Any]) -> dict[str, Any]:
-        """Adds a row with the rate since the last; returns it."""
+    def write(self, images_seen: int, row: dict[str, Any]) -> None:
+        """Adds a row, with the rate since the last."""
         now = time.monotonic()
         images, seconds = images_seen - self.last[0], now - self.last[1]
         self.last = (images_seen, now)
         row = {'images_seen': images_seen, **row, 'images_per_second': round(images / max(seconds, 1e-9), 2)}
         self.file.write(json.dumps(row) + '\n')
         self.file.flush()
-        self.bar.set_postfix_str(f'loss {row["loss"]:.4f}')
-        return row
 
     def close(self) -> None:
         """Ends the bar and the file."""

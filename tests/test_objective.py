@@ -1,0 +1,40 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rsdiff.diffusion.objective import ObjectiveConfig, loss, loss_terms, p2_weight, stratified_timesteps
+from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule, to_eps
+
+SCHEDULE = make_schedule(ScheduleConfig())
+
+
+def test_p2_with_k_one_is_a_power_of_one_minus_alpha_bar():
+    t = jnp.arange(1, 1001)
+    for gamma in (0.0, 0.5, 1.0):
+        np.testing.assert_allclose(p2_weight(SCHEDULE, t, 1.0, gamma), (1 - SCHEDULE.alpha_bar[t]) ** gamma, rtol=2e-5)
+
+
+def test_a_perfect_denoiser_has_no_loss_and_a_silent_one_the_weight():
+    x0, eps = jax.random.normal(jax.random.key(0), (2, 6, 16, 16, 3))
+    t = jnp.array([1, 50, 200, 400, 700, 1000])
+    config = ObjectiveConfig()
+    perfect = lambda xt, t: to_eps(SCHEDULE, x0, xt, t)
+    np.testing.assert_allclose(loss_terms(perfect, SCHEDULE, config, x0, eps, t), 0, atol=1e-6)
+    silent = loss_terms(lambda xt, t: jnp.zeros_like(xt), SCHEDULE, config, x0, eps, t)
+    expected = p2_weight(SCHEDULE, t, 1.0, 1.0) * jnp.mean(eps**2, (1, 2, 3))
+    np.testing.assert_allclose(silent, expected, rtol=1e-5)
+
+
+def test_timesteps_are_spread_over_the_whole_range():
+    draws = np.concatenate([stratified_timesteps(jax.random.key(k), 10, 1000) for k in range(200)])
+    assert draws.min() >= 1 and draws.max() <= 1000
+    assert np.mean(draws) == pytest.approx(500.5, abs=10)
+    one = np.sort(stratified_timesteps(jax.random.key(0), 10, 1000))
+    assert np.all(np.abs(np.diff(one) - 100) <= 1)
+
+
+def test_the_loss_is_a_function_of_its_key():
+    x0 = jax.random.normal(jax.random.key(2), (4, 8, 8, 3))
+    value = lambda seed: float(loss(lambda xt, t: xt, SCHEDULE, ObjectiveConfig(), x0, jax.random.key(seed)))
+    assert value(0) == value(0) != value(1)

@@ -1,0 +1,46 @@
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rsdiff.diffusion.schedule import (ScheduleConfig, add_noise, make_schedule, target, to_eps, to_x0)
+
+
+def test_linear_and_sqrt_linear_reach_the_published_end_points():
+    assert float(make_schedule(ScheduleConfig()).alpha_bar[-1]) == pytest.approx(1.95e-4, rel=5e-3)
+    assert float(make_schedule(ScheduleConfig(shape='sqrt_linear')).alpha_bar[-1]) == pytest.approx(6.7e-4, rel=5e-3)
+
+
+def test_time_zero_is_clean_and_snr_falls():
+    schedule = make_schedule(ScheduleConfig())
+    assert schedule.alpha_bar[0] == 1 and schedule.timesteps == 1000
+    snr = np.asarray(schedule.snr(jnp.arange(1, 1001)))
+    assert np.all(np.diff(snr) < 0)
+
+
+def test_the_first_step_is_beta_start():
+    assert float(1 - make_schedule(ScheduleConfig()).alpha_bar[1]) == pytest.approx(0.0015, rel=1e-4)
+
+
+@pytest.mark.parametrize('kind', ['eps', 'x0', 'v'])
+def test_every_prediction_stands_for_the_same_x0_and_eps(kind):
+    schedule = make_schedule(ScheduleConfig())
+    x0, eps = jax.random.normal(jax.random.key(0), (2, 5, 4, 4, 3))
+    t = jnp.array([1, 10, 100, 500, 1000])
+    xt = add_noise(schedule, x0, eps, t)
+    recovered = to_x0(schedule, kind, target(schedule, kind, x0, eps, t), xt, t)
+    np.testing.assert_allclose(recovered, x0, atol=2e-4)
+    np.testing.assert_allclose(to_eps(schedule, x0, xt, t), eps, atol=2e-4)
+
+
+def test_noised_data_keeps_unit_variance():
+    schedule = make_schedule(ScheduleConfig())
+    x0, eps = jax.random.normal(jax.random.key(1), (2, 1, 400, 400, 1))
+    for t in (1, 300, 1000):
+        assert float(add_noise(schedule, x0, eps, jnp.array([t])).var()) == pytest.approx(1, abs=0.02)
+
+
+@pytest.mark.parametrize('wrong', [dict(beta_start=0.0), dict(beta_end=1.5), dict(shape='cosine')])
+def test_an_impossible_schedule_is_refused(wrong):
+    with pytest.raises(ValueError):
+        make_schedule(ScheduleConfig(**wrong))
