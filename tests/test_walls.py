@@ -1,0 +1,63 @@
+"""The walls between the rooms, read off the imports."""
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+PACKAGE = ROOT / 'rsdiff'
+# rooms that each room may import beside itself, `errors` and `console`
+ALLOWED = {
+    'diffusion': set(),
+    'models': set(),
+    'data': set(),
+    'generator': {'diffusion', 'models'},
+    'training': {'diffusion', 'models', 'data', 'generator'},
+    'mosaic': {'diffusion', 'models', 'data', 'generator'},
+    'evaluation': {'diffusion', 'models', 'data', 'generator'},
+    'downstream': {'models', 'data', 'evaluation'},
+    'errors': set(),
+    'console': set(),
+}
+
+
+def imports(path):
+    """Dotted names of everything that a file imports."""
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            yield from (alias.name for alias in node.names)
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f'{path}: relative import'
+            yield from (f'{node.module}.{alias.name}' for alias in node.names)
+
+
+def room(path):
+    """'diffusion' for rsdiff/diffusion/noise.py, 'errors' for rsdiff/errors.py."""
+    return path.relative_to(PACKAGE).parts[0].removesuffix('.py')
+
+
+FILES = sorted(p for p in PACKAGE.rglob('*.py') if p != PACKAGE / '__init__.py')
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_a_room_imports_only_what_it_stands_on(path):
+    allowed = ALLOWED[room(path)] | {room(path), 'errors', 'console'}
+    used = {name.split('.')[1] for name in imports(path) if name.startswith('rsdiff.')}
+    assert used <= allowed
+
+
+@pytest.mark.parametrize('path', FILES, ids=lambda p: str(p.relative_to(PACKAGE)))
+def test_no_room_imports_a_script_or_what_core_does_without(path):
+    roots = {name.split('.')[0] for name in imports(path)}
+    assert not roots & {'train', 'sample', 'tools', 'configs', 'tensorflow', 'torch', 'pickle'}
+
+
+def test_one_file_imports_orbax_and_one_builds_meshes():
+    assert [p.name for p in FILES if any(n.startswith('orbax') for n in imports(p))] == ['checkpoint.py']
+    assert [p.name for p in FILES if 'make_mesh(' in p.read_text() and 'jax.make_mesh' in p.read_text()] == ['mesh.py']
+
+
+def test_programs_are_thin():
+    for program in ('train.py', 'sample.py'):
+        assert len((ROOT / program).read_text().splitlines()) < 150

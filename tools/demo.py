@@ -1,0 +1,96 @@
+"""The two ends of `tools/demo.sh`: cutting its inputs out of Blue Marble, and putting its results together."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+from absl import flags
+from PIL import Image, ImageDraw
+
+from rsdiff import console
+from rsdiff.data import blue_marble
+from rsdiff.data.folder import Entry, write_manifest
+from rsdiff.data.images import bicubic, box_downscale, read_image, write_image
+from rsdiff.errors import BadInput
+from rsdiff.evaluation.fidelity import detail_ratio, lr_consistency, psnr
+from rsdiff.evaluation.seams import seam_ratio
+
+FLAGS = flags.FLAGS
+flags.DEFINE_enum('step', None, ['prepare', 'report'], 'Which end.', required=True)
+flags.DEFINE_string('out', None, "The demo's folder.", required=True)
+flags.DEFINE_integer('seconds', 0, 'How long the demo took, for the summary.')
+flags.DEFINE_integer('train_per_class', 12, 'Training chips of each region.')
+flags.DEFINE_integer('test_per_class', 40, 'Test chips of each region.')
+
+REDUCTION, CHIP_PX = 16, 64
+
+
+def prepare(out: Path) -> dict:
+    """Writes truth.png, condition.png and its gsd, and the folder `regions`."""
+    truth = blue_marble.HELD_OUT.crop(blue_marble.load())
+    write_image(out / 'truth.png', truth)
+    write_image(out / 'condition.png', box_downscale(truth, REDUCTION))
+    console.write_text_atomically(out / 'condition_gsd_m', f'{REDUCTION * blue_marble.GSD_M:.1f}\n')
+    entries = []
+    for region in blue_marble.REGIONS:
+        for split, count in (('train', FLAGS.train_per_class), ('test', FLAGS.test_per_class)):
+            for number, chip in enumerate(blue_marble.region_chips(region, split, count, CHIP_PX)):
+                name = f'{region.replace(" ", "_")}/{split}{number:03d}.png'
+                write_image(out / 'regions' / name, chip)
+                entries.append(Entry(out / 'regions' / name, name, split, region, (f'a satellite image of {region}',),
+                                     round(blue_marble.GSD_M, 1)))
+    write_manifest(out / 'regions', entries)
+    return {'condition_px': list(box_downscale(truth, REDUCTION).shape[:2]), 'chips': len(entries)}
+
+
+def report(out: Path) -> dict:
+    """Writes compare.png and returns every figure of the demo."""
+    truth, condition = read_image(out / 'truth.png'), read_image(out / 'condition.png')
+    generated = read_image(out / 'mosaic' / 'stage_2.png')
+    enlarged = bicubic(condition, *truth.shape[:2])
+    write_image(out / 'compare.png', beside({'bicubic': enlarged, 'generated': generated, 'real': truth}))
+    summaries = {name: out / path for name, path in (
+        ('training', 'generator/train.json'), ('mosaic', 'mosaic/sample.json'), ('synthetic', 'synthetic/sample.json'),
+        ('downstream', 'downstream/summary.json'))}
+    for path in summaries.values():
+        if not path.exists():
+            raise BadInput(f'{path} is missing; run tools/demo.sh again to finish it')
+    stride = json.loads((out / 'mosaic' / 'settings.json').read_text())['window_px'] // 2
+    fidelity = {name: {'psnr_db': round(psnr(image, truth), 2),
+                       'lr_consistency_db': round(min(lr_consistency(image, condition), 99.0), 2),
+                       'detail_ratio': round(detail_ratio(image, truth), 3),
+                       'seam_ratio': round(seam_ratio(image, stride), 3)}
+                for name, image in (('bicubic', enlarged), ('generated', generated), ('real', truth))}
+    print(f'\n{"":10} {"PSNR":>8} {"LR-consistency":>15} {"detail":>8} {"seams":>7}')
+    for name, row in fidelity.items():
+        print(f'{name:10} {row["psnr_db"]:5.1f} dB {row["lr_consistency_db"]:12.1f} dB {row["detail_ratio"]:8.2f} '
+              f'{row["seam_ratio"]:7.2f}')
+    print('\n' + (out / 'downstream' / 'table.md').read_text())
+    for what, path in (('picture', 'compare.png'), ('training samples', 'generator/samples'), ('mosaic', 'mosaic'),
+                       ('synthetic images', 'synthetic'), ('chart', 'downstream/accuracy.png'),
+                       ('every figure', 'summary.json')):
+        print(f'{what:17} {out / path}')
+    return {'seconds': FLAGS.seconds, 'fidelity': fidelity,
+            **{name: json.loads(path.read_text()) for name, path in summaries.items()}}
+
+
+def beside(images: dict[str, np.ndarray]) -> np.ndarray:
+    """The images in a row, each under its name."""
+    height, width, _ = next(iter(images.values())).shape
+    sheet = Image.new('RGB', (len(images) * (width + 8) - 8, height + 24), 'white')
+    draw = ImageDraw.Draw(sheet)
+    for number, (name, image) in enumerate(images.items()):
+        x = number * (width + 8)
+        sheet.paste(Image.fromarray(image), (x, 24))
+        draw.text((x + width // 2, 12), name, fill='black', anchor='mm', font_size=16)
+    return np.asarray(sheet)
+
+
+def main() -> None:
+    out = Path(FLAGS.out)
+    result = prepare(out) if FLAGS.step == 'prepare' else report(out)
+    console.finish(result, out / ('prepare.json' if FLAGS.step == 'prepare' else 'summary.json'))
+
+
+if __name__ == '__main__':
+    console.run(main)

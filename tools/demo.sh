@@ -1,0 +1,32 @@
+#!/usr/bin/env bash
+# The whole way once, on NASA Blue Marble: train a generator, cascade it over a part of the Earth that it has not seen,
+# make labelled images, and ask whether they help a classifier. Run it again to continue an interrupted one.
+#
+#   bash tools/demo.sh [OUT]        (default runs/demo)
+set -euo pipefail
+out="${1:-runs/demo}"
+[[ "$out" = /* ]] || out="$PWD/$out"
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" demo
+cd "$root"
+started=$(date +%s)
+say() { printf '\n== %s\n' "$1"; }
+
+say "1/6 cutting the held-out region and the scene task out of Blue Marble"
+python tools/demo.py --step prepare --out "$out"
+
+say "2/6 training the generator"
+python train.py --config configs/demo.py --workdir "$out/generator"
+
+say "3/6 118 km a pixel to 7.4 km: two stages of sliding windows"
+python sample.py --checkpoint "$out/generator" --condition "$out/condition.png" --gsd_m "$(cat "$out/condition_gsd_m")" \
+    --stages 2 --tiles --noise anchored --out "$out/mosaic"
+
+say "4/6 labelled synthetic images: each training chip degraded and regenerated five times"
+python sample.py --checkpoint "$out/generator" --condition "$out/regions" --split train --degrade --variants 5 \
+    --out "$out/synthetic"
+
+say "5/6 does it help? real, synthetic, and both, five seeds each"
+python tools/downstream.py --real "$out/regions" --synthetic "$out/synthetic" --out "$out/downstream"
+
+say "6/6 summary"
+python tools/demo.py --step report --out "$out" --seconds "$(( $(date +%s) - started ))"

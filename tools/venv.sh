@@ -1,0 +1,15 @@
+# Sourced by the other scripts: makes .venv once, installs rsdiff with the extras in $1, and puts it on PATH.
+# PYTHON names the interpreter (3.11 or newer); RSDIFF_VENV another place for the environment.
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+venv="${RSDIFF_VENV:-$root/.venv}"
+stamp="$venv/.installed-$(cat "$root/setup.cfg" "$root/constraints.txt" | cksum | cut -d' ' -f1)-$1"
+if [ ! -e "$stamp" ]; then
+    python="${PYTHON:-python3}"
+    "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
+        echo "error: $("$python" --version) is too old; name one that is 3.11 or newer with PYTHON=…" >&2; exit 2; }
+    echo "installing into $venv …" >&2
+    [ -e "$venv/bin/python" ] || "$python" -m venv "$venv"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" -e "$root[$1]"
+    touch "$stamp"
+fi
+export PATH="$venv/bin:$PATH"
