@@ -1,0 +1,153 @@
+"""The three commands as a person types them, on the smallest network there is; and what they say to bad input."""
+
+import json
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from rsdiff.data.folder import read_folder
+from rsdiff.data.images import read_image, write_image
+
+ROOT = Path(__file__).parents[2]
+SMALL = [f'--config.generator.model.{key}={value}' for key, value in {
+    'width': 16, 'multipliers': '(1,2)', 'attention_levels': '(1,)', 'head_width': 16, 'rrdb_features': 8,
+    'rrdb_growth': 4}.items()] + ['--config.data.size_px=32', '--config.batch_size=4']
+
+
+def run(*command, ok=True):
+    """Runs a program; returns its last line as an object, or its error line where it is to fail with exit code 2."""
+    env = {**os.environ, 'XLA_FLAGS': '', 'TQDM_MININTERVAL': '5'}
+    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=env, capture_output=True, text=True)
+    if ok:
+        assert done.returncode == 0, done.stderr[-2000:]
+        return json.loads(done.stdout.splitlines()[-1])
+    assert done.returncode == 2, done.stderr[-2000:]
+    assert 'Traceback' not in done.stderr
+    lines = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
+    assert len(lines) == 1, done.stderr
+    return lines[0]
+
+
+@pytest.fixture(scope='module')
+def trained(tmp_path_factory):
+    """A folder of images and a run trained on it: (folder, workdir, summary)."""
+    base = tmp_path_factory.mktemp('programs')
+    rng = np.random.default_rng(0)
+    lines = []
+    for number in range(16):
+        name = f'{number}.png'
+        colour = (rng.integers(40, 90), 120, 60) if number % 2 else (180, rng.integers(130, 160), 90)
+        noise = rng.normal(0, 12, (32, 32, 3))
+        write_image(base / 'images' / name, np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
+        lines.append({'file_name': name, 'label': 'ab'[number % 2], 'split': 'train' if number < 10 else 'test', 'gsd_m': 2})
+    (base / 'images' / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, lines)))
+    command = train_command(base / 'images', base / 'run')
+    return base / 'images', base / 'run', run(*command)
+
+
+def train_command(images, workdir, *more):
+    return ['train.py', '--config', 'configs/demo.py', '--workdir', workdir, *SMALL, f'--config.data.source={images}',
+            '--config.total_images=16', '--config.sample_steps=2', *more]
+
+
+def test_train_writes_what_it_says(trained):
+    _, workdir, summary = trained
+    assert summary == json.loads((workdir / 'train.json').read_text())
+    assert summary['images_seen'] == 16 and summary['finished']
+
+
+def test_sample_and_downstream_follow_from_it(trained, tmp_path):
+    images, workdir, _ = trained
+    write_image(tmp_path / 'lr.png', np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8))
+    tiles = run('sample.py', '--checkpoint', workdir, '--condition', tmp_path / 'lr.png', '--gsd_m', 32, '--stages', 2,
+                '--steps', 2, '--tiles', '--out', tmp_path / 'tiles')
+    assert read_image(tmp_path / 'tiles' / 'stage_2.png').shape == (144, 192, 3)
+    assert tiles['pixels'] == 144 * 192 and tiles['seconds'] > 0 and tiles['network_evaluations_per_pixel']['last_stage'] >= 8
+
+    made = run('sample.py', '--checkpoint', workdir, '--condition', images, '--split', 'train', '--degrade', '--variants',
+               2, '--steps', 2, '--out', tmp_path / 'synthetic')
+    assert made['images'] == 20 == len(read_folder(tmp_path / 'synthetic'))
+
+    result = run('tools/downstream.py', '--real', images, '--synthetic', tmp_path / 'synthetic', '--out',
+                 tmp_path / 'downstream', '--seeds', 2, '--steps', 3, '--image_size_px', 16, '--batch', 4)
+    assert result == json.loads((tmp_path / 'downstream' / 'summary.json').read_text())
+    for name in ('table.csv', 'table.md', 'accuracy.png'):
+        assert (tmp_path / 'downstream' / name).stat().st_size > 0
+
+
+def test_sigterm_saves_and_the_same_command_continues(trained, tmp_path):
+    images, _, _ = trained
+    command = train_command(images, tmp_path / 'run', '--config.total_images=100000')
+    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, env={**os.environ, 'XLA_FLAGS': ''},
+                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    metrics = tmp_path / 'run' / 'metrics.jsonl'
+    for _ in range(1200):
+        if metrics.exists() and metrics.read_text():
+            break
+        time.sleep(0.1)
+    process.send_signal(signal.SIGTERM)
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == 0, err[-2000:]
+    stopped = json.loads(out.splitlines()[-1])
+    assert not stopped['finished'] and stopped['images_seen'] >= 500
+    again = run(*train_command(images, tmp_path / 'run', f'--config.total_images={stopped["images_seen"] + 4}'))
+    assert again['images_seen'] == stopped['images_seen'] + 4
+
+
+@pytest.mark.parametrize('arguments, message', [
+    (['--config.batch_sice=3'], "batch_size"),
+    (['--config.data.source=/nowhere'], '/nowhere: no such folder'),
+    (['--config.optimizer.learning_rate=fast'], 'learning_rate'),
+    (['stray'], "unexpected argument 'stray'"),
+    (['--config.generator.model.patch=2', '--config.data.size_px=36'], 'size_px 36'),
+])
+def test_train_says_what_is_wrong(trained, tmp_path, arguments, message):
+    assert message in run(*train_command(trained[0], tmp_path / 'run', *arguments), ok=False)
+
+
+@pytest.mark.parametrize('change, message', [
+    ({'--condition': 'missing.png'}, 'missing.png: no such image'),
+    ({'--condition': 'text.png'}, 'text.png: not a readable image'),
+    ({'--condition': 'small.png'}, 'smaller than a window'),
+    ({'--gsd_m': '0'}, '--gsd_m is 0'),
+    ({'--gsd_m': '-4'}, '--gsd_m is -4'),
+    ({'--gsd_m': None}, '--gsd_m'),
+    ({'--gsd_m': 'far'}, 'gsd_m'),
+    ({'--checkpoint': 'empty'}, 'not a checkpoint'),
+    ({'--checkpoint': None}, 'give --checkpoint'),
+    ({'--out': 'theirs'}, 'is not output of this program'),
+    ({'--steps': '1001'}, '--steps is 1001'),
+    ({'--stages': '0'}, '--stages is 0'),
+    ({'--variants': '5'}, '--variants does not go with --tiles'),
+    ({'--condition': 'empty'}, 'empty'),
+])
+def test_sample_says_what_is_wrong(trained, tmp_path, change, message):
+    image = np.zeros((16, 16, 3), np.uint8)
+    write_image(tmp_path / 'lr.png', image)
+    write_image(tmp_path / 'small.png', image[:7])
+    (tmp_path / 'text.png').write_text('text')
+    (tmp_path / 'empty').mkdir()
+    (tmp_path / 'theirs').mkdir()
+    (tmp_path / 'theirs' / 'notes.txt').write_text('keep me')
+    arguments = {'--checkpoint': trained[1], '--condition': 'lr.png', '--gsd_m': '8', '--out': 'out', '--steps': '2'} | change
+    paths = ('--condition', '--out', '--checkpoint')
+    command = [x for key, value in arguments.items() if value is not None
+               for x in (key, tmp_path / value if key in paths else value)]
+    assert message in run('sample.py', '--tiles', *command, ok=False)
+    assert [p.name for p in (tmp_path / 'theirs').iterdir()] == ['notes.txt']
+
+
+def test_a_checkpoint_of_another_config_is_refused(trained, tmp_path):
+    shutil.copytree(trained[1], tmp_path / 'run')
+    config = json.loads((tmp_path / 'run' / 'config.json').read_text())
+    config['generator']['model']['blocks'] = 2
+    (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
+    line = run('sample.py', '--checkpoint', tmp_path / 'run', '--condition', trained[0], '--out', tmp_path / 'out', ok=False)
+    assert 'belong to another config' in line

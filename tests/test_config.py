@@ -1,0 +1,56 @@
+import dataclasses
+import json
+
+import pytest
+
+from configs import demo, earth, metaearth
+from rsdiff.errors import BadInput
+from rsdiff.training.config import TrainConfig, differing_keys, from_dict, to_config_dict, to_dict
+
+
+def test_dicts_and_dataclasses_are_inverse_through_json():
+    config = dataclasses.replace(TrainConfig(), seed=7, batch_size=32)
+    assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
+
+
+@pytest.mark.parametrize('module', [demo, earth, metaearth])
+def test_every_config_file_is_a_config(module):
+    config = from_dict(TrainConfig, module.get_config().to_dict())
+    assert config.data.size_px % config.generator.model.stride == 0
+    assert f'--config configs/{module.__name__.split(".")[-1]}.py' in module.__doc__
+
+
+@pytest.mark.parametrize('values, message', [
+    ({'bath_size': 3}, r"config\.bath_size: no such key; did you mean 'batch_size'"),
+    ({'generator': {'modle': {}}}, r"config\.generator\.modle.*'model'"),
+    ({'generator': {'model': {'widht': 3}}}, r"config\.generator\.model\.widht.*'width'"),
+    ({'batch_size': 'many'}, r"config\.batch_size: expected int, found 'many'"),
+    ({'batch_size': 2.5}, r'config\.batch_size: expected int'),
+    ({'generator': 3}, 'expected a group'),
+    ({'generator': {'objective': {'prediction': 'noise'}}}, r'expected eps or x0 or v'),
+    ({'data': {'size_px': 60}}, 'not a multiple of the network stride'),
+    ({'batch_size': 16, 'accumulation': 3}, 'accumulation'),
+    ({'generator': {'model': {'patch': 3}}}, 'patch'),
+    ({'generator': {'model': {'head_width': 48}}}, 'head_width'),
+])
+def test_what_is_wrong_is_named(values, message):
+    with pytest.raises(BadInput, match=message):
+        from_dict(TrainConfig, values)
+
+
+def test_values_take_their_annotated_type():
+    config = from_dict(TrainConfig, {'optimizer': {'learning_rate': 1}, 'generator': {'model': {'multipliers': [1, 2, 2]}}})
+    assert isinstance(config.optimizer.learning_rate, float)
+    assert config.generator.model.multipliers == (1, 2, 2)
+
+
+def test_differences_are_listed_by_dotted_name():
+    old = to_dict(TrainConfig())
+    new = to_dict(dataclasses.replace(TrainConfig(), seed=3, mesh=dataclasses.replace(TrainConfig().mesh, fsdp=2)))
+    assert differing_keys(old, new) == ['mesh.fsdp (1 → 2)', 'seed (0 → 3)']
+    assert differing_keys(old, old) == []
+
+
+def test_config_files_cannot_invent_keys():
+    with pytest.raises(AttributeError):
+        to_config_dict(TrainConfig()).optimiser = 3

@@ -1,0 +1,174 @@
+"""The loop, its state and its checkpoints, on a network of a few thousand parameters."""
+
+import dataclasses
+import json
+import shutil
+
+import jax
+import numpy as np
+import pytest
+from PIL import Image
+
+from rsdiff.errors import BadInput
+from rsdiff.training import mesh as meshes
+from rsdiff.training.checkpoint import load_generator, release
+from rsdiff.training.config import EMAConfig, OptimizerConfig, TrainConfig, from_dict
+from rsdiff.training.loop import train
+from rsdiff.training.state import Trainer, ema_decay, make_optimizer
+
+MODEL = dict(width=16, multipliers=(1, 2), blocks=1, attention_levels=(1,), head_width=16, patch=2, rrdb_features=8,
+             rrdb_growth=4, rrdb_blocks=1)
+
+
+@pytest.fixture
+def config(image_folder):
+    return from_dict(TrainConfig, {
+        'generator': {'model': MODEL}, 'data': {'source': str(image_folder), 'size_px': 16}, 'batch_size': 8,
+        'optimizer': {'learning_rate': 1e-3, 'warmup_images': 16}, 'total_images': 32, 'log_images': 8,
+        'checkpoint_images': 1000, 'sample_images': 1000, 'sample_steps': 2})
+
+
+def until(config, images):
+    return dataclasses.replace(config, total_images=images)
+
+
+def leaves(path):
+    return jax.tree.leaves(load_generator(path).params)
+
+
+def test_four_steps_are_two_and_a_restore_and_two(config, tmp_path):
+    assert config.optimizer.final_fraction == 1  # a rate that fell would fall faster in the shorter run
+    whole = train(config, tmp_path / 'whole', show=False)
+    half = train(until(config, 16), tmp_path / 'parts', show=False)
+    rest = train(config, tmp_path / 'parts', show=False)
+    assert (half['images_seen'], rest['images_seen'], whole['images_seen']) == (16, 32, 32)
+    for a, b in zip(leaves(tmp_path / 'whole'), leaves(tmp_path / 'parts')):
+        np.testing.assert_array_equal(a, b)
+    assert whole['loss'] == rest['loss']
+
+
+def test_a_finished_run_is_left_alone(config, tmp_path):
+    train(config, tmp_path / 'run', show=False)
+    before = leaves(tmp_path / 'run')
+    assert train(config, tmp_path / 'run', show=False)['images_seen'] == 32
+    for a, b in zip(before, leaves(tmp_path / 'run')):
+        np.testing.assert_array_equal(a, b)
+
+
+def test_a_run_leaves_metrics_samples_and_a_summary(config, tmp_path):
+    summary = train(config, tmp_path / 'run', show=False)
+    rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
+    assert [row['images_seen'] for row in rows] == [8, 16, 24, 32]
+    assert all(np.isfinite(row['loss']) and row['images_skipped'] == 0 for row in rows)
+    assert summary['finished'] and summary['parameters'] > 1000
+    with Image.open(tmp_path / 'run' / 'samples' / '000000032.png') as grid:
+        assert grid.size == (3 * 16, 6 * 16)
+
+
+def losses_and_params(config, fsdp, devices, source, steps=2):
+    mesh = meshes.make_mesh(fsdp, jax.devices()[:devices])
+    trainer = Trainer(config, mesh)
+    state = trainer.init(jax.random.key(0))
+    values = []
+    for number in range(steps):
+        state, metrics = trainer.step(state, meshes.put_batch(mesh, source(number)))
+        values.append(float(metrics['loss']))
+    return values, [np.asarray(x) for x in jax.tree.leaves(state['params'])], state
+
+
+@pytest.mark.parametrize('fsdp', [1, 2, 8])
+def test_sharded_training_is_replicated_training(config, fsdp, monkeypatch):
+    monkeypatch.setattr(meshes, 'MIN_SHARDED_SIZE', 64)
+    rng = np.random.default_rng(0)
+    data = [{'image': rng.integers(0, 256, (8, 16, 16, 3), dtype=np.uint8), 'gsd_m': np.full(8, 10, np.float32)}
+            for _ in range(2)]
+    one, params_one, _ = losses_and_params(config, 1, 1, lambda n: data[n])
+    many, params_many, state = losses_and_params(config, fsdp, 8, lambda n: data[n])
+    np.testing.assert_allclose(one, many, rtol=1e-5)
+    for a, b in zip(params_one, params_many):
+        np.testing.assert_allclose(a, b, atol=2e-4)
+    split = [leaf for leaf in jax.tree.leaves(state['opt']) if not leaf.sharding.is_fully_replicated]
+    assert bool(split) == (fsdp > 1)
+
+
+def test_accumulation_sees_the_whole_batch(config):
+    """Blanking the images of either part changes the loss."""
+    config = dataclasses.replace(config, accumulation=2)
+    data = {'image': np.random.default_rng(1).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8),
+            'gsd_m': np.full(8, 10, np.float32)}
+    seen = []
+    for blank in (None, slice(0, None, 2), slice(1, None, 2)):
+        images = data['image'].copy()
+        if blank is not None:
+            images[blank] = 0
+        seen.append(losses_and_params(config, 1, 1, lambda n: data | {'image': images}, steps=1)[0][0])
+    assert len(set(seen)) == 3
+
+
+def test_another_config_in_the_same_workdir_is_refused(config, tmp_path):
+    train(until(config, 8), tmp_path / 'run', show=False)
+    other = dataclasses.replace(config, seed=1, batch_size=16)
+    with pytest.raises(BadInput, match=r'batch_size \(8 → 16\); seed \(0 → 1\)'):
+        train(other, tmp_path / 'run', show=False)
+    assert load_generator(tmp_path / 'run').config.seed == 0
+
+
+def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
+    def poisoned(self, state, batch, step=Trainer._step):
+        state, metrics = step(self, state, batch)
+        return state, metrics | {'loss': metrics['loss'] / (state['step'] < 3)}
+
+    monkeypatch.setattr(Trainer, '_step', poisoned)
+    with pytest.raises(FloatingPointError, match='step 3'):
+        train(dataclasses.replace(config, checkpoint_images=8), tmp_path / 'run', show=False)
+    assert load_generator(tmp_path / 'run').images_seen >= 16
+
+
+def test_released_weights_are_the_average_in_bfloat16(config, tmp_path):
+    train(until(config, 16), tmp_path / 'run', show=False)
+    trained = load_generator(tmp_path / 'run')
+    release(trained, tmp_path / 'release')
+    again = load_generator(tmp_path / 'release')
+    assert again.config == trained.config and again.images_seen == 16 and again.digest != trained.digest
+    for a, b in zip(jax.tree.leaves(trained.params), jax.tree.leaves(again.params)):
+        np.testing.assert_allclose(a, b, rtol=1 / 128)
+
+
+@pytest.mark.parametrize('break_it, message', [
+    (lambda run: shutil.rmtree(run), 'not a checkpoint'),
+    (lambda run: (run / 'config.json').unlink(), 'not a checkpoint'),
+    (lambda run: (run / 'config.json').write_text('{'), 'not a config'),
+    (lambda run: shutil.rmtree(run / 'checkpoints' / '1'), 'no checkpoint has been saved'),
+    (lambda run: [f.write_bytes(b'') for f in (run / 'checkpoints/1/ema').rglob('*') if f.is_file()], 'can not be read'),
+    (lambda run: (run / 'config.json').write_text(
+        (run / 'config.json').read_text().replace('"width": 16', '"width": 32')), 'belong to another config'),
+])
+def test_what_is_no_checkpoint_is_bad_input(config, tmp_path, break_it, message):
+    train(until(config, 8), tmp_path / 'run', show=False)
+    break_it(tmp_path / 'run')
+    with pytest.raises(BadInput, match=message):
+        load_generator(tmp_path / 'run')
+
+
+def test_a_batch_that_the_devices_can_not_share_is_refused(config, tmp_path):
+    with pytest.raises(BadInput, match='multiple of 8 devices'):
+        train(dataclasses.replace(config, batch_size=12), tmp_path / 'run', show=False)
+
+
+def test_the_average_has_its_half_life_once_warmed_up():
+    config = EMAConfig(half_life_images=1000, rampup=0.05)
+    assert float(ema_decay(config, 1e6, 10)) ** 100 == pytest.approx(0.5, rel=1e-3)
+    assert float(ema_decay(config, 2000, 10)) ** 10 == pytest.approx(0.5, rel=1e-3)
+    assert float(ema_decay(config, 10, 10)) < 1e-3
+
+
+def test_the_learning_rate_warms_up_and_falls():
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1.0, warmup_images=100, final_fraction=0.1, clip_norm=1e9,
+                                               weight_decay=0.0), 10, 1000)
+    params = {'w': np.zeros(1, np.float32)}
+    state, rates = optimizer.init(params), []
+    for _ in range(100):
+        update, state = optimizer.update({'w': np.ones(1, np.float32)}, state, params)
+        rates.append(-float(update['w'][0]))
+    assert rates[0] == 0 and max(rates) == pytest.approx(1, rel=1e-3) and np.argmax(rates) == 10
+    assert rates[-1] == pytest.approx(0.1, rel=0.05)

@@ -1,0 +1,114 @@
+"""Folders of images, sampled in one piece each."""
+
+import hashlib
+import shutil
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rsdiff.data.degradation import CLEAN, DegradationConfig
+from rsdiff.data.folder import read_folder
+from rsdiff.data.images import box_downscale, read_image, write_image
+from rsdiff.errors import BadInput
+from rsdiff.mosaic.whole import FolderSettings, sample_folder
+
+
+def sample(lr, eps, gsd_m):
+    """The condition enlarged, a little of its noise, and nothing of its neighbours."""
+    return jnp.repeat(jnp.repeat(lr, 4, 1), 4, 2) + 0.05 * eps
+
+
+def settings(**options):
+    return FolderSettings(**{'stages': 1, 'window_px': 32, 'steps': 5} | options)
+
+
+def run(folder, out, degradation=DegradationConfig(), split=None, **options):
+    return sample_folder(sample, degradation, read_folder(folder, split), out, settings(**options), {'checkpoint': 'abc'},
+                         show=False)
+
+
+def test_degrade_and_regenerate_keeps_what_is_known_of_an_image(image_folder, tmp_path):
+    result = run(image_folder, tmp_path / 'out', split='train', degraded=True, variants=3, seed=4)
+    made, real = read_folder(tmp_path / 'out'), {e.file_name: e for e in read_folder(image_folder)}
+    assert result['images'] == len(made) == 24 and result['images_skipped'] == 0
+    for entry in made:
+        source = real[entry.extra['source']]
+        assert (entry.label, entry.captions, entry.split, entry.gsd_m) == (source.label, source.captions, 'train', 10.0)
+        assert entry.extra['source_sha256'] == hashlib.sha256(source.path.read_bytes()).hexdigest()
+        assert entry.extra['seed'] == 4 and entry.extra['checkpoint'] == 'abc' and entry.extra['variant'] in (0, 1, 2)
+        assert read_image(entry.path).shape == (32, 32, 3)
+    assert {e.extra['source'] for e in made} == {n for n, e in real.items() if e.split == 'train'}
+    first = [read_image(e.path) for e in made if e.extra['source'] == 'a/a0.png']
+    assert not np.array_equal(first[0], first[1])
+
+
+def test_without_degrading_the_image_is_the_condition(image_folder, tmp_path):
+    run(image_folder, tmp_path / 'out', stages=2)
+    made = read_folder(tmp_path / 'out')[0]
+    image = read_image(made.path)
+    assert image.shape == (512, 512, 3) and made.gsd_m == 10 / 16
+    condition = read_image(image_folder / made.extra['source'])
+    assert np.abs(box_downscale(image, 16).astype(int) - condition).mean() < 3
+
+
+@pytest.mark.parametrize('other', [dict(batch_size=1), dict(batch_size=5)])
+def test_a_seed_gives_the_same_bytes_at_any_batch_size(image_folder, tmp_path, smooth_image, other):
+    write_image(image_folder / 'a/a0.png', smooth_image(31, 29))
+    run(image_folder, tmp_path / 'one', degraded=True, variants=2)
+    run(image_folder, tmp_path / 'two', degraded=True, variants=2, **other)
+    for entry in read_folder(tmp_path / 'one'):
+        assert entry.path.read_bytes() == (tmp_path / 'two' / entry.file_name).read_bytes()
+
+
+def test_an_image_does_not_depend_on_which_others_are_there(image_folder, tmp_path):
+    run(image_folder, tmp_path / 'all', degraded=True)
+    run(image_folder, tmp_path / 'some', degraded=True, split='test')
+    for entry in read_folder(tmp_path / 'some'):
+        assert entry.path.read_bytes() == (tmp_path / 'all' / entry.file_name).read_bytes()
+
+
+def test_odd_sizes_come_back_at_their_own_size(image_folder, tmp_path, smooth_image):
+    write_image(image_folder / 'a/a0.png', smooth_image(31, 29))
+    write_image(image_folder / 'a/a2.png', smooth_image(70, 45))
+    run(image_folder, tmp_path / 'out', CLEAN, degraded=True)
+    assert read_image(tmp_path / 'out/a/a0-0.png').shape == (31, 29, 3)
+    assert read_image(tmp_path / 'out/a/a2-0.png').shape == (70, 45, 3)
+
+
+def test_an_interrupted_folder_continues_to_the_same_bytes(image_folder, tmp_path):
+    run(image_folder, tmp_path / 'whole', degraded=True)
+    shutil.copytree(tmp_path / 'whole', tmp_path / 'parts')
+    (tmp_path / 'parts/metadata.jsonl').unlink()
+    for name in ('a/a0-0.png', 'b/b3-0.png'):
+        (tmp_path / 'parts' / name).unlink()
+    assert run(image_folder, tmp_path / 'parts', degraded=True)['images_sampled_now'] == 2
+    for path in (tmp_path / 'whole').rglob('*'):
+        if path.is_file():
+            assert path.read_bytes() == (tmp_path / 'parts' / path.relative_to(tmp_path / 'whole')).read_bytes()
+
+
+def test_unusable_images_are_skipped_and_counted(image_folder, tmp_path, smooth_image):
+    (image_folder / 'a/a0.png').write_bytes(b'no image')
+    write_image(image_folder / 'b/b1.png', smooth_image(8, 8))
+    result = run(image_folder, tmp_path / 'out', degraded=True)
+    assert result['images_skipped'] == 2 and result['images'] == 10
+
+
+@pytest.mark.parametrize('spoil, options, message', [
+    (lambda f: (f / 'metadata.jsonl').unlink(), {}, '12 images have no gsd_m'),
+    (lambda f: [p.write_bytes(b'') for p in f.rglob('*.png')], {}, 'none of 12 images'),
+    (lambda f: None, {'window_px': 256}, r'32×32 px; this generator needs 64 px'),
+    (lambda f: [shutil.copy(f / 'a/a0.png', f / 'a/a0.jpg'), (f / 'metadata.jsonl').unlink()], {'gsd_m': 1.0}, 'suffix'),
+])
+def test_what_cannot_be_sampled_is_named(image_folder, tmp_path, spoil, options, message):
+    spoil(image_folder)
+    with pytest.raises(BadInput, match=message):
+        run(image_folder, tmp_path / 'out', **options)
+
+
+def test_other_settings_in_the_same_folder_are_refused(image_folder, tmp_path):
+    run(image_folder, tmp_path / 'out', degraded=True)
+    with pytest.raises(BadInput, match='seed 0 → 1'):
+        run(image_folder, tmp_path / 'out', degraded=True, seed=1)
