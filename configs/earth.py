@@ -10,7 +10,7 @@ from configs import demo
 
 def get_config():
     config = demo.get_config()
-    config.optimizer.final_fraction = 1.0
+    config.optimizer.update(learning_rate=5e-4, final_fraction=1.0)
     config.ema.half_life_images = 10_000
     config.total_images = 1_000_000
     return config

@@ -7,13 +7,21 @@ from pathlib import Path
 from typing import Any, Callable
 
 import jax
-from absl import app, logging
+from absl import app, flags, logging
 
 from rsdiff.errors import BadInput
 
 
 def run(main: Callable[[], None]) -> None:
     """Parses flags, runs `main`, and turns `BadInput` into one line on stderr and exit code 2."""
+
+    def parse(argv):
+        try:
+            return app.parse_flags_with_usage(argv) if _asks_for_help(argv) else flags.FLAGS(argv)
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+            reason = str(error.args[0] if error.args else error).replace('\\n', ' ').replace("\\'", "'")
+            print(f'error: flags: {" ".join(reason.split())}', file=sys.stderr)
+            sys.exit(2)
 
     def guarded(argv):
         logging.set_verbosity(logging.WARNING)  # libraries that narrate every file they write
@@ -28,7 +36,11 @@ def run(main: Callable[[], None]) -> None:
             print('interrupted; run the same command again to continue', file=sys.stderr)
             sys.exit(130)
 
-    app.run(guarded)
+    app.run(guarded, flags_parser=parse)
+
+
+def _asks_for_help(argv: list[str]) -> bool:
+    return any(argument.lstrip('-').startswith('help') for argument in argv[1:])
 
 
 def enable_compilation_cache() -> None:

@@ -28,9 +28,9 @@ def test_every_config_file_is_a_config(module):
     ({'batch_size': 2.5}, r'config\.batch_size: expected int'),
     ({'generator': 3}, 'expected a group'),
     ({'generator': {'objective': {'prediction': 'noise'}}}, r'expected eps or x0 or v'),
-    ({'data': {'size_px': 60}}, 'not a multiple of the network stride'),
+    ({'data': {'size_px': 66}}, 'not a multiple of the network stride'),
     ({'batch_size': 16, 'accumulation': 3}, 'accumulation'),
-    ({'generator': {'model': {'patch': 3}}}, 'patch'),
+    ({'generator': {'model': {'patch': 8}}}, 'patch is 8'),
     ({'generator': {'model': {'head_width': 48}}}, 'head_width'),
 ])
 def test_what_is_wrong_is_named(values, message):

@@ -2,7 +2,6 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, laplace
 
-from rsdiff.data.images import bicubic
 from rsdiff.evaluation.fidelity import detail, detail_ratio, lr_consistency, psnr
 from rsdiff.evaluation.seams import seam_ratio
 
@@ -40,9 +39,9 @@ def test_blur_lowers_detail_and_noise_raises_it(smooth_image):
     assert detail_ratio(image, image) == 1 < detail_ratio(noisy, image)
 
 
-def test_seams_are_found_where_they_are_and_only_there(smooth_image):
-    image = bicubic(smooth_image(32, 32), 128, 128).astype(int)
+def test_seams_are_found_where_they_are_and_only_there():
+    image = 128 + 300 * gaussian_filter(np.random.default_rng(1).normal(size=(128, 128, 3)), (3, 3, 0))
     tint = np.kron(np.random.default_rng(0).normal(0, 20, (4, 4, 3)), np.ones((32, 32, 1)))
     tiled = np.clip(image + tint, 0, 255).astype(np.uint8)
-    assert seam_ratio(image.astype(np.uint8), 32) == pytest.approx(1, abs=0.1)
+    assert seam_ratio(image.clip(0, 255).astype(np.uint8), 32) == pytest.approx(1, abs=0.1)
     assert seam_ratio(tiled, 32) > 2 > 1.1 > seam_ratio(tiled[8:, 8:], 32)

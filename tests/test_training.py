@@ -16,7 +16,7 @@ from rsdiff.training.config import EMAConfig, OptimizerConfig, TrainConfig, from
 from rsdiff.training.loop import train
 from rsdiff.training.state import Trainer, ema_decay, make_optimizer
 
-MODEL = dict(width=16, multipliers=(1, 2), blocks=1, attention_levels=(1,), head_width=16, patch=2, rrdb_features=8,
+MODEL = dict(width=16, multipliers=(1,), blocks=1, attention_levels=(), head_width=16, patch=4, rrdb_features=8,
              rrdb_growth=4, rrdb_blocks=1)
 
 
@@ -101,7 +101,7 @@ def test_accumulation_sees_the_whole_batch(config):
         images = data['image'].copy()
         if blank is not None:
             images[blank] = 0
-        seen.append(losses_and_params(config, 1, 1, lambda n: data | {'image': images}, steps=1)[0][0])
+        seen.append(losses_and_params(config, 1, 1, lambda n: data | {'image': images}, steps=3)[0][-1])
     assert len(set(seen)) == 3
 
 

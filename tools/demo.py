@@ -1,6 +1,7 @@
 """The two ends of `tools/demo.sh`: cutting its inputs out of Blue Marble, and putting its results together."""
 
 import json
+import math
 from pathlib import Path
 
 import numpy as np
@@ -49,24 +50,27 @@ def report(out: Path) -> dict:
     generated = read_image(out / 'mosaic' / 'stage_2.png')
     enlarged = bicubic(condition, *truth.shape[:2])
     write_image(out / 'compare.png', beside({'bicubic': enlarged, 'generated': generated, 'real': truth}))
-    summaries = {name: out / path for name, path in (
-        ('training', 'generator/train.json'), ('mosaic', 'mosaic/sample.json'), ('synthetic', 'synthetic/sample.json'),
-        ('downstream', 'downstream/summary.json'))}
+    summaries = {'mosaic': out / 'mosaic/sample.json', 'synthetic': out / 'synthetic/sample.json',
+                 'downstream': out / 'downstream/summary.json'}
+    if (trained := out / 'generator/train.json').exists():
+        summaries = {'training': trained} | summaries
     for path in summaries.values():
         if not path.exists():
             raise BadInput(f'{path} is missing; run tools/demo.sh again to finish it')
     stride = json.loads((out / 'mosaic' / 'settings.json').read_text())['window_px'] // 2
-    fidelity = {name: {'psnr_db': round(psnr(image, truth), 2),
-                       'lr_consistency_db': round(min(lr_consistency(image, condition), 99.0), 2),
+    # equal images have an infinite PSNR, which JSON does not know
+    decibels = lambda value: round(value, 2) if math.isfinite(value) else None
+    fidelity = {name: {'psnr_db': decibels(psnr(image, truth)),
+                       'lr_consistency_db': decibels(lr_consistency(image, condition)),
                        'detail_ratio': round(detail_ratio(image, truth), 3),
                        'seam_ratio': round(seam_ratio(image, stride), 3)}
                 for name, image in (('bicubic', enlarged), ('generated', generated), ('real', truth))}
-    print(f'\n{"":10} {"PSNR":>8} {"LR-consistency":>15} {"detail":>8} {"seams":>7}')
+    print(f'\n{"":10} {"PSNR dB":>8} {"LR-consistency dB":>18} {"detail":>7} {"seams":>6}')
     for name, row in fidelity.items():
-        print(f'{name:10} {row["psnr_db"]:5.1f} dB {row["lr_consistency_db"]:12.1f} dB {row["detail_ratio"]:8.2f} '
-              f'{row["seam_ratio"]:7.2f}')
+        psnr_db, consistency_db = ('∞' if row[key] is None else row[key] for key in ('psnr_db', 'lr_consistency_db'))
+        print(f'{name:10} {psnr_db:>8} {consistency_db:>18} {row["detail_ratio"]:7.2f} {row["seam_ratio"]:6.2f}')
     print('\n' + (out / 'downstream' / 'table.md').read_text())
-    for what, path in (('picture', 'compare.png'), ('training samples', 'generator/samples'), ('mosaic', 'mosaic'),
+    for what, path in (('picture', 'compare.png'), ('mosaic', 'mosaic'),
                        ('synthetic images', 'synthetic'), ('chart', 'downstream/accuracy.png'),
                        ('every figure', 'summary.json')):
         print(f'{what:17} {out / path}')

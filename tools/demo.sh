@@ -2,10 +2,11 @@
 # The whole way once, on NASA Blue Marble: train a generator, cascade it over a part of the Earth that it has not seen,
 # make labelled images, and ask whether they help a classifier. Run it again to continue an interrupted one.
 #
-#   bash tools/demo.sh [OUT]        (default runs/demo)
+#   bash tools/demo.sh [OUT [CHECKPOINT]]        (default runs/demo; with a CHECKPOINT, such as weights/earth, no training)
 set -euo pipefail
-out="${1:-runs/demo}"
-[[ "$out" = /* ]] || out="$PWD/$out"
+absolute() { [[ "$1" = /* ]] && echo "$1" || echo "$PWD/$1"; }
+out="$(absolute "${1:-runs/demo}")"
+generator="$(absolute "${2:-$out/generator}")"
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" demo
 cd "$root"
 started=$(date +%s)
@@ -14,15 +15,17 @@ say() { printf '\n== %s\n' "$1"; }
 say "1/6 cutting the held-out region and the scene task out of Blue Marble"
 python tools/demo.py --step prepare --out "$out"
 
-say "2/6 training the generator"
-python train.py --config configs/demo.py --workdir "$out/generator"
+if [ $# -lt 2 ]; then
+    say "2/6 training the generator"
+    python train.py --config configs/demo.py --workdir "$generator"
+fi
 
 say "3/6 118 km a pixel to 7.4 km: two stages of sliding windows"
-python sample.py --checkpoint "$out/generator" --condition "$out/condition.png" --gsd_m "$(cat "$out/condition_gsd_m")" \
+python sample.py --checkpoint "$generator" --condition "$out/condition.png" --gsd_m "$(cat "$out/condition_gsd_m")" \
     --stages 2 --tiles --noise anchored --out "$out/mosaic"
 
 say "4/6 labelled synthetic images: each training chip degraded and regenerated five times"
-python sample.py --checkpoint "$out/generator" --condition "$out/regions" --split train --degrade --variants 5 \
+python sample.py --checkpoint "$generator" --condition "$out/regions" --split train --degrade --variants 5 \
     --out "$out/synthetic"
 
 say "5/6 does it help? real, synthetic, and both, five seeds each"

@@ -59,12 +59,15 @@ def load() -> np.ndarray:
 class BlueMarble:
     """Chips from everywhere but the held-out and test boxes, at 1, 2 or 4 times the native pixel.
 
+    Every square kilometre up to 72° is as likely as any other, so rows are drawn with the cosine of their latitude.
     `example` is a pure function of its random generator, so the chips of batch n are those of (seed, n) on any host.
     """
 
     FACTORS, FACTOR_SHARES = (1, 2, 4), (0.55, 0.2, 0.25)
     # Open ocean and ice cap: a chip with less grey-level spread than this is mostly drawn again.
     FLAT_STD, FLAT_KEPT = 6.0, 0.1
+    # Near the poles a pixel is many times narrower than high, and everything is drawn out into streaks.
+    NORTHERNMOST = 72.0
 
     def __init__(self):
         native = load()
@@ -83,6 +86,9 @@ class BlueMarble:
             y, x = (int(rng.integers(n - size_px + 1)) for n in level.shape[:2])
             box = Box(y, x, y + size_px, x + size_px)
             native = Box(*(factor * edge for edge in box))
+            latitude = abs(90 - (native.y0 + native.y1) / 2 / PIXELS_PER_DEGREE)
+            if latitude > self.NORTHERNMOST or rng.random() > np.cos(np.radians(latitude)):
+                continue
             if any(native.overlaps(other) for other in self.excluded):
                 continue
             chip = box.crop(level)

@@ -78,9 +78,9 @@ class TrainConfig:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass tree as nested dicts with JSON values."""
-    return {field.name: to_dict(value) if dataclasses.is_dataclass(value := getattr(config, field.name)) else
-            list(value) if isinstance(value, tuple) else value for field in dataclasses.fields(config)}
+    """A dataclass tree as nested dicts of plain values."""
+    return {field.name: to_dict(value) if dataclasses.is_dataclass(value := getattr(config, field.name)) else value
+            for field in dataclasses.fields(config)}
 
 
 def from_dict(cls: type, values: dict[str, Any], where: str = 'config') -> Any:
@@ -114,8 +114,9 @@ def to_config_dict(config: TrainConfig) -> ml_collections.ConfigDict:
 def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = '') -> list[str]:
     """Dotted names of the settings in which two nested dicts differ, with both values."""
     rows = []
+    plain = lambda value: list(value) if isinstance(value, tuple) else value  # as JSON gives it back
     for key in sorted({*old, *new}):
-        a, b, name = old.get(key), new.get(key), prefix + key
+        a, b, name = plain(old.get(key)), plain(new.get(key)), prefix + key
         if isinstance(a, dict) and isinstance(b, dict):
             rows += differing_keys(a, b, name + '.')
         elif a != b:

@@ -27,7 +27,7 @@ def train(config: TrainConfig, workdir: Path | str, allow_config_change: bool = 
     SIGTERM ends the run after the current step, with a checkpoint; the same call then continues it.
 
     Returns:
-      A summary with images_seen, the last loss, parameters, images skipped, and whether the run is finished.
+      A summary with images_seen, the last row of metrics, parameters, images skipped, and whether the run is finished.
     Raises:
       BadInput: unusable data or settings, or a `workdir` of another run.
       FloatingPointError: the loss is no longer finite; the last checkpoint is kept.
@@ -56,19 +56,21 @@ def train(config: TrainConfig, workdir: Path | str, allow_config_change: bool = 
     stream = batches(source, config.data, config.seed, config.batch_size, first, jax.process_index(),
                      jax.process_count())
     grid = SampleGrid(trainer, source, workdir)
-    row, pending = {}, None
+    row, losses, pending = {}, [], None
 
     def settle(step: int, values: dict[str, jax.Array]) -> None:
         """Fetches the metrics of a step; called one step late, so that the device always has work."""
         nonlocal row
-        row = {name: float(value) for name, value in values.items()}
-        if not math.isfinite(row['loss']):
-            raise FloatingPointError(f'the loss is {row["loss"]} at step {step}; the last checkpoint is kept')
-        if isinstance(source, FolderSource):
-            row['images_skipped'] = len(source.skipped)
-        metrics.advance(config.batch_size, row['loss'])
+        losses.append(float(values['loss']))
+        if not math.isfinite(losses[-1]):
+            raise FloatingPointError(f'the loss is {losses[-1]} at step {step}; the last checkpoint is kept')
+        metrics.advance(config.batch_size, losses[-1])
         if step % every(config.log_images) == 0 or step == last:
+            row = {'loss': float(np.mean(losses)), 'grad_norm': float(values['grad_norm'])}
+            if isinstance(source, FolderSource):
+                row['images_skipped'] = len(source.skipped)
             metrics.write(step * config.batch_size, row)
+            losses.clear()
 
     try:
         for step in range(first + 1, last + 1):

@@ -17,7 +17,7 @@ from rsdiff.data.images import read_image, write_image
 
 ROOT = Path(__file__).parents[2]
 SMALL = [f'--config.generator.model.{key}={value}' for key, value in {
-    'width': 16, 'multipliers': '(1,2)', 'attention_levels': '(1,)', 'head_width': 16, 'rrdb_features': 8,
+    'width': 16, 'multipliers': '(1, 2)', 'attention_levels': '(1,)', 'head_width': 16, 'rrdb_features': 8,
     'rrdb_growth': 4}.items()] + ['--config.data.size_px=32', '--config.batch_size=4']
 
 
