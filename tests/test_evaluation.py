@@ -43,5 +43,5 @@ def test_seams_are_found_where_they_are_and_only_there():
     image = 128 + 300 * gaussian_filter(np.random.default_rng(1).normal(size=(128, 128, 3)), (3, 3, 0))
     tint = np.kron(np.random.default_rng(0).normal(0, 20, (4, 4, 3)), np.ones((32, 32, 1)))
     tiled = np.clip(image + tint, 0, 255).astype(np.uint8)
-    assert seam_ratio(image.clip(0, 255).astype(np.uint8), 32) == pytest.approx(1, abs=0.1)
-    assert seam_ratio(tiled, 32) > 2 > 1.1 > seam_ratio(tiled[8:, 8:], 32)
+    assert seam_ratio(image.clip(0, 255).astype(np.uint8), 32) == pytest.approx(1, abs=0.2)
+    assert seam_ratio(tiled, 32) > 2 > 1.2 > seam_ratio(tiled[8:, 8:], 32)

@@ -106,7 +106,7 @@ def test_sigterm_saves_and_the_same_command_continues(trained, tmp_path):
     (['--config.data.source=/nowhere'], '/nowhere: no such folder'),
     (['--config.optimizer.learning_rate=fast'], 'learning_rate'),
     (['stray'], "unexpected argument 'stray'"),
-    (['--config.generator.model.patch=2', '--config.data.size_px=36'], 'size_px 36'),
+    (['--config.data.size_px=36'], 'size_px 36'),
 ])
 def test_train_says_what_is_wrong(trained, tmp_path, arguments, message):
     assert message in run(*train_command(trained[0], tmp_path / 'run', *arguments), ok=False)
