@@ -13,7 +13,8 @@ from rsdiff.errors import BadInput
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses flags, runs `main`, and turns `BadInput` into one line on stderr and exit code 2."""
+    """Parses flags, runs `main`, and turns what a person can mend into one line on stderr and an exit code: 2 for
+    `BadInput` and bad flags, 1 for a computation that is no longer finite, 130 for Ctrl-C."""
 
     def parse(argv):
         try:
@@ -32,6 +33,9 @@ def run(main: Callable[[], None]) -> None:
         except BadInput as error:
             print(f'error: {error}', file=sys.stderr)
             sys.exit(2)
+        except FloatingPointError as error:
+            print(f'error: {error}', file=sys.stderr)
+            sys.exit(1)
         except KeyboardInterrupt:
             print('interrupted; run the same command again to continue', file=sys.stderr)
             sys.exit(130)
@@ -58,6 +62,35 @@ def write_text_atomically(path: Path, text: str) -> None:
     partial = path.with_name(f'.{path.name}.partial')
     partial.write_text(text)
     os.replace(partial, path)
+
+
+SETTINGS = 'settings.json'
+
+
+def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
+    """Writes the settings that the contents of `folder` depend on, or checks them against those that are there.
+
+    Raises:
+      BadInput: the folder holds output of other settings (each is named), or files of someone else.
+    """
+    folder = Path(folder)
+    path = folder / SETTINGS
+    if path.exists():
+        try:
+            old = json.loads(path.read_text())
+        except json.JSONDecodeError as error:
+            raise BadInput(f'{path}: not JSON ({error.msg}); use another --out') from None
+        new = json.loads(json.dumps(settings))
+        changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+        values = [f'{key} {old.get(key)!r} → {new.get(key)!r}' for key in changed]
+        # a digest says nothing to a person
+        named = [key if len(value) > 80 else value for key, value in zip(changed, values)]
+        if changed:
+            raise BadInput(f'{folder} holds output of other settings ({"; ".join(named)}); use another --out or remove it')
+    elif folder.exists() and any(folder.iterdir()):
+        raise BadInput(f'{folder} exists and is not output of this program; use another --out')
+    else:
+        write_text_atomically(path, json.dumps(settings, indent=2) + '\n')
 
 
 def finish(result: dict[str, Any], path: Path) -> None:

@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rsdiff.console import claim_folder
 from rsdiff.data.boxes import Box
 from rsdiff.data.images import read_image, to_float, to_uint8
 from rsdiff.diffusion import noise
@@ -14,7 +15,7 @@ from rsdiff.diffusion.solvers import sample
 from rsdiff.errors import BadInput
 from rsdiff.mosaic.cascade import MosaicSettings, sample_mosaic
 from rsdiff.mosaic.sampler import sample_canvas, window_noise
-from rsdiff.mosaic.store import Canvas, claim_output
+from rsdiff.mosaic.store import Canvas
 from rsdiff.mosaic.windows import WindowGrid
 from rsdiff.training.mesh import batch_sharding, make_mesh
 
@@ -138,7 +139,7 @@ def test_running_again_samples_nothing_and_other_settings_are_refused(tmp_path, 
 def test_someone_elses_folder_is_not_touched(tmp_path):
     (tmp_path / 'thesis.tex').write_text('years of work')
     with pytest.raises(BadInput, match='is not output of this program'):
-        claim_output(tmp_path, {})
+        claim_folder(tmp_path, {})
     assert [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
 
 

@@ -1,6 +1,8 @@
 # Sourced by the other scripts: makes .venv once, installs rsdiff with the extras in $1, and puts it on PATH.
-# PYTHON names the interpreter (3.11 or newer); RSDIFF_VENV another place for the environment.
+# PYTHON names the interpreter (3.11 or newer); RSDIFF_VENV another place for the environment. RSDIFF_NO_VENV=1 uses the
+# python on PATH as it is, for those who have installed rsdiff themselves.
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
+if [ "${RSDIFF_NO_VENV:-}" = 1 ]; then return; fi
 venv="${RSDIFF_VENV:-$root/.venv}"
 stamp="$venv/.installed-$(cat "$root/setup.cfg" "$root/constraints.txt" | cksum | cut -d' ' -f1)-$1"
 if [ ! -e "$stamp" ]; then

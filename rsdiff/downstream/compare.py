@@ -14,10 +14,9 @@ import time
 from pathlib import Path
 from typing import Any
 
-from absl import logging
 from tqdm import tqdm
 
-from rsdiff.console import write_text_atomically
+from rsdiff.console import claim_folder, write_text_atomically
 from rsdiff.downstream import scores
 from rsdiff.downstream.encoder import Encoder
 from rsdiff.downstream.finetune import Recipe, Trainer
@@ -53,7 +52,7 @@ def compare(task: Task, encoder: Encoder, recipe: Recipe, seeds: int, real_per_c
     for arm, seed in wanted:
         if arm != UNTRAINED:
             training_images(task, arm, real_per_class, seed)  # raises now what would otherwise stop cell 14 of 15
-    _claim(out, settings)
+    claim_folder(out, settings)
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
 
     trainer = Trainer(encoder, task.classes, recipe)
@@ -85,21 +84,6 @@ def _run_cell(task: Task, encoder: Encoder, trainer: Trainer, classifier: ZeroSh
             'accuracy': scores.accuracy(confusion), 'macro_f1': scores.macro_f1(confusion),
             'confusion': confusion.tolist(), 'final_loss': losses[-1] if losses else None,
             'seconds': round(time.monotonic() - started, 2)}
-
-
-def _claim(out: Path, settings: dict[str, Any]) -> None:
-    """Writes the settings into an empty `out`, or checks that they are those already there."""
-    path = out / 'settings.json'
-    if not path.exists():
-        write_text_atomically(path, json.dumps(settings, indent=2) + '\n')
-        return
-    before = _read_json(path)
-    changed = [key for key in settings if key not in before or before[key] != settings[key]]
-    if changed:
-        values = [key if len(str(settings[key])) > 32 or key not in before else
-                  f'{key} (was {before[key]!r}, now {settings[key]!r})' for key in changed]
-        raise BadInput(f'{out} holds a comparison with other settings: {", ".join(values)}; choose another folder')
-    logging.info('%s: continuing', out)
 
 
 def _read_cell(path: Path, digest: str) -> dict[str, Any] | None:

@@ -8,10 +8,11 @@ from typing import Any, Callable
 import jax
 import numpy as np
 
+from rsdiff.console import claim_folder
 from rsdiff.data.images import write_image
 from rsdiff.diffusion.noise import name_key
 from rsdiff.mosaic.sampler import Noise, SampleWindows, sample_canvas
-from rsdiff.mosaic.store import Canvas, claim_output
+from rsdiff.mosaic.store import Canvas
 from rsdiff.mosaic.windows import WindowGrid
 
 # A PNG beyond this many pixels helps nobody; the Zarr array is there.
@@ -49,7 +50,7 @@ def sample_mosaic(sampler_at: Callable[[float], SampleWindows], condition: np.nd
     grids = [WindowGrid(height * 4**n, width * 4**n, settings.window_px) for n in range(1, settings.stages + 1)]
     # batch_size does not enter: a window does not depend on its neighbours in the batch
     fixed = {key: value for key, value in dataclasses.asdict(settings).items() if key != 'batch_size'}
-    claim_output(out, fixed | {'mode': 'tiles', 'condition_px': [height, width]} | provenance)
+    claim_folder(out, fixed | {'mode': 'tiles', 'condition_px': [height, width]} | provenance)
 
     start, sampled, source = time.monotonic(), 0, condition
     for stage, grid in enumerate(grids, 1):

@@ -14,12 +14,12 @@ import jax.numpy as jnp
 import numpy as np
 from tqdm import tqdm
 
+from rsdiff.console import claim_folder
 from rsdiff.data.degradation import DegradationConfig, degrade
 from rsdiff.data.folder import Entry, write_manifest
 from rsdiff.data.images import read_image, to_float, to_uint8, write_image
 from rsdiff.diffusion import noise
 from rsdiff.errors import BadInput
-from rsdiff.mosaic.store import claim_output
 
 # (condition (b, h, w, 3), noise (b, 4h, 4w, 3), gsd_m of the output (b,)) → sample (b, 4h, 4w, 3), in [-1, 1]
 SampleImages = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
@@ -48,6 +48,7 @@ class _Job:
     variant: int
     out_name: str
     padded: tuple[int, int]  # height and width that the input is mirrored up to
+    source_sha256: str  # of the file's bytes
 
     def key(self, seed: int):
         """Names this image's noise by what it is, not by when it is made."""
@@ -64,13 +65,13 @@ def sample_folder(sample: SampleImages, degradation: DegradationConfig, entries:
     Raises:
       BadInput: no image can be used, no gsd_m is known, or `out` holds something else.
     """
-    fixed = {key: value for key, value in dataclasses.asdict(settings).items() if key != 'batch_size'}
-    sources = hashlib.sha256('\n'.join(entry.file_name for entry in entries).encode()).hexdigest()[:16]
-    claim_output(out, fixed | {'mode': 'folder', 'images': len(entries), 'file_names_sha256': sources} | provenance)
-    _require_gsd(entries, settings)
-
     start = time.monotonic()
+    _require_gsd(entries, settings)
     jobs = _plan(entries, settings)
+    fixed = {key: value for key, value in dataclasses.asdict(settings).items() if key != 'batch_size'}
+    sources = hashlib.sha256(repr([(job.out_name, job.source_sha256) for job in jobs]).encode()).hexdigest()
+    claim_folder(out, fixed | {'mode': 'folder', 'sources_sha256': sources} | provenance)
+
     missing = [job for job in jobs if not (out / job.out_name).exists()]
     # images of one padded size go through the network together, and no image sees another's size
     missing.sort(key=lambda job: job.padded)
@@ -102,7 +103,8 @@ def _plan(entries: list[Entry], settings: FolderSettings) -> list[_Job]:
             logging.warning('skipped: %s', reason)
             continue
         stem = PurePosixPath(entry.file_name).with_suffix('')
-        jobs += [_Job(entry, variant, f'{stem}-{variant}.png', padded) for variant in range(settings.variants)]
+        sha256 = hashlib.sha256(entry.path.read_bytes()).hexdigest()
+        jobs += [_Job(entry, variant, f'{stem}-{variant}.png', padded, sha256) for variant in range(settings.variants)]
     if not jobs:
         raise BadInput(f'none of {len(entries)} images can be used: {reason}')
     if len({job.out_name for job in jobs}) < len(jobs):
@@ -166,9 +168,8 @@ def _require_gsd(entries: list[Entry], settings: FolderSettings) -> None:
 def _manifest_row(job: _Job, out: Path, settings: FolderSettings, provenance: dict[str, Any]) -> Entry:
     source = job.entry
     gsd_m = source.gsd_m or settings.gsd_m
-    extra = {'source': source.file_name, 'source_sha256': hashlib.sha256(source.path.read_bytes()).hexdigest(),
-             'seed': settings.seed, 'variant': job.variant, 'degraded': settings.degraded, 'steps': settings.steps,
-             **provenance}
+    extra = {'source': source.file_name, 'source_sha256': job.source_sha256, 'seed': settings.seed,
+             'variant': job.variant, 'degraded': settings.degraded, 'steps': settings.steps, **provenance}
     return Entry(out / job.out_name, job.out_name, source.split, source.label, source.captions,
                  gsd_m if settings.degraded else gsd_m / 4**settings.stages, extra)
 

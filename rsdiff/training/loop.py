@@ -24,13 +24,14 @@ GRID_EXAMPLES = 6
 def train(config: TrainConfig, workdir: Path | str, allow_config_change: bool = False, show: bool = True) -> dict[str, Any]:
     """Trains until `config.total_images`, continuing the newest checkpoint of `workdir` if there is one.
 
-    SIGTERM ends the run after the current step, with a checkpoint; the same call then continues it.
+    SIGTERM or Ctrl-C end the run after the current step, with a checkpoint; the same call then continues it.
 
     Returns:
       A summary with images_seen, the last row of metrics, parameters, images skipped, and whether the run is finished.
     Raises:
       BadInput: unusable data or settings, or a `workdir` of another run.
       FloatingPointError: the loss is no longer finite; the last checkpoint is kept.
+      KeyboardInterrupt: after Ctrl-C, with the checkpoint saved.
     """
     workdir = Path(workdir)
     mesh = meshes.make_mesh(config.mesh.fsdp)
@@ -51,7 +52,6 @@ def train(config: TrainConfig, workdir: Path | str, allow_config_change: bool = 
     last = math.ceil(config.total_images / config.batch_size)
     every = lambda images: max(1, math.ceil(images / config.batch_size))
 
-    stop_asked = _StopOnSigterm()
     metrics = Metrics(workdir, last * config.batch_size, first * config.batch_size, show)
     stream = batches(source, config.data, config.seed, config.batch_size, first, jax.process_index(),
                      jax.process_count())
@@ -73,23 +73,26 @@ def train(config: TrainConfig, workdir: Path | str, allow_config_change: bool = 
             losses.clear()
 
     try:
-        for step in range(first + 1, last + 1):
-            state, values = trainer.step(state, meshes.put_batch(mesh, next(stream)))
+        with StopSignals() as stop:
+            for step in range(first + 1, last + 1):
+                state, values = trainer.step(state, meshes.put_batch(mesh, next(stream)))
+                if pending:
+                    settle(*pending)
+                pending = (step, values)
+                if step % every(config.checkpoint_images) == 0:
+                    checkpoints.save(state)
+                if step % every(config.sample_images) == 0 or step == last:
+                    grid.write(state, step * config.batch_size)
+                if stop.asked():
+                    break
             if pending:
                 settle(*pending)
-            pending = (step, values)
-            if step % every(config.checkpoint_images) == 0:
-                checkpoints.save(state)
-            if step % every(config.sample_images) == 0 or step == last:
-                grid.write(state, step * config.batch_size)
-            if stop_asked():
-                break
-        if pending:
-            settle(*pending)
-        checkpoints.save(state)
+            checkpoints.save(state)
     finally:
         checkpoints.close()
         metrics.close()
+    if stop.received == signal.SIGINT:
+        raise KeyboardInterrupt
     step = int(state['step'])
     return {'images_seen': step * config.batch_size, 'finished': step >= last, **row,
             'parameters': sum(x.size for x in jax.tree.leaves(state['params']))}
@@ -115,15 +118,24 @@ class SampleGrid:
                               np.asarray(samples), np.asarray(self.truth))
 
 
-class _StopOnSigterm:
-    """Turns SIGTERM into a question that the loop asks after each step."""
+class StopSignals:
+    """Within it, SIGTERM and the first Ctrl-C are questions that the loop asks after each step, `asked()`."""
 
     def __init__(self):
-        self.asked = False
-        signal.signal(signal.SIGTERM, self._ask)
+        self.received: int | None = None
 
-    def _ask(self, *_):
-        self.asked = True
+    def asked(self) -> bool:
+        """Whether to stop after this step."""
+        return self.received is not None
 
-    def __call__(self) -> bool:
-        return self.asked
+    def __enter__(self) -> 'StopSignals':
+        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        return self
+
+    def __exit__(self, *_) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number, _) -> None:
+        self.received = number
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait

@@ -1,6 +1,7 @@
 """What a run tells: one JSON line per row in `metrics.jsonl`, a progress bar, and grids of samples as PNG."""
 
 import json
+import math
 import time
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
+from rsdiff.console import write_text_atomically
 from rsdiff.data.images import bicubic, to_uint8, write_image
 
 
@@ -15,7 +17,12 @@ class Metrics:
     """Rows on disk and a bar on the console, counted in images."""
 
     def __init__(self, workdir: Path, total_images: int, images_seen: int, show: bool):
-        self.file = (Path(workdir) / 'metrics.jsonl').open('a')
+        path = Path(workdir) / 'metrics.jsonl'
+        lines = path.read_text().splitlines() if path.exists() else []
+        # what an interrupted run had told beyond its last checkpoint is told again
+        kept = [line for line in lines if _images_seen(line) <= images_seen]
+        write_text_atomically(path, ''.join(line + '\n' for line in kept))
+        self.file = path.open('a')
         self.bar = tqdm(total=total_images, initial=images_seen, unit='image', desc='training', disable=not show,
                         smoothing=0.05, dynamic_ncols=True)
         self.last = (images_seen, time.monotonic())
@@ -38,6 +45,14 @@ class Metrics:
         """Ends the bar and the file."""
         self.bar.close()
         self.file.close()
+
+
+def _images_seen(line: str) -> float:
+    """Where a row stands; a line that was cut off stands beyond everything."""
+    try:
+        return json.loads(line)['images_seen']
+    except (json.JSONDecodeError, KeyError):
+        return math.inf
 
 
 def write_sample_grid(path: Path, lr: np.ndarray, samples: np.ndarray, truth: np.ndarray) -> None:

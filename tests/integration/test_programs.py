@@ -82,6 +82,22 @@ def test_sample_and_downstream_follow_from_it(trained, tmp_path):
         assert (tmp_path / 'downstream' / name).stat().st_size > 0
 
 
+def test_the_downstream_script_makes_its_own_synthetic_images(trained, tmp_path):
+    images, workdir, _ = trained
+    env = {**os.environ, 'XLA_FLAGS': '', 'RSDIFF_NO_VENV': '1', 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
+    script = ['bash', ROOT / 'tools' / 'downstream.sh']
+    done = subprocess.run([*script, '--real', images, '--checkpoint', workdir, '--out', 'out', '--variants', '1', '--steps',
+                           '2', '--', '--seeds', '1', '--steps', '2', '--image_size_px', '16', '--batch', '4'],
+                          cwd=tmp_path, env=env, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr[-2000:]
+    result = json.loads(done.stdout.splitlines()[-1])
+    assert [row['arm'] for row in result['rows']] == ['untrained', 'real', 'synthetic', 'real+synthetic']
+    assert len(read_folder(tmp_path / 'out' / 'synthetic')) == 10
+    for wrong in ([], ['--real', images], ['--real', images, '--out', 'x', '--checkpoint', 'a', '--synthetic', 'b'], ['-x']):
+        done = subprocess.run([*script, *wrong], cwd=tmp_path, env=env, capture_output=True, text=True)
+        assert done.returncode == 2 and 'error: ' in done.stderr
+
+
 def test_sigterm_saves_and_the_same_command_continues(trained, tmp_path):
     images, _, _ = trained
     command = train_command(images, tmp_path / 'run', '--config.total_images=100000')
