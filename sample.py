@@ -11,6 +11,7 @@ Run the same command again to continue. The last line is one JSON object, also w
 """
 
 import hashlib
+import json
 from pathlib import Path
 
 import jax
@@ -103,7 +104,10 @@ def main() -> None:
         settings = FolderSettings(FLAGS.stages, window_px, FLAGS.steps, FLAGS.gsd_m, FLAGS.variants, FLAGS.degrade,
                                   FLAGS.seed, batch_size)
         result = sample_folder(sample, trained.config.degradation, entries(), out, settings, provenance)
-    console.finish(result | provenance, out / 'sample.json')
+    summary = out / 'sample.json'
+    if not result['sampled_now'] and summary.exists():  # the figures of the call that made them
+        result = json.loads(summary.read_text())
+    console.finish(result | provenance, summary)
 
 
 if __name__ == '__main__':

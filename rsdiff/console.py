@@ -14,12 +14,13 @@ from rsdiff.errors import BadInput
 
 def run(main: Callable[[], None]) -> None:
     """Parses flags, runs `main`, and turns what a person can mend into one line on stderr and an exit code: 2 for
-    `BadInput` and bad flags, 1 for a computation that is no longer finite, 130 for Ctrl-C."""
+    `BadInput`, bad flags and files that can't be read or written, 1 for a computation that is no longer finite, 130 for Ctrl-C."""
 
     def parse(argv):
         try:
             return app.parse_flags_with_usage(argv) if _asks_for_help(argv) else flags.FLAGS(argv)
-        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError) as error:
+        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError,
+                ImportError, SyntaxError) as error:
             reason = str(error.args[0] if error.args else error).replace('\\n', ' ').replace("\\'", "'")
             print(f'error: flags: {" ".join(reason.split())}', file=sys.stderr)
             sys.exit(2)
@@ -31,6 +32,9 @@ def run(main: Callable[[], None]) -> None:
                 raise BadInput(f'unexpected argument {argv[1]!r}; flags begin with --')
             main()
         except BadInput as error:
+            print(f'error: {error}', file=sys.stderr)
+            sys.exit(2)
+        except OSError as error:
             print(f'error: {error}', file=sys.stderr)
             sys.exit(2)
         except FloatingPointError as error:
@@ -60,7 +64,7 @@ def write_text_atomically(path: Path, text: str) -> None:
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name}.partial')
-    partial.write_text(text)
+    partial.write_text(text, encoding='utf-8')
     os.replace(partial, path)
 
 
@@ -75,6 +79,8 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     """
     folder = Path(folder)
     path = folder / SETTINGS
+    if folder.exists() and not folder.is_dir():
+        raise BadInput(f'{folder} is a file; --out needs a folder')
     if path.exists():
         try:
             old = json.loads(path.read_text())

@@ -32,6 +32,18 @@ def test_every_config_file_is_a_config(module):
     ({'batch_size': 16, 'accumulation': 3}, 'accumulation'),
     ({'generator': {'model': {'patch': 8}}}, 'patch is 8'),
     ({'generator': {'model': {'head_width': 48}}}, 'head_width'),
+    ({'generator': {'model': {'patch': 0}}}, 'patch is 0'),
+    ({'generator': {'model': {'attention_levels': (7,)}}}, 'attention_levels'),
+    ({'generator': {'model': {'multipliers': ()}}}, 'multipliers is empty'),
+    ({'generator': {'model': {'dtype': 'float12'}}}, 'expected float32 or bfloat16'),
+    ({'generator': {'model': {'upscale': 2}}}, 'upscale is 2'),
+    ({'generator': {'schedule': {'beta_start': 0.5}}}, 'beta_start'),
+    ({'data': {'size_px': 40}}, 'not a multiple of 16'),
+    ({'data': {'reductions': (0,)}}, 'reductions'),
+    ({'batch_size': 0}, 'batch_size is 0'),
+    ({'accumulation': 0}, 'accumulation is 0'),
+    ({'seed': -1}, 'seed is -1'),
+    ({'sample_steps': 2000}, 'sample_steps 2000'),
 ])
 def test_what_is_wrong_is_named(values, message):
     with pytest.raises(BadInput, match=message):

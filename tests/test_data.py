@@ -29,6 +29,18 @@ def test_box_downscale_is_pillows_reduce(smooth_image):
     assert bicubic(image, 10, 20).shape == (10, 20, 3)
 
 
+@pytest.mark.parametrize('dtype', [np.uint16, np.float32])
+def test_more_than_eight_bits_are_not_squashed_in_silence(tmp_path, dtype):
+    Image.fromarray(np.full((4, 4), 3000, dtype)).save(tmp_path / 'deep.tif')
+    with pytest.raises(BadInput, match='more than 8 bits'):
+        read_image(tmp_path / 'deep.tif')
+
+
+def test_a_caption_may_hold_any_character(image_folder):
+    (image_folder / 'metadata.jsonl').write_text('{"file_name": "a/a0.png", "captions": ["one\u2028two"]}\n')
+    assert read_folder(image_folder)[0].captions == ('one\u2028two',)
+
+
 @pytest.mark.parametrize('mode', ['L', 'P', 'RGBA', 'RGB'])
 def test_every_kind_of_image_is_read_as_rgb(tmp_path, mode):
     Image.new('RGB', (5, 4), (10, 20, 30)).convert(mode).save(tmp_path / 'a.png')
@@ -69,6 +81,10 @@ def test_a_folder_without_a_manifest_is_its_images(image_folder):
     ('{"file_name": "a/a0.png", "gsd_m": NaN}', 'gsd_m is nan'),
     ('{"file": "a/a0.png"}', 'file_name'),
     ('[1, 2]', 'file_name'),
+    ('{"file_name": "a/a0.png", "captions": 3}', 'captions is 3'),
+    ('{"file_name": "a/a0.png", "split": ["train"]}', 'split is'),
+    ('{"file_name": "a\\u0000b.png"}', 'is no file name'),
+    ('{"file_name": "' + 300 * 'x' + '"}', 'is no file name'),
     ('{', 'not JSON'),
 ])
 def test_bad_manifest_lines_are_named(image_folder, line, message):
@@ -109,7 +125,7 @@ def equal(a, b):
 
 
 def test_batch_n_is_a_function_of_seed_and_n(image_folder):
-    config = DataConfig(source=str(image_folder), size_px=16, max_reduction=2)
+    config = DataConfig(source=str(image_folder), size_px=16, reductions=(1, 2))
     source = make_source(config)
     whole = take(batches(source, config, 5, 4), 9)
     assert equal(whole[6:], take(batches(source, config, 5, 4, start=6), 3))
@@ -133,7 +149,7 @@ def test_an_epoch_shows_every_image_once(image_folder):
 
 
 def test_reduced_crops_know_their_resolution(image_folder):
-    config = DataConfig(source=str(image_folder), size_px=16, max_reduction=2)
+    config = DataConfig(source=str(image_folder), size_px=16, reductions=(1, 2))
     seen = np.concatenate([b['gsd_m'] for b in take(batches(make_source(config), config, 0, 4), 10)])
     assert set(seen) == {10.0, 20.0}
 
@@ -152,7 +168,7 @@ def test_corrupt_images_are_skipped_counted_and_named(image_folder, caplog):
 
 
 def test_a_folder_where_nothing_can_be_read_says_so(image_folder):
-    source = FolderSource(str(image_folder), None, None, 1)
+    source = FolderSource(str(image_folder), None, None, (1,))
     with pytest.raises(BadInput, match='none of 12 images'):
         source.example(0, np.random.default_rng(0), 64)
 

@@ -130,7 +130,7 @@ def test_running_again_samples_nothing_and_other_settings_are_refused(tmp_path, 
     image, out = smooth_image(8, 8), tmp_path / 'out'
     sample_mosaic(at, image, out, SETTINGS, {'checkpoint': 'abc'}, show=False)
     before = {path: path.read_bytes() for path in out.rglob('*') if path.is_file()}
-    assert sample_mosaic(at, image, out, SETTINGS, {'checkpoint': 'abc'}, show=False)['windows_sampled_now'] == 0
+    assert sample_mosaic(at, image, out, SETTINGS, {'checkpoint': 'abc'}, show=False)['sampled_now'] == 0
     with pytest.raises(BadInput, match="checkpoint 'abc' → 'abd'"):
         sample_mosaic(at, image, out, SETTINGS, {'checkpoint': 'abd'}, show=False)
     assert before == {path: path.read_bytes() for path in out.rglob('*') if path.is_file()}

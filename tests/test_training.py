@@ -5,7 +5,9 @@ import json
 import shutil
 
 import jax
+import jax.numpy as jnp
 import numpy as np
+import optax
 import pytest
 from PIL import Image
 
@@ -48,9 +50,9 @@ def test_four_steps_are_two_and_a_restore_and_two(config, tmp_path):
 
 
 def test_a_finished_run_is_left_alone(config, tmp_path):
-    train(config, tmp_path / 'run', show=False)
+    first = train(config, tmp_path / 'run', show=False)
     before = leaves(tmp_path / 'run')
-    assert train(config, tmp_path / 'run', show=False)['images_seen'] == 32
+    assert train(config, tmp_path / 'run', show=False) == first
     for a, b in zip(before, leaves(tmp_path / 'run')):
         np.testing.assert_array_equal(a, b)
 
@@ -91,37 +93,49 @@ def test_sharded_training_is_replicated_training(config, fsdp, monkeypatch):
     assert bool(split) == (fsdp > 1)
 
 
-def test_accumulation_sees_the_whole_batch(config):
-    """Blanking the images of either part changes the loss."""
-    config = dataclasses.replace(config, accumulation=2)
+def test_accumulation_averages_the_gradients_of_its_parts(config):
+    """The gradient's norm as reported, against the parts' gradients by hand."""
     data = {'image': np.random.default_rng(1).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8),
             'gsd_m': np.full(8, 10, np.float32)}
-    seen = []
-    for blank in (None, slice(0, None, 2), slice(1, None, 2)):
-        images = data['image'].copy()
-        if blank is not None:
-            images[blank] = 0
-        seen.append(losses_and_params(config, 1, 1, lambda n: data | {'image': images}, steps=3)[0][-1])
-    assert len(set(seen)) == 3
+    mesh = meshes.make_mesh(1, jax.devices()[:1])
+    trainer = Trainer(dataclasses.replace(config, accumulation=2), mesh)
+    state = trainer.init(jax.random.key(0))
+
+    def part_gradient(number):
+        key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 0), number)
+        key_degrade, key_loss = jax.random.split(key)
+        x0, lr = trainer.conditions(data['image'][number::2], key_degrade)
+        return jax.grad(lambda p: trainer.generator.loss(p, x0, lr, data['gsd_m'][number::2], key_loss))(state['params'])
+
+    parts = [jax.jit(part_gradient, static_argnums=0)(number) for number in (0, 1)]
+    expected = float(optax.global_norm(jax.tree.map(lambda a, b: (a + b) / 2, *parts)))
+    _, metrics = trainer.step(state, meshes.put_batch(mesh, data))
+    assert float(metrics['grad_norm']) == pytest.approx(expected, rel=1e-4)
 
 
 def test_another_config_in_the_same_workdir_is_refused(config, tmp_path):
     train(until(config, 8), tmp_path / 'run', show=False)
-    other = dataclasses.replace(config, seed=1, batch_size=16)
-    with pytest.raises(BadInput, match=r'batch_size \(8 → 16\); seed \(0 → 1\)'):
-        train(other, tmp_path / 'run', show=False)
-    assert load_generator(tmp_path / 'run').config.seed == 0
+    with pytest.raises(BadInput, match=r'seed \(0 → 1\).*--allow_config_change'):
+        train(dataclasses.replace(config, seed=1), tmp_path / 'run', show=False)
+    with pytest.raises(BadInput, match=r'batch_size \(8 → 16\); use another --workdir$'):
+        train(dataclasses.replace(config, batch_size=16), tmp_path / 'run', allow_config_change=True, show=False)
+    falling = dataclasses.replace(config.optimizer, final_fraction=0.1)
+    with pytest.raises(BadInput, match=r'total_images \(8 → 32\)'):
+        train(dataclasses.replace(config, optimizer=falling), tmp_path / 'run', show=False)
+    assert load_generator(tmp_path / 'run').config == until(config, 8)
 
 
-def test_a_loss_that_is_not_finite_stops_the_run(config, tmp_path, monkeypatch):
+def test_nothing_that_is_not_finite_is_ever_saved(config, tmp_path, monkeypatch):
     def poisoned(self, state, batch, step=Trainer._step):
-        state, metrics = step(self, state, batch)
-        return state, metrics | {'loss': metrics['loss'] / (state['step'] < 3)}
+        spoilt = jnp.where(state['step'] == 2, jnp.nan, 1.0)
+        return step(self, state | {'params': jax.tree.map(lambda p: p * spoilt, state['params'])}, batch)
 
     monkeypatch.setattr(Trainer, '_step', poisoned)
     with pytest.raises(FloatingPointError, match='step 3'):
         train(dataclasses.replace(config, checkpoint_images=8), tmp_path / 'run', show=False)
-    assert load_generator(tmp_path / 'run').images_seen >= 16
+    kept = load_generator(tmp_path / 'run')
+    assert kept.images_seen == 16
+    assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept.params))
 
 
 def test_released_weights_are_the_average_in_bfloat16(config, tmp_path):

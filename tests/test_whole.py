@@ -83,7 +83,7 @@ def test_an_interrupted_folder_continues_to_the_same_bytes(image_folder, tmp_pat
     (tmp_path / 'parts/metadata.jsonl').unlink()
     for name in ('a/a0-0.png', 'b/b3-0.png'):
         (tmp_path / 'parts' / name).unlink()
-    assert run(image_folder, tmp_path / 'parts', degraded=True)['images_sampled_now'] == 2
+    assert run(image_folder, tmp_path / 'parts', degraded=True)['sampled_now'] == 2
     for path in (tmp_path / 'whole').rglob('*'):
         if path.is_file():
             assert path.read_bytes() == (tmp_path / 'parts' / path.relative_to(tmp_path / 'whole')).read_bytes()

@@ -19,7 +19,7 @@ from rsdiff.evaluation.seams import seam_ratio
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('step', None, ['prepare', 'report'], 'Which end.', required=True)
 flags.DEFINE_string('out', None, "The demo's folder.", required=True)
-flags.DEFINE_integer('seconds', 0, 'How long the demo took, for the summary.')
+flags.DEFINE_integer('seconds', 0, 'How long this call of the demo took, for the summary.')
 flags.DEFINE_integer('train_per_class', 12, 'Training chips of each region.')
 flags.DEFINE_integer('test_per_class', 40, 'Test chips of each region.')
 
@@ -29,6 +29,8 @@ REDUCTION, CHIP_PX = 16, 64
 def prepare(out: Path) -> dict:
     """Writes truth.png, condition.png and its gsd, and the folder `regions`."""
     truth = blue_marble.HELD_OUT.crop(blue_marble.load())
+    console.claim_folder(out, {'demo': 1, 'train_per_class': FLAGS.train_per_class,
+                               'test_per_class': FLAGS.test_per_class})
     write_image(out / 'truth.png', truth)
     write_image(out / 'condition.png', box_downscale(truth, REDUCTION))
     console.write_text_atomically(out / 'condition_gsd_m', f'{REDUCTION * blue_marble.GSD_M:.1f}\n')
@@ -46,10 +48,6 @@ def prepare(out: Path) -> dict:
 
 def report(out: Path) -> dict:
     """Writes compare.png and returns every figure of the demo."""
-    truth, condition = read_image(out / 'truth.png'), read_image(out / 'condition.png')
-    generated = read_image(out / 'mosaic' / 'stage_2.png')
-    enlarged = bicubic(condition, *truth.shape[:2])
-    write_image(out / 'compare.png', beside({'bicubic': enlarged, 'generated': generated, 'real': truth}))
     summaries = {'mosaic': out / 'mosaic/sample.json', 'synthetic': out / 'synthetic/sample.json',
                  'downstream': out / 'downstream/summary.json'}
     if (trained := out / 'generator/train.json').exists():
@@ -57,6 +55,10 @@ def report(out: Path) -> dict:
     for path in summaries.values():
         if not path.exists():
             raise BadInput(f'{path} is missing; run tools/demo.sh again to finish it')
+    truth, condition = read_image(out / 'truth.png'), read_image(out / 'condition.png')
+    generated = read_image(out / 'mosaic' / 'stage_2.png')
+    enlarged = bicubic(condition, *truth.shape[:2])
+    write_image(out / 'compare.png', beside({'bicubic': enlarged, 'generated': generated, 'real': truth}))
     stride = json.loads((out / 'mosaic' / 'settings.json').read_text())['window_px'] // 2
     # equal images have an infinite PSNR, which JSON does not know
     decibels = lambda value: round(value, 2) if math.isfinite(value) else None

@@ -18,6 +18,8 @@ python tools/demo.py --step prepare --out "$out"
 if [ $# -lt 2 ]; then
     say "2/6 training the generator"
     python train.py --config configs/demo.py --workdir "$generator"
+    # a run that was told to stop ends well, but is not finished
+    grep -q '"finished": true' "$generator/train.json" || { echo "stopped; run it again to continue" >&2; exit 130; }
 fi
 
 say "3/6 118 km a pixel to 7.4 km: two stages of sliding windows"

@@ -8,7 +8,6 @@
 # MORE goes to tools/downstream.py: --encoder FOLDER, --seeds 5, --real_per_class 16, --steps 250, …
 set -euo pipefail
 usage() { sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; echo "error: $1" >&2; exit 2; }
-absolute() { [[ "$1" = /* ]] && echo "$1" || echo "$PWD/$1"; }
 real= synthetic= checkpoint= out= variants=5 gsd_m= steps=20
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -22,15 +21,11 @@ done
 [ -n "$real" ] && [ -n "$out" ] || usage "give --real and --out"
 [ -n "$checkpoint$synthetic" ] || usage "give --checkpoint or --synthetic"
 [ -z "$checkpoint" ] || [ -z "$synthetic" ] || usage "give --checkpoint or --synthetic, not both"
-real="$(absolute "$real")" out="$(absolute "$out")"
-[ -z "$synthetic" ] || synthetic="$(absolute "$synthetic")"
-[ -z "$checkpoint" ] || checkpoint="$(absolute "$checkpoint")"
 
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" demo
-cd "$root"
 if [ -z "$synthetic" ]; then
     synthetic="$out/synthetic"
-    python sample.py --checkpoint "$checkpoint" --condition "$real" --split train --degrade --variants "$variants" \
+    python "$root/sample.py" --checkpoint "$checkpoint" --condition "$real" --split train --degrade --variants "$variants" \
         --steps "$steps" ${gsd_m:+--gsd_m "$gsd_m"} --out "$synthetic"
 fi
-python tools/downstream.py --real "$real" --synthetic "$synthetic" --out "$out/comparison" "$@"
+python "$root/tools/downstream.py" --real "$real" --synthetic "$synthetic" --out "$out/comparison" "$@"

@@ -8,6 +8,7 @@ from pathlib import Path
 from absl import flags
 
 from rsdiff import console
+from rsdiff.errors import BadInput
 from rsdiff.training.checkpoint import RELEASE, load_generator, release
 
 CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'A run of train.py.', required=True)
@@ -15,8 +16,11 @@ OUT = flags.DEFINE_string('out', None, 'The folder to write config.json and mode
 
 
 def main() -> None:
-    release(load_generator(CHECKPOINT.value), OUT.value)
-    released, out = load_generator(OUT.value), Path(OUT.value)
+    out = Path(OUT.value)
+    if (out / 'config.json').exists() and not (out / 'release.json').exists():
+        raise BadInput(f'{out} holds a config.json that is not of a release; use another --out')
+    release(load_generator(CHECKPOINT.value), out)
+    released = load_generator(out)
     size = (out / RELEASE).stat().st_size
     console.finish({'out': str(out), 'bytes': size, 'images_seen': released.images_seen, 'digest': released.digest},
                    out / 'release.json')

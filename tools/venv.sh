@@ -4,13 +4,14 @@
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 if [ "${RSDIFF_NO_VENV:-}" = 1 ]; then return; fi
 venv="${RSDIFF_VENV:-$root/.venv}"
+[[ "$venv" = /* ]] || venv="$PWD/$venv"
 stamp="$venv/.installed-$(cat "$root/setup.cfg" "$root/constraints.txt" | cksum | cut -d' ' -f1)-$1"
 if [ ! -e "$stamp" ]; then
     python="${PYTHON:-python3}"
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
-        echo "error: $("$python" --version) is too old; name one that is 3.11 or newer with PYTHON=…" >&2; exit 2; }
+        echo "error: $python is missing or older than 3.11; name a newer one with PYTHON=…" >&2; exit 2; }
     echo "installing into $venv …" >&2
-    [ -e "$venv/bin/python" ] || "$python" -m venv "$venv"
+    "$venv/bin/python" -m pip --version > /dev/null 2>&1 || "$python" -m venv --clear "$venv"
     "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" -e "$root[$1]"
     touch "$stamp"
 fi

@@ -10,6 +10,7 @@ import math
 from pathlib import Path
 from typing import Any, Iterable
 
+from rsdiff.console import write_text_atomically
 from rsdiff.errors import BadInput
 
 MANIFEST = 'metadata.jsonl'
@@ -50,7 +51,7 @@ def read_folder(folder: Path | str, split: str | None = None) -> list[Entry]:
         raise BadInput(f'{folder}: no such folder')
     manifest = folder / MANIFEST
     if manifest.exists():
-        lines = manifest.read_text(encoding='utf-8', errors='replace').splitlines()
+        lines = manifest.read_text(encoding='utf-8', errors='replace').split('\n')
         entries = [_parse(folder, f'{manifest}:{n}', line) for n, line in enumerate(lines, 1) if line.strip()]
     else:
         paths = sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -68,7 +69,7 @@ def read_folder(folder: Path | str, split: str | None = None) -> list[Entry]:
 def write_manifest(folder: Path | str, entries: Iterable[Entry]) -> None:
     """Writes `metadata.jsonl` into `folder` for images that already lie there."""
     lines = [json.dumps(entry.to_json()) for entry in entries]
-    (Path(folder) / MANIFEST).write_text('\n'.join(lines) + '\n', encoding='utf-8')
+    write_text_atomically(Path(folder) / MANIFEST, '\n'.join(lines) + '\n')
 
 
 def _parse(folder: Path, where: str, line: str) -> Entry:
@@ -80,6 +81,8 @@ def _parse(folder: Path, where: str, line: str) -> Entry:
         raise BadInput(f'{where}: not an object with a "file_name"')
     name = row.pop('file_name')
     path = folder / name
+    if '\0' in name or len(name) > 1000 or max(map(len, name.split('/'))) > 255:
+        raise BadInput(f'{where}: {name[:40]!r}… is no file name')
     if not path.resolve().is_relative_to(folder.resolve()):
         raise BadInput(f'{where}: {name!r} leaves the folder')
     if not path.is_file():
@@ -90,6 +93,10 @@ def _parse(folder: Path, where: str, line: str) -> Entry:
     captions = row.pop('captions', None) or ()
     if isinstance(captions, str):
         captions = (captions,)
-    label = row.pop('label', None)
-    return Entry(path, name, row.pop('split', None), None if label is None else str(label), tuple(captions),
+    if not isinstance(captions, (list, tuple)) or not all(isinstance(caption, str) for caption in captions):
+        raise BadInput(f'{where}: captions is {captions!r}; it must be a list of strings')
+    split, label = row.pop('split', None), row.pop('label', None)
+    if not isinstance(split, str | None):
+        raise BadInput(f'{where}: split is {split!r}; it must be a string')
+    return Entry(path, name, split, None if label is None else str(label), tuple(captions),
                  gsd_m, row)

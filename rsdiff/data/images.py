@@ -29,10 +29,12 @@ def read_image(path: Path | str) -> np.ndarray:
     """The image at `path` as uint8 (height, width, 3); grey and palette images become RGB, alpha is dropped.
 
     Raises:
-      BadInput: the file is missing, truncated or no image.
+      BadInput: the file is missing, truncated, no image, or has more than 8 bits a channel.
     """
     try:
         with Image.open(path) as image:
+            if image.mode.startswith(('I', 'F')):
+                raise BadInput(f'{path}: {image.mode} pixels, more than 8 bits; convert it to 8-bit RGB first')
             return np.asarray(image.convert('RGB'))
     except FileNotFoundError:
         raise BadInput(f'{path}: no such image') from None

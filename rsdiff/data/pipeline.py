@@ -20,13 +20,14 @@ from rsdiff.errors import BadInput
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """`source` is 'blue_marble' or the path of an image folder. `gsd_m` serves images whose manifest has none."""
+    """`source` is 'blue_marble' or the path of an image folder. `gsd_m` serves images whose manifest has none. Crops of a
+    folder are reduced by one of `reductions`, which teaches the resolutions that a cascade passes through: (1, 4, 16)."""
 
     source: str = 'blue_marble'
     split: str | None = None
     size_px: int = 64
     gsd_m: float | None = None
-    max_reduction: int = 1
+    reductions: tuple[int, ...] = (1,)
     threads: int = 4
 
 
@@ -40,16 +41,16 @@ class Source(Protocol):
 
 
 class FolderSource:
-    """Random crops of a folder's images, at their own resolution or reduced by up to `max_reduction`.
+    """Random crops of a folder's images, reduced by one of `reductions`, of those that the image is large enough for.
 
     An image that can't be read, or is smaller than a crop, is named once in the log, counted in `skipped`, and replaced
     by the next that can be used, so the sequence stays a function of the seed.
     """
 
-    def __init__(self, folder: str, split: str | None, gsd_m: float | None, max_reduction: int):
+    def __init__(self, folder: str, split: str | None, gsd_m: float | None, reductions: tuple[int, ...]):
         self.entries = read_folder(folder, split)
         self.default_gsd_m = gsd_m
-        self.max_reduction = max_reduction
+        self.reductions = reductions
         self.skipped: set[Path] = set()
         if gsd_m is None and (missing := [e.file_name for e in self.entries if e.gsd_m is None]):
             raise BadInput(f'{folder}: {len(missing)} images have no gsd_m ({missing[0]}, …); give --config.data.gsd_m')
@@ -76,10 +77,10 @@ class FolderSource:
 
     def _crop(self, entry, rng, size_px):
         image = read_image(entry.path)
-        largest = min(min(image.shape[:2]) // size_px, self.max_reduction)
-        if largest < 1:
+        fitting = [factor for factor in self.reductions if factor * size_px <= min(image.shape[:2])]
+        if not fitting:
             raise BadInput(f'{entry.path}: {image.shape[1]}×{image.shape[0]} is smaller than the {size_px} px crop')
-        factor = int(rng.integers(1, largest + 1))
+        factor = int(rng.choice(fitting))
         y, x = (int(rng.integers(n - factor * size_px + 1)) for n in image.shape[:2])
         crop = box_downscale(image[y : y + factor * size_px, x : x + factor * size_px], factor)
         # The eight symmetries of the square: nadir imagery has no preferred direction.
@@ -98,7 +99,7 @@ def make_source(config: DataConfig) -> Source:
         raise BadInput(f'data.gsd_m is {config.gsd_m}; it must be a positive number of metres')
     if config.source == 'blue_marble':
         return BlueMarble()
-    return FolderSource(config.source, config.split, config.gsd_m, config.max_reduction)
+    return FolderSource(config.source, config.split, config.gsd_m, config.reductions)
 
 
 def batches(source: Source, config: DataConfig, seed: int, batch_size: int, start: int = 0, host: int = 0,

@@ -192,6 +192,9 @@ def _check_sources(real: list[Entry], made: list[Entry], synthetic: Path | str) 
         if source.split != 'train':
             raise BadInput(f'{synthetic}: {entry.file_name} was made from {name}, a {source.split} image; '
                            'only training images may be expanded')
+        stated = entry.extra.get('source_sha256')
+        if stated is not None and stated != hashlib.sha256(source.path.read_bytes()).hexdigest():
+            raise BadInput(f'{synthetic}: {entry.file_name} was made from another file than the {name} that is there now')
         if source.label != entry.label:
             raise BadInput(f'{synthetic}: {entry.file_name} is labelled {entry.label!r} but was made from {name}, '
                            f'a {source.label!r}')

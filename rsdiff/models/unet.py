@@ -12,6 +12,7 @@ One choice beside it: `patch` folds patch × patch pixels into channels at both 
 
 import dataclasses
 import math
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
@@ -36,7 +37,7 @@ class UNetConfig:
     rrdb_features: int = 32
     rrdb_growth: int = 16
     rrdb_blocks: int = 2
-    dtype: str = 'float32'
+    dtype: Literal['float32', 'bfloat16'] = 'float32'
     remat: bool = False
 
     @property

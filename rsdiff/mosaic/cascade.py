@@ -69,7 +69,7 @@ def sample_mosaic(sampler_at: Callable[[float], SampleWindows], condition: np.nd
     return {
         'out': str(out), 'height': grids[-1].height, 'width': grids[-1].width, 'pixels': pixels,
         'gsd_m': settings.gsd_m / 4**settings.stages, 'windows': sum(len(grid.tiles()) for grid in grids),
-        'windows_sampled_now': sampled, 'seconds': round(time.monotonic() - start, 2),
+        'sampled_now': sampled, 'seconds': round(time.monotonic() - start, 2),
         'network_evaluations_per_pixel': {'last_stage': round(evaluated[-1] / pixels, 2),
                                           'all_stages': round(sum(evaluated) / pixels, 2)},
         'devices': jax.device_count(),

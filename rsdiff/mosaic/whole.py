@@ -4,6 +4,7 @@ import dataclasses
 import hashlib
 import itertools
 import logging
+import math
 import time
 import zlib
 from pathlib import Path, PurePosixPath
@@ -47,7 +48,8 @@ class _Job:
     entry: Entry
     variant: int
     out_name: str
-    padded: tuple[int, int]  # height and width that the input is mirrored up to
+    size: tuple[int, int]  # height and width of the input
+    padded: tuple[int, int]  # and what it is mirrored up to
     source_sha256: str  # of the file's bytes
 
     def key(self, seed: int):
@@ -69,8 +71,9 @@ def sample_folder(sample: SampleImages, degradation: DegradationConfig, entries:
     _require_gsd(entries, settings)
     jobs = _plan(entries, settings)
     fixed = {key: value for key, value in dataclasses.asdict(settings).items() if key != 'batch_size'}
-    sources = hashlib.sha256(repr([(job.out_name, job.source_sha256) for job in jobs]).encode()).hexdigest()
-    claim_folder(out, fixed | {'mode': 'folder', 'sources_sha256': sources} | provenance)
+    sources = repr([(job.out_name, job.source_sha256, job.entry.gsd_m or settings.gsd_m) for job in jobs])
+    claim_folder(out, fixed | {'mode': 'folder', 'sources_sha256': hashlib.sha256(sources.encode()).hexdigest()} |
+                 provenance)
 
     missing = [job for job in jobs if not (out / job.out_name).exists()]
     # images of one padded size go through the network together, and no image sees another's size
@@ -87,9 +90,9 @@ def sample_folder(sample: SampleImages, degradation: DegradationConfig, entries:
 
     rows = [_manifest_row(job, out, settings, provenance) for job in jobs]
     write_manifest(out, rows)
-    return {'out': str(out), 'images': len(rows), 'images_sampled_now': len(missing),
-            'images_skipped': len(entries) - len(jobs) // settings.variants, 'seconds': round(time.monotonic() - start, 2),
-            'network_evaluations_per_pixel': _evaluations(settings)}
+    return {'out': str(out), 'images': len(rows), 'sampled_now': len(missing),
+            'images_skipped': len(entries) - len(jobs) // settings.variants,
+            'seconds': round(time.monotonic() - start, 2), **_evaluations(jobs, settings)}
 
 
 def _plan(entries: list[Entry], settings: FolderSettings) -> list[_Job]:
@@ -97,14 +100,14 @@ def _plan(entries: list[Entry], settings: FolderSettings) -> list[_Job]:
     jobs, reason = [], ''
     for entry in entries:
         try:
-            padded = _padded_size(entry, settings)
+            size, padded = _sizes(entry, settings)
         except BadInput as error:
             reason = str(error)
             logging.warning('skipped: %s', reason)
             continue
         stem = PurePosixPath(entry.file_name).with_suffix('')
         sha256 = hashlib.sha256(entry.path.read_bytes()).hexdigest()
-        jobs += [_Job(entry, variant, f'{stem}-{variant}.png', padded, sha256) for variant in range(settings.variants)]
+        jobs += [_Job(entry, variant, f'{stem}-{variant}.png', size, padded, sha256) for variant in range(settings.variants)]
     if not jobs:
         raise BadInput(f'none of {len(entries)} images can be used: {reason}')
     if len({job.out_name for job in jobs}) < len(jobs):
@@ -112,7 +115,8 @@ def _plan(entries: list[Entry], settings: FolderSettings) -> list[_Job]:
     return jobs
 
 
-def _padded_size(entry: Entry, settings: FolderSettings) -> tuple[int, int]:
+def _sizes(entry: Entry, settings: FolderSettings) -> tuple[tuple[int, int], tuple[int, int]]:
+    """The size of the input, and the padded size."""
     height, width = read_image(entry.path).shape[:2]
     # A window, in the pixels of the input: of the truth, or of the condition.
     least = settings.window_px * (4 ** (settings.stages - 1)) if settings.degraded else settings.window_px // 4
@@ -120,25 +124,24 @@ def _padded_size(entry: Entry, settings: FolderSettings) -> tuple[int, int]:
     allowed = least // 2 + 1 if settings.degraded else least
     if min(height, width) < allowed:
         raise BadInput(f'{entry.path}: {width}×{height} px; this generator needs {allowed} px a side, a window')
-    return tuple(-(-side // least) * least for side in (height, width))
+    return (height, width), tuple(-(-side // least) * least for side in (height, width))
 
 
 def _stage_function(sample: SampleImages, degradation: DegradationConfig, settings: FolderSettings):
-    """(images, gsd_m, keys) → samples, compiled once for each image size."""
+    """(images, gsd_m, keys) → samples."""
+    folded = lambda keys, number: jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+    degrade_once = jax.jit(lambda images, keys: degrade(images, keys, degradation))
+    noises = jax.jit(lambda keys, height, width: jax.vmap(lambda key: noise.crop(key, 0, 0, height, width))(keys),
+                     static_argnums=(1, 2))
 
-    def noises(keys, stage, height, width):
-        return jax.vmap(lambda key: noise.crop(jax.random.fold_in(key, stage), 0, 0, height, width))(keys)
-
-    @jax.jit
     def run(images, gsd_m, keys):
         if settings.degraded:
             for number in range(settings.stages):
-                pass_keys = jax.vmap(lambda key: jax.random.fold_in(key, 1000 + number))(keys)
-                images, gsd_m = degrade(images, pass_keys, degradation), gsd_m * 4
+                images, gsd_m = degrade_once(images, folded(keys, 1000 + number)), gsd_m * 4
         for stage in range(1, settings.stages + 1):
             gsd_m = gsd_m / 4
             _, height, width, _ = images.shape
-            images = sample(images, noises(keys, stage, 4 * height, 4 * width), gsd_m)
+            images = sample(images, noises(folded(keys, stage), 4 * height, 4 * width), gsd_m)
         return images
 
     return run
@@ -174,7 +177,11 @@ def _manifest_row(job: _Job, out: Path, settings: FolderSettings, provenance: di
                  gsd_m if settings.degraded else gsd_m / 4**settings.stages, extra)
 
 
-def _evaluations(settings: FolderSettings) -> dict[str, float]:
-    """Evaluations per output pixel: each stage covers its own pixels once a step."""
-    total = sum(settings.steps / 16 ** (settings.stages - stage) for stage in range(1, settings.stages + 1))
-    return {'last_stage': settings.steps, 'all_stages': round(total, 2)}
+def _evaluations(jobs: list[_Job], settings: FolderSettings) -> dict[str, Any]:
+    """Output pixels of all images, and network evaluations for each: padded pixels count, being computed."""
+    scale = 1 if settings.degraded else 16**settings.stages
+    pixels, padded = (scale * sum(math.prod(getattr(job, which)) for job in jobs) for which in ('size', 'padded'))
+    last = settings.steps * padded / pixels
+    every = sum(last / 16 ** (settings.stages - stage) for stage in range(1, settings.stages + 1))
+    return {'pixels': pixels, 'network_evaluations_per_pixel': {'last_stage': round(last, 2),
+                                                                'all_stages': round(every, 2)}}

@@ -1,6 +1,6 @@
 """Checkpoints on disk. The one file that knows Orbax, and the one that knows the format of released weights.
 
-A run's folder holds `checkpoints/<images seen>/` with params, ema and opt as separate items, and `config.json`. A
+A run's folder holds `checkpoints/<step>/` with params, ema and opt as separate items, and `config.json`. A
 release is a folder of `config.json` and `model.safetensors` (the averaged parameters, bfloat16), as in `weights/`.
 """
 
@@ -23,6 +23,7 @@ from rsdiff.models import weights
 from rsdiff.training.config import TrainConfig, differing_keys, from_dict, to_dict
 
 CONFIG, RELEASE = 'config.json', 'model.safetensors'
+ITEMS = ('params', 'ema', 'opt')
 
 
 class Checkpoints:
@@ -38,7 +39,7 @@ class Checkpoints:
         step = int(state['step'])
         if step in self.manager.all_steps():
             return
-        items = {name: ocp.args.StandardSave(tree) for name, tree in state.items() if name != 'step'}
+        items = {name: ocp.args.StandardSave(tree) for name, tree in state.items() if name in ITEMS}
         self.manager.save(step, args=ocp.args.Composite(**items))
 
     def restore_latest(self, abstract: dict[str, Any]) -> dict[str, Any] | None:
@@ -46,7 +47,7 @@ class Checkpoints:
         step = self.manager.latest_step()
         if step is None:
             return None
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items() if name != 'step'}
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items() if name in ITEMS}
         restored = self.manager.restore(step, args=ocp.args.Composite(**items))
         return {'step': jax.device_put(jnp.int32(step), abstract['step'].sharding), **restored}
 
@@ -59,17 +60,22 @@ def claim_workdir(workdir: Path, config: TrainConfig, allow_changes: bool) -> No
     """Writes the run's config, or checks it against the one that is there.
 
     Raises:
-      BadInput: the folder holds a run with other settings, and `allow_changes` is not given. Settings that only say
-        how long to run and how often to report may always change.
+      BadInput: the folder holds a run with other settings, and `allow_changes` is not given. How often to report may
+        always change, and how long to run where the learning rate does not depend on it; what the parameters mean
+        and what a step is may never.
     """
     path, new = Path(workdir) / CONFIG, to_dict(config)
-    if path.exists() and not allow_changes:
-        free = ('total_images', 'log_images', 'checkpoint_images', 'sample_images', 'sample_steps')
-        old = {key: value for key, value in _read_config(path).items() if key not in free}
-        changed = differing_keys(old, {key: value for key, value in new.items() if key not in free})
-        if changed:
-            raise BadInput(f'{workdir} holds a run with other settings: {"; ".join(changed)}. '
-                           'Use another --workdir, or --allow_config_change')
+    if path.exists():
+        free = {'log_images', 'checkpoint_images', 'sample_images', 'sample_steps'}
+        if config.optimizer.final_fraction == 1:
+            free.add('total_images')
+        kept = lambda settings: {key: value for key, value in settings.items() if key not in free}
+        old = _read_config(path)
+        changed = differing_keys(kept(old), kept(new))
+        never = [key for key in changed if key.startswith(('generator.', 'batch_size '))]
+        if never or (changed and not allow_changes):
+            advice = 'use another --workdir' if never else 'use another --workdir, or --allow_config_change'
+            raise BadInput(f'{workdir} holds a run with other settings: {"; ".join(never or changed)}; {advice}')
     write_text_atomically(path, json.dumps(new, indent=2) + '\n')
 
 
@@ -98,7 +104,8 @@ def load_generator(path: Path | str) -> Trained:
     shapes = generator.parameter_shapes()
     if (path / RELEASE).is_file():
         params = weights.unflatten(weights.read_safetensors(path / RELEASE))
-        images_seen = int(weights.read_safetensors_metadata(path / RELEASE)['images_seen'])
+        recorded = weights.read_safetensors_metadata(path / RELEASE).get('images_seen', '')
+        images_seen = int(recorded) if recorded.isdigit() else None
     else:
         params, step = _restore_ema(path)
         images_seen = step * config.batch_size
@@ -107,7 +114,7 @@ def load_generator(path: Path | str) -> Trained:
     if wrong:
         raise BadInput(f'{path}: the parameters belong to another config; {len(wrong)} differ ({wrong[0]}, …)')
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
-    return Trained(generator, params, config, _digest(params), images_seen)
+    return Trained(generator, params, config, _digest(params, config), images_seen)
 
 
 def release(trained: Trained, folder: Path | str) -> None:
@@ -119,28 +126,37 @@ def release(trained: Trained, folder: Path | str) -> None:
 
 
 def _restore_ema(path: Path) -> tuple[dict[str, Any], int]:
-    with ocp.CheckpointManager(epath.Path(path).resolve() / 'checkpoints') as manager:
+    # named, so that the items' shapes can be read before they are restored
+    handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS}
+    with ocp.CheckpointManager(epath.Path(path).resolve() / 'checkpoints', item_handlers=handlers) as manager:
         step = manager.latest_step()
         if step is None:
             raise BadInput(f'{path}: no checkpoint has been saved yet')
         try:
-            restored = manager.restore(step, args=ocp.args.Composite(ema=ocp.args.StandardRestore()))
-        except (OSError, ValueError, KeyError) as error:
-            reason = str(error).splitlines()[0]
+            # The shapes are the checkpoint's own, the layout is this machine's: the run may have had other devices.
+            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+                                manager.item_metadata(step)['ema'].tree)
+            restored = manager.restore(step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(like)))
+        except (OSError, ValueError, KeyError, AttributeError) as error:
+            reason = (str(error).splitlines() or [type(error).__name__])[0]
             raise BadInput(f'{path}/checkpoints/{step}: can not be read ({reason})') from None
     return weights.unflatten(weights.flatten(restored['ema'])), step
 
 
 def _read_config(path: Path) -> dict[str, Any]:
     try:
-        return json.loads(path.read_text())
+        config = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:
         raise BadInput(f'{path}: not a config ({error})') from None
+    if not isinstance(config, dict):
+        raise BadInput(f'{path}: not a config (no object)')
+    return config
 
 
-def _digest(params: dict[str, Any]) -> str:
-    """sha256 over the parameters' names and bytes, the first 16 digits."""
-    digest = hashlib.sha256()
+def _digest(params: dict[str, Any], config: TrainConfig) -> str:
+    """sha256 over what the parameters mean, their names and their bytes; the first 16 digits."""
+    digest = hashlib.sha256(repr(config.generator).encode())
     for name, value in sorted(weights.flatten(params).items()):
         digest.update(name.encode() + np.asarray(value).tobytes())
     return digest.hexdigest()[:16]

@@ -63,17 +63,42 @@ class TrainConfig:
     sample_steps: int = 20
 
     def __post_init__(self):
-        model, size = self.generator.model, self.data.size_px
+        model, schedule = self.generator.model, self.generator.schedule
+        positive = {'batch_size': self.batch_size, 'accumulation': self.accumulation, 'total_images': self.total_images,
+                    'log_images': self.log_images, 'checkpoint_images': self.checkpoint_images,
+                    'sample_images': self.sample_images, 'data.size_px': self.data.size_px,
+                    'generator.model.width': model.width, 'generator.model.head_width': model.head_width,
+                    'generator.model.blocks': model.blocks, 'generator.schedule.timesteps': schedule.timesteps}
+        for key, value in positive.items():
+            if value < 1:
+                raise BadInput(f'config.{key} is {value}; it must be at least 1')
+        if not model.multipliers:
+            raise BadInput('config.generator.model.multipliers is empty')
+        levels = range(len(model.multipliers))
+        attending = {*model.attention_levels, len(levels) - 1}
+        # in order: a later check may stand on an earlier one
         problems = [
-            (size % model.stride, f'data.size_px {size} is not a multiple of the network stride {model.stride}'),
-            (self.batch_size % self.accumulation, 'batch_size is not a multiple of accumulation'),
-            (model.patch not in (1, 2, 4), f'generator.model.patch is {model.patch}; it may be 1, 2 or 4'),
-            (any(int(model.width * model.multipliers[level]) % model.head_width for level in
-                 {*model.attention_levels, len(model.multipliers) - 1}),
-             'a level with attention has a width that generator.model.head_width does not divide'),
+            (lambda: self.seed < 0, f'seed is {self.seed}; it must not be negative'),
+            (lambda: model.upscale != 4, f'generator.model.upscale is {model.upscale}; a stage is 4×'),
+            (lambda: model.patch not in (1, 2, 4), f'generator.model.patch is {model.patch}; it may be 1, 2 or 4'),
+            (lambda: not attending <= {*levels},
+             f'generator.model.attention_levels {model.attention_levels} are not all among levels 0 to {len(levels) - 1}'),
+            (lambda: any(int(model.width * model.multipliers[level]) % model.head_width for level in attending),
+             f'generator.model.head_width {model.head_width} does not divide the width of a level with attention'),
+            (lambda: self.data.size_px % model.stride,
+             f'data.size_px {self.data.size_px} is not a multiple of the network stride {model.stride}'),
+            # its quarter is cropped in a mosaic, and has to be whole in the condition
+            (lambda: self.data.size_px % 16, f'data.size_px {self.data.size_px} is not a multiple of 16'),
+            (lambda: not self.data.reductions or min(self.data.reductions) < 1,
+             f'data.reductions {self.data.reductions} are not whole numbers from 1'),
+            (lambda: self.batch_size % self.accumulation, 'batch_size is not a multiple of accumulation'),
+            (lambda: not 0 < schedule.beta_start <= schedule.beta_end < 1,
+             'generator.schedule needs 0 < beta_start <= beta_end < 1'),
+            (lambda: not 1 <= self.sample_steps <= schedule.timesteps,
+             f'sample_steps {self.sample_steps} is not in 1 to {schedule.timesteps}'),
         ]
         for wrong, message in problems:
-            if wrong:
+            if wrong():
                 raise BadInput(f'config: {message}')
 
 

@@ -56,20 +56,22 @@ def train(config: TrainConfig, workdir: Path | str, allow_config_change: bool = 
     stream = batches(source, config.data, config.seed, config.batch_size, first, jax.process_index(),
                      jax.process_count())
     grid = SampleGrid(trainer, source, workdir)
-    row, losses, pending = {}, [], None
+    row, losses, pending = metrics.last_row, [], None
 
     def settle(step: int, values: dict[str, jax.Array]) -> None:
         """Fetches the metrics of a step; called one step late, so that the device always has work."""
         nonlocal row
         losses.append(float(values['loss']))
-        if not math.isfinite(losses[-1]):
-            raise FloatingPointError(f'the loss is {losses[-1]} at step {step}; the last checkpoint is kept')
+        # a gradient that is not finite has spoilt the parameters, though the loss does not show it yet
+        if not math.isfinite(losses[-1] + float(values['grad_norm'])):
+            raise FloatingPointError(f'the loss is {losses[-1]} and its gradient {float(values["grad_norm"])} at step '
+                                     f'{step}; the last checkpoint is kept')
         metrics.advance(config.batch_size, losses[-1])
         if step % every(config.log_images) == 0 or step == last:
             row = {'loss': float(np.mean(losses)), 'grad_norm': float(values['grad_norm'])}
             if isinstance(source, FolderSource):
                 row['images_skipped'] = len(source.skipped)
-            metrics.write(step * config.batch_size, row)
+            row = metrics.write(step * config.batch_size, row)
             losses.clear()
 
     try:
@@ -80,6 +82,8 @@ def train(config: TrainConfig, workdir: Path | str, allow_config_change: bool = 
                     settle(*pending)
                 pending = (step, values)
                 if step % every(config.checkpoint_images) == 0:
+                    settle(*pending)  # nothing is saved before it is known to be finite
+                    pending = None
                     checkpoints.save(state)
                 if step % every(config.sample_images) == 0 or step == last:
                     grid.write(state, step * config.batch_size)

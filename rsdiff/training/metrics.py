@@ -22,6 +22,7 @@ class Metrics:
         # what an interrupted run had told beyond its last checkpoint is told again
         kept = [line for line in lines if _images_seen(line) <= images_seen]
         write_text_atomically(path, ''.join(line + '\n' for line in kept))
+        self.last_row: dict[str, Any] = json.loads(kept[-1]) if kept else {}
         self.file = path.open('a')
         self.bar = tqdm(total=total_images, initial=images_seen, unit='image', desc='training', disable=not show,
                         smoothing=0.05, dynamic_ncols=True)
@@ -32,14 +33,15 @@ class Metrics:
         self.bar.set_postfix_str(f'loss {loss:.4f}', refresh=False)
         self.bar.update(images)
 
-    def write(self, images_seen: int, row: dict[str, Any]) -> None:
-        """Adds a row, with the rate since the last."""
+    def write(self, images_seen: int, row: dict[str, Any]) -> dict[str, Any]:
+        """Adds a row, with the rate since the last; returns it."""
         now = time.monotonic()
         images, seconds = images_seen - self.last[0], now - self.last[1]
         self.last = (images_seen, now)
         row = {'images_seen': images_seen, **row, 'images_per_second': round(images / max(seconds, 1e-9), 2)}
         self.file.write(json.dumps(row) + '\n')
         self.file.flush()
+        return row
 
     def close(self) -> None:
         """Ends the bar and the file."""

