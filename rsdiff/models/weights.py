@@ -19,7 +19,7 @@ from typing import Any, Iterable
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save
 
 from rsdiff.errors import BadInput
 from rsdiff.models import clip
@@ -74,7 +74,7 @@ def write_safetensors(path: Path | str, flat: dict[str, Any], metadata: dict[str
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name}.partial')
     # safetensors writes the memory of an array and not its strides: a transposed view would come back scrambled.
-    save_file({name: np.asarray(leaf, order='C') for name, leaf in flat.items()}, partial, metadata=metadata)
+    partial.write_bytes(save({name: np.asarray(leaf, order='C') for name, leaf in flat.items()}, metadata=metadata))
     os.replace(partial, path)
 
 
