@@ -3,10 +3,8 @@
 Run the same command again to continue. The last line is one JSON object, also written to WORKDIR/train.json.
 """
 
-import os
 from pathlib import Path
 
-import jax
 from absl import flags
 from ml_collections import config_flags
 

@@ -9,7 +9,6 @@ itself, and leaves the detail, which `down` cannot see, to the network.
 """
 
 import jax
-import jax.numpy as jnp
 from einops import reduce
 
 

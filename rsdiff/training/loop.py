@@ -98,7 +98,7 @@ def train(config: TrainConfig, workdir: Path | str, allow_config_change: bool = 
     if stop.received == signal.SIGINT:
         raise KeyboardInterrupt
     step = int(state['step'])
-    return {'images_seen': step * config.batch_size, 'finished': step >= last, **row,
+    return {**row, 'images_seen': step * config.batch_size, 'finished': step >= last,
             'parameters': sum(x.size for x in jax.tree.leaves(state['params']))}
 
 
