@@ -35,7 +35,8 @@ flags.DEFINE_float('gsd_m', None, "Metres a pixel of the condition, where its ma
 flags.DEFINE_integer('stages', 1, 'How many times to enlarge 4×.')
 flags.DEFINE_integer('steps', 20, 'Network evaluations a window.')
 flags.DEFINE_integer('seed', 0, 'Names the noise; the same seed gives the same image.')
-flags.DEFINE_integer('batch_size', 16, 'Windows or images at a time; changes speed, never the result.')
+flags.DEFINE_integer('batch_size', 16, 'Windows or images at a time; changes speed, and nothing but the '
+                     'rounding of the result.')
 flags.DEFINE_bool('tiles', False, 'Sample one canvas of any size by sliding windows.')
 flags.DEFINE_enum('noise', 'shared', ['shared', 'anchored'], 'With --tiles: one noise tile for all windows, or noise '
                   'anchored to the canvas.')

@@ -67,8 +67,13 @@ def test_train_writes_what_it_says(trained):
 def test_sample_and_downstream_follow_from_it(trained, tmp_path):
     images, workdir, _ = trained
     write_image(tmp_path / 'lr.png', np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8))
-    tiles = run('sample.py', '--checkpoint', workdir, '--condition', tmp_path / 'lr.png', '--gsd_m', 32, '--stages', 2,
-                '--steps', 2, '--tiles', '--out', tmp_path / 'tiles')
+    mosaic = ['sample.py', '--checkpoint', workdir, '--condition', tmp_path / 'lr.png', '--gsd_m', 32, '--stages', 2,
+              '--steps', 2, '--tiles']
+    tiles = run(*mosaic, '--out', tmp_path / 'tiles')
+    run(*mosaic, '--out', tmp_path / 'one_by_one', '--batch_size', 1)
+    for stage in ('stage_1.png', 'stage_2.png'):
+        many, one = (read_image(tmp_path / name / stage).astype(int) for name in ('tiles', 'one_by_one'))
+        assert np.abs(many - one).max() <= 1 and (many != one).mean() < 1e-3
     assert read_image(tmp_path / 'tiles' / 'stage_2.png').shape == (144, 192, 3)
     assert tiles['pixels'] == 144 * 192 and tiles['seconds'] > 0 and tiles['network_evaluations_per_pixel']['last_stage'] >= 8
 
