@@ -7,6 +7,7 @@ import tensorstore as ts
 
 from rsdiff.data.boxes import Box
 
+
 class Canvas:
     """uint8 (height, width, 3) on disk, written tile by tile. `array` reads like a NumPy array, by window."""
 

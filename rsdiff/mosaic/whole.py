@@ -81,10 +81,10 @@ def sample_folder(sample: SampleImages, degradation: DegradationConfig, entries:
     groups = [list(same) for _, same in itertools.groupby(missing, key=lambda job: job.padded)]
     batches = [group[first : first + settings.batch_size]
                for group in groups for first in range(0, len(group), settings.batch_size)]
-    stage = _stage_function(sample, degradation, settings)
+    enlarge = _enlarge_function(sample, degradation, settings)
     with tqdm(total=len(missing), unit='image', desc='sampling', disable=not show, dynamic_ncols=True) as bar:
         for batch in batches:
-            for job, image in zip(batch, _sample_batch(stage, batch, settings)):
+            for job, image in zip(batch, _sample_batch(enlarge, batch, settings)):
                 write_image(out / job.out_name, image)
             bar.update(len(batch))
 
@@ -127,8 +127,8 @@ def _sizes(entry: Entry, settings: FolderSettings) -> tuple[tuple[int, int], tup
     return (height, width), tuple(-(-side // least) * least for side in (height, width))
 
 
-def _stage_function(sample: SampleImages, degradation: DegradationConfig, settings: FolderSettings):
-    """(images, gsd_m, keys) → samples."""
+def _enlarge_function(sample: SampleImages, degradation: DegradationConfig, settings: FolderSettings):
+    """(images, gsd_m, keys) → samples, after all stages."""
     folded = lambda keys, number: jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
     degrade_once = jax.jit(lambda images, keys: degrade(images, keys, degradation))
     noises = jax.jit(lambda keys, height, width: jax.vmap(lambda key: noise.crop(key, 0, 0, height, width))(keys),
@@ -147,7 +147,7 @@ def _stage_function(sample: SampleImages, degradation: DegradationConfig, settin
     return run
 
 
-def _sample_batch(stage, batch: list[_Job], settings: FolderSettings) -> list[np.ndarray]:
+def _sample_batch(enlarge, batch: list[_Job], settings: FolderSettings) -> list[np.ndarray]:
     """uint8 samples of `batch`, each at its own size; images are mirrored up to the padded size, and cut back."""
     images = [to_float(read_image(job.entry.path)) for job in batch]
     height, width = batch[0].padded
@@ -156,7 +156,7 @@ def _sample_batch(stage, batch: list[_Job], settings: FolderSettings) -> list[np
     fill = settings.batch_size - len(batch)
     keys = jnp.stack([job.key(settings.seed) for job in batch + batch[-1:] * fill])
     gsd_m = np.array([job.entry.gsd_m or settings.gsd_m for job in batch + batch[-1:] * fill], np.float32)
-    samples = np.asarray(stage(np.stack(padded + padded[-1:] * fill), gsd_m, keys))
+    samples = np.asarray(enlarge(np.stack(padded + padded[-1:] * fill), gsd_m, keys))
     scale = 1 if settings.degraded else 4**settings.stages
     return [to_uint8(sample[: scale * image.shape[0], : scale * image.shape[1]])
             for sample, image in zip(samples, images)]
