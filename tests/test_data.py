@@ -11,7 +11,7 @@ from rsdiff.data import blue_marble
 from rsdiff.data.boxes import Box
 from rsdiff.data.folder import Entry, read_folder, write_manifest
 from rsdiff.data.images import (bicubic, box_downscale, read_image, to_float, to_uint8, write_image)
-from rsdiff.data.pipeline import DataConfig, FolderSource, batches, make_source
+from rsdiff.data.pipeline import DataConfig, FolderSource, batch_indices, batches, make_source
 from rsdiff.errors import BadInput
 
 
@@ -130,11 +130,42 @@ def test_batch_n_is_a_function_of_seed_and_n(image_folder):
     whole = take(batches(source, config, 5, 4), 9)
     assert equal(whole[6:], take(batches(source, config, 5, 4, start=6), 3))
     assert not equal(whole[:3], take(batches(source, config, 6, 4), 3))
-    hosts = [take(batches(source, config, 5, 4, 0, host, 2), 9) for host in range(2)]
-    for batch, *parts in zip(whole, *hosts):
-        together = np.empty_like(batch['image'])
-        together[0::2], together[1::2] = parts[0]['image'], parts[1]['image']
-        np.testing.assert_array_equal(batch['image'], together)
+
+
+@pytest.mark.parametrize('hosts', [1, 2, 4])
+def test_the_rows_of_all_hosts_one_after_another_are_the_batch_of_one_host(image_folder, hosts):
+    config = DataConfig(source=str(image_folder), size_px=16, reductions=(1, 2))
+    source = make_source(config)
+    whole = take(batches(source, config, 5, 4, start=2), 4)
+    shares = [take(batches(source, config, 5, 4, 2, host, hosts), 4) for host in range(hosts)]
+    for batch, *parts in zip(whole, *shares):
+        for name, value in batch.items():
+            assert value.tobytes() == np.concatenate([part[name] for part in parts]).tobytes()
+
+
+def test_a_batch_that_hosts_cannot_share_is_refused(image_folder):
+    config = DataConfig(source=str(image_folder), size_px=16)
+    with pytest.raises(BadInput, match='multiple of 3 hosts'):
+        batches(make_source(config), config, 0, 4, host=0, hosts=3)
+
+
+class Counting:
+    """A source whose image is its index, in every pixel."""
+
+    skipped = frozenset()
+
+    def __len__(self):
+        return 10
+
+    def example(self, index, rng, size_px):
+        return {'image': np.full((size_px, size_px, 3), index, np.uint8), 'gsd_m': np.float32(1)}
+
+
+def test_the_indices_of_a_batch_are_those_that_are_drawn():
+    config, source = DataConfig(size_px=16), Counting()
+    drawn = [list(batch['image'][:, 0, 0, 0]) for batch in take(batches(source, config, 3, 4), 8)]
+    assert drawn == [batch_indices(source, 3, 4, n) for n in range(8)]
+    assert sorted(sum(drawn[:5], [])) == sorted(2 * [*range(10)])
 
 
 def test_threads_change_nothing(image_folder):
@@ -162,7 +193,7 @@ def test_corrupt_images_are_skipped_counted_and_named(image_folder, caplog):
     source = make_source(config)
     with caplog.at_level(logging.WARNING):
         first = take(batches(source, config, 0, 4), 6)
-    assert {p.name for p in source.skipped} == {'b1.png', 'a2.png'}
+    assert {name.rpartition('/')[2] for name in source.skipped} == {'b1.png', 'a2.png'}
     assert caplog.text.count('b1.png') >= 1 and caplog.text.count('a2.png') >= 1
     assert equal(first, take(batches(make_source(config), config, 0, 4), 6))
 
@@ -215,6 +246,25 @@ def test_the_generator_never_sees_what_is_held_out():
         chip = source.example(index, rng, 64)
         assert not (chip['image'] == (255, 0, 255)).all(-1).any()
         assert chip['gsd_m'] / blue_marble.GSD_M == pytest.approx(round(chip['gsd_m'] / blue_marble.GSD_M))
+
+
+def test_validation_draws_held_out_land_and_nothing_else():
+    """Paints all but the held-out box, and looks for the paint in what is drawn."""
+    source = blue_marble.BlueMarble(validation=True)
+    for factor, level in source.levels.items():
+        inside = blue_marble.HELD_OUT.crop(blue_marble.load())
+        top, left = blue_marble.HELD_OUT.y0, blue_marble.HELD_OUT.x0
+        outside = np.ones((2700, 5400), bool)
+        outside[top : top + inside.shape[0], left : left + inside.shape[1]] = False
+        level[outside[: level.shape[0] * factor, : level.shape[1] * factor]
+              .reshape(level.shape[0], factor, level.shape[1], factor).any((1, 3))] = (255, 0, 255)
+    rng = np.random.default_rng(0)
+    chips = [source.example(index, rng, 64) for index in range(100)]
+    assert not any((chip['image'] == (255, 0, 255)).all(-1).any() for chip in chips)
+    assert len({float(chip['gsd_m']) for chip in chips}) == 3
+    assert source.example(0, rng, 256)['gsd_m'] == np.float32(blue_marble.GSD_M), 'only this resolution has room'
+    with pytest.raises(BadInput, match='size_px 1024 is larger'):
+        source.example(0, rng, 1024)
 
 
 def test_manifest_lines_are_json(image_folder):

@@ -57,7 +57,8 @@ def load() -> np.ndarray:
 
 
 class BlueMarble:
-    """Chips from everywhere but the held-out and test boxes, at 1, 2 or 4 times the native pixel.
+    """Chips from everywhere but the held-out and test boxes, at 1, 2 or 4 times the native pixel; for validation, from
+    inside the held-out box alone.
 
     Every square kilometre up to 72° is as likely as any other, so rows are drawn with the cosine of their latitude.
     `example` is a pure function of its random generator, so the chips of batch n are those of (seed, n) on any host.
@@ -69,21 +70,38 @@ class BlueMarble:
     # Near the poles a pixel is many times narrower than high, and everything is drawn out into streaks.
     NORTHERNMOST = 72.0
 
-    def __init__(self):
+    def __init__(self, validation: bool = False):
         native = load()
         self.levels = {factor: box_downscale(native, factor) for factor in self.FACTORS}
-        self.excluded = [HELD_OUT] + [pixel_box(*test) for _, test in REGIONS.values()]
+        self.area = HELD_OUT if validation else Box(0, 0, *native.shape[:2])
+        self.excluded = [pixel_box(*test) for _, test in REGIONS.values()] + ([] if validation else [HELD_OUT])
+        self.skipped: set[str] = set()
 
     def __len__(self) -> int:
         """A nominal epoch: chips are drawn at random places, never listed."""
         return 4096
 
+    def name(self, index: int) -> str:
+        """What to call example `index`; its place follows from the batch's seed and number alone."""
+        return f'Blue Marble, draw {index}'
+
     def example(self, index: int, rng: np.random.Generator, size_px: int) -> dict[str, np.ndarray]:
-        """A chip: image uint8 (size_px, size_px, 3), gsd_m float32. `index` only counts."""
+        """A chip: image uint8 (size_px, size_px, 3), gsd_m float32. `index` only counts.
+
+        Raises:
+          BadInput: `size_px` is larger than the area.
+        """
+        if size_px > min(self.area.y1 - self.area.y0, self.area.x1 - self.area.x0):
+            raise BadInput(f'Blue Marble: data.size_px {size_px} is larger than its area, rows and columns {self.area}')
         while True:
             factor = int(rng.choice(self.FACTORS, p=self.FACTOR_SHARES))
             level = self.levels[factor]
-            y, x = (int(rng.integers(n - size_px + 1)) for n in level.shape[:2])
+            # the pixels of this level that lie wholly in the area
+            y0, x0 = -(-self.area.y0 // factor), -(-self.area.x0 // factor)
+            height, width = self.area.y1 // factor - y0, self.area.x1 // factor - x0
+            if size_px > min(height, width):
+                continue
+            y, x = y0 + int(rng.integers(height - size_px + 1)), x0 + int(rng.integers(width - size_px + 1))
             box = Box(y, x, y + size_px, x + size_px)
             native = Box(*(factor * edge for edge in box))
             latitude = abs(90 - (native.y0 + native.y1) / 2 / PIXELS_PER_DEGREE)

@@ -1,12 +1,14 @@
 """Batches for training: batch n is a pure function of (seed, n), whatever the number of hosts or threads.
 
 A *source* has a length and `example(index, rng, size_px) -> {'image', 'gsd_m'}`. grain's `MapDataset` turns it into a
-random-access sequence, so that a run continues at any step with nothing to restore but the step itself.
+random-access sequence of rows, row n · batch_size + i being the i-th of batch n, so that a run continues at any step
+with nothing to restore but the step itself. Host h of H reads the h-th of H equal runs of a batch's rows, which is where
+`jax.make_array_from_process_local_data` puts them: the hosts' rows one after another are the batch of one host.
 """
 
 import dataclasses
 import logging
-from pathlib import Path
+import sys
 from typing import Iterator, Protocol
 
 import grain
@@ -25,6 +27,7 @@ class DataConfig:
 
     source: str = 'blue_marble'
     split: str | None = None
+    validation_split: str | None = None
     size_px: int = 64
     gsd_m: float | None = None
     reductions: tuple[int, ...] = (1,)
@@ -32,9 +35,14 @@ class DataConfig:
 
 
 class Source(Protocol):
-    """Where examples come from."""
+    """Where examples come from. `skipped` holds the names of images that could not be used so far."""
+
+    skipped: set[str]
 
     def __len__(self) -> int: ...
+
+    def name(self, index: int) -> str:
+        """The file of image `index`, or a description."""
 
     def example(self, index: int, rng: np.random.Generator, size_px: int) -> dict[str, np.ndarray]:
         """image: uint8 (size_px, size_px, 3); gsd_m: float32 metres a pixel."""
@@ -51,12 +59,16 @@ class FolderSource:
         self.entries = read_folder(folder, split)
         self.default_gsd_m = gsd_m
         self.reductions = reductions
-        self.skipped: set[Path] = set()
+        self.skipped: set[str] = set()
         if gsd_m is None and (missing := [e.file_name for e in self.entries if e.gsd_m is None]):
             raise BadInput(f'{folder}: {len(missing)} images have no gsd_m ({missing[0]}, …); give --config.data.gsd_m')
 
     def __len__(self) -> int:
         return len(self.entries)
+
+    def name(self, index: int) -> str:
+        """The path of image `index`."""
+        return str(self.entries[index].path)
 
     def example(self, index: int, rng: np.random.Generator, size_px: int) -> dict[str, np.ndarray]:
         """A crop of image `index`, or of the next one that can be used.
@@ -66,12 +78,12 @@ class FolderSource:
         """
         for offset in range(len(self)):
             entry = self.entries[(index + offset) % len(self)]
-            if entry.path in self.skipped:
+            if str(entry.path) in self.skipped:
                 continue
             try:
                 return self._crop(entry, rng, size_px)
             except BadInput as error:
-                self.skipped.add(entry.path)
+                self.skipped.add(str(entry.path))
                 logging.warning('skipped: %s', error)
         raise BadInput(f'{self.entries[0].path.parent}: none of {len(self)} images can be read at {size_px} px')
 
@@ -89,8 +101,11 @@ class FolderSource:
         return {'image': np.ascontiguousarray(crop), 'gsd_m': np.float32(factor * (entry.gsd_m or self.default_gsd_m))}
 
 
-def make_source(config: DataConfig) -> Source:
-    """The source that `config` names.
+def make_source(config: DataConfig, validation: bool = False) -> Source:
+    """The source that `config` names, or its companion for validation.
+
+    Validation images are those of `config.validation_split`. Without one they are the training images again: crops that no
+    batch has shown, but not unseen images. Blue Marble's are chips of its held-out box, land that training never sees.
 
     Raises:
       BadInput: it is neither 'blue_marble' nor a usable folder.
@@ -98,23 +113,40 @@ def make_source(config: DataConfig) -> Source:
     if config.gsd_m is not None and not config.gsd_m > 0:
         raise BadInput(f'data.gsd_m is {config.gsd_m}; it must be a positive number of metres')
     if config.source == 'blue_marble':
-        return BlueMarble()
-    return FolderSource(config.source, config.split, config.gsd_m, config.reductions)
+        return BlueMarble(validation)
+    split = (config.validation_split if validation else None) or config.split
+    return FolderSource(config.source, split, config.gsd_m, config.reductions)
 
 
 def batches(source: Source, config: DataConfig, seed: int, batch_size: int, start: int = 0, host: int = 0,
             hosts: int = 1) -> Iterator[dict[str, np.ndarray]]:
-    """This host's share of batches `start`, start + 1, … without end, decoded ahead in threads.
+    """This host's rows of batches `start`, start + 1, … without end, decoded ahead in threads.
 
     Args:
       batch_size: over all hosts; a multiple of `hosts`.
     Yields:
-      image: uint8 (batch_size / hosts, size_px, size_px, 3); gsd_m: float32 (batch_size / hosts,).
+      image: uint8 (batch_size / hosts, size_px, size_px, 3); gsd_m: float32 (batch_size / hosts,): the global batch's
+      rows from host · batch_size / hosts on.
     """
-    dataset = (
-        grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
-        .random_map(lambda index, rng: source.example(int(index), rng, config.size_px))
-    )
-    local = dataset[host::hosts].batch(batch_size // hosts)
+    if batch_size % hosts:
+        raise BadInput(f'config.batch_size {batch_size} is not a multiple of {hosts} hosts')
+    share = batch_size // hosts
+    rows = _indices(source, seed).random_map(lambda index, rng: source.example(int(index), rng, config.size_px))
+    mine = grain.MapDataset.range(sys.maxsize // batch_size * share).map(
+        lambda k: rows[k // share * batch_size + host * share + k % share])
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=4 * config.threads)
-    return iter(local[start:].to_iter_dataset(options))
+    return iter(mine.batch(share)[start:].to_iter_dataset(options))
+
+
+def batch_indices(source: Source, seed: int, batch_size: int, n: int) -> list[int]:
+    """The indices of `source` that global batch `n` asks for, in its order; nothing is read.
+
+    An image that can't be used is replaced by a later one, and this tells the one that was asked for.
+    """
+    indices = _indices(source, seed)
+    return [int(indices[row]) for row in range(n * batch_size, (n + 1) * batch_size)]
+
+
+def _indices(source: Source, seed: int) -> grain.MapDataset:
+    """Row → index of the source: every epoch in an order of its own, without end."""
+    return grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)

@@ -10,7 +10,7 @@ import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
 
-from rsdiff.data.pipeline import FolderSource, batches, make_source
+from rsdiff.data.pipeline import batches, make_source
 from rsdiff.errors import BadInput
 from rsdiff.training import mesh as meshes
 from rsdiff.training.checkpoint import Checkpoints, claim_workdir
@@ -69,8 +69,7 @@ def train(config: TrainConfig, workdir: Path | str, allow_config_change: bool = 
         metrics.advance(config.batch_size, losses[-1])
         if step % every(config.log_images) == 0 or step == last:
             row = {'loss': float(np.mean(losses)), 'grad_norm': float(values['grad_norm'])}
-            if isinstance(source, FolderSource):
-                row['images_skipped'] = len(source.skipped)
+            row['images_skipped'] = len(source.skipped)
             row = metrics.write(step * config.batch_size, row)
             losses.clear()
 
