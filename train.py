@@ -1,15 +1,16 @@
 """Trains a generator: python train.py --config configs/demo.py --workdir runs/demo --config.batch_size=32
 
-Run the same command again to continue. The last line is one JSON object, also written to WORKDIR/train.json.
+Run the same command again to continue. The last line is one JSON object, also written to WORKDIR/train.json. On several
+hosts the command is the same on each; `rsdiff/training/hosts.py` says by what environment they find each other.
 """
 
-from pathlib import Path
-
 from absl import flags
+from etils import epath
 from ml_collections import config_flags
 
 from rsdiff import console
 from rsdiff.errors import BadInput
+from rsdiff.training import hosts
 from rsdiff.training.config import TrainConfig, from_dict
 from rsdiff.training.loop import train
 
@@ -22,9 +23,12 @@ flags.DEFINE_bool('allow_config_change', False, 'Continue a run although its set
 def main() -> None:
     if FLAGS.config is None or FLAGS.workdir is None:
         raise BadInput('give --config FILE and --workdir DIR')
-    console.enable_compilation_cache()
     config = from_dict(TrainConfig, FLAGS.config.to_dict())
-    console.finish(train(config, FLAGS.workdir, FLAGS.allow_config_change), Path(FLAGS.workdir) / 'train.json')
+    console.enable_compilation_cache()
+    hosts.connect()
+    summary = train(config, FLAGS.workdir, FLAGS.allow_config_change)
+    if hosts.is_first():
+        console.finish(summary, epath.Path(FLAGS.workdir) / 'train.json')
 
 
 if __name__ == '__main__':

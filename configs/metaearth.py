@@ -26,5 +26,5 @@ def get_config():
     config.ema.half_life_images = 500_000
     config.batch_size, config.accumulation = 8, 8
     config.total_images = 30 * 3_100_000
-    config.log_images, config.checkpoint_images, config.sample_images = 1_000, 50_000, 50_000
+    config.log_images, config.checkpoint_images, config.validation.every_images = 1_000, 50_000, 50_000
     return config

@@ -1,13 +1,16 @@
 """What every program here does at its edges: one clear line for bad input, one JSON object as its last line."""
 
+import errno
 import json
 import os
 import sys
 from pathlib import Path
 from typing import Any, Callable
 
+import filelock
 import jax
 from absl import app, flags, logging
+from etils import epath
 
 from rsdiff.errors import BadInput
 
@@ -35,7 +38,9 @@ def run(main: Callable[[], None]) -> None:
             print(f'error: {error}', file=sys.stderr)
             sys.exit(2)
         except OSError as error:
-            print(f'error: {error}', file=sys.stderr)
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            advice = '; free some space and run the same command again' if full else ''
+            print(f'error: {error}{advice}', file=sys.stderr)
             sys.exit(2)
         except FloatingPointError as error:
             print(f'error: {error}', file=sys.stderr)
@@ -59,13 +64,39 @@ def enable_compilation_cache() -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
-def write_text_atomically(path: Path, text: str) -> None:
+def write_text_atomically(path: epath.PathLike, text: str) -> None:
     """Writes `text` so that a reader, or a crash, never sees half of it."""
-    path = Path(path)
+    path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name}.partial')
     partial.write_text(text, encoding='utf-8')
-    os.replace(partial, path)
+    partial.replace(path)
+
+
+class FolderLock:
+    """One process at a time in a folder, until it ends in whatever way. A bucket knows no locks; there it does nothing."""
+
+    def __init__(self, folder: epath.PathLike):
+        self.folder = epath.Path(folder)
+        self.lock = None if '://' in str(folder) else filelock.FileLock(self.folder / '.lock')
+
+    def acquire(self) -> None:
+        """Takes the folder, which is made if it is not there.
+
+        Raises:
+          BadInput: another process has it.
+        """
+        self.folder.mkdir(parents=True, exist_ok=True)
+        try:
+            if self.lock:
+                self.lock.acquire(timeout=0)
+        except filelock.Timeout:
+            raise BadInput(f'{self.folder} is in use by another process; wait for it, or use another folder') from None
+
+    def release(self) -> None:
+        """Gives the folder back, if this process has it."""
+        if self.lock:
+            self.lock.release()
 
 
 SETTINGS = 'settings.json'

@@ -43,7 +43,9 @@ def test_every_config_file_is_a_config(module):
     ({'batch_size': 0}, 'batch_size is 0'),
     ({'accumulation': 0}, 'accumulation is 0'),
     ({'seed': -1}, 'seed is -1'),
-    ({'sample_steps': 2000}, 'sample_steps 2000'),
+    ({'validation': {'steps': 2000}}, 'validation.steps and bins are at most 1000'),
+    ({'validation': {'grid': 40}}, 'validation.grid is more'),
+    ({'validation': {'examples': 0}}, 'validation.examples is 0'),
 ])
 def test_what_is_wrong_is_named(values, message):
     with pytest.raises(BadInput, match=message):

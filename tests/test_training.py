@@ -27,7 +27,7 @@ def config(image_folder):
     return from_dict(TrainConfig, {
         'generator': {'model': MODEL}, 'data': {'source': str(image_folder), 'size_px': 16}, 'batch_size': 8,
         'optimizer': {'learning_rate': 1e-3, 'warmup_images': 16}, 'total_images': 32, 'log_images': 8,
-        'checkpoint_images': 1000, 'sample_images': 1000, 'sample_steps': 2})
+        'checkpoint_images': 1000, 'validation': {'every_images': 1000, 'examples': 8, 'bins': 2, 'steps': 2}})
 
 
 def until(config, images):
@@ -60,8 +60,11 @@ def test_a_finished_run_is_left_alone(config, tmp_path):
 def test_a_run_leaves_metrics_samples_and_a_summary(config, tmp_path):
     summary = train(config, tmp_path / 'run', show=False)
     rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
-    assert [row['images_seen'] for row in rows] == [8, 16, 24, 32]
-    assert all(np.isfinite(row['loss']) and row['images_skipped'] == 0 for row in rows)
+    assert [row['images_seen'] for row in rows if 'loss' in row] == [8, 16, 24, 32]
+    assert all(np.isfinite(row['loss']) and row['images_skipped'] == 0 for row in rows if 'loss' in row)
+    validation, = (row for row in rows if 'validation_loss' in row)
+    assert validation['images_seen'] == 32 and len(validation['validation_loss_by_t']) == 2
+    assert validation['validation_loss'] == pytest.approx(np.mean(validation['validation_loss_by_t']), abs=1e-4)
     assert summary['finished'] and summary['parameters'] > 1000
     with Image.open(tmp_path / 'run' / 'samples' / '000000032.png') as grid:
         assert grid.size == (3 * 16, 6 * 16)
@@ -153,7 +156,8 @@ def test_released_weights_are_the_average_in_bfloat16(config, tmp_path):
     (lambda run: (run / 'config.json').unlink(), 'not a checkpoint'),
     (lambda run: (run / 'config.json').write_text('{'), 'not a config'),
     (lambda run: shutil.rmtree(run / 'checkpoints' / '1'), 'no checkpoint has been saved'),
-    (lambda run: [f.write_bytes(b'') for f in (run / 'checkpoints/1/ema').rglob('*') if f.is_file()], 'can not be read'),
+    (lambda run: [f.write_bytes(b'') for f in (run / 'checkpoints/1/ema').rglob('*') if f.is_file()],
+     'no checkpoint can be read'),
     (lambda run: (run / 'config.json').write_text(
         (run / 'config.json').read_text().replace('"width": 16', '"width": 32')), 'belong to another config'),
 ])

@@ -4,11 +4,13 @@ A run's folder holds `checkpoints/<step>/` with params, ema and opt as separate 
 release is a folder of `config.json` and `model.safetensors` (the averaged parameters, bfloat16), as in `weights/`.
 """
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-from pathlib import Path
-from typing import Any
+import logging
+import shutil
+from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
@@ -20,6 +22,7 @@ from rsdiff.console import write_text_atomically
 from rsdiff.errors import BadInput
 from rsdiff.generator import Generator
 from rsdiff.models import weights
+from rsdiff.training import hosts
 from rsdiff.training.config import TrainConfig, differing_keys, from_dict, to_dict
 
 CONFIG, RELEASE = 'config.json', 'model.safetensors'
@@ -27,36 +30,121 @@ ITEMS = ('params', 'ema', 'opt')
 
 
 class Checkpoints:
-    """The checkpoints of one run, named by their step and saved in the background."""
+    """The checkpoints of one run, named by their step and saved in the background.
 
-    def __init__(self, workdir: Path, keep: int = 2):
-        folder = epath.Path(workdir).resolve() / 'checkpoints'
-        folder.mkdir(parents=True, exist_ok=True)
-        self.manager = ocp.CheckpointManager(folder, options=ocp.CheckpointManagerOptions(max_to_keep=keep))
+    A kill at any moment leaves whole checkpoints only: one is written under another name and renamed when it is complete, and
+    an old one is removed after that. Against files that rot or are cut off later, each holds `fingerprint`s of its items.
+    """
+
+    def __init__(self, workdir: epath.PathLike, keep: int = 2):
+        self.folder = epath.Path(workdir).resolve() / 'checkpoints'
+        self.manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
+            preservation_policy=ocp.checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True))
 
     def save(self, state: dict[str, Any]) -> None:
-        """Begins to save; a checkpoint of this step that exists already is kept."""
+        """Begins to save; a checkpoint of this step that exists already is kept.
+
+        Raises:
+          OSError: this checkpoint, or the one before, could not be written; those that are there stay whole.
+        """
         step = int(state['step'])
         if step in self.manager.all_steps():
             return
-        items = {name: ocp.args.StandardSave(tree) for name, tree in state.items() if name in ITEMS}
-        self.manager.save(step, args=ocp.args.Composite(**items))
+        self._require_space(sum(leaf.nbytes for name in ITEMS for leaf in jax.tree.leaves(state[name])))
+        items = {name: ocp.args.StandardSave(state[name]) for name in ITEMS}
+        prints = ocp.args.JsonSave({name: int(fingerprint(state[name])) for name in ITEMS})
+        with self._writing():
+            self.manager.save(step, args=ocp.args.Composite(**items, fingerprints=prints))
+
+    def check(self) -> None:
+        """Raises what went wrong in the background since `save`, as `save` would."""
+        with self._writing():
+            self.manager.check_for_errors()
 
     def restore_latest(self, abstract: dict[str, Any]) -> dict[str, Any] | None:
-        """The newest state, laid out as `abstract` says; None where there is none yet."""
-        step = self.manager.latest_step()
-        if step is None:
+        """The newest whole state, laid out as `abstract` says; None where there is none yet. Damaged ones that are newer
+        are named in a warning and moved to `damaged/`.
+
+        Raises:
+          BadInput: there are checkpoints, and all are damaged.
+        """
+        found = _newest_whole(self.manager, {name: abstract[name] for name in ITEMS})
+        if found is None:
             return None
-        items = {name: ocp.args.StandardRestore(tree) for name, tree in abstract.items() if name in ITEMS}
-        restored = self.manager.restore(step, args=ocp.args.Composite(**items))
-        return {'step': jax.device_put(jnp.int32(step), abstract['step'].sharding), **restored}
+        step, items, damaged = found
+        hosts.first_does(lambda: self._move_aside(damaged))
+        if damaged:
+            self.manager.reload()
+        return {'step': jax.device_put(jnp.int32(step), abstract['step'].sharding), **items}
 
     def close(self) -> None:
-        """Waits for what is being saved."""
-        self.manager.close()
+        """Waits for what is being saved; raises as `save` does."""
+        with self._writing():
+            self.manager.close()
+
+    def _require_space(self, needed: int) -> None:
+        """Asked beforehand: dozens of threads that find the disk full one after the other tell it less clearly."""
+        if '://' not in str(self.folder) and (free := shutil.disk_usage(self.folder).free) < needed:
+            raise OSError(f'{self.folder}: a checkpoint takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free; those '
+                          'that are there are whole. Free some space and run the same command again')
+
+    @contextlib.contextmanager
+    def _writing(self):
+        try:
+            yield
+        except (OSError, ValueError, RuntimeError) as error:
+            raise OSError(f'{self.folder}: a checkpoint could not be written ({_first_line(error)}); '
+                          'those before it are whole. Run the same command again when this is mended') from error
+
+    def _move_aside(self, steps: list[int]) -> None:
+        for step in steps:
+            target = self.folder.parent / 'damaged' / str(step)
+            if target.exists():
+                target.rmtree()
+            target.parent.mkdir(parents=True, exist_ok=True)
+            (self.folder / str(step)).rename(target)
 
 
-def claim_workdir(workdir: Path, config: TrainConfig, allow_changes: bool) -> None:
+@jax.jit
+def fingerprint(tree) -> jax.Array:
+    """A checksum of every bit of a tree of arrays, uint32. It does not depend on how they lie on devices, and is made
+    there: saving costs no more than reading the state once."""
+    total = jnp.uint32(0)
+    for number, leaf in enumerate(jax.tree.leaves(tree)):
+        bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f'uint{8 * leaf.dtype.itemsize}'))
+        total += (2 * number + 1) * jnp.sum(bits, dtype=jnp.uint32)
+    return total
+
+
+def _newest_whole(manager: ocp.CheckpointManager, like: dict[str, Any] | Callable[[int], dict[str, Any]]):
+    """(step, items, damaged steps) of the newest checkpoint whose items are what was saved; None where there is none."""
+    damaged = []
+    for step in sorted(manager.all_steps(), reverse=True):
+        try:
+            wanted = like(step) if callable(like) else like
+            items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+            restored = manager.restore(step, args=ocp.args.Composite(**items, fingerprints=ocp.args.JsonRestore()))
+            wrong = [name for name in wanted if int(fingerprint(restored[name])) != restored['fingerprints'][name]]
+            if wrong:
+                raise ValueError(f'{", ".join(wrong)} is not what was saved')
+        # Orbax raises whatever it met, a bare Exception among it; the fingerprints alone say that a state is whole.
+        except Exception as error:
+            reason = _first_line(error)
+            logging.warning('%s/%d is damaged (%s); trying the one before', manager.directory, step, reason)
+            damaged.append(step)
+        else:
+            return step, {name: restored[name] for name in wanted}, damaged
+    if damaged:
+        raise BadInput(f'{manager.directory}: no checkpoint can be read ({reason}); restore one from a backup, or start '
+                       'again in another --workdir')
+    return None
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+
+
+def claim_workdir(workdir: epath.PathLike, config: TrainConfig, allow_changes: bool) -> None:
     """Writes the run's config, or checks it against the one that is there.
 
     Raises:
@@ -64,9 +152,9 @@ def claim_workdir(workdir: Path, config: TrainConfig, allow_changes: bool) -> No
         always change, and how long to run where the learning rate does not depend on it; what the parameters mean
         and what a step is may never.
     """
-    path, new = Path(workdir) / CONFIG, to_dict(config)
+    path, new = epath.Path(workdir) / CONFIG, to_dict(config)
     if path.exists():
-        free = {'log_images', 'checkpoint_images', 'sample_images', 'sample_steps'}
+        free = {'log_images', 'checkpoint_images', 'validation'}
         if config.optimizer.final_fraction == 1:
             free.add('total_images')
         kept = lambda settings: {key: value for key, value in settings.items() if key not in free}
@@ -90,13 +178,13 @@ class Trained:
     images_seen: int | None
 
 
-def load_generator(path: Path | str) -> Trained:
+def load_generator(path: epath.PathLike) -> Trained:
     """The averaged parameters of a run's newest checkpoint, or of a release, as float32.
 
     Raises:
       BadInput: there is no checkpoint at `path`, or it does not fit the config beside it.
     """
-    path = Path(path)
+    path = epath.Path(path)
     if not (path / CONFIG).is_file() or not ((path / RELEASE).is_file() or (path / 'checkpoints').is_dir()):
         raise BadInput(f'{path}: not a checkpoint; expected {CONFIG} with checkpoints/ or {RELEASE} beside it')
     config = from_dict(TrainConfig, _read_config(path / CONFIG), str(path / CONFIG))
@@ -117,34 +205,31 @@ def load_generator(path: Path | str) -> Trained:
     return Trained(generator, params, config, _digest(params, config), images_seen)
 
 
-def release(trained: Trained, folder: Path | str) -> None:
+def release(trained: Trained, folder: epath.PathLike) -> None:
     """Writes `config.json` and `model.safetensors`, bfloat16, from which `load_generator` reads."""
-    folder = Path(folder)
+    folder = epath.Path(folder)
     flat = {name: np.asarray(x, jnp.bfloat16) for name, x in weights.flatten(trained.params).items()}
     weights.write_safetensors(folder / RELEASE, flat, {'images_seen': str(trained.images_seen)})
     write_text_atomically(folder / CONFIG, json.dumps(to_dict(trained.config), indent=2) + '\n')
 
 
-def _restore_ema(path: Path) -> tuple[dict[str, Any], int]:
+def _restore_ema(path: epath.Path) -> tuple[dict[str, Any], int]:
     # named, so that the items' shapes can be read before they are restored
-    handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS}
-    with ocp.CheckpointManager(epath.Path(path).resolve() / 'checkpoints', item_handlers=handlers) as manager:
-        step = manager.latest_step()
-        if step is None:
-            raise BadInput(f'{path}: no checkpoint has been saved yet')
-        try:
-            # The shapes are the checkpoint's own, the layout is this machine's: the run may have had other devices.
-            here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-            like = jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-                                manager.item_metadata(step)['ema'].tree)
-            restored = manager.restore(step, args=ocp.args.Composite(ema=ocp.args.StandardRestore(like)))
-        except (OSError, ValueError, KeyError, AttributeError) as error:
-            reason = (str(error).splitlines() or [type(error).__name__])[0]
-            raise BadInput(f'{path}/checkpoints/{step}: can not be read ({reason})') from None
-    return weights.unflatten(weights.flatten(restored['ema'])), step
+    handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS} | {'fingerprints': ocp.JsonCheckpointHandler()}
+    # The shapes are the checkpoint's own, the layout is this machine's: the run may have had other devices.
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    with ocp.CheckpointManager(path.resolve() / 'checkpoints', item_handlers=handlers,
+                               options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+        like = lambda step: {'ema': jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+                                                 manager.item_metadata(step)['ema'].tree)}
+        found = _newest_whole(manager, like)
+    if found is None:
+        raise BadInput(f'{path}: no checkpoint has been saved yet')
+    step, items, _ = found
+    return weights.unflatten(weights.flatten(items['ema'])), step
 
 
-def _read_config(path: Path) -> dict[str, Any]:
+def _read_config(path: epath.Path) -> dict[str, Any]:
     try:
         config = json.loads(path.read_text())
     except (json.JSONDecodeError, UnicodeDecodeError) as error:

@@ -44,6 +44,18 @@ class MeshConfig:
 
 
 @dataclasses.dataclass(frozen=True)
+class ValidationConfig:
+    """Every so many images, the averaged parameters' loss on `examples` fixed images at `bins` timesteps, and samples of
+    `grid` of them in `steps` steps."""
+
+    every_images: int = 5_000
+    examples: int = 32
+    bins: int = 8
+    grid: int = 6
+    steps: int = 20
+
+
+@dataclasses.dataclass(frozen=True)
 class TrainConfig:
     """A whole run. Progress is counted in images; an interval is rounded up to whole steps."""
 
@@ -52,6 +64,7 @@ class TrainConfig:
     degradation: DegradationConfig = DegradationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
     ema: EMAConfig = EMAConfig()
+    validation: ValidationConfig = ValidationConfig()
     mesh: MeshConfig = MeshConfig()
     seed: int = 0
     batch_size: int = 16
@@ -59,16 +72,15 @@ class TrainConfig:
     total_images: int = 10_000
     log_images: int = 500
     checkpoint_images: int = 5_000
-    sample_images: int = 5_000
-    sample_steps: int = 20
 
     def __post_init__(self):
         model, schedule = self.generator.model, self.generator.schedule
         positive = {'batch_size': self.batch_size, 'accumulation': self.accumulation, 'total_images': self.total_images,
                     'log_images': self.log_images, 'checkpoint_images': self.checkpoint_images,
-                    'sample_images': self.sample_images, 'data.size_px': self.data.size_px,
+                    'data.size_px': self.data.size_px, 'data.threads': self.data.threads,
                     'generator.model.width': model.width, 'generator.model.head_width': model.head_width,
-                    'generator.model.blocks': model.blocks, 'generator.schedule.timesteps': schedule.timesteps}
+                    'generator.model.blocks': model.blocks, 'generator.schedule.timesteps': schedule.timesteps,
+                    **{f'validation.{key}': value for key, value in to_dict(self.validation).items()}}
         for key, value in positive.items():
             if value < 1:
                 raise BadInput(f'config.{key} is {value}; it must be at least 1')
@@ -94,8 +106,9 @@ class TrainConfig:
             (lambda: self.batch_size % self.accumulation, 'batch_size is not a multiple of accumulation'),
             (lambda: not 0 < schedule.beta_start <= schedule.beta_end < 1,
              'generator.schedule needs 0 < beta_start <= beta_end < 1'),
-            (lambda: not 1 <= self.sample_steps <= schedule.timesteps,
-             f'sample_steps {self.sample_steps} is not in 1 to {schedule.timesteps}'),
+            (lambda: max(self.validation.steps, self.validation.bins) > schedule.timesteps,
+             f'validation.steps and bins are at most {schedule.timesteps}, the timesteps there are'),
+            (lambda: self.validation.grid > self.validation.examples, 'validation.grid is more than validation.examples'),
         ]
         for wrong, message in problems:
             if wrong():

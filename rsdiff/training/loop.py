@@ -1,48 +1,61 @@
 """The training loop."""
 
+import json
 import math
 import signal
-from pathlib import Path
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from clu import parameter_overview
+from etils import epath
 
-from rsdiff.data.pipeline import batches, make_source
+from rsdiff.console import FolderLock, write_text_atomically
+from rsdiff.data.pipeline import Source, batch_indices, batches, make_source
 from rsdiff.errors import BadInput
+from rsdiff.training import hosts
 from rsdiff.training import mesh as meshes
 from rsdiff.training.checkpoint import Checkpoints, claim_workdir
 from rsdiff.training.config import TrainConfig
-from rsdiff.training.metrics import Metrics, write_sample_grid
+from rsdiff.training.metrics import Metrics, Silent
 from rsdiff.training.state import Trainer
+from rsdiff.training.validation import Validation
 
-GRID_EXAMPLES = 6
 
+def train(config: TrainConfig, workdir: epath.PathLike, allow_config_change: bool = False,
+          show: bool = True) -> dict[str, Any]:
+    """Trains until `config.total_images`, continuing the newest whole checkpoint of `workdir` if there is one.
 
-def train(config: TrainConfig, workdir: Path | str, allow_config_change: bool = False, show: bool = True) -> dict[str, Any]:
-    """Trains until `config.total_images`, continuing the newest checkpoint of `workdir` if there is one.
+    SIGTERM or Ctrl-C end the run after the current step, with a checkpoint; the same call then continues it. Of several
+    processes, any that gets SIGTERM stops all, after a step on which they agree.
 
-    SIGTERM or Ctrl-C end the run after the current step, with a checkpoint; the same call then continues it.
-
+    Args:
+      workdir: a local folder or a bucket (gs://…), the same for every process.
     Returns:
-      A summary with images_seen, the last row of metrics, parameters, images skipped, and whether the run is finished.
+      A summary with images_seen, the newest figures, parameters, images skipped, and whether the run is finished.
     Raises:
-      BadInput: unusable data or settings, or a `workdir` of another run.
-      FloatingPointError: the loss is no longer finite; the last checkpoint is kept.
+      BadInput: unusable data or settings, a `workdir` of another run or in use, or only damaged checkpoints in it.
+      OSError: something could not be written; the checkpoints that are there stay whole.
+      FloatingPointError: the loss is no longer finite; the last checkpoint is kept, `nonfinite.json` names the batch.
       KeyboardInterrupt: after Ctrl-C, with the checkpoint saved.
     """
-    workdir = Path(workdir)
+    workdir, lock = epath.Path(workdir), FolderLock(workdir)
     mesh = meshes.make_mesh(config.mesh.fsdp)
     if config.batch_size % (mesh.size * config.accumulation):
         raise BadInput(f'config.batch_size {config.batch_size} is not a multiple of {mesh.size} devices × accumulation')
-    source = make_source(config.data)
-    claim_workdir(workdir, config, allow_config_change)
+    source, unseen = make_source(config.data), make_source(config.data, validation=True)
+    try:
+        hosts.first_does(lambda: (lock.acquire(), claim_workdir(workdir, config, allow_config_change)))
+        return _train(config, workdir, mesh, source, unseen, show and hosts.is_first())
+    finally:
+        lock.release()
 
+
+def _train(config: TrainConfig, workdir: epath.Path, mesh: jax.sharding.Mesh, source: Source, unseen: Source,
+           show: bool) -> dict[str, Any]:
     trainer = Trainer(config, mesh)
     checkpoints = Checkpoints(workdir)
-    # Order of restore: this workdir's newest checkpoint, else fresh.
+    # Order of restore: this workdir's newest whole checkpoint, else fresh.
     state = checkpoints.restore_latest(trainer.abstract_state())
     if state is None:
         state = trainer.init(jax.random.key(config.seed))
@@ -50,27 +63,29 @@ def train(config: TrainConfig, workdir: Path | str, allow_config_change: bool = 
             print(parameter_overview.get_parameter_overview(state['params'], include_stats=False, max_lines=12))
     first = int(state['step'])
     last = math.ceil(config.total_images / config.batch_size)
-    every = lambda images: max(1, math.ceil(images / config.batch_size))
+    due = lambda step, images: step % max(1, math.ceil(images / config.batch_size)) == 0
 
-    metrics = Metrics(workdir, last * config.batch_size, first * config.batch_size, show)
+    metrics = (Metrics(workdir, last * config.batch_size, first * config.batch_size, show) if hosts.is_first()
+               else Silent())
     stream = batches(source, config.data, config.seed, config.batch_size, first, jax.process_index(),
                      jax.process_count())
-    grid = SampleGrid(trainer, source, workdir)
-    row, losses, pending = metrics.last_row, [], None
+    validation = Validation(trainer, unseen)
+    losses, pending = [], None
 
     def settle(step: int, values: dict[str, jax.Array]) -> None:
         """Fetches the metrics of a step; called one step late, so that the device always has work."""
-        nonlocal row
-        losses.append(float(values['loss']))
+        loss, grad_norm = float(values['loss']), float(values['grad_norm'])
         # a gradient that is not finite has spoilt the parameters, though the loss does not show it yet
-        if not math.isfinite(losses[-1] + float(values['grad_norm'])):
-            raise FloatingPointError(f'the loss is {losses[-1]} and its gradient {float(values["grad_norm"])} at step '
-                                     f'{step}; the last checkpoint is kept')
-        metrics.advance(config.batch_size, losses[-1])
-        if step % every(config.log_images) == 0 or step == last:
-            row = {'loss': float(np.mean(losses)), 'grad_norm': float(values['grad_norm'])}
-            row['images_skipped'] = len(source.skipped)
-            row = metrics.write(step * config.batch_size, row)
+        if not math.isfinite(loss + grad_norm):
+            _write_offenders(workdir, source, config, step, loss, grad_norm)
+            raise FloatingPointError(f'the loss is {loss} and its gradient {grad_norm} at step {step}; the last '
+                                     f'checkpoint is kept, {workdir}/nonfinite.json lists the batch')
+        losses.append(loss)
+        metrics.advance(config.batch_size, loss)
+        if due(step, config.log_images) or step == last:
+            images_seen = step * config.batch_size
+            metrics.write(images_seen, {'loss': float(np.mean(losses)), 'grad_norm': grad_norm,
+                                        'images_skipped': len(source.skipped), **metrics.rate(images_seen)})
             losses.clear()
 
     try:
@@ -80,59 +95,57 @@ def train(config: TrainConfig, workdir: Path | str, allow_config_change: bool = 
                 if pending:
                     settle(*pending)
                 pending = (step, values)
-                if step % every(config.checkpoint_images) == 0:
+                checkpoints.check()
+                if due(step, config.checkpoint_images):
                     settle(*pending)  # nothing is saved before it is known to be finite
                     pending = None
                     checkpoints.save(state)
-                if step % every(config.sample_images) == 0 or step == last:
-                    grid.write(state, step * config.batch_size)
-                if stop.asked():
+                if due(step, config.validation.every_images) or step == last:
+                    metrics.write(step * config.batch_size, validation.losses(state['ema']))
+                    metrics.picture(step * config.batch_size, validation.grid(state['ema']))
+                if stop.asked() or hosts.preempted(step):
                     break
             if pending:
                 settle(*pending)
             checkpoints.save(state)
     finally:
-        checkpoints.close()
-        metrics.close()
+        try:
+            checkpoints.close()
+        finally:
+            metrics.close()
     if stop.received == signal.SIGINT:
         raise KeyboardInterrupt
     step = int(state['step'])
-    return {**row, 'images_seen': step * config.batch_size, 'finished': step >= last,
+    return {**metrics.latest, 'images_seen': step * config.batch_size, 'finished': step >= last,
             'parameters': sum(x.size for x in jax.tree.leaves(state['params']))}
 
 
-class SampleGrid:
-    """A fixed set of examples, sampled from the averaged parameters now and then."""
-
-    def __init__(self, trainer: Trainer, source, workdir: Path):
-        config, self.trainer, self.workdir = trainer.config, trainer, workdir
-        # a stream of its own: the seed differs, so these crops are not those of any training batch
-        examples = next(batches(source, config.data, config.seed + 1, GRID_EXAMPLES))
-        self.truth, self.lr = jax.jit(trainer.conditions)(examples['image'], jax.random.key(config.seed))
-        noise = jax.random.normal(jax.random.key(config.seed), self.truth.shape)
-        self.sample = jax.jit(lambda params: trainer.generator.sample(
-            params, self.lr, jnp.asarray(examples['gsd_m']), noise, config.sample_steps))
-
-    def write(self, state, images_seen: int) -> None:
-        """Writes `samples/<images seen>.png`."""
-        samples = self.sample(state['ema'])
-        if jax.process_index() == 0:
-            write_sample_grid(self.workdir / 'samples' / f'{images_seen:09d}.png', np.asarray(self.lr),
-                              np.asarray(samples), np.asarray(self.truth))
+def _write_offenders(workdir: epath.Path, source: Source, config: TrainConfig, step: int, loss: float,
+                     grad_norm: float) -> None:
+    """Writes `nonfinite.json`: which examples the batch of `step` was made of."""
+    indices = batch_indices(source, config.seed, config.batch_size, step - 1)
+    if hosts.is_first():
+        write_text_atomically(workdir / 'nonfinite.json', json.dumps(
+            {'step': step, 'loss': str(loss), 'grad_norm': str(grad_norm), 'indices': indices,
+             'names': [source.name(index) for index in indices]}, indent=2) + '\n')
 
 
 class StopSignals:
-    """Within it, SIGTERM and the first Ctrl-C are questions that the loop asks after each step, `asked()`."""
+    """Within it, SIGTERM and the first Ctrl-C are questions that the loop asks after each step, `asked()`.
+
+    Of several processes none may stop by itself: there JAX listens for SIGTERM (`hosts.preempted`) and this does nothing.
+    """
 
     def __init__(self):
         self.received: int | None = None
+        self.numbers = (signal.SIGTERM, signal.SIGINT) if jax.process_count() == 1 else ()
 
     def asked(self) -> bool:
         """Whether to stop after this step."""
         return self.received is not None
 
     def __enter__(self) -> 'StopSignals':
-        self.before = {number: signal.signal(number, self._note) for number in (signal.SIGTERM, signal.SIGINT)}
+        self.before = {number: signal.signal(number, self._note) for number in self.numbers}
         return self
 
     def __exit__(self, *_) -> None:

@@ -1,29 +1,37 @@
-"""What a run tells: one JSON line per row in `metrics.jsonl`, a progress bar, and grids of samples as PNG."""
+"""What a run tells: JSON lines in `metrics.jsonl`, pictures in `samples/`, TensorBoard's files where tensorboardX is
+installed (the `tensorboard` extra), and a progress bar."""
 
 import json
 import math
 import time
-from pathlib import Path
 from typing import Any
 
 import numpy as np
+from etils import epath
 from tqdm import tqdm
 
 from rsdiff.console import write_text_atomically
-from rsdiff.data.images import bicubic, to_uint8, write_image
+from rsdiff.data.images import write_image
+
+try:
+    from tensorboardX import SummaryWriter
+except ImportError:
+    SummaryWriter = None
 
 
 class Metrics:
-    """Rows on disk and a bar on the console, counted in images."""
+    """Rows on disk and a bar on the console, counted in images. `latest` holds the newest value of each figure."""
 
-    def __init__(self, workdir: Path, total_images: int, images_seen: int, show: bool):
-        path = Path(workdir) / 'metrics.jsonl'
+    def __init__(self, workdir: epath.PathLike, total_images: int, images_seen: int, show: bool):
+        self.workdir = epath.Path(workdir)
+        path = self.workdir / 'metrics.jsonl'
         lines = path.read_text().splitlines() if path.exists() else []
         # what an interrupted run had told beyond its last checkpoint is told again
         kept = [line for line in lines if _images_seen(line) <= images_seen]
         write_text_atomically(path, ''.join(line + '\n' for line in kept))
-        self.last_row: dict[str, Any] = json.loads(kept[-1]) if kept else {}
+        self.latest: dict[str, Any] = {key: value for line in kept for key, value in json.loads(line).items()}
         self.file = path.open('a')
+        self.board = SummaryWriter(str(self.workdir / 'tensorboard'), purge_step=images_seen + 1) if SummaryWriter else None
         self.bar = tqdm(total=total_images, initial=images_seen, unit='image', desc='training', disable=not show,
                         smoothing=0.05, dynamic_ncols=True)
         self.last = (images_seen, time.monotonic())
@@ -33,20 +41,45 @@ class Metrics:
         self.bar.set_postfix_str(f'loss {loss:.4f}', refresh=False)
         self.bar.update(images)
 
-    def write(self, images_seen: int, row: dict[str, Any]) -> dict[str, Any]:
-        """Adds a row, with the rate since the last; returns it."""
+    def rate(self, images_seen: int) -> dict[str, float]:
+        """Images a second since the last call."""
         now = time.monotonic()
         images, seconds = images_seen - self.last[0], now - self.last[1]
         self.last = (images_seen, now)
-        row = {'images_seen': images_seen, **row, 'images_per_second': round(images / max(seconds, 1e-9), 2)}
+        return {'images_per_second': round(images / max(seconds, 1e-9), 2)}
+
+    def write(self, images_seen: int, row: dict[str, Any]) -> None:
+        """Adds a row."""
+        row = {'images_seen': images_seen, **row}
+        self.latest |= row
         self.file.write(json.dumps(row) + '\n')
         self.file.flush()
-        return row
+        if self.board:
+            for name, value in row.items():
+                for number, one in enumerate(value if isinstance(value, list) else [value]):
+                    self.board.add_scalar(f'{name}/{number}' if isinstance(value, list) else name, one, images_seen)
+
+    def picture(self, images_seen: int, image: np.ndarray) -> None:
+        """Writes `samples/<images seen>.png`, uint8 (h, w, 3)."""
+        write_image(self.workdir / 'samples' / f'{images_seen:09d}.png', image)
+        if self.board:
+            self.board.add_image('samples', image, images_seen, dataformats='HWC')
 
     def close(self) -> None:
-        """Ends the bar and the file."""
+        """Ends the bar and the files."""
         self.bar.close()
         self.file.close()
+        if self.board:
+            self.board.close()
+
+
+class Silent:
+    """The `Metrics` of every process but the first: says nothing."""
+
+    latest: dict[str, Any] = {}
+
+    def __getattr__(self, _):
+        return lambda *args: {}
 
 
 def _images_seen(line: str) -> float:
@@ -55,11 +88,3 @@ def _images_seen(line: str) -> float:
         return json.loads(line)['images_seen']
     except (json.JSONDecodeError, KeyError):
         return math.inf
-
-
-def write_sample_grid(path: Path, lr: np.ndarray, samples: np.ndarray, truth: np.ndarray) -> None:
-    """One row an example: bicubic condition, sample, truth. lr: (n, h/4, w/4, 3); the others (n, h, w, 3); [-1, 1]."""
-    size = truth.shape[1]
-    rows = [np.concatenate([bicubic(to_uint8(a), size, size), to_uint8(b), to_uint8(c)], axis=1)
-            for a, b, c in zip(lr, samples, truth)]
-    write_image(path, np.concatenate(rows, axis=0))

@@ -55,7 +55,7 @@ def trained(tmp_path_factory):
 
 def train_command(images, workdir, *more):
     return ['train.py', '--config', 'configs/demo.py', '--workdir', workdir, *SMALL, f'--config.data.source={images}',
-            '--config.total_images=16', '--config.sample_steps=2', *more]
+            '--config.total_images=16', '--config.validation.steps=2', '--config.validation.examples=6', *more]
 
 
 def test_train_writes_what_it_says(trained):

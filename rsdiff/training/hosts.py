@@ -1,0 +1,67 @@
+"""Several processes, one run: how they find each other, and what only the first of them does.
+
+Nothing but the environment differs between one machine and a pod:
+
+* `JAX_COORDINATOR_ADDRESS=host:port`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` say it all, anywhere;
+* a Slurm step of more than one task (`srun`) is found by itself;
+* `RSDIFF_DISTRIBUTED=1` lets JAX find the cluster: TPU pod slices, Kubernetes, Open MPI.
+"""
+
+import os
+from typing import Callable
+
+import jax
+import numpy as np
+from jax.experimental import multihost_utils
+
+from rsdiff.errors import BadInput
+
+
+def connect() -> None:
+    """Joins the processes that the environment speaks of; one alone needs none. Call it before anything else of JAX.
+
+    Raises:
+      BadInput: the environment is incomplete, or the other processes are not reached.
+    """
+    environment = os.environ
+    try:
+        if 'JAX_COORDINATOR_ADDRESS' in environment:
+            jax.distributed.initialize(environment['JAX_COORDINATOR_ADDRESS'], int(environment['JAX_NUM_PROCESSES']),
+                                       int(environment['JAX_PROCESS_ID']))
+        elif environment.get('RSDIFF_DISTRIBUTED') == '1' or int(environment.get('SLURM_STEP_NUM_TASKS', 1)) > 1:
+            jax.distributed.initialize()
+    except KeyError as error:
+        raise BadInput(f'JAX_COORDINATOR_ADDRESS is set, but {error.args[0]} is not') from None
+    except (ValueError, RuntimeError) as error:
+        raise BadInput(f'the processes did not find each other: {str(error).splitlines()[0]}') from None
+
+
+def is_first() -> bool:
+    """Whether this is the process that writes metrics, samples and summaries, and talks to the console."""
+    return jax.process_index() == 0
+
+
+def first_does(work: Callable[[], None]) -> None:
+    """Runs `work` on the first process while the others wait; what it refuses, all refuse.
+
+    Raises:
+      BadInput, OSError: as `work` does, on the first process; on the others BadInput.
+    """
+    refusal = None
+    if is_first():
+        try:
+            work()
+        except (BadInput, OSError) as error:
+            refusal = error
+    if jax.process_count() > 1:
+        refused = multihost_utils.broadcast_one_to_all(np.int32(refusal is not None))
+        if refused and refusal is None:
+            raise BadInput('the first process refused to start; its output says why')
+    if refusal is not None:
+        raise refusal
+
+
+def preempted(step: int) -> bool:
+    """Whether any process was told by SIGTERM to stop, and all have agreed to do so after `step`. Every process asks
+    after every step; always False for one alone, which needs no agreement."""
+    return jax.process_count() > 1 and multihost_utils.reached_preemption_sync_point(step)
