@@ -1,0 +1,110 @@
+"""Two real processes over loopback, through train.py, against one process with as many devices."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import jax
+import numpy as np
+import pytest
+
+from rsdiff.data.folder import Entry, write_manifest
+from rsdiff.data.images import write_image
+from rsdiff.training.checkpoint import load_generator
+
+ROOT = Path(__file__).parents[2]
+
+
+@pytest.fixture(scope='module')
+def images(tmp_path_factory, smooth_image):
+    folder, entries = tmp_path_factory.mktemp('hosts') / 'images', []
+    for number in range(12):
+        write_image(folder / f'{number}.png', smooth_image(32, 32, number))
+        entries.append(Entry(folder / f'{number}.png', f'{number}.png', gsd_m=10.0))
+    write_manifest(folder, entries)
+    return folder
+
+
+def start(images, workdir, total_images, processes=1, **keys):
+    """Starts train.py on `processes` hosts with four devices together, parameters split over all of them."""
+    settings = {'data.source': images, 'data.size_px': 16, 'batch_size': 8, 'total_images': total_images,
+                'log_images': 8, 'mesh.fsdp': 4, 'validation.examples': 4, 'validation.grid': 2, 'validation.bins': 2,
+                'validation.steps': 2, 'optimizer.final_fraction': 1.0, 'generator.model.width': 32,
+                'generator.model.multipliers': '(1, 2)', 'generator.model.rrdb_features': 16, **keys}
+    command = [sys.executable, 'train.py', '--config', 'configs/demo.py', '--workdir', str(workdir)]
+    command += [f'--config.{key}={value}' for key, value in settings.items()]
+    with socket.socket() as free:
+        free.bind(('127.0.0.1', 0))
+        port = free.getsockname()[1]
+    hosts = []
+    for number in range(processes):
+        environment = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={4 // processes}'}
+        if processes > 1:
+            environment |= {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}', 'JAX_NUM_PROCESSES': str(processes),
+                            'JAX_PROCESS_ID': str(number)}
+        hosts.append(subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
+                                      stderr=subprocess.PIPE))
+    return hosts
+
+
+def finish(hosts):
+    """The first host's summary; the others print none (gloo, by which they talk, greets on stdout)."""
+    outputs = [host.communicate(timeout=300) for host in hosts]
+    for host, (_, err) in zip(hosts, outputs):
+        assert host.returncode == 0, err[-3000:]
+    assert not any(line.startswith('{') for out, _ in outputs[1:] for line in out.splitlines())
+    return json.loads(outputs[0][0].splitlines()[-1])
+
+
+def rows(workdir):
+    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+
+
+def assert_same_parameters(a, b):
+    """Sums over devices are made in another order, so equality is up to rounding."""
+    for one, other in zip(*(jax.tree.leaves(load_generator(path).params) for path in (a, b))):
+        np.testing.assert_allclose(one, other, atol=1e-6)
+
+
+def test_two_processes_train_save_and_restore_as_one(images, tmp_path):
+    one = finish(start(images, tmp_path / 'one', 32))
+    two = finish(start(images, tmp_path / 'two', 32, processes=2))
+    assert two['images_seen'] == one['images_seen'] == 32
+    # the same examples in the same places with the same noise, or the losses would not agree
+    for a, b in zip(rows(tmp_path / 'one'), rows(tmp_path / 'two'), strict=True):
+        assert {k: v for k, v in a.items() if k != 'images_per_second'} == pytest.approx(
+            {k: v for k, v in b.items() if k != 'images_per_second'}, rel=1e-4)
+    assert_same_parameters(tmp_path / 'one', tmp_path / 'two')
+    assert [p.name for p in (tmp_path / 'two' / 'samples').iterdir()] == ['000000032.png']
+
+    # and each continues what the other began
+    finish(start(images, tmp_path / 'one', 48, processes=2))
+    finish(start(images, tmp_path / 'two', 48))
+    assert_same_parameters(tmp_path / 'one', tmp_path / 'two')
+
+
+def test_sigterm_to_one_process_stops_both_after_the_same_step(images, tmp_path):
+    hosts = start(images, tmp_path / 'run', 1_000_000, processes=2)
+    metrics = tmp_path / 'run' / 'metrics.jsonl'
+    for _ in range(1200):
+        if metrics.exists() and metrics.read_text():
+            break
+        time.sleep(0.1)
+    hosts[1].send_signal(signal.SIGTERM)
+    stopped = finish(hosts)
+    assert not stopped['finished'] and stopped['images_seen'] > 0
+    assert load_generator(tmp_path / 'run').images_seen == stopped['images_seen']
+
+
+def test_what_the_first_process_refuses_all_refuse(images, tmp_path):
+    finish(start(images, tmp_path / 'run', 8))
+    hosts = start(images, tmp_path / 'run', 8, processes=2, seed=1)
+    errors = [host.communicate(timeout=300)[1] for host in hosts]
+    assert [host.returncode for host in hosts] == [2, 2]
+    assert 'error: ' in errors[0] and 'seed (0 → 1)' in errors[0]
+    assert 'error: the first process refused to start' in errors[1]
