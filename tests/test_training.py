@@ -11,10 +11,11 @@ import optax
 import pytest
 from PIL import Image
 
+from rsdiff.data.pipeline import batch_indices, make_source
 from rsdiff.errors import BadInput
 from rsdiff.training import mesh as meshes
 from rsdiff.training.checkpoint import load_generator, release
-from rsdiff.training.config import EMAConfig, OptimizerConfig, TrainConfig, from_dict
+from rsdiff.training.config import EMAConfig, OptimizerConfig, TrainConfig, from_dict, to_dict
 from rsdiff.training.loop import train
 from rsdiff.training.state import Trainer, ema_decay, make_optimizer
 
@@ -139,6 +140,29 @@ def test_nothing_that_is_not_finite_is_ever_saved(config, tmp_path, monkeypatch)
     kept = load_generator(tmp_path / 'run')
     assert kept.images_seen == 16
     assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(kept.params))
+
+
+def test_a_loss_that_is_not_finite_names_its_examples(config, tmp_path, monkeypatch):
+    monkeypatch.setattr(Trainer, '_step', lambda self, state, batch: (
+        state | {'step': state['step'] + 1}, {'loss': jnp.where(state['step'] == 1, jnp.inf, 1.0), 'grad_norm': 1.0}))
+    with pytest.raises(FloatingPointError, match='nonfinite.json'):
+        train(config, tmp_path / 'run', show=False)
+    told = json.loads((tmp_path / 'run' / 'nonfinite.json').read_text())
+    assert told['step'] == 2 and told['loss'] == 'inf'
+    assert told['indices'] == batch_indices(make_source(config.data), config.seed, 8, 1)
+    assert all(name.endswith('.png') for name in told['names'])
+
+
+def test_a_run_starts_from_the_average_of_another(config, tmp_path):
+    train(until(config, 16), tmp_path / 'first', show=False)
+    still = dataclasses.replace(config.optimizer, learning_rate=0.0)
+    start = dataclasses.replace(config, init_from=str(tmp_path / 'first'), optimizer=still, seed=1)
+    train(until(start, 8), tmp_path / 'second', show=False)
+    for a, b in zip(leaves(tmp_path / 'first'), leaves(tmp_path / 'second')):
+        np.testing.assert_array_equal(a, b)
+    other = from_dict(TrainConfig, to_dict(start) | {'generator': {'model': MODEL | {'blocks': 2}}})
+    with pytest.raises(BadInput, match=r'init_from .* is another generator: model.blocks \(1 → 2\)'):
+        train(other, tmp_path / 'third', show=False)
 
 
 def test_released_weights_are_the_average_in_bfloat16(config, tmp_path):

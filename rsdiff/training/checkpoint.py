@@ -20,7 +20,7 @@ from etils import epath
 
 from rsdiff.console import write_text_atomically
 from rsdiff.errors import BadInput
-from rsdiff.generator import Generator
+from rsdiff.generator import Generator, GeneratorConfig
 from rsdiff.models import weights
 from rsdiff.training import hosts
 from rsdiff.training.config import TrainConfig, differing_keys, from_dict, to_dict
@@ -203,6 +203,18 @@ def load_generator(path: epath.PathLike) -> Trained:
         raise BadInput(f'{path}: the parameters belong to another config; {len(wrong)} differ ({wrong[0]}, …)')
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
     return Trained(generator, params, config, _digest(params, config), images_seen)
+
+
+def load_parameters(path: epath.PathLike, config: GeneratorConfig) -> dict[str, Any]:
+    """The averaged parameters at `path`, NumPy arrays, for a generator of `config`.
+
+    Raises:
+      BadInput: as `load_generator`, or the generator there is another.
+    """
+    trained = load_generator(path)
+    if changed := differing_keys(to_dict(trained.config.generator), to_dict(config)):
+        raise BadInput(f'config.init_from {path} is another generator: {"; ".join(changed)}')
+    return jax.tree.map(np.asarray, trained.params)
 
 
 def release(trained: Trained, folder: epath.PathLike) -> None:

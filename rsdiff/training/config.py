@@ -57,7 +57,8 @@ class ValidationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A whole run. Progress is counted in images; an interval is rounded up to whole steps."""
+    """A whole run. Progress is counted in images; an interval is rounded up to whole steps. `init_from`: a run or a release
+    of the same network, whose averaged parameters a new run starts from."""
 
     generator: GeneratorConfig = GeneratorConfig()
     data: DataConfig = DataConfig()
@@ -66,6 +67,7 @@ class TrainConfig:
     ema: EMAConfig = EMAConfig()
     validation: ValidationConfig = ValidationConfig()
     mesh: MeshConfig = MeshConfig()
+    init_from: str | None = None
     seed: int = 0
     batch_size: int = 16
     accumulation: int = 1

@@ -15,7 +15,7 @@ from rsdiff.data.pipeline import Source, batch_indices, batches, make_source
 from rsdiff.errors import BadInput
 from rsdiff.training import hosts
 from rsdiff.training import mesh as meshes
-from rsdiff.training.checkpoint import Checkpoints, claim_workdir
+from rsdiff.training.checkpoint import Checkpoints, claim_workdir, load_parameters
 from rsdiff.training.config import TrainConfig
 from rsdiff.training.metrics import Metrics, Silent
 from rsdiff.training.state import Trainer
@@ -55,10 +55,12 @@ def _train(config: TrainConfig, workdir: epath.Path, mesh: jax.sharding.Mesh, so
            show: bool) -> dict[str, Any]:
     trainer = Trainer(config, mesh)
     checkpoints = Checkpoints(workdir)
-    # Order of restore: this workdir's newest whole checkpoint, else fresh.
+    # Order of restore: this workdir's newest whole checkpoint, else the parameters of `init_from`, else fresh.
     state = checkpoints.restore_latest(trainer.abstract_state())
     if state is None:
         state = trainer.init(jax.random.key(config.seed))
+        if config.init_from:
+            state = trainer.with_parameters(state, load_parameters(config.init_from, config.generator))
         if show:
             print(parameter_overview.get_parameter_overview(state['params'], include_stats=False, max_lines=12))
     first = int(state['step'])

@@ -51,6 +51,10 @@ class Trainer:
         return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
                             self.shapes, self.sharding)
 
+    def with_parameters(self, state: State, params) -> State:
+        """`state` with other parameters, as its average too. params: nested dicts of NumPy arrays."""
+        return state | {name: jax.device_put(params, self.sharding[name]) for name in ('params', 'ema')}
+
     def conditions(self, images, key):
         """uint8 (b, h, w, 3) → x0 float32 in [-1, 1] and its degraded (b, h/4, w/4, 3)."""
         x0 = images.astype(jnp.float32) / 127.5 - 1.0

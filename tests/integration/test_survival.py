@@ -6,7 +6,9 @@ import logging
 import multiprocessing
 import os
 import random
+import resource
 import shutil
+import sys
 import time
 
 import jax
@@ -86,3 +88,86 @@ def test_twenty_kills_change_nothing(config, tmp_path, capsys):
     assert losses(workdir)[:-1] == losses(tmp_path / 'whole')[:-1]
     with capsys.disabled():
         print(f'\n{KILLS} kills: resumed at steps {resumed}, lost {sum(lost)} steps in all, {max(lost)} at most')
+
+
+def _train_with_little_room(config, workdir):
+    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    try:
+        train(config, workdir, show=False)
+    except OSError as error:
+        sys.exit(3 if 'a checkpoint could not be written' in str(error) else 4)
+
+
+def test_a_checkpoint_that_can_not_be_written_costs_no_other(config, tmp_path):
+    """A limit on the size of a file stands in for a disk that fills up while a checkpoint is being written."""
+    train(until(config, 16), tmp_path / 'run', show=False)
+    process = multiprocessing.get_context('forkserver').Process(target=_train_with_little_room,
+                                                                args=(config, tmp_path / 'run'))
+    process.start()
+    process.join()
+    assert process.exitcode == 3
+    assert load_generator(tmp_path / 'run').images_seen == 16
+    train(config, tmp_path / 'run', show=False)
+    train(config, tmp_path / 'whole', show=False)
+    assert_equal(tmp_path / 'run', tmp_path / 'whole')
+
+
+def test_a_full_disk_is_said_before_anything_is_written(config, tmp_path, monkeypatch):
+    train(until(config, 16), tmp_path / 'run', show=False)
+    usage = shutil.disk_usage(tmp_path)
+    monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage._replace(free=100_000))
+    with pytest.raises(OSError, match=r'takes \d.* and 0.1 MB are free.*Free some space and run the same command again'):
+        train(config, tmp_path / 'run', show=False)
+    assert [p.name for p in (tmp_path / 'run' / 'checkpoints').iterdir()] == ['2']
+
+
+def damage_largest(folder):
+    """Cuts the largest file in half."""
+    largest = max((path for path in folder.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+    largest.write_bytes(largest.read_bytes()[: largest.stat().st_size // 2])
+
+
+def flip_a_bit(folder):
+    """Changes one bit in the middle of the largest file."""
+    largest = max((path for path in folder.rglob('*') if path.is_file()), key=lambda path: path.stat().st_size)
+    content = bytearray(largest.read_bytes())
+    content[len(content) // 2] ^= 16
+    largest.write_bytes(content)
+
+
+@pytest.mark.parametrize('damage', [damage_largest, flip_a_bit, lambda folder: shutil.rmtree(folder / 'opt'),
+                                    lambda folder: shutil.rmtree(folder / 'fingerprints')])
+def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(config, tmp_path, damage, caplog):
+    train(config, tmp_path / 'run', show=False)
+    whole = leaves(tmp_path / 'run')
+    damage(tmp_path / 'run' / 'checkpoints' / '4')
+    with caplog.at_level(logging.WARNING):
+        train(config, tmp_path / 'run', show=False)
+    assert f'{tmp_path}/run/checkpoints/4 is damaged' in caplog.text
+    assert (tmp_path / 'run' / 'damaged' / '4').is_dir()
+    for one, other in zip(whole, leaves(tmp_path / 'run'), strict=True):
+        np.testing.assert_array_equal(one, other)
+
+
+def test_a_run_with_nothing_but_damage_does_not_start_over(config, tmp_path):
+    train(config, tmp_path / 'run', show=False)
+    for step in (2, 4):
+        damage_largest(tmp_path / 'run' / 'checkpoints' / str(step))
+    with pytest.raises(BadInput, match='no checkpoint can be read'):
+        train(config, tmp_path / 'run', show=False)
+
+
+def test_a_second_run_in_one_workdir_is_refused(config, tmp_path):
+    context = multiprocessing.get_context('forkserver')
+    process = context.Process(target=_train, args=(until(config, 8 * 10_000), tmp_path / 'run'))
+    process.start()
+    while process.is_alive() and not steps_told(tmp_path / 'run'):
+        time.sleep(0.05)
+    try:
+        with pytest.raises(BadInput, match='in use by another process'):
+            train(until(config, 8 * 10_000), tmp_path / 'run', show=False)
+    finally:
+        process.kill()
+        process.join()
+    train(until(config, 16), tmp_path / 'other', show=False)  # and a killed run holds nothing
+    train(until(config, 8 * (steps_told(tmp_path / 'run') + 1)), tmp_path / 'run', show=False)
