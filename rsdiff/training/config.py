@@ -63,7 +63,7 @@ class TrainConfig:
     sample_steps: int = 20
 
     def __post_init__(self):
-        model, schedule = self.generator.model, self.generator.schedule
+        model, schedule, objective = self.generator.model, self.generator.schedule, self.generator.objective
         positive = {'batch_size': self.batch_size, 'accumulation': self.accumulation, 'total_images': self.total_images,
                     'log_images': self.log_images, 'checkpoint_images': self.checkpoint_images,
                     'sample_images': self.sample_images, 'data.size_px': self.data.size_px,
@@ -94,6 +94,13 @@ class TrainConfig:
             (lambda: self.batch_size % self.accumulation, 'batch_size is not a multiple of accumulation'),
             (lambda: not 0 < schedule.beta_start <= schedule.beta_end < 1,
              'generator.schedule needs 0 < beta_start <= beta_end < 1'),
+            (lambda: schedule.zero_terminal_snr and objective.prediction == 'eps',
+             "generator.objective.prediction 'eps' can not be used with generator.schedule.zero_terminal_snr; "
+             "use 'v' or 'x0'"),
+            (lambda: schedule.zero_terminal_snr and schedule.timesteps < 2,
+             'generator.schedule.timesteps is 1; zero_terminal_snr needs at least 2'),
+            (lambda: schedule.zero_terminal_snr and objective.p2_gamma > 0 and not objective.p2_k > 0,
+             f'generator.objective.p2_k is {objective.p2_k}; with generator.schedule.zero_terminal_snr it must be positive'),
             (lambda: not 1 <= self.sample_steps <= schedule.timesteps,
              f'sample_steps {self.sample_steps} is not in 1 to {schedule.timesteps}'),
         ]
