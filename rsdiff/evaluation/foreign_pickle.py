@@ -71,7 +71,8 @@ def read_pickled_arrays(path: Path | str) -> dict[str, Any]:
     except BadInput as error:
         raise BadInput(f'{path}: {error}') from None
     except Exception as error:  # a broken pickle may raise anything, says the documentation of pickle
-        raise BadInput(f'{path}: not a whole pickle of arrays ({type(error).__name__}: {error})') from None
+        reason = ' '.join(f'{type(error).__name__}: {error}'.split())
+        raise BadInput(f'{path}: not a whole pickle of arrays ({reason})') from None
 
 
 def _plain(node: Any) -> dict[str, Any]:

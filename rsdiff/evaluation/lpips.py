@@ -119,7 +119,7 @@ class LPIPS:
         self._distance = jax.jit(lambda params, a, b: nnx.merge(graphdef, nnx.State(params))(a, b))
 
     def __call__(self, a, b):
-        """The distance of each pair: 0 for equal images, around 1 for unrelated ones.
+        """The distance of each pair: 0 for equal images, more for less alike ones.
 
         Args:
           a, b: float32 (n, h, w, 3) in [-1, 1]; h and w at least `MIN_PX`.
@@ -143,7 +143,10 @@ def load_params(network: Network) -> dict[str, Any]:
     """
     cached = cache_folder() / 'lpips' / f'{network}.safetensors'
     if cached.exists():
-        return _checked(weights.unflatten(weights.read_safetensors(cached)), network, f'{cached} (remove it)')
+        try:
+            return _checked(weights.unflatten(weights.read_safetensors(cached)), network, cached)
+        except BadInput as error:
+            raise BadInput(f'{error}; remove it') from None
     path = _package_file(network)
     params = _checked(_renamed(read_pickled_arrays(path)), network, path)
     weights.write_safetensors(cached, weights.flatten(params))
@@ -165,7 +168,8 @@ def _renamed(theirs: dict[str, Any]) -> dict[str, Any]:
         outer, conv, leaf = (name.split('.') + ['', ''])[:3]
         number = (outer if outer.startswith('NetLinLayer') else conv).rpartition('_')[2]
         if outer.startswith('NetLinLayer'):
-            flat[f'heads.{number}.{leaf}'] = array.reshape(array.shape[-2:])  # a 1 × 1 convolution
+            # a 1 × 1 convolution, here a matrix
+            flat[f'heads.{number}.{leaf}'] = array[0, 0] if array.shape[:2] == (1, 1) else array
         else:
             flat[f'convs.{number}.{leaf}'] = array
     return weights.unflatten(flat)
