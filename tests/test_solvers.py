@@ -36,8 +36,8 @@ def test_a_perfect_denoiser_recovers_x0_from_zero_terminal_snr(kind, eta, steps)
 
 @pytest.mark.parametrize('schedule', [SCHEDULE, ZERO], ids=['plain', 'zero terminal SNR'])
 def test_only_zero_terminal_snr_samples_the_whole_range_of_brightness(schedule):
-    """Of constant images c ~ N(0, s²) with n pixels, x_T has the mean α_T c + σ_T ε̄, ε̄ ~ N(0, 1 / n). The probability flow
-    takes one standard deviation of that to c = s; pure noise falls short of it by the factor below, unless α_T = 0.
+    """Of constant images c ~ N(0, s²) with n pixels, x_T has the mean α_T c + σ_T ε̄, ε̄ ~ N(0, 1 / n). The probability
+    flow takes one standard deviation of that to c = s; pure noise falls short by the factor below, unless α_T = 0.
     (If there is but one image, its denoiser knows it without looking, and any schedule recovers it.)"""
     s, side = 0.5, 128
     one_sigma = 1 / side  # of the mean of pure noise

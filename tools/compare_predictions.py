@@ -4,13 +4,14 @@
     … --also_sqrt_linear residual_x0     that variant again, with β linear in √β
 
 The variants diffuse the image itself (eps, v) or the residual over the enlarged condition (residual_x0, scaled by the
-config's generator.residual_scale), two of them also with zero terminal SNR. All else is the config's, the P2 weight too.
-The chips are none that was trained on: from Blue Marble's held-out part, or of a folder's --split. Their conditions are
-clean means over 4 × 4 pixels, noise and conditions are the same for all, and nothing is projected onto the condition, so
-that LR-consistency and tint tell what the network itself knows. One seed: small differences mean nothing.
+config's generator.residual_scale), two of them also with zero terminal SNR. All else is the config's, also the P2
+weight. The chips are none that was trained on: from Blue Marble's held-out part, or of a folder's --split. Their
+conditions are clean means over 4 × 4 pixels, noise and conditions are the same for all, and nothing is projected onto
+the condition, so that LR-consistency and tint tell what the network itself knows. It is one seed: small differences
+mean nothing.
 
-Run the same command again to continue. OUT holds a run for each variant, table.md, grid.png and predictions.json, which
-is also the last line.
+Run the same command again to continue. OUT holds a run for each variant, table.md, grid.png and predictions.json,
+which is also the last line.
 """
 
 from pathlib import Path
@@ -115,7 +116,7 @@ def samples(workdir: Path, conditions: np.ndarray, gsd_m: np.ndarray) -> np.ndar
                            for b in batches])
 
 
-def scores(images: np.ndarray, truth: np.ndarray, conditions: np.ndarray, lpips: LPIPS | None) -> dict[str, float | None]:
+def scores(images: np.ndarray, truth: np.ndarray, conditions: np.ndarray, lpips: LPIPS | None) -> dict:
     """The figures of `COLUMNS`. Errors and energies are pooled over the chips; LPIPS is their mean.
 
     `tint` is the standard deviation over chips of each one's mean colour error, root mean square over the channels.
@@ -181,8 +182,9 @@ def main() -> None:
     write_image(out / 'grid.png', labelled_grid(columns | {'real': truth}))
     console.write_text_atomically(out / 'table.md', table(rows))
     print('\n' + table(rows))
-    console.finish({'images': FLAGS.images, 'chips': len(truth), 'steps': FLAGS.steps, 'seed': FLAGS.seed, 'scores': rows,
-                    'lpips_network': LPIPS_NETWORK, 'lpips_missing': lpips_missing}, out / 'predictions.json')
+    console.finish({'images': FLAGS.images, 'chips': len(truth), 'steps': FLAGS.steps, 'seed': FLAGS.seed,
+                    'scores': rows, 'lpips_network': LPIPS_NETWORK, 'lpips_missing': lpips_missing},
+                   out / 'predictions.json')
 
 
 if __name__ == '__main__':

@@ -1,7 +1,7 @@
 """Arrays out of pickles that others wrote, without running what is in them. The one file that imports pickle.
 
-A pickle is a program that may call whatever it can name. Here it can name four things, the words with which NumPy spells
-an array, and even these stand for classes of this file, which keep the bytes and do nothing else.
+A pickle is a program that may call whatever it can name. Here it can name `ALLOWED`, the words with which NumPy
+spells an array, and even these stand for classes of this file, which keep the bytes and do nothing else.
 """
 
 import io

