@@ -56,10 +56,15 @@ def _asks_for_help(argv: list[str]) -> bool:
     return any(argument.lstrip('-').startswith('help') for argument in argv[1:])
 
 
+def cache_folder() -> Path:
+    """Where things are kept that can be made again."""
+    return Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'rsdiff'
+
+
 def enable_compilation_cache() -> None:
     """Keeps compiled programs in JAX_COMPILATION_CACHE_DIR, by default in the user's cache, so that later runs start
     at once."""
-    default = Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'rsdiff' / 'xla'
+    default = cache_folder() / 'xla'
     jax.config.update('jax_compilation_cache_dir', os.environ.get('JAX_COMPILATION_CACHE_DIR', str(default)))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 

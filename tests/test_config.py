@@ -2,6 +2,8 @@ import dataclasses
 import json
 
 import pytest
+from absl import flags
+from ml_collections import config_flags
 
 from configs import demo, earth, metaearth
 from rsdiff.errors import BadInput
@@ -38,6 +40,12 @@ def test_every_config_file_is_a_config(module):
     ({'generator': {'model': {'dtype': 'float12'}}}, 'expected float32 or bfloat16'),
     ({'generator': {'model': {'upscale': 2}}}, 'upscale is 2'),
     ({'generator': {'schedule': {'beta_start': 0.5}}}, 'beta_start'),
+    ({'generator': {'schedule': {'zero_terminal_snr': True}}},
+     "'eps' can not be used with generator.schedule.zero_terminal_snr"),
+    ({'generator': {'schedule': {'zero_terminal_snr': True}, 'objective': {'prediction': 'v', 'p2_k': 0.0}}},
+     'p2_k is 0.0'),
+    ({'generator': {'schedule': {'zero_terminal_snr': True, 'timesteps': 1}, 'objective': {'prediction': 'v'}}},
+     'needs at least 2'),
     ({'data': {'size_px': 40}}, 'not a multiple of 16'),
     ({'data': {'reductions': (0,)}}, 'reductions'),
     ({'batch_size': 0}, 'batch_size is 0'),
@@ -68,3 +76,15 @@ def test_differences_are_listed_by_dotted_name():
 def test_config_files_cannot_invent_keys():
     with pytest.raises(AttributeError):
         to_config_dict(TrainConfig()).optimiser = 3
+
+
+@pytest.mark.parametrize('flag, value', [('data.gsd_m', 0.3), ('data.split', 'train'), ('data.reductions', (1, 4)),
+                                         ('validation.steps', 5), ('generator.schedule.zero_terminal_snr', True)])
+def test_any_key_can_be_set_by_a_flag(flag, value, tmp_path):
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file('config', None, flag_values=values, lock_config=False)
+    values(['train.py', '--config', demo.__file__, f'--config.{flag}={value}'])
+    config = from_dict(TrainConfig, values.config.to_dict())
+    for name in flag.split('.'):
+        config = getattr(config, name)
+    assert config == value

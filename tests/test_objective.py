@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from rsdiff.diffusion.objective import ObjectiveConfig, loss, loss_terms, p2_weight, stratified_timesteps
-from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule, to_eps
+from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule, target, to_eps
 
 SCHEDULE = make_schedule(ScheduleConfig())
 
@@ -24,6 +24,22 @@ def test_a_perfect_denoiser_has_no_loss_and_a_silent_one_the_weight():
     silent = loss_terms(lambda xt, t: jnp.zeros_like(xt), SCHEDULE, config, x0, eps, t)
     expected = p2_weight(SCHEDULE, t, 1.0, 1.0) * jnp.mean(eps**2, (1, 2, 3))
     np.testing.assert_allclose(silent, expected, rtol=1e-5)
+
+
+@pytest.mark.parametrize('prediction', ['x0', 'v'])
+@pytest.mark.parametrize('error_in, weight', [('x0', 1.0), ('v', 1.0), ('eps', 0.0)])
+def test_at_zero_terminal_snr_the_loss_is_finite_and_ignores_only_errors_in_eps(prediction, error_in, weight):
+    schedule = make_schedule(ScheduleConfig(zero_terminal_snr=True))
+    x0, eps = jax.random.normal(jax.random.key(0), (2, 3, 8, 8, 3))
+    t = jnp.array([1, 999, 1000])
+    config = ObjectiveConfig(prediction, error_in, p2_gamma=0.5)
+    off_by = lambda error: lambda xt, t: target(schedule, prediction, x0, eps, t) + error
+    np.testing.assert_allclose(loss_terms(off_by(0.0), schedule, config, x0, eps, t), 0, atol=1e-6)
+    terms, gradient = jax.value_and_grad(
+        lambda e: jnp.sum(loss_terms(off_by(e), schedule, config, x0, eps, t)))(1.0)
+    assert np.isfinite(terms) and np.isfinite(gradient)
+    # p2's weight is 1 where SNR = 0, and errors in x_0 and v are the same there
+    assert float(loss_terms(off_by(1.0), schedule, config, x0, eps, t)[2]) == pytest.approx(weight)
 
 
 def test_timesteps_are_spread_over_the_whole_range():

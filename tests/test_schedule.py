@@ -40,7 +40,31 @@ def test_noised_data_keeps_unit_variance():
         assert float(add_noise(schedule, x0, eps, jnp.array([t])).var()) == pytest.approx(1, abs=0.02)
 
 
-@pytest.mark.parametrize('wrong', [dict(beta_start=0.0), dict(beta_end=1.5), dict(shape='cosine')])
+@pytest.mark.parametrize('shape', ['linear', 'sqrt_linear'])
+def test_zero_terminal_snr_stretches_alpha_down_to_nothing(shape):
+    plain = make_schedule(ScheduleConfig(shape=shape))
+    zero = make_schedule(ScheduleConfig(shape=shape, zero_terminal_snr=True))
+    assert zero.alpha_bar[-1] == 0 and zero.alpha_bar[0] == 1 and zero.alpha_bar[1] == plain.alpha_bar[1]
+    assert np.all(np.diff(zero.alpha_bar) < 0)
+    # an affine map of √ᾱ: differences keep their proportions
+    steps = lambda schedule: np.diff(np.sqrt(np.asarray(schedule.alpha_bar[1:], float)))
+    ratio = steps(zero) / steps(plain)
+    np.testing.assert_allclose(ratio, ratio.mean(), rtol=2e-3)
+
+
+@pytest.mark.parametrize('kind', ['x0', 'v'])
+def test_at_zero_terminal_snr_nothing_of_the_image_is_left_and_predictions_still_convert(kind):
+    schedule = make_schedule(ScheduleConfig(zero_terminal_snr=True))
+    x0, eps = jax.random.normal(jax.random.key(0), (2, 3, 4, 4, 3))
+    t = jnp.array([1, 999, 1000])
+    xt = add_noise(schedule, x0, eps, t)
+    np.testing.assert_array_equal(xt[2], eps[2])
+    np.testing.assert_allclose(to_x0(schedule, kind, target(schedule, kind, x0, eps, t), xt, t), x0, atol=1e-5)
+    np.testing.assert_allclose(to_eps(schedule, x0, xt, t), eps, atol=2e-4)
+
+
+@pytest.mark.parametrize('wrong', [dict(beta_start=0.0), dict(beta_end=1.5), dict(shape='cosine'),
+                                   dict(timesteps=1, zero_terminal_snr=True)])
 def test_an_impossible_schedule_is_refused(wrong):
     with pytest.raises(ValueError):
         make_schedule(ScheduleConfig(**wrong))

@@ -9,6 +9,7 @@ from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule, target, to_
 from rsdiff.diffusion.solvers import reverse_step, sample, timestep_grid
 
 SCHEDULE = make_schedule(ScheduleConfig())
+ZERO = make_schedule(ScheduleConfig(zero_terminal_snr=True))
 X0 = jax.random.uniform(jax.random.key(0), (2, 8, 8, 3), minval=-1, maxval=1)
 NOISE = jax.random.normal(jax.random.key(1), X0.shape)
 
@@ -23,6 +24,35 @@ def test_a_perfect_denoiser_recovers_x0(kind, eta, steps):
     perfect = lambda xt, t: target(SCHEDULE, kind, X0, to_eps(SCHEDULE, X0, xt, t), t)
     out = sample(perfect, SCHEDULE, kind, NOISE, steps, eta=eta, step_noise=step_noise)
     np.testing.assert_allclose(out, X0, atol=5e-3 if kind == 'eps' else 1e-4)
+
+
+@pytest.mark.parametrize('kind', ['x0', 'v'])
+@pytest.mark.parametrize('eta, steps', [(0.0, 10), (0.0, 1), (1.0, 1000)], ids=['ddim', 'one step', 'ddpm'])
+def test_a_perfect_denoiser_recovers_x0_from_zero_terminal_snr(kind, eta, steps):
+    perfect = lambda xt, t: target(ZERO, kind, X0, to_eps(ZERO, X0, xt, t), t)
+    out = sample(perfect, ZERO, kind, NOISE, steps, eta=eta, step_noise=step_noise)
+    np.testing.assert_allclose(out, X0, atol=1e-4)
+
+
+@pytest.mark.parametrize('schedule', [SCHEDULE, ZERO], ids=['plain', 'zero terminal SNR'])
+def test_only_zero_terminal_snr_samples_the_whole_range_of_brightness(schedule):
+    """Of constant images c ~ N(0, s²) with n pixels, x_T has the mean α_T c + σ_T ε̄, ε̄ ~ N(0, 1 / n). The probability
+    flow takes one standard deviation of that to c = s; pure noise falls short by the factor below, unless α_T = 0.
+    (If there is but one image, its denoiser knows it without looking, and any schedule recovers it.)"""
+    s, side = 0.5, 128
+    one_sigma = 1 / side  # of the mean of pure noise
+    x = jnp.full((1, side, side, 1), one_sigma)
+
+    def denoise(xt, t):
+        alpha, sigma = (v.reshape(-1, 1, 1, 1) for v in (schedule.alpha(t), schedule.sigma(t)))
+        mean = xt.mean((1, 2, 3), keepdims=True)
+        return jnp.broadcast_to(alpha * s**2 * mean / (alpha**2 * s**2 + sigma**2 / side**2), xt.shape)
+
+    alpha, sigma = float(schedule.alpha(1000)), float(schedule.sigma(1000))
+    shortfall = one_sigma / (alpha**2 * s**2 + sigma**2 / side**2) ** 0.5
+    assert shortfall == 1 if schedule is ZERO else shortfall < 0.8
+    out = sample(denoise, schedule, 'x0', x, 1000)
+    assert float(out.mean()) == pytest.approx(shortfall * s, rel=0.04)
 
 
 def gaussian_denoiser(mean, variance):

