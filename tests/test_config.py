@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import sys
 
 import pytest
 from absl import flags
@@ -80,10 +81,11 @@ def test_config_files_cannot_invent_keys():
 
 @pytest.mark.parametrize('flag, value', [('data.gsd_m', 0.3), ('data.split', 'train'), ('data.reductions', (1, 4)),
                                          ('validation.steps', 5), ('generator.schedule.zero_terminal_snr', True)])
-def test_any_key_can_be_set_by_a_flag(flag, value, tmp_path):
+def test_any_key_can_be_set_by_a_flag(flag, value, monkeypatch):
     values = flags.FlagValues()
     config_flags.DEFINE_config_file('config', None, flag_values=values, lock_config=False)
-    values(['train.py', '--config', demo.__file__, f'--config.{flag}={value}'])
+    monkeypatch.setattr(sys, 'argv', ['train.py', '--config', demo.__file__, f'--config.{flag}={value}'])
+    values(sys.argv)
     config = from_dict(TrainConfig, values.config.to_dict())
     for name in flag.split('.'):
         config = getattr(config, name)

@@ -63,7 +63,8 @@ def variants(base: TrainConfig) -> dict[str, TrainConfig]:
         generator['objective'] |= {'prediction': prediction, 'error_in': error_in}
         generator['schedule'] |= {'zero_terminal_snr': zero_snr, 'shape': shape}
         generator['residual_scale'] *= residual
-        values |= {'total_images': FLAGS.images, 'sample_images': FLAGS.images,
+        values['validation']['every_images'] = FLAGS.images
+        values |= {'total_images': FLAGS.images,
                    'checkpoint_images': min(base.checkpoint_images, max(1, FLAGS.images // 4))}
         return from_dict(TrainConfig, values)
 

@@ -108,9 +108,6 @@ class TrainConfig:
             (lambda: self.batch_size % self.accumulation, 'batch_size is not a multiple of accumulation'),
             (lambda: not 0 < schedule.beta_start <= schedule.beta_end < 1,
              'generator.schedule needs 0 < beta_start <= beta_end < 1'),
-            (lambda: max(self.validation.steps, self.validation.bins) > schedule.timesteps,
-             f'validation.steps and bins are at most {schedule.timesteps}, the timesteps there are'),
-            (lambda: self.validation.grid > self.validation.examples, 'validation.grid is more than validation.examples'),
             (lambda: schedule.zero_terminal_snr and objective.prediction == 'eps',
              "generator.objective.prediction 'eps' can not be used with generator.schedule.zero_terminal_snr; "
              "use 'v' or 'x0'"),
@@ -118,6 +115,9 @@ class TrainConfig:
              'generator.schedule.timesteps is 1; zero_terminal_snr needs at least 2'),
             (lambda: schedule.zero_terminal_snr and objective.p2_gamma > 0 and not objective.p2_k > 0,
              f'generator.objective.p2_k is {objective.p2_k}; generator.schedule.zero_terminal_snr needs it positive'),
+            (lambda: max(self.validation.steps, self.validation.bins) > schedule.timesteps,
+             f'validation.steps and bins are at most {schedule.timesteps}, the timesteps there are'),
+            (lambda: self.validation.grid > self.validation.examples, 'validation.grid is more than validation.examples'),
         ]
         for wrong, message in problems:
             if wrong():
