@@ -11,7 +11,8 @@ from rsdiff.data import blue_marble
 from rsdiff.data.boxes import Box
 from rsdiff.data.folder import Entry, read_folder, write_manifest
 from rsdiff.data.images import (bicubic, box_downscale, read_image, to_float, to_uint8, write_image)
-from rsdiff.data.pipeline import DataConfig, FolderSource, batch_indices, batches, make_source
+from rsdiff.data.crops import Crops, FolderImages
+from rsdiff.data.pipeline import DataConfig, batch_indices, batches, make_source
 from rsdiff.errors import BadInput
 
 
@@ -199,7 +200,7 @@ def test_corrupt_images_are_skipped_counted_and_named(image_folder, caplog):
 
 
 def test_a_folder_where_nothing_can_be_read_says_so(image_folder):
-    source = FolderSource(str(image_folder), None, None, (1,))
+    source = Crops(FolderImages(str(image_folder)), (1,))
     with pytest.raises(BadInput, match='none of 12 images'):
         source.example(0, np.random.default_rng(0), 64)
 
