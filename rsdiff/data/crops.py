@@ -54,6 +54,7 @@ class Crops:
         Raises:
           BadInput: no image can be used.
         """
+        reason = None
         for offset in range(len(self)):
             number = (index + offset) % len(self)
             try:
@@ -62,8 +63,8 @@ class Crops:
                     return self._crop(self.name(number), scene, gsd_m, rng, size_px)
             except BadInput as error:
                 self._skip(number, error)
-        raise BadInput(f'none of {len(self)} images can be read at {size_px} px, from {self.name(0)} on; '
-                       'the log says why of each')
+                reason = error
+        raise BadInput(f'none of {len(self)} images can be read at {size_px} px; the last: {reason}')
 
     def _crop(self, name, scene, gsd_m, rng, size_px):
         fitting = [factor for factor in self.reductions if factor * size_px <= min(scene.height, scene.width)]
@@ -108,7 +109,8 @@ class FolderImages:
         missing = [e.file_name for e in self.entries
                    if e.gsd_m is None and e.path.suffix.lower() not in RASTER_SUFFIXES]
         if gsd_m is None and missing:
-            raise BadInput(f'{folder}: {len(missing)} images have no gsd_m ({missing[0]}, …); give --config.data.gsd_m')
+            raise BadInput(f'{folder}: {len(missing)} images have no gsd_m ({missing[0]}, …); say it in the manifest or '
+                           'give one for all (--config.data.gsd_m)')
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -124,5 +126,6 @@ class FolderImages:
         gsd_m = entry.gsd_m or scene.gsd_m or self.default_gsd_m
         if gsd_m is None:
             scene.__exit__()
-            raise BadInput(f'{entry.path}: neither it nor a manifest says its gsd_m; give --config.data.gsd_m')
+            raise BadInput(f'{entry.path}: neither it nor a manifest says its gsd_m; give one for all '
+                           '(--config.data.gsd_m)')
         return scene, gsd_m

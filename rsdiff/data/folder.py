@@ -40,6 +40,7 @@ class Entry:
 
 def read_folder(folder: Path | str, split: str | None = None) -> list[Entry]:
     """The entries of `folder`, in manifest order; without a manifest, its image files in name order.
+    An image is a folder of one.
 
     Args:
       folder: a directory; local, or of a bucket (`gs://…`; etils' epath says what that needs). What the manifest of a
@@ -50,6 +51,8 @@ def read_folder(folder: Path | str, split: str | None = None) -> list[Entry]:
         that is missing or outside the folder, or has a `gsd_m` that is not a positive number.
     """
     folder = Path(folder) if _is_local(folder) else epath.Path(folder)
+    if _is_local(folder) and folder.suffix.lower() in IMAGE_SUFFIXES and folder.is_file() and split is None:
+        return [Entry(folder, folder.name)]
     if not folder.is_dir():
         raise BadInput(f'{folder}: no such folder')
     manifest = folder / MANIFEST

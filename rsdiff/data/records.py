@@ -7,7 +7,6 @@ them as `tfds.builder('chips', data_dir=FOLDER)`.
 import contextlib
 import io
 import shutil
-import sys
 import tempfile
 from pathlib import Path
 from typing import Any, Callable, Iterable
@@ -121,11 +120,12 @@ class RecordImages:
             raise BadInput(f'{self.where} {self.split}[{number}]: not readable ({_line(error)[:200]})') from None
 
 
-class _Chips(tfds.core.GeneratorBasedBuilder):
-    """Chips as TFDS writes them; made by `write_chips`."""
+class _Chips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Chips as TFDS writes them; made by `write_chips`. Not registered: what it wrote is read without this class."""
 
     name = CHIPS
     VERSION = tfds.core.Version(VERSION)
+    url_infos = None  # nothing is downloaded, so there are no checksums to look for
 
     def __init__(self, folder: str, splits: dict[str, Callable[[], Iterable]], encoding: str):
         self.generators, self.encoding = splits, encoding
@@ -164,7 +164,7 @@ def write_chips(folder: Path, splits: dict[str, Callable[[], Iterable[tuple[str,
     for leftover in (folder / CHIPS).glob('incomplete.*'):
         shutil.rmtree(leftover)
     tfds.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(sys.stderr):
+    with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads
         builder = _Chips(str(folder), splits, encoding)
         builder.download_and_prepare(download_dir=downloads)
     return sum(path.stat().st_size for path in Path(builder.data_path).glob(f'{CHIPS}-*'))
