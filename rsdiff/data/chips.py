@@ -28,7 +28,7 @@ class Limits:
     max_black: float = 0.05
     max_white: float = 0.5
     white_level: int = 235
-    min_std: float = 3.0
+    min_std: float = 1.5
 
 
 class Chip(NamedTuple):

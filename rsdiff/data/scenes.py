@@ -16,9 +16,8 @@ from rsdiff.data.boxes import Box
 from rsdiff.data.images import Picture
 from rsdiff.errors import BadInput
 
-RASTER_SUFFIXES = ('.tif', '.tiff', '.jp2')
-# A file names its own format, and some of GDAL's are recipes that name further files; these hold pixels.
-DRIVERS = ['GTiff', 'JP2OpenJPEG']
+# GDAL's names of the formats. Left to guess from the content, it would also read recipes that name further files.
+RASTER_SUFFIXES = {'.tif': 'GTiff', '.tiff': 'GTiff', '.jp2': 'JP2OpenJPEG'}
 EARTH_RADIUS_M = 6_371_008.8
 
 
@@ -83,7 +82,7 @@ class Raster:
     def __init__(self, rasterio, path, bands, value_range):
         self.rasterio, self.path = rasterio, path
         try:
-            self.dataset = rasterio.open(str(path), driver=DRIVERS)
+            self.dataset = rasterio.open(str(path), driver=RASTER_SUFFIXES[PurePath(path).suffix.lower()])
         except rasterio.errors.RasterioError as error:
             raise BadInput(f'{path}: not a readable raster ({_line(error)})') from None
         try:
