@@ -71,8 +71,8 @@ class RecordImages:
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str, gsd_m: float | None):
         self.where, self.split, self.default_gsd_m = builder.data_path, split, gsd_m
-        features = builder.info.features
-        image = features.get('image') if isinstance(features, tfds.features.FeaturesDict) else None
+        features = dict(builder.info.features) if isinstance(builder.info.features, tfds.features.FeaturesDict) else {}
+        image = features.get('image')
         if not isinstance(image, tfds.features.Image):
             raise BadInput(f'{self.where}: no feature "image" that is an image; there are {", ".join(features or ["none"])}')
         if image.np_dtype != np.uint8:
