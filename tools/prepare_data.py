@@ -43,7 +43,8 @@ MAX_CHIPS = flags.DEFINE_integer('max_chips_per_source', None, 'Of each --source
 ENCODING = flags.DEFINE_enum('encoding', 'png', ['png', 'jpeg'], 'Of chips; JPEG at quality 95.')
 LIMITS = {
     'max_nodata': flags.DEFINE_float('max_nodata', chips.Limits.max_nodata, 'Share of pixels without data in a chip.'),
-    'max_black': flags.DEFINE_float('max_black', chips.Limits.max_black, 'Share of black pixels.'),
+    'max_black': flags.DEFINE_float('max_black', chips.Limits.max_black, 'Share of black ones, such as deep water.'),
+    'black_level': flags.DEFINE_integer('black_level', chips.Limits.black_level, 'Black: all of red, green, blue up to here.'),
     'max_white': flags.DEFINE_float('max_white', chips.Limits.max_white, 'Share of white ones, such as cloud.'),
     'white_level': flags.DEFINE_integer('white_level', chips.Limits.white_level, 'White: all of red, green, blue from here.'),
     'min_std': flags.DEFINE_float('min_std', chips.Limits.min_std, 'Least standard deviation, mean of the channels.'),
@@ -90,13 +91,13 @@ def main() -> None:
     sources = [open_source(split, argument, bands, value_range) for split, flag in SPLITS.items() for argument in flag.value]
 
     described = json.dumps([[entry.to_json() for entry in source.images.entries] for source in sources])
-    console_settings = {
+    settings = {
         'prepare_data': 1, 'size_px': SIZE_PX.value, 'stride': STRIDE.value, 'reductions': reductions, 'gsd_m': GSD_M.value,
         'bands': bands, 'value_range': value_range, 'max_chips_per_source': MAX_CHIPS.value, 'encoding': ENCODING.value,
         'source': SPLITS['train'].value, 'validation': SPLITS['validation'].value,
         'images': hashlib.sha256(described.encode()).hexdigest(), **{name: flag.value for name, flag in LIMITS.items()}}
     before = (out / console.SETTINGS).exists()
-    console.claim_folder(out, console_settings)
+    console.claim_folder(out, settings)
     report = out / 'prepare.json'
     if report.exists():
         print(f'{out} is finished', file=sys.stderr)

@@ -25,7 +25,8 @@ class Limits:
     """What makes a chip useless: shares of its pixels, grey levels, and the mean standard deviation of its channels."""
 
     max_nodata: float = 0.0
-    max_black: float = 0.05
+    max_black: float = 0.5
+    black_level: int = 16
     max_white: float = 0.5
     white_level: int = 235
     min_std: float = 1.5
@@ -56,8 +57,9 @@ def grid(height: int, width: int, side: int, stride: int) -> list[Box]:
 
 
 def flaw(chip: np.ndarray, limits: Limits) -> str | None:
-    """Why a uint8 (h, w, 3) chip is of no use: 'black', 'white' (cloud, snow, saturation) or 'constant'; None if it is."""
-    if (chip.max(-1) == 0).mean() > limits.max_black:
+    """Why a uint8 (h, w, 3) chip is of no use: 'black' (fill, shade, deep water), 'white' (cloud, snow, saturation)
+    or 'constant'; None if it is."""
+    if (chip.max(-1) <= limits.black_level).mean() > limits.max_black:
         return 'black'
     if (chip.min(-1) >= limits.white_level).mean() > limits.max_white:
         return 'white'
