@@ -110,7 +110,8 @@ def test_small_and_broken_images_are_left_out_and_counted(tmp_path, smooth_image
 
 
 def test_a_choice_is_even_over_resolutions_and_over_the_list():
-    found = [chips.Chip(n, r, Box(0, 0, 1, 1)) for n in range(100) for r in (1, 4)] + [chips.Chip(0, 16, Box(0, 0, 1, 1))]
+    box = Box(0, 0, 1, 1)
+    found = [chips.Chip(n, r, box) for n in range(100) for r in (1, 4)] + [chips.Chip(0, 16, box)]
     chosen = chips.choose(sorted(found), 41)
     assert {r: sum(chip.reduction == r for chip in chosen) for r in (1, 4, 16)} == {1: 20, 4: 20, 16: 1}
     assert [chip.number for chip in chosen if chip.reduction == 4] == [*range(0, 100, 5)]
@@ -125,14 +126,15 @@ def test_examples_tell_where_they_are_from(tmp_path, smooth_image):
     ((key, example),) = chips.examples(images, 'here', '7', [chips.Chip(0, 2, box)], 'png', lambda _: None)
     (tmp_path / 'chip.png').write_bytes(example.pop('image'))
     np.testing.assert_array_equal(read_image(tmp_path / 'chip.png'), box_downscale(box.crop(smooth_image(64, 96)), 2))
-    assert example == {'gsd_m': 4.0, 'label': 'field', 'captions': ['one', 'two'], 'source': 'here', 'file_name': 'a/b.png',
-                       'box': (0, 32, 64, 96)} and key == '7/0/2/0/32'
+    assert key == '7/0/2/0/32' and example == {
+        'gsd_m': 4.0, 'label': 'field', 'captions': ['one', 'two'], 'source': 'here', 'file_name': 'a/b.png',
+        'box': (0, 32, 64, 96)}
 
 
 def prepare(*arguments, ok=True):
     """Runs the tool; returns its last line as an object, or its error line."""
-    done = subprocess.run([sys.executable, 'tools/prepare_data.py', *map(str, arguments)], cwd=ROOT, capture_output=True,
-                          text=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    done = subprocess.run([sys.executable, 'tools/prepare_data.py', *map(str, arguments)], cwd=ROOT, text=True,
+                          capture_output=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
     if ok:
         assert done.returncode == 0, done.stderr[-2000:]
         return json.loads(done.stdout.splitlines()[-1])
@@ -142,8 +144,8 @@ def prepare(*arguments, ok=True):
 
 
 def test_the_tool_writes_what_it_says_and_training_reads_it(image_folder, tmp_path):
-    command = ['--source', f'{image_folder}:train', '--validation', f'{image_folder}:test', '--size_px', 16, '--reductions',
-               '1,2,4', '--max_chips_per_source', 20, '--out', tmp_path / 'out']
+    command = ['--source', f'{image_folder}:train', '--validation', f'{image_folder}:test', '--size_px', 16,
+               '--reductions', '1,2,4', '--max_chips_per_source', 20, '--out', tmp_path / 'out']
     result = prepare(*command)
     assert result == json.loads((tmp_path / 'out' / 'prepare.json').read_text())
     assert result['splits'] == {'train': 20, 'validation': 20} and result['chips'] == 40
@@ -160,7 +162,8 @@ def test_a_killed_run_leaves_no_dataset_and_the_same_command_makes_it(tmp_path, 
         write_image(tmp_path / 'in' / f'{number}.png', smooth_image(256, 256, number))
     command = ['--source', tmp_path / 'in', '--gsd_m', 1, '--size_px', 16, '--out', tmp_path / 'out']
     process = subprocess.Popen([sys.executable, 'tools/prepare_data.py', *map(str, command)], cwd=ROOT,
-                               stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+                               stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+                               env={**os.environ, 'PYTHONPATH': str(ROOT)})
     for _ in range(1200):
         if list((tmp_path / 'out' / 'chips').glob('incomplete*')) or process.poll() is not None:
             break

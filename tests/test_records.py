@@ -48,7 +48,8 @@ def write_earth(folder, images, **more):
 @pytest.fixture
 def earth(tmp_path, smooth_image):
     """The folder of a dataset `earth` of 6 + 6 images."""
-    return write_earth(tmp_path / 'tfds', [chips.encode(smooth_image(32, 32 + number, number), 'png') for number in range(12)])
+    images = [smooth_image(32, 32 + number, number) for number in range(12)]
+    return write_earth(tmp_path / 'tfds', [chips.encode(image, 'png') for image in images])
 
 
 def pixels(batch):
@@ -66,8 +67,8 @@ def test_a_dataset_of_tfds_is_a_source_by_name(earth, smooth_image):
 
 
 def test_hosts_threads_and_restarts_change_nothing(earth):
-    one, many = (DataConfig(source='tfds:earth', tfds_data_dir=str(earth), size_px=16, gsd_m=5.0, reductions=(1, 2), threads=n)
-                 for n in (1, 6))
+    one, many = (DataConfig(source='tfds:earth', tfds_data_dir=str(earth), size_px=16, gsd_m=5.0, reductions=(1, 2),
+                            threads=n) for n in (1, 6))
     whole = [batch for batch, _ in zip(batches(make_source(one), one, 0, 4), range(6))]
     parts = [next(batches(make_source(many), many, 0, 4, 5, host, 2))['image'] for host in range(2)]
     np.testing.assert_array_equal(whole[5]['image'], np.concatenate(parts))
@@ -98,7 +99,7 @@ def test_a_dataset_without_an_image_or_random_access_is_refused(tmp_path, smooth
     images = [chips.encode(smooth_image(16, 16, number), 'png') for number in range(2)]
     config = DataConfig(source='tfds:earth', tfds_data_dir=str(tmp_path / 'a'), gsd_m=1.0)
     write_earth(tmp_path / 'a', images, feature='picture')
-    with pytest.raises(BadInput, match='no feature "image" that is an image; there are picture, label'):
+    with pytest.raises(BadInput, match='no feature "image" that is an image; there are label, picture'):
         make_source(config)
     folder = write_earth(tmp_path / 'b', images) / 'earth' / '2.0.0'
     info = json.loads((folder / 'dataset_info.json').read_text())
@@ -113,7 +114,8 @@ def test_a_dataset_without_an_image_or_random_access_is_refused(tmp_path, smooth
 
 def test_broken_records_are_skipped_and_named(tmp_path, smooth_image, caplog):
     whole = [chips.encode(smooth_image(32, 32, number), 'png') for number in range(8)]
-    folder = write_earth(tmp_path, [whole[0], whole[1], whole[2][:300], whole[3], whole[4], whole[5], b'text', whole[7]])
+    whole[2], whole[6] = whole[2][:300], b'text'
+    folder = write_earth(tmp_path, whole)
     config = DataConfig(source='tfds:earth', tfds_data_dir=str(folder), size_px=32, gsd_m=5.0)
     source = make_source(config)
     drawn = [batch for batch, _ in zip(batches(source, config, 0, 4), range(3))]
@@ -132,6 +134,13 @@ def test_missing_and_cut_shards_are_named(earth):
         with pytest.raises(BadInput, match='none of 6 images.*not readable') as error:
             make_source(config).example(0, np.random.default_rng(0), 32)
         assert '\n' not in str(error.value)
+
+
+def test_shards_outside_the_folder_are_refused(earth):
+    info = earth / 'earth' / '2.0.0' / 'dataset_info.json'
+    info.write_text(info.read_text().replace('{DATASET}-{SPLIT}', '../{DATASET}-{SPLIT}'))
+    with pytest.raises(BadInput, match='its shards leave the folder'):
+        make_source(DataConfig(source=str(info.parent), gsd_m=1.0))
 
 
 def chip(image, name='a.png', gsd_m=2.0):

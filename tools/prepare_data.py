@@ -1,12 +1,12 @@
 """Cuts folders and scenes into a dataset of chips that `train.py --config.data.source=OUT` reads fast and at random.
 
-    python tools/prepare_data.py --source DIR:train --source SCENE.tif --validation DIR:val --reductions 1,4,16 --out OUT
+    python tools/prepare_data.py --source DIR:train --source SCENE.tif --validation DIR:val --reductions 1,4 --out OUT
 
-A source is an image folder, with `metadata.jsonl` or without, and after a colon which of its splits; or one image. Every image is cut
-into chips of --size_px at each reduction (box mean), except those with gaps, clouds, black, hardly any contrast, or that
-were there before. OUT holds a TFDS dataset of ArrayRecord shards, `chips`, splits train and validation, and prepare.json
-with every count. Interrupted, the same command begins again, because shards are only written once all
-chips are shuffled; OUT then holds no dataset yet, and a finished one is not made twice.
+A source is an image folder, with `metadata.jsonl` or without, and after a colon which of its splits; or one image.
+Every image is cut into chips of --size_px at each reduction (box mean), without those that have gaps, are mostly white
+or black or nearly constant, or are there already. OUT holds a TFDS dataset of ArrayRecord shards, `chips`, splits train
+and validation, and prepare.json with every count. Interrupted, the same command begins again, because shards are only
+written once all chips are shuffled; until then OUT holds no dataset. A finished one is not made twice.
 """
 
 import collections
@@ -28,7 +28,7 @@ from rsdiff.data.records import CHIPS, write_chips
 from rsdiff.errors import BadInput
 
 SPLITS = {
-    'train': flags.DEFINE_multi_string('source', None, 'DIR, DIR:SPLIT or an image; may be given again.', required=True),
+    'train': flags.DEFINE_multi_string('source', None, 'DIR, DIR:SPLIT or an image, any number.', required=True),
     'validation': flags.DEFINE_multi_string('validation', [], 'The same, for the split validation.'),
 }
 OUT = flags.DEFINE_string('out', None, 'A local folder for the dataset.', required=True)
@@ -38,15 +38,15 @@ REDUCTIONS = flags.DEFINE_list('reductions', ['1'], 'Chips show the image reduce
 GSD_M = flags.DEFINE_float('gsd_m', None, 'Metres a pixel of images that do not say it themselves.')
 BANDS = flags.DEFINE_list('bands', None, 'Bands of GeoTIFFs that become red, green, blue, counted from 1: 4,3,2.')
 VALUE_RANGE = flags.DEFINE_list('value_range', None, 'Values of GeoTIFFs that become 0 and 255: 0,3000.')
-MAX_CHIPS = flags.DEFINE_integer('max_chips_per_source', None, 'Of each --source at most this many chips: as many at '
-                                 'every reduction where there are enough, evenly spread over the images.', lower_bound=1)
+MAX_CHIPS = flags.DEFINE_integer('max_chips_per_source', None, 'Of each source at most this many chips: as many at '
+                                 'every reduction where there are enough, evenly over the images.', lower_bound=1)
 ENCODING = flags.DEFINE_enum('encoding', 'png', ['png', 'jpeg'], 'Of chips; JPEG at quality 95.')
 LIMITS = {
     'max_nodata': flags.DEFINE_float('max_nodata', chips.Limits.max_nodata, 'Share of pixels without data in a chip.'),
     'max_black': flags.DEFINE_float('max_black', chips.Limits.max_black, 'Share of black ones, such as deep water.'),
-    'black_level': flags.DEFINE_integer('black_level', chips.Limits.black_level, 'Black: all of red, green, blue up to here.'),
+    'black_level': flags.DEFINE_integer('black_level', chips.Limits.black_level, 'Black: no channel above.'),
     'max_white': flags.DEFINE_float('max_white', chips.Limits.max_white, 'Share of white ones, such as cloud.'),
-    'white_level': flags.DEFINE_integer('white_level', chips.Limits.white_level, 'White: all of red, green, blue from here.'),
+    'white_level': flags.DEFINE_integer('white_level', chips.Limits.white_level, 'White: no channel below.'),
     'min_std': flags.DEFINE_float('min_std', chips.Limits.min_std, 'Least standard deviation, mean of the channels.'),
 }
 
@@ -67,7 +67,8 @@ def open_source(split: str, argument: str, bands, value_range) -> Source:
         path, colon, of_split = argument.rpartition(':')
         if not colon or not Path(path).exists():
             raise BadInput(f'{argument}: no such folder or image')
-    return Source(split, argument, Path(path).resolve().name, FolderImages(path, of_split, GSD_M.value, bands, value_range))
+    images = FolderImages(path, of_split, GSD_M.value, bands, value_range)
+    return Source(split, argument, Path(path).resolve().name, images)
 
 
 def numbers(flag: flags.FlagHolder, kind: type) -> tuple | None:
@@ -88,13 +89,14 @@ def main() -> None:
     if GSD_M.value is not None and not GSD_M.value > 0:
         raise BadInput(f'--gsd_m is {GSD_M.value}; it must be a positive number of metres')
     limits = chips.Limits(**{name: flag.value for name, flag in LIMITS.items()})
-    sources = [open_source(split, argument, bands, value_range) for split, flag in SPLITS.items() for argument in flag.value]
+    sources = [open_source(split, argument, bands, value_range)
+               for split, flag in SPLITS.items() for argument in flag.value]
 
     described = json.dumps([[entry.to_json() for entry in source.images.entries] for source in sources])
     settings = {
-        'prepare_data': 1, 'size_px': SIZE_PX.value, 'stride': STRIDE.value, 'reductions': reductions, 'gsd_m': GSD_M.value,
-        'bands': bands, 'value_range': value_range, 'max_chips_per_source': MAX_CHIPS.value, 'encoding': ENCODING.value,
-        'source': SPLITS['train'].value, 'validation': SPLITS['validation'].value,
+        'prepare_data': 1, 'size_px': SIZE_PX.value, 'stride': STRIDE.value, 'reductions': reductions, 'bands': bands,
+        'value_range': value_range, 'gsd_m': GSD_M.value, 'max_chips_per_source': MAX_CHIPS.value,
+        'encoding': ENCODING.value, 'source': SPLITS['train'].value, 'validation': SPLITS['validation'].value,
         'images': hashlib.sha256(described.encode()).hexdigest(), **{name: flag.value for name, flag in LIMITS.items()}}
     before = (out / console.SETTINGS).exists()
     console.claim_folder(out, settings)
@@ -116,14 +118,15 @@ def prepare(out: Path, sources: list[Source], reductions: tuple[int, ...], limit
     with tqdm(total=sum(len(source.images) for source in sources), desc='looking', unit=' images',
               bar_format='{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]') as bar:
         for source in sources:
-            good = chips.look(source.images, SIZE_PX.value, STRIDE.value or SIZE_PX.value, reductions, limits, survey, bar.update)
+            good = chips.look(source.images, SIZE_PX.value, STRIDE.value or SIZE_PX.value, reductions, limits, survey,
+                              bar.update)
             found.append(len(good))
             chosen.append(chips.choose(good, MAX_CHIPS.value))
     splits = [split for split in SPLITS if any(source.split == split for source in sources)]
     for split in splits:
         if not any(chosen[i] for i, source in enumerate(sources) if source.split == split):
-            raise BadInput(f'no chip is left for {split}: {dict(survey.dropped)} dropped, {len(survey.unreadable)} images '
-                           f'unreadable, {sum(survey.too_small.values())} times an image too small for a reduction')
+            raise BadInput(f'no chip is left for {split}: {dict(survey.dropped)} dropped, {len(survey.unreadable)} '
+                           f'images unreadable, {sum(survey.too_small.values())} times one too small for a reduction')
 
     resolutions = collections.Counter()
     with tqdm(total=sum(map(len, chosen)), desc='writing', unit=' chips') as bar:
@@ -138,7 +141,8 @@ def prepare(out: Path, sources: list[Source], reductions: tuple[int, ...], limit
         size = write_chips(out, {split: lambda split=split: generate(split) for split in splits}, ENCODING.value)
     return {
         'out': str(out), 'chips': sum(map(len, chosen)), 'bytes': size,
-        'splits': {split: sum(len(chosen[i]) for i, source in enumerate(sources) if source.split == split) for split in splits},
+        'splits': {split: sum(len(some) for some, source in zip(chosen, sources) if source.split == split)
+                   for split in splits},
         'sources': [{'source': source.argument, 'split': source.split, 'images': len(source.images), 'found': found[i],
                      'chips': len(chosen[i])} for i, source in enumerate(sources)],
         'gsd_m': {str(gsd_m): count for gsd_m, count in sorted(resolutions.items())},

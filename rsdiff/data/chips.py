@@ -1,7 +1,7 @@
 """Images of any size cut into chips on a regular grid, at several resolutions, without those that teach nothing.
 
-Two passes, each with one image open and one window in memory: `look` reads every window and lists the good ones, `examples`
-reads again those that were chosen. Only then is it known how many there are to choose from.
+Two passes, each with one image open and one window in memory: `look` reads every window and lists the good ones, of
+which `choose` takes a share, and `examples` reads those again.
 """
 
 import collections
@@ -41,7 +41,7 @@ class Chip(NamedTuple):
 
 
 class Survey:
-    """What `look` has found: counts of windows dropped by reason, of images too small by reduction, names of unreadable ones."""
+    """What `look` left out: windows dropped by reason, images too small by reduction, names of unreadable images."""
 
     def __init__(self):
         self.dropped: collections.Counter[str] = collections.Counter()
@@ -68,8 +68,8 @@ def flaw(chip: np.ndarray, limits: Limits) -> str | None:
     return None
 
 
-def look(images: FolderImages, size_px: int, stride_px: int, reductions: tuple[int, ...], limits: Limits, survey: Survey,
-         progress: Callable[[float], None]) -> list[Chip]:
+def look(images: FolderImages, size_px: int, stride_px: int, reductions: tuple[int, ...], limits: Limits,
+         survey: Survey, progress: Callable[[float], None]) -> list[Chip]:
     """The good chips of `images`, in order of image, reduction and place; `survey` counts the others.
 
     Args:
@@ -120,7 +120,7 @@ def _look_at(number, scene, size_px, stride_px, reductions, limits, survey, prog
 
 
 def choose(chips: list[Chip], most: int | None) -> list[Chip]:
-    """At most `most` of `chips`: the same number at every reduction where there are enough, each evenly spread over the list."""
+    """At most `most` of `chips`: as many at every reduction where there are enough, evenly spread over the list."""
     if most is None or len(chips) <= most:
         return chips
     groups = collections.defaultdict(list)

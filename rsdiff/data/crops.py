@@ -26,11 +26,11 @@ class Images(Protocol):
 
 
 class Crops:
-    """A source of random crops, reduced by one of `reductions`, of those that the image is large enough for, and turned.
+    """A source of random crops, reduced by one of `reductions` that the image is large enough for, and turned.
 
-    An image that can't be read, is smaller than a crop, or shows nothing but gaps is named once in the log, counted in
-    `skipped`, and replaced by the next that can be used. It is tried again whenever its turn comes: what takes its place then depends
-    on the seed and not on what was read before.
+    An image that can't be read, is smaller than a crop, or shows nothing but gaps is named once in the log, counted
+    in `skipped`, and replaced by the next that can be used. It is tried again whenever its turn comes: what takes its
+    place then depends on the seed and not on what was read before.
     """
 
     # in a row with nodata pixels, after which the image is passed over
@@ -60,16 +60,16 @@ class Crops:
             try:
                 scene, gsd_m = self.images.open(number)
                 with scene:
-                    return self._crop(self.name(number), scene, gsd_m, rng, size_px)
+                    return self._crop(number, scene, gsd_m, rng, size_px)
             except BadInput as error:
                 self._skip(number, error)
                 reason = error
         raise BadInput(f'none of {len(self)} images can be read at {size_px} px; the last: {reason}')
 
-    def _crop(self, name, scene, gsd_m, rng, size_px):
+    def _crop(self, number, scene, gsd_m, rng, size_px):
         fitting = [factor for factor in self.reductions if factor * size_px <= min(scene.height, scene.width)]
         if not fitting:
-            raise BadInput(f'{name}: {scene.width}×{scene.height} is smaller than the {size_px} px crop')
+            raise BadInput(f'{self.name(number)}: {scene.width}×{scene.height} is smaller than the {size_px} px crop')
         factor = int(rng.choice(fitting))
         side = factor * size_px
         for _ in range(self.TRIES):
@@ -78,7 +78,7 @@ class Crops:
             if not scene.nodata(box):
                 break
         else:
-            raise BadInput(f'{name}: {self.TRIES} crops in a row have pixels without data')
+            raise BadInput(f'{self.name(number)}: {self.TRIES} crops in a row have pixels without data')
         crop = box_downscale(scene.read(box), factor)
         # The eight symmetries of the square: nadir imagery has no preferred direction.
         crop = np.rot90(crop, rng.integers(4))
@@ -109,8 +109,8 @@ class FolderImages:
         missing = [e.file_name for e in self.entries
                    if e.gsd_m is None and e.path.suffix.lower() not in RASTER_SUFFIXES]
         if gsd_m is None and missing:
-            raise BadInput(f'{folder}: {len(missing)} images have no gsd_m ({missing[0]}, …); say it in the manifest or '
-                           'give one for all (--config.data.gsd_m)')
+            raise BadInput(f'{folder}: {len(missing)} images have no gsd_m ({missing[0]}, …); say it in the manifest '
+                           'or give one for all (--config.data.gsd_m)')
 
     def __len__(self) -> int:
         return len(self.entries)

@@ -2,8 +2,8 @@
 
 A *source* has a length and `example(index, rng, size_px) -> {'image', 'gsd_m'}`. grain's `MapDataset` turns it into a
 random-access sequence of rows, row n · batch_size + i being the i-th of batch n, so that a run continues at any step
-with nothing to restore but the step itself. Host h of H reads the h-th of H equal runs of a batch's rows, which is where
-`jax.make_array_from_process_local_data` puts them: the hosts' rows one after another are the batch of one host.
+with nothing to restore but the step itself. Host h of H reads the h-th of H equal parts of a batch's rows, which is
+where `jax.make_array_from_process_local_data` puts them: the hosts' rows one after another are the batch of one host.
 """
 
 import dataclasses
@@ -18,7 +18,6 @@ from rsdiff.data.crops import Crops, FolderImages
 from rsdiff.data.records import RecordImages, named_dataset, prepared_dataset, prepared_folder
 from rsdiff.errors import BadInput
 
-
 TFDS_PREFIX = 'tfds:'
 
 
@@ -27,14 +26,14 @@ class DataConfig:
     """Where training images come from, and how they are cropped.
 
     `source` is 'blue_marble', the path of an image folder, that of a dataset written by `tools/prepare_data.py`, or
-    'tfds:NAME', any dataset of TFDS with an image that lies prepared as array_record in `tfds_data_dir` (where None, in TFDS's own
-    place). Of the latter two `split` is 'train' if not given, of a folder everything; `validation_split` is what to
-    validate on. `gsd_m` serves images of unknown resolution: neither manifest, nor record, nor GeoTIFF tells it. Crops are reduced by
-    one of `reductions`, which teaches the resolutions that a cascade passes through: (1, 4, 16). `bands` and `value_range`
-    say how GeoTIFFs of more than three bands or 8 bits become RGB (`rsdiff.data.scenes.open_scene`).
+    'tfds:NAME', any dataset of TFDS with a feature `image`, prepared as array_record in `tfds_data_dir` (by default
+    TFDS's own place). Without `split`, datasets give 'train' and folders everything; `validation_split` is what to
+    validate on. `gsd_m` serves images whose resolution no manifest, record or GeoTIFF tells. Crops are reduced by one
+    of `reductions`, which teaches the resolutions that a cascade passes through: (1, 4, 16). `bands` and `value_range`
+    say how GeoTIFFs of other bands or more than 8 bits become RGB (`rsdiff.data.scenes.open_scene`).
 
-    Folders and datasets may lie on any path that the operating system can open, and folders with a manifest also in a bucket
-    that etils' epath can (`gs://…`); GeoTIFFs and records in a bucket need it mounted.
+    Everything may lie on any path that the operating system can open, a mounted bucket for one. Folders with a manifest
+    may also lie in a bucket that etils' epath can open (`gs://…`, with fsspec's driver for it), but not their GeoTIFFs.
     """
 
     source: str = 'blue_marble'
@@ -66,8 +65,9 @@ class Source(Protocol):
 def make_source(config: DataConfig, validation: bool = False) -> Source:
     """The source that `config` names, or its companion for validation.
 
-    Validation images are those of `config.validation_split`. Without one they are the training images again: crops that no
-    batch has shown, but not unseen images. Blue Marble's are chips of its held-out box, land that training never sees.
+    Validation images are those of `config.validation_split`. Without one they are the training images again: fresh
+    crops for another seed, but not unseen images. Blue Marble's are chips of its held-out box, land that training never
+    sees.
 
     Raises:
       BadInput: there is no such folder, dataset or split, or it can't be used.

@@ -1,7 +1,7 @@
 """Images in TFDS datasets of ArrayRecord files, read at random by `as_data_source`; TensorFlow is not needed.
 
-`tools/prepare_data.py` writes such datasets with `write_chips`, TFDS's own layout under the folder that it is given: TFDS reads
-them as `tfds.builder('chips', data_dir=FOLDER)`.
+`tools/prepare_data.py` writes such datasets with `write_chips`, in TFDS's own layout under the folder that it is given:
+TFDS reads them as `tfds.builder('chips', data_dir=FOLDER)`.
 """
 
 import contextlib
@@ -14,6 +14,7 @@ from typing import Any, Callable, Iterable
 import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
+from google.protobuf import json_format
 
 from rsdiff.data.images import Picture
 from rsdiff.errors import BadInput
@@ -23,7 +24,7 @@ CHIPS, VERSION = 'chips', '1.0.0'
 
 
 def prepared_folder(path: str):
-    """The folder of the dataset at `path`, or of what `tools/prepare_data.py` wrote to `path`; None where there is neither."""
+    """The folder of the dataset at `path`, or of what `tools/prepare_data.py` wrote there; None if neither is."""
     path = epath.Path(path)
     for folder in (path, path / CHIPS / VERSION):
         if all((folder / name).exists() for name in INFO_FILES):
@@ -39,7 +40,7 @@ def prepared_dataset(folder) -> tfds.core.DatasetBuilder:
     """
     try:
         return tfds.builder_from_directory(folder)
-    except Exception as error:  # TFDS promises nothing about what a broken description raises
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError, json_format.ParseError) as error:
         raise BadInput(f'{folder}: not a TFDS dataset that can be read ({_line(error)})') from None
 
 
@@ -74,7 +75,8 @@ class RecordImages:
         features = dict(builder.info.features) if isinstance(builder.info.features, tfds.features.FeaturesDict) else {}
         image = features.get('image')
         if not isinstance(image, tfds.features.Image):
-            raise BadInput(f'{self.where}: no feature "image" that is an image; there are {", ".join(features or ["none"])}')
+            raise BadInput(f'{self.where}: no feature "image" that is an image; there are '
+                           f'{", ".join(sorted(features)) or "none by name"}')
         if image.np_dtype != np.uint8:
             raise BadInput(f'{self.where}: its images are {image.np_dtype}; 8 bits are needed')
         if gsd_m is None and 'gsd_m' not in features:
@@ -83,12 +85,15 @@ class RecordImages:
             # encoded: Pillow decodes them like any other file, and one that is broken can be named
             self.records = builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
             self.length = len(self.records)
+            shards = [epath.Path(shard.filename) for shard in builder.info.splits[split].file_instructions]
         except (KeyError, ValueError) as error:
             known = ', '.join(map(repr, builder.info.splits)) or 'none'
             raise BadInput(f'{self.where}: no split {split!r}; there are {known} ({_line(error)[:100]})') from None
         except NotImplementedError:
             raise BadInput(f'{self.where}: its files have no random access; prepare it again with '
                            'file_format="array_record"') from None
+        if any(shard.parent != epath.Path(self.where) for shard in shards):
+            raise BadInput(f'{self.where}: its shards leave the folder')
         if not self.length:
             raise BadInput(f'{self.where}: split {split!r} is empty')
 
@@ -132,14 +137,15 @@ class _Chips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         super().__init__(data_dir=folder, file_format='array_record')
 
     def _info(self):
-        return tfds.core.DatasetInfo(builder=self, description='Chips of Earth imagery.', features=tfds.features.FeaturesDict({
-            'image': tfds.features.Image(shape=(None, None, 3), encoding_format=self.encoding),
-            'gsd_m': tfds.features.Scalar(np.float32),
-            'label': tfds.features.Text(),
-            'captions': tfds.features.Sequence(tfds.features.Text()),
-            'source': tfds.features.Text(),
-            'file_name': tfds.features.Text(),
-            'box': tfds.features.Tensor(shape=(4,), dtype=np.int32),
+        features = tfds.features
+        return tfds.core.DatasetInfo(builder=self, description='Earth imagery.', features=features.FeaturesDict({
+            'image': features.Image(shape=(None, None, 3), encoding_format=self.encoding),
+            'gsd_m': features.Scalar(np.float32),
+            'label': features.Text(),
+            'captions': features.Sequence(features.Text()),
+            'source': features.Text(),
+            'file_name': features.Text(),
+            'box': features.Tensor(shape=(4,), dtype=np.int32),
         }))
 
     def _split_generators(self, dl_manager):
@@ -149,14 +155,17 @@ class _Chips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         raise NotImplementedError('each split has a generator of its own')
 
 
-def write_chips(folder: Path, splits: dict[str, Callable[[], Iterable[tuple[str, dict[str, Any]]]]], encoding: str) -> int:
+Examples = Iterable[tuple[str, dict[str, Any]]]
+
+
+def write_chips(folder: Path, splits: dict[str, Callable[[], Examples]], encoding: str) -> int:
     """Writes a dataset below `folder`, whole or not at all: TFDS renames it into place as its last act.
 
     TFDS shuffles chips by their key before it writes the first shard, so that what was interrupted is begun again.
 
     Args:
-      splits: of each split, what yields (key, example) once called: image as encoded bytes (arrays would need TensorFlow),
-        gsd_m, label, captions, source, file_name, and box in (y0, x0, y1, x1) pixels of that file.
+      splits: of each split, what yields (key, example) once called: image as encoded bytes (arrays would need
+        TensorFlow), gsd_m, label, captions, source, file_name, and box in (y0, x0, y1, x1) pixels of that file.
       encoding: 'png' or 'jpeg'.
     Returns:
       Bytes of the shards.
@@ -164,7 +173,8 @@ def write_chips(folder: Path, splits: dict[str, Callable[[], Iterable[tuple[str,
     for leftover in (folder / CHIPS).glob('incomplete.*'):
         shutil.rmtree(leftover)
     tfds.disable_progress_bar()
-    with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):  # it speaks of downloads
+    # what it says speaks of downloads, of which there are none
+    with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
         builder = _Chips(str(folder), splits, encoding)
         builder.download_and_prepare(download_dir=downloads)
     return sum(path.stat().st_size for path in Path(builder.data_path).glob(f'{CHIPS}-*'))

@@ -1,8 +1,8 @@
-"""Images of any size, read by window: GeoTIFF and JPEG 2000 through rasterio (the `geo` extra), the rest through Pillow.
+"""Images of any size, read by window: GeoTIFF and JPEG 2000 by rasterio (the `geo` extra), the rest by Pillow.
 
 A raster file is never read whole: a window costs the blocks it touches. JPEG, PNG and their kind can't be entered in
-the middle, so a picture is decoded whole, once for as long as its scene is open. A scene belongs to one thread; opening one for
-every read is cheap, and is how several threads read the same file.
+the middle, so a picture is decoded whole, once for as long as its scene is open. A scene belongs to one thread; several
+threads read the same file by each opening it.
 """
 
 import math
