@@ -79,7 +79,7 @@ class Crops:
                 break
         else:
             raise BadInput(f'{self.name(number)}: {self.TRIES} crops in a row have pixels without data')
-        crop = box_downscale(scene.read(box), factor)
+        crop = scene.read(box) if factor == 1 else box_downscale(scene.read(box), factor)
         # The eight symmetries of the square: nadir imagery has no preferred direction.
         crop = np.rot90(crop, rng.integers(4))
         crop = crop[:, ::-1] if rng.integers(2) else crop

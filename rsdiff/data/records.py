@@ -71,7 +71,7 @@ class RecordImages:
     """
 
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str, gsd_m: float | None):
-        self.where, self.split, self.default_gsd_m = builder.data_path, split, gsd_m
+        self.where, self.split, self.default_gsd_m = str(builder.data_path), split, gsd_m
         features = dict(builder.info.features) if isinstance(builder.info.features, tfds.features.FeaturesDict) else {}
         image = features.get('image')
         if not isinstance(image, tfds.features.Image):
