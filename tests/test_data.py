@@ -5,13 +5,15 @@ import logging
 
 import numpy as np
 import pytest
+from etils import epath
 from PIL import Image
 
 from rsdiff.data import blue_marble
 from rsdiff.data.boxes import Box
 from rsdiff.data.folder import Entry, read_folder, write_manifest
 from rsdiff.data.images import (bicubic, box_downscale, read_image, to_float, to_uint8, write_image)
-from rsdiff.data.pipeline import DataConfig, FolderSource, batch_indices, batches, make_source
+from rsdiff.data.crops import Crops, FolderImages
+from rsdiff.data.pipeline import DataConfig, batch_indices, batches, make_source
 from rsdiff.errors import BadInput
 
 
@@ -100,6 +102,33 @@ def test_a_link_that_leaves_the_folder_is_refused(image_folder, tmp_path):
     (image_folder / 'metadata.jsonl').write_text('{"file_name": "link.png"}')
     with pytest.raises(BadInput, match='leaves the folder'):
         read_folder(image_folder)
+
+
+@pytest.fixture
+def bucket():
+    """The address of an empty bucket, which lies in memory."""
+    fsspec = pytest.importorskip('fsspec')
+    from fsspec.implementations.memory import MemoryFileSystem
+
+    fsspec.register_implementation('s3', MemoryFileSystem, clobber=True)
+    MemoryFileSystem.store.clear()
+    yield 's3://bucket'
+    MemoryFileSystem.store.clear()
+
+
+def test_a_folder_in_a_bucket_trains_as_on_disk(image_folder, bucket):
+    remote = epath.Path(bucket) / 'images'
+    for path in image_folder.rglob('*.*'):
+        (remote / path.relative_to(image_folder).as_posix()).parent.mkdir(parents=True, exist_ok=True)
+        (remote / path.relative_to(image_folder).as_posix()).write_bytes(path.read_bytes())
+    here, there = (DataConfig(source=str(folder), size_px=16) for folder in (image_folder, remote))
+    assert equal(take(batches(make_source(here), here, 0, 4), 3), take(batches(make_source(there), there, 0, 4), 3))
+    (remote / 'metadata.jsonl').write_text('{"file_name": "../secret.png", "gsd_m": 1}')
+    with pytest.raises(BadInput, match='leaves the folder'):
+        make_source(there)
+    (remote / 'metadata.jsonl').unlink()
+    with pytest.raises(BadInput, match='a folder in a bucket needs one'):
+        make_source(there)
 
 
 @pytest.mark.parametrize('make, message', [
@@ -198,8 +227,34 @@ def test_corrupt_images_are_skipped_counted_and_named(image_folder, caplog):
     assert equal(first, take(batches(make_source(config), config, 0, 4), 6))
 
 
+def test_what_replaces_a_bad_image_does_not_depend_on_what_was_read_before(image_folder):
+    for name in ('a0', 'a2', 'b3'):
+        (image_folder / f'{name[0]}/{name}.png').write_bytes(b'broken')
+    config = DataConfig(source=str(image_folder), size_px=16)
+    read_before = make_source(config)
+    whole = take(batches(read_before, config, 0, 4), 9)
+    assert len(read_before.skipped) == 3
+    assert equal(whole[6:], take(batches(make_source(config), config, 0, 4, start=6), 3))
+    assert equal(whole, take(batches(read_before, config, 0, 4), 9))
+
+
+def test_an_example_can_be_traced_to_its_file(image_folder):
+    config = DataConfig(source=str(image_folder), size_px=32)
+    source = make_source(config)
+    image = next(batches(source, config, 0, 4))['image'][1]
+    original = read_image(source.name(batch_indices(source, 0, 4, 0)[1]))
+    np.testing.assert_array_equal(np.sort(image.ravel()), np.sort(original.ravel()))
+
+
+def test_validation_reads_its_split_of_a_folder(image_folder):
+    config = DataConfig(source=str(image_folder), split='train', validation_split='test')
+    train, validation = make_source(config), make_source(config, validation=True)
+    assert len(train) == 8 and len(validation) == 4
+    assert len(make_source(DataConfig(source=str(image_folder), split='train'), validation=True)) == 8
+
+
 def test_a_folder_where_nothing_can_be_read_says_so(image_folder):
-    source = FolderSource(str(image_folder), None, None, (1,))
+    source = Crops(FolderImages(str(image_folder)), (1,))
     with pytest.raises(BadInput, match='none of 12 images'):
         source.example(0, np.random.default_rng(0), 64)
 

@@ -10,11 +10,13 @@ import math
 from pathlib import Path
 from typing import Any, Iterable
 
+from etils import epath
+
 from rsdiff.console import write_text_atomically
 from rsdiff.errors import BadInput
 
 MANIFEST = 'metadata.jsonl'
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.webp', '.bmp')
+IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.jp2', '.webp', '.bmp')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -38,21 +40,27 @@ class Entry:
 
 def read_folder(folder: Path | str, split: str | None = None) -> list[Entry]:
     """The entries of `folder`, in manifest order; without a manifest, its image files in name order.
+    An image is a folder of one.
 
     Args:
-      folder: a directory.
+      folder: a directory; local, or of a bucket (`gs://…`; etils' epath says what that needs). What the manifest of a
+        bucket names is not looked for, one request an image: what is missing shows when it is read.
       split: keep only entries of this split.
     Raises:
       BadInput: the folder is missing, empty or without such a split; a line is not a JSON object, names a file
         that is missing or outside the folder, or has a `gsd_m` that is not a positive number.
     """
-    folder = Path(folder)
+    folder = Path(folder) if _is_local(folder) else epath.Path(folder)
+    if _is_local(folder) and folder.suffix.lower() in IMAGE_SUFFIXES and folder.is_file() and split is None:
+        return [Entry(folder, folder.name)]
     if not folder.is_dir():
         raise BadInput(f'{folder}: no such folder')
     manifest = folder / MANIFEST
     if manifest.exists():
-        lines = manifest.read_text(encoding='utf-8', errors='replace').split('\n')
+        lines = manifest.read_bytes().decode('utf-8', errors='replace').split('\n')
         entries = [_parse(folder, f'{manifest}:{n}', line) for n, line in enumerate(lines, 1) if line.strip()]
+    elif not _is_local(folder):
+        raise BadInput(f'{folder}: no {MANIFEST}; a folder in a bucket needs one')
     else:
         paths = sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
         entries = [Entry(path, path.relative_to(folder).as_posix()) for path in paths]
@@ -72,6 +80,17 @@ def write_manifest(folder: Path | str, entries: Iterable[Entry]) -> None:
     write_text_atomically(Path(folder) / MANIFEST, '\n'.join(lines) + '\n')
 
 
+def _is_local(path) -> bool:
+    return '://' not in str(path)
+
+
+def _inside(folder, path) -> bool:
+    """Whether `path` lies in `folder`, links followed where there are any."""
+    if _is_local(folder):
+        return Path(path).resolve().is_relative_to(Path(folder).resolve())
+    return '..' not in path.parts and path.is_relative_to(folder)
+
+
 def _parse(folder: Path, where: str, line: str) -> Entry:
     try:
         row = json.loads(line)
@@ -83,9 +102,9 @@ def _parse(folder: Path, where: str, line: str) -> Entry:
     path = folder / name
     if '\0' in name or len(name) > 1000 or max(map(len, name.split('/'))) > 255:
         raise BadInput(f'{where}: {name[:40]!r}… is no file name')
-    if not path.resolve().is_relative_to(folder.resolve()):
+    if not _inside(folder, path):
         raise BadInput(f'{where}: {name!r} leaves the folder')
-    if not path.is_file():
+    if _is_local(folder) and not path.is_file():
         raise BadInput(f'{where}: {name!r} does not exist; remove the line or restore the file')
     gsd_m = row.pop('gsd_m', None)
     if gsd_m is not None and not (isinstance(gsd_m, (int, float)) and math.isfinite(gsd_m) and gsd_m > 0):

@@ -2,12 +2,11 @@
 
 A *source* has a length and `example(index, rng, size_px) -> {'image', 'gsd_m'}`. grain's `MapDataset` turns it into a
 random-access sequence of rows, row n · batch_size + i being the i-th of batch n, so that a run continues at any step
-with nothing to restore but the step itself. Host h of H reads the h-th of H equal runs of a batch's rows, which is where
-`jax.make_array_from_process_local_data` puts them: the hosts' rows one after another are the batch of one host.
+with nothing to restore but the step itself. Host h of H reads the h-th of H equal parts of a batch's rows, which is
+where `jax.make_array_from_process_local_data` puts them: the hosts' rows one after another are the batch of one host.
 """
 
 import dataclasses
-import logging
 import sys
 from typing import Iterator, Protocol
 
@@ -15,22 +14,37 @@ import grain
 import numpy as np
 
 from rsdiff.data.blue_marble import BlueMarble
-from rsdiff.data.folder import read_folder
-from rsdiff.data.images import box_downscale, read_image
+from rsdiff.data.crops import Crops, FolderImages
+from rsdiff.data.records import RecordImages, named_dataset, prepared_dataset, prepared_folder
 from rsdiff.errors import BadInput
+
+TFDS_PREFIX = 'tfds:'
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
-    """`source` is 'blue_marble' or the path of an image folder. `gsd_m` serves images whose manifest has none. Crops of a
-    folder are reduced by one of `reductions`, which teaches the resolutions that a cascade passes through: (1, 4, 16)."""
+    """Where training images come from, and how they are cropped.
+
+    `source` is 'blue_marble', the path of an image folder, that of a dataset written by `tools/prepare_data.py`, or
+    'tfds:NAME', any dataset of TFDS with a feature `image`, prepared as array_record in `tfds_data_dir` (by default
+    TFDS's own place). Without `split`, datasets give 'train' and folders everything; `validation_split` is what to
+    validate on. `gsd_m` serves images whose resolution no manifest, record or GeoTIFF tells. Crops are reduced by one
+    of `reductions`, which teaches the resolutions that a cascade passes through: (1, 4, 16). `bands` and `value_range`
+    say how GeoTIFFs of other bands or more than 8 bits become RGB (`rsdiff.data.scenes.open_scene`).
+
+    Everything may lie on any path that the operating system can open, a mounted bucket for one. Folders with a manifest
+    may also lie in a bucket that etils' epath can open (`gs://…`, with fsspec's driver for it), but not their GeoTIFFs.
+    """
 
     source: str = 'blue_marble'
     split: str | None = None
     validation_split: str | None = None
+    tfds_data_dir: str | None = None
     size_px: int = 64
     gsd_m: float | None = None
     reductions: tuple[int, ...] = (1,)
+    bands: tuple[int, ...] | None = None
+    value_range: tuple[float, float] | None = None
     threads: int = 4
 
 
@@ -48,74 +62,29 @@ class Source(Protocol):
         """image: uint8 (size_px, size_px, 3); gsd_m: float32 metres a pixel."""
 
 
-class FolderSource:
-    """Random crops of a folder's images, reduced by one of `reductions`, of those that the image is large enough for.
-
-    An image that can't be read, or is smaller than a crop, is named once in the log, counted in `skipped`, and replaced
-    by the next that can be used, so the sequence stays a function of the seed.
-    """
-
-    def __init__(self, folder: str, split: str | None, gsd_m: float | None, reductions: tuple[int, ...]):
-        self.entries = read_folder(folder, split)
-        self.default_gsd_m = gsd_m
-        self.reductions = reductions
-        self.skipped: set[str] = set()
-        if gsd_m is None and (missing := [e.file_name for e in self.entries if e.gsd_m is None]):
-            raise BadInput(f'{folder}: {len(missing)} images have no gsd_m ({missing[0]}, …); give --config.data.gsd_m')
-
-    def __len__(self) -> int:
-        return len(self.entries)
-
-    def name(self, index: int) -> str:
-        """The path of image `index`."""
-        return str(self.entries[index].path)
-
-    def example(self, index: int, rng: np.random.Generator, size_px: int) -> dict[str, np.ndarray]:
-        """A crop of image `index`, or of the next one that can be used.
-
-        Raises:
-          BadInput: no image of the folder can be used.
-        """
-        for offset in range(len(self)):
-            entry = self.entries[(index + offset) % len(self)]
-            if str(entry.path) in self.skipped:
-                continue
-            try:
-                return self._crop(entry, rng, size_px)
-            except BadInput as error:
-                self.skipped.add(str(entry.path))
-                logging.warning('skipped: %s', error)
-        raise BadInput(f'{self.entries[0].path.parent}: none of {len(self)} images can be read at {size_px} px')
-
-    def _crop(self, entry, rng, size_px):
-        image = read_image(entry.path)
-        fitting = [factor for factor in self.reductions if factor * size_px <= min(image.shape[:2])]
-        if not fitting:
-            raise BadInput(f'{entry.path}: {image.shape[1]}×{image.shape[0]} is smaller than the {size_px} px crop')
-        factor = int(rng.choice(fitting))
-        y, x = (int(rng.integers(n - factor * size_px + 1)) for n in image.shape[:2])
-        crop = box_downscale(image[y : y + factor * size_px, x : x + factor * size_px], factor)
-        # The eight symmetries of the square: nadir imagery has no preferred direction.
-        crop = np.rot90(crop, rng.integers(4))
-        crop = crop[:, ::-1] if rng.integers(2) else crop
-        return {'image': np.ascontiguousarray(crop), 'gsd_m': np.float32(factor * (entry.gsd_m or self.default_gsd_m))}
-
-
 def make_source(config: DataConfig, validation: bool = False) -> Source:
     """The source that `config` names, or its companion for validation.
 
-    Validation images are those of `config.validation_split`. Without one they are the training images again: crops that no
-    batch has shown, but not unseen images. Blue Marble's are chips of its held-out box, land that training never sees.
+    Validation images are those of `config.validation_split`. Without one they are the training images again: fresh
+    crops for another seed, but not unseen images. Blue Marble's are chips of its held-out box, land that training never
+    sees.
 
     Raises:
-      BadInput: it is neither 'blue_marble' nor a usable folder.
+      BadInput: there is no such folder, dataset or split, or it can't be used.
     """
     if config.gsd_m is not None and not config.gsd_m > 0:
         raise BadInput(f'data.gsd_m is {config.gsd_m}; it must be a positive number of metres')
     if config.source == 'blue_marble':
         return BlueMarble(validation)
     split = (config.validation_split if validation else None) or config.split
-    return FolderSource(config.source, split, config.gsd_m, config.reductions)
+    if config.source.startswith(TFDS_PREFIX):
+        name = config.source.removeprefix(TFDS_PREFIX)
+        images = RecordImages(named_dataset(name, config.tfds_data_dir), split or 'train', config.gsd_m)
+    elif folder := prepared_folder(config.source):
+        images = RecordImages(prepared_dataset(folder), split or 'train', config.gsd_m)
+    else:
+        images = FolderImages(config.source, split, config.gsd_m, config.bands, config.value_range)
+    return Crops(images, config.reductions)
 
 
 def batches(source: Source, config: DataConfig, seed: int, batch_size: int, start: int = 0, host: int = 0,

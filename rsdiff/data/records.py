@@ -1,0 +1,188 @@
+"""Images in TFDS datasets of ArrayRecord files, read at random by `as_data_source`; TensorFlow is not needed.
+
+`tools/prepare_data.py` writes such datasets with `write_chips`, in TFDS's own layout under the folder that it is given:
+TFDS reads them as `tfds.builder('chips', data_dir=FOLDER)`.
+"""
+
+import contextlib
+import io
+import shutil
+import tempfile
+from pathlib import Path
+from typing import Any, Callable, Iterable
+
+import numpy as np
+import tensorflow_datasets as tfds
+from etils import epath
+from google.protobuf import json_format
+
+from rsdiff.data.images import Picture
+from rsdiff.errors import BadInput
+
+INFO_FILES = 'dataset_info.json', 'features.json'
+CHIPS, VERSION = 'chips', '1.0.0'
+
+
+def prepared_folder(path: str):
+    """The folder of the dataset at `path`, or of what `tools/prepare_data.py` wrote there; None if neither is."""
+    path = epath.Path(path)
+    for folder in (path, path / CHIPS / VERSION):
+        if all((folder / name).exists() for name in INFO_FILES):
+            return folder
+    return None
+
+
+def prepared_dataset(folder) -> tfds.core.DatasetBuilder:
+    """The dataset whose `dataset_info.json` lies in `folder`.
+
+    Raises:
+      BadInput: its descriptions can't be read.
+    """
+    try:
+        return tfds.builder_from_directory(folder)
+    except (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError, json_format.ParseError) as error:
+        raise BadInput(f'{folder}: not a TFDS dataset that can be read ({_line(error)})') from None
+
+
+def named_dataset(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
+    """The dataset that TFDS calls `name` ('name', 'name/config', 'name:version'); nothing is downloaded.
+
+    Raises:
+      BadInput: TFDS has none of that name, or it has not been prepared in `data_dir`.
+    """
+    place = data_dir or tfds.core.constants.DATA_DIR
+    try:
+        builder = tfds.builder(name, data_dir=data_dir)
+    except ImportError as error:
+        raise BadInput(f'tfds:{name}: TFDS can not load it here ({_line(error)})') from None
+    except (tfds.core.DatasetNotFoundError, ValueError) as error:
+        raise BadInput(f'tfds:{name}: {_line(error)[:100]}; neither TFDS nor {place} has it') from None
+    if not builder.data_path.exists():
+        raise BadInput(f'tfds:{name}: not prepared in {place}; tfds.builder({name!r}, file_format="array_record", '
+                       'data_dir=…).download_and_prepare() does that')
+    return builder
+
+
+class RecordImages:
+    """The images of one split of a TFDS dataset, feature `image`; `gsd_m` serves where there is no such feature.
+
+    Raises:
+      BadInput: there is no such split, no 8-bit image, no known resolution, or the files have no random access.
+    """
+
+    def __init__(self, builder: tfds.core.DatasetBuilder, split: str, gsd_m: float | None):
+        self.where, self.split, self.default_gsd_m = str(builder.data_path), split, gsd_m
+        features = dict(builder.info.features) if isinstance(builder.info.features, tfds.features.FeaturesDict) else {}
+        image = features.get('image')
+        if not isinstance(image, tfds.features.Image):
+            raise BadInput(f'{self.where}: no feature "image" that is an image; there are '
+                           f'{", ".join(sorted(features)) or "none by name"}')
+        if image.np_dtype != np.uint8:
+            raise BadInput(f'{self.where}: its images are {image.np_dtype}; 8 bits are needed')
+        if gsd_m is None and 'gsd_m' not in features:
+            raise BadInput(f'{self.where}: records say no gsd_m; give --config.data.gsd_m')
+        try:
+            # encoded: Pillow decodes them like any other file, and one that is broken can be named
+            self.records = builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
+            self.length = len(self.records)
+            shards = [epath.Path(shard.filename) for shard in builder.info.splits[split].file_instructions]
+        except (KeyError, ValueError) as error:
+            known = ', '.join(map(repr, builder.info.splits)) or 'none'
+            raise BadInput(f'{self.where}: no split {split!r}; there are {known} ({_line(error)[:100]})') from None
+        except NotImplementedError:
+            raise BadInput(f'{self.where}: its files have no random access; prepare it again with '
+                           'file_format="array_record"') from None
+        if any(shard.parent != epath.Path(self.where) for shard in shards):
+            raise BadInput(f'{self.where}: its shards leave the folder')
+        if not self.length:
+            raise BadInput(f'{self.where}: split {split!r} is empty')
+
+    def __len__(self) -> int:
+        return self.length
+
+    def name(self, number: int) -> str:
+        """The dataset, split and record, and where `tools/prepare_data.py` had image `number` from."""
+        name = f'{self.where} {self.split}[{number}]'
+        try:
+            record = self._record(number)
+        except BadInput:
+            return name
+        if 'file_name' in record and 'box' in record:
+            box = ', '.join(map(str, record['box']))
+            return f'{name} = {_text(record.get("source", b""))}/{_text(record["file_name"])} ({box})'
+        return name
+
+    def open(self, number: int) -> tuple[Picture, float]:
+        """See `rsdiff.data.crops.Images`."""
+        record = self._record(number)
+        name = f'{self.where} {self.split}[{number}]'
+        return Picture(name, io.BytesIO(record['image'])), float(record.get('gsd_m', self.default_gsd_m))
+
+    def _record(self, number: int) -> dict[str, Any]:
+        try:
+            return self.records[number]
+        except (OSError, RuntimeError, ValueError, IndexError) as error:  # the reader's, for missing and broken files
+            raise BadInput(f'{self.where} {self.split}[{number}]: not readable ({_line(error)[:200]})') from None
+
+
+class _Chips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
+    """Chips as TFDS writes them; made by `write_chips`. Not registered: what it wrote is read without this class."""
+
+    name = CHIPS
+    VERSION = tfds.core.Version(VERSION)
+    url_infos = None  # nothing is downloaded, so there are no checksums to look for
+
+    def __init__(self, folder: str, splits: dict[str, Callable[[], Iterable]], encoding: str):
+        self.generators, self.encoding = splits, encoding
+        super().__init__(data_dir=folder, file_format='array_record')
+
+    def _info(self):
+        features = tfds.features
+        return tfds.core.DatasetInfo(builder=self, description='Earth imagery.', features=features.FeaturesDict({
+            'image': features.Image(shape=(None, None, 3), encoding_format=self.encoding),
+            'gsd_m': features.Scalar(np.float32),
+            'label': features.Text(),
+            'captions': features.Sequence(features.Text()),
+            'source': features.Text(),
+            'file_name': features.Text(),
+            'box': features.Tensor(shape=(4,), dtype=np.int32),
+        }))
+
+    def _split_generators(self, dl_manager):
+        return {split: generate() for split, generate in self.generators.items()}
+
+    def _generate_examples(self):
+        raise NotImplementedError('each split has a generator of its own')
+
+
+Examples = Iterable[tuple[str, dict[str, Any]]]
+
+
+def write_chips(folder: Path, splits: dict[str, Callable[[], Examples]], encoding: str) -> int:
+    """Writes a dataset below `folder`, whole or not at all: TFDS renames it into place as its last act.
+
+    TFDS shuffles chips by their key before it writes the first shard, so that what was interrupted is begun again.
+
+    Args:
+      splits: of each split, what yields (key, example) once called: image as encoded bytes (arrays would need
+        TensorFlow), gsd_m, label, captions, source, file_name, and box in (y0, x0, y1, x1) pixels of that file.
+      encoding: 'png' or 'jpeg'.
+    Returns:
+      Bytes of the shards.
+    """
+    for leftover in (folder / CHIPS).glob('incomplete.*'):
+        shutil.rmtree(leftover)
+    tfds.disable_progress_bar()
+    # what it says speaks of downloads, of which there are none
+    with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
+        builder = _Chips(str(folder), splits, encoding)
+        builder.download_and_prepare(download_dir=downloads)
+    return sum(path.stat().st_size for path in Path(builder.data_path).glob(f'{CHIPS}-*'))
+
+
+def _text(value: bytes | str) -> str:
+    return value.decode('utf-8', errors='replace') if isinstance(value, bytes) else value
+
+
+def _line(error: Exception) -> str:
+    return ' '.join(str(error).split())

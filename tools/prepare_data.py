@@ -1,0 +1,156 @@
+"""Cuts folders and scenes into a dataset of chips that `train.py --config.data.source=OUT` reads fast and at random.
+
+    python tools/prepare_data.py --source DIR:train --source SCENE.tif --validation DIR:val --reductions 1,4 --out OUT
+
+A source is an image folder, with `metadata.jsonl` or without, and after a colon which of its splits; or one image.
+Every image is cut into chips of --size_px at each reduction (box mean), without those that have gaps, are mostly white
+or black or nearly constant, or are there already. OUT holds a TFDS dataset of ArrayRecord shards, `chips`, splits train
+and validation, and prepare.json with every count. Interrupted, the same command begins again, because shards are only
+written once all chips are shuffled; until then OUT holds no dataset. A finished one is not made twice.
+"""
+
+import collections
+import hashlib
+import json
+import shutil
+import sys
+import time
+from pathlib import Path
+from typing import NamedTuple
+
+from absl import flags
+from tqdm import tqdm
+
+from rsdiff import console
+from rsdiff.data import chips
+from rsdiff.data.crops import FolderImages
+from rsdiff.data.records import CHIPS, write_chips
+from rsdiff.errors import BadInput
+
+SPLITS = {
+    'train': flags.DEFINE_multi_string('source', None, 'DIR, DIR:SPLIT or an image, any number.', required=True),
+    'validation': flags.DEFINE_multi_string('validation', [], 'The same, for the split validation.'),
+}
+OUT = flags.DEFINE_string('out', None, 'A local folder for the dataset.', required=True)
+SIZE_PX = flags.DEFINE_integer('size_px', 64, 'Side of a chip.', lower_bound=1)
+STRIDE = flags.DEFINE_integer('stride', None, 'From chip to chip; --size_px if not given.', lower_bound=1)
+REDUCTIONS = flags.DEFINE_list('reductions', ['1'], 'Chips show the image reduced by each of these.')
+GSD_M = flags.DEFINE_float('gsd_m', None, 'Metres a pixel of images that do not say it themselves.')
+BANDS = flags.DEFINE_list('bands', None, 'Bands of GeoTIFFs that become red, green, blue, counted from 1: 4,3,2.')
+VALUE_RANGE = flags.DEFINE_list('value_range', None, 'Values of GeoTIFFs that become 0 and 255: 0,3000.')
+MAX_CHIPS = flags.DEFINE_integer('max_chips_per_source', None, 'Of each source at most this many chips: as many at '
+                                 'every reduction where there are enough, evenly over the images.', lower_bound=1)
+ENCODING = flags.DEFINE_enum('encoding', 'png', ['png', 'jpeg'], 'Of chips; JPEG at quality 95.')
+LIMITS = {
+    'max_nodata': flags.DEFINE_float('max_nodata', chips.Limits.max_nodata, 'Share of pixels without data in a chip.'),
+    'max_black': flags.DEFINE_float('max_black', chips.Limits.max_black, 'Share of black ones, such as deep water.'),
+    'black_level': flags.DEFINE_integer('black_level', chips.Limits.black_level, 'Black: no channel above.'),
+    'max_white': flags.DEFINE_float('max_white', chips.Limits.max_white, 'Share of white ones, such as cloud.'),
+    'white_level': flags.DEFINE_integer('white_level', chips.Limits.white_level, 'White: no channel below.'),
+    'min_std': flags.DEFINE_float('min_std', chips.Limits.min_std, 'Least standard deviation, mean of the channels.'),
+}
+
+
+class Source(NamedTuple):
+    """One --source or --validation."""
+
+    split: str
+    argument: str
+    name: str
+    images: FolderImages
+
+
+def open_source(split: str, argument: str, bands, value_range) -> Source:
+    """The images of 'DIR', 'DIR:SPLIT' or a single image."""
+    path, of_split = argument, None
+    if not Path(path).exists():
+        path, colon, of_split = argument.rpartition(':')
+        if not colon or not Path(path).exists():
+            raise BadInput(f'{argument}: no such folder or image')
+    images = FolderImages(path, of_split, GSD_M.value, bands, value_range)
+    return Source(split, argument, Path(path).resolve().name, images)
+
+
+def numbers(flag: flags.FlagHolder, kind: type) -> tuple | None:
+    """The values of a list flag."""
+    try:
+        return None if flag.value is None else tuple(kind(value) for value in flag.value)
+    except ValueError:
+        raise BadInput(f'--{flag.name} is {",".join(flag.value)}; it must be numbers with commas between') from None
+
+
+def main() -> None:
+    started, out = time.monotonic(), Path(OUT.value)
+    reductions, bands, value_range = numbers(REDUCTIONS, int), numbers(BANDS, int), numbers(VALUE_RANGE, float)
+    if not reductions or min(reductions) < 1 or len({*reductions}) < len(reductions):
+        raise BadInput(f'--reductions is {",".join(REDUCTIONS.value)}; it must be different whole numbers from 1')
+    if value_range is not None and len(value_range) != 2:
+        raise BadInput(f'--value_range is {",".join(VALUE_RANGE.value)}; it must be two numbers, as in 0,3000')
+    if GSD_M.value is not None and not GSD_M.value > 0:
+        raise BadInput(f'--gsd_m is {GSD_M.value}; it must be a positive number of metres')
+    limits = chips.Limits(**{name: flag.value for name, flag in LIMITS.items()})
+    sources = [open_source(split, argument, bands, value_range)
+               for split, flag in SPLITS.items() for argument in flag.value]
+
+    described = json.dumps([[entry.to_json() for entry in source.images.entries] for source in sources])
+    settings = {
+        'prepare_data': 1, 'size_px': SIZE_PX.value, 'stride': STRIDE.value, 'reductions': reductions, 'bands': bands,
+        'value_range': value_range, 'gsd_m': GSD_M.value, 'max_chips_per_source': MAX_CHIPS.value,
+        'encoding': ENCODING.value, 'source': SPLITS['train'].value, 'validation': SPLITS['validation'].value,
+        'images': hashlib.sha256(described.encode()).hexdigest(), **{name: flag.value for name, flag in LIMITS.items()}}
+    before = (out / console.SETTINGS).exists()
+    console.claim_folder(out, settings)
+    report = out / 'prepare.json'
+    if report.exists():
+        print(f'{out} is finished', file=sys.stderr)
+        return console.finish(json.loads(report.read_text()), report)
+    if before:
+        print('an earlier run was interrupted; shards are only written once all chips are shuffled, so it begins again',
+              file=sys.stderr)
+        shutil.rmtree(out / CHIPS, ignore_errors=True)
+    result = prepare(out, sources, reductions, limits)
+    console.finish({**result, 'seconds': round(time.monotonic() - started)}, report)
+
+
+def prepare(out: Path, sources: list[Source], reductions: tuple[int, ...], limits: chips.Limits) -> dict:
+    """Looks, chooses, writes; returns the counts."""
+    survey, chosen, found = chips.Survey(), [], []
+    with tqdm(total=sum(len(source.images) for source in sources), desc='looking', unit=' images',
+              bar_format='{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]') as bar:
+        for source in sources:
+            good = chips.look(source.images, SIZE_PX.value, STRIDE.value or SIZE_PX.value, reductions, limits, survey,
+                              bar.update)
+            found.append(len(good))
+            chosen.append(chips.choose(good, MAX_CHIPS.value))
+    splits = [split for split in SPLITS if any(source.split == split for source in sources)]
+    for split in splits:
+        if not any(chosen[i] for i, source in enumerate(sources) if source.split == split):
+            raise BadInput(f'no chip is left for {split}: {dict(survey.dropped)} dropped, {len(survey.unreadable)} '
+                           f'images unreadable, {sum(survey.too_small.values())} times one too small for a reduction')
+
+    resolutions = collections.Counter()
+    with tqdm(total=sum(map(len, chosen)), desc='writing', unit=' chips') as bar:
+        def generate(split):
+            for number, source in enumerate(sources):
+                if source.split == split:
+                    for key, example in chips.examples(source.images, source.name, str(number), chosen[number],
+                                                       ENCODING.value, bar.update):
+                        resolutions[round(example['gsd_m'], 3)] += 1
+                        yield key, example
+
+        size = write_chips(out, {split: lambda split=split: generate(split) for split in splits}, ENCODING.value)
+    return {
+        'out': str(out), 'chips': sum(map(len, chosen)), 'bytes': size,
+        'splits': {split: sum(len(some) for some, source in zip(chosen, sources) if source.split == split)
+                   for split in splits},
+        'sources': [{'source': source.argument, 'split': source.split, 'images': len(source.images), 'found': found[i],
+                     'chips': len(chosen[i])} for i, source in enumerate(sources)],
+        'gsd_m': {str(gsd_m): count for gsd_m, count in sorted(resolutions.items())},
+        'dropped': dict(sorted(survey.dropped.items())),
+        'images_too_small': {str(reduction): count for reduction, count in sorted(survey.too_small.items()) if count},
+        'unreadable': survey.unreadable,
+    }
+
+
+if __name__ == '__main__':
+    console.run(main)
