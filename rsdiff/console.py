@@ -69,6 +69,11 @@ def enable_compilation_cache() -> None:
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
+def is_local(path: epath.PathLike) -> bool:
+    """Whether `path` is on this machine, not in a bucket (`gs://…`)."""
+    return '://' not in str(path)
+
+
 def write_text_atomically(path: epath.PathLike, text: str) -> None:
     """Writes `text` so that a reader, or a crash, never sees half of it."""
     path = epath.Path(path)
@@ -83,7 +88,7 @@ class FolderLock:
 
     def __init__(self, folder: epath.PathLike):
         self.folder = epath.Path(folder)
-        self.lock = None if '://' in str(folder) else filelock.FileLock(self.folder / '.lock')
+        self.lock = filelock.FileLock(self.folder / '.lock') if is_local(folder) else None
 
     def acquire(self) -> None:
         """Takes the folder, which is made if it is not there.

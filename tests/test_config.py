@@ -79,7 +79,7 @@ def test_config_files_cannot_invent_keys():
         to_config_dict(TrainConfig()).optimiser = 3
 
 
-@pytest.mark.parametrize('flag, value', [('data.gsd_m', 0.3), ('data.split', 'train'), ('data.reductions', (1, 4)),
+@pytest.mark.parametrize('flag, value', [('data.gsd_m', 0.3), ('data.split', 'train'), ('data.reductions', (1, 4)), ('data.bands', (4, 3, 2)),
                                          ('validation.steps', 5), ('generator.schedule.zero_terminal_snr', True)])
 def test_any_key_can_be_set_by_a_flag(flag, value, monkeypatch):
     values = flags.FlagValues()

@@ -5,7 +5,7 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from rsdiff.errors import BadInput
-from rsdiff.training.mesh import array_sharding, batch_sharding, make_mesh, put_batch, tree_sharding
+from rsdiff.training.mesh import array_sharding, batch_sharding, local_rows, make_mesh, put_batch, tree_sharding
 
 
 def test_the_mesh_is_data_by_fsdp():
@@ -40,3 +40,7 @@ def test_batches_are_split_over_all_devices_in_order():
     assert batch['image'].sharding == batch_sharding(make_mesh(2))
     np.testing.assert_array_equal(batch['image'], np.arange(16).reshape(16, 1))
     assert all(shard.data.shape == (2, 1) for shard in batch['image'].addressable_shards)
+
+
+def test_one_process_reads_every_row():
+    assert local_rows(make_mesh(2), 16) == list(range(16))

@@ -12,7 +12,7 @@ from typing import Any, Iterable
 
 from etils import epath
 
-from rsdiff.console import write_text_atomically
+from rsdiff.console import is_local, write_text_atomically
 from rsdiff.errors import BadInput
 
 MANIFEST = 'metadata.jsonl'
@@ -50,8 +50,8 @@ def read_folder(folder: Path | str, split: str | None = None) -> list[Entry]:
       BadInput: the folder is missing, empty or without such a split; a line is not a JSON object, names a file
         that is missing or outside the folder, or has a `gsd_m` that is not a positive number.
     """
-    folder = Path(folder) if _is_local(folder) else epath.Path(folder)
-    if _is_local(folder) and folder.suffix.lower() in IMAGE_SUFFIXES and folder.is_file() and split is None:
+    folder = Path(folder) if is_local(folder) else epath.Path(folder)
+    if is_local(folder) and folder.suffix.lower() in IMAGE_SUFFIXES and folder.is_file() and split is None:
         return [Entry(folder, folder.name)]
     if not folder.is_dir():
         raise BadInput(f'{folder}: no such folder')
@@ -59,7 +59,7 @@ def read_folder(folder: Path | str, split: str | None = None) -> list[Entry]:
     if manifest.exists():
         lines = manifest.read_bytes().decode('utf-8', errors='replace').split('\n')
         entries = [_parse(folder, f'{manifest}:{n}', line) for n, line in enumerate(lines, 1) if line.strip()]
-    elif not _is_local(folder):
+    elif not is_local(folder):
         raise BadInput(f'{folder}: no {MANIFEST}; a folder in a bucket needs one')
     else:
         paths = sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
@@ -80,13 +80,9 @@ def write_manifest(folder: Path | str, entries: Iterable[Entry]) -> None:
     write_text_atomically(Path(folder) / MANIFEST, '\n'.join(lines) + '\n')
 
 
-def _is_local(path) -> bool:
-    return '://' not in str(path)
-
-
 def _inside(folder, path) -> bool:
     """Whether `path` lies in `folder`, links followed where there are any."""
-    if _is_local(folder):
+    if is_local(folder):
         return Path(path).resolve().is_relative_to(Path(folder).resolve())
     return '..' not in path.parts and path.is_relative_to(folder)
 
@@ -104,7 +100,7 @@ def _parse(folder: Path, where: str, line: str) -> Entry:
         raise BadInput(f'{where}: {name[:40]!r}… is no file name')
     if not _inside(folder, path):
         raise BadInput(f'{where}: {name!r} leaves the folder')
-    if _is_local(folder) and not path.is_file():
+    if is_local(folder) and not path.is_file():
         raise BadInput(f'{where}: {name!r} does not exist; remove the line or restore the file')
     gsd_m = row.pop('gsd_m', None)
     if gsd_m is not None and not (isinstance(gsd_m, (int, float)) and math.isfinite(gsd_m) and gsd_m > 0):

@@ -4,7 +4,7 @@ Outside: uint8 RGB, (height, width, 3). Inside: float32 in [-1, 1].
 """
 
 import contextlib
-import os
+import io
 from pathlib import Path
 from typing import IO
 
@@ -101,13 +101,14 @@ def read_image(path: Path | str) -> np.ndarray:
         return picture.read()
 
 
-def write_image(path: Path | str, image: np.ndarray) -> None:
+def write_image(path: epath.PathLike, image: np.ndarray) -> None:
     """Writes uint8 (height, width, 3) to `path`, in the format of its suffix, whole or not at all."""
-    path = Path(path)
+    path, encoded = epath.Path(path), io.BytesIO()
+    Image.fromarray(image).save(encoded, Image.registered_extensions()[path.suffix.lower()], quality=95)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.stem}.partial{path.suffix}')
-    Image.fromarray(image).save(partial, quality=95)
-    os.replace(partial, path)
+    partial = path.with_name(f'.{path.name}.partial')
+    partial.write_bytes(encoded.getvalue())
+    partial.replace(path)
 
 
 def bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -2,13 +2,12 @@
 
 A *source* has a length and `example(index, rng, size_px) -> {'image', 'gsd_m'}`. grain's `MapDataset` turns it into a
 random-access sequence of rows, row n · batch_size + i being the i-th of batch n, so that a run continues at any step
-with nothing to restore but the step itself. Host h of H reads the h-th of H equal parts of a batch's rows, which is
-where `jax.make_array_from_process_local_data` puts them: the hosts' rows one after another are the batch of one host.
+with nothing to restore but the step itself, and hosts may share a batch's rows in any way.
 """
 
 import dataclasses
 import sys
-from typing import Iterator, Protocol
+from typing import Iterator, Protocol, Sequence
 
 import grain
 import numpy as np
@@ -87,24 +86,22 @@ def make_source(config: DataConfig, validation: bool = False) -> Source:
     return Crops(images, config.reductions)
 
 
-def batches(source: Source, config: DataConfig, seed: int, batch_size: int, start: int = 0, host: int = 0,
-            hosts: int = 1) -> Iterator[dict[str, np.ndarray]]:
-    """This host's rows of batches `start`, start + 1, … without end, decoded ahead in threads.
+def batches(source: Source, config: DataConfig, seed: int, batch_size: int, start: int = 0,
+            mine: Sequence[int] | None = None) -> Iterator[dict[str, np.ndarray]]:
+    """Batches `start`, start + 1, … without end, decoded ahead in threads.
 
     Args:
-      batch_size: over all hosts; a multiple of `hosts`.
+      batch_size: over all hosts.
+      mine: the rows of each batch that this host reads, of 0 … batch_size - 1; by default all of them.
     Yields:
-      image: uint8 (batch_size / hosts, size_px, size_px, 3); gsd_m: float32 (batch_size / hosts,): the global batch's
-      rows from host · batch_size / hosts on.
+      image: uint8 (rows, size_px, size_px, 3); gsd_m: float32 (rows,).
     """
-    if batch_size % hosts:
-        raise BadInput(f'config.batch_size {batch_size} is not a multiple of {hosts} hosts')
-    share = batch_size // hosts
+    mine = range(batch_size) if mine is None else mine
     rows = _indices(source, seed).random_map(lambda index, rng: source.example(int(index), rng, config.size_px))
-    mine = grain.MapDataset.range(sys.maxsize // batch_size * share).map(
-        lambda k: rows[k // share * batch_size + host * share + k % share])
+    local = grain.MapDataset.range(sys.maxsize // batch_size * len(mine)).map(
+        lambda k: rows[k // len(mine) * batch_size + mine[k % len(mine)]])
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=4 * config.threads)
-    return iter(mine.batch(share)[start:].to_iter_dataset(options))
+    return iter(local.batch(len(mine))[start:].to_iter_dataset(options))
 
 
 def batch_indices(source: Source, seed: int, batch_size: int, n: int) -> list[int]:

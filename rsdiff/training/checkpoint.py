@@ -18,7 +18,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from rsdiff.console import write_text_atomically
+from rsdiff.console import is_local, write_text_atomically
 from rsdiff.errors import BadInput
 from rsdiff.generator import Generator, GeneratorConfig
 from rsdiff.models import weights
@@ -84,7 +84,7 @@ class Checkpoints:
 
     def _require_space(self, needed: int) -> None:
         """Asked beforehand: dozens of threads that find the disk full one after the other tell it less clearly."""
-        if '://' not in str(self.folder) and (free := shutil.disk_usage(self.folder).free) < needed:
+        if is_local(self.folder) and (free := shutil.disk_usage(self.folder).free) < needed:
             raise OSError(f'{self.folder}: a checkpoint takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free; those '
                           'that are there are whole. Free some space and run the same command again')
 

@@ -164,7 +164,8 @@ def _editable(config: Any) -> ml_collections.ConfigDict:
         if dataclasses.is_dataclass(value):
             value = _editable(value)
         elif value is None:  # told its type, so that a flag can set it
-            value = ml_collections.config_dict.placeholder(next(t for t in typing.get_args(kind) if t is not type(None)))
+            told = next(option for option in typing.get_args(kind) if option is not type(None))
+            value = ml_collections.config_dict.placeholder(typing.get_origin(told) or told)
         editable[name] = value
     return editable
 

@@ -69,8 +69,8 @@ def _train(config: TrainConfig, workdir: epath.Path, mesh: jax.sharding.Mesh, so
 
     metrics = (Metrics(workdir, last * config.batch_size, first * config.batch_size, show) if hosts.is_first()
                else Silent())
-    stream = batches(source, config.data, config.seed, config.batch_size, first, jax.process_index(),
-                     jax.process_count())
+    stream = batches(source, config.data, config.seed, config.batch_size, first,
+                     meshes.local_rows(mesh, config.batch_size))
     validation = Validation(trainer, unseen)
     losses, pending = [], None
 

@@ -49,7 +49,13 @@ def tree_sharding(mesh: Mesh, shapes):
     return jax.tree.map(lambda leaf: array_sharding(mesh, leaf.shape), shapes)
 
 
+def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
+    """Which rows of a batch lie on this process's devices, in ascending order: those that it has to read."""
+    slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
+    return sorted(row for (part,) in slices for row in range(*part.indices(batch_size)))
+
+
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """This process's share of a batch → global arrays."""
+    """The `local_rows` of a batch, NumPy, → global arrays."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}
