@@ -5,7 +5,6 @@ import jax.numpy as jnp
 import pytest
 from jax import lax
 
-from rsdiff.models.unet import UNetConfig
 from rsdiff.training import cost
 from rsdiff.training import mesh as meshes
 from rsdiff.training.config import TrainConfig, from_dict
@@ -97,7 +96,8 @@ def test_with_padding_a_convolution_and_its_gradients_are_as_pytorch_counts_them
     with FlopCounterMode(display=False) as counter:
         torch.nn.functional.conv2d(x, kernel, stride=stride, padding=dilation, dilation=dilation).sum().backward()
     ours = lambda x, kernel: jnp.sin(conv(
-        x, kernel, window_strides=(stride,) * 2, padding=((dilation, dilation),) * 2, rhs_dilation=(dilation,) * 2)).sum()
+        x, kernel, window_strides=(stride,) * 2, padding=((dilation, dilation),) * 2,
+        rhs_dilation=(dilation,) * 2)).sum()
     counted = macs(jax.grad(ours, argnums=(0, 1)), zeros(2, 8, 8, 4), zeros(3, 3, 4, 6))
     assert 2 * counted == counter.get_total_flops()
 

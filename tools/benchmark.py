@@ -3,10 +3,11 @@
     python tools/benchmark.py train --config configs/demo.py [--config.batch_size=16 …] [--against diffusers]
     python tools/benchmark.py cost --config configs/metaearth.py [--devices 8] [--compile]
 
-`train` measures this machine: images a second, FLOP/s and MFU, peak memory, compile time with and without a compile cache,
-and whether the input keeps up. Beside it, `--against diffusers` trains a `UNet2DModel` of as many parameters, round by
-round in turn, and compares (it needs the extra `bench`). `cost` allocates nothing: multiply–accumulates, bytes of state by
-mesh, hours to expect. FLOP are 2 × multiply–accumulates of matrix products and convolutions (`rsdiff.training.cost`).
+`train` measures this machine: images a second, FLOP/s and MFU, peak memory, compile time with and without a compile
+cache, and whether the input keeps up. Beside it, `--against diffusers` trains a `UNet2DModel` of as many parameters, in
+turn, round by round, and compares (it needs the extra `bench`). `cost` allocates nothing: multiply–accumulates, bytes of
+state by mesh, hours to expect. FLOP are 2 × multiply–accumulates of matrix products and convolutions
+(`rsdiff.training.cost`).
 """
 
 import importlib.metadata
@@ -42,7 +43,8 @@ ROUNDS = flags.DEFINE_integer('rounds', 6, 'train: timed rounds.', lower_bound=1
 STEPS = flags.DEFINE_integer('steps', 5, 'train: steps a round.', lower_bound=1)
 AGAINST = flags.DEFINE_enum('against', None, ['diffusers'], 'train: another codebase to train in turn with this one.')
 DEVICES = flags.DEFINE_integer('devices', 8, 'cost: devices to lay the state on, in every mesh.', lower_bound=1)
-ASSUMED_MFU = flags.DEFINE_float('assumed_mfu', 0.35, 'cost: for the hours to expect.', lower_bound=1e-3, upper_bound=1.0)
+ASSUMED_MFU = flags.DEFINE_float('assumed_mfu', 0.35, 'cost: for the hours to expect.', lower_bound=1e-3,
+                                 upper_bound=1.0)
 COMPILE = flags.DEFINE_bool('compile', False, 'cost: compile the step of one image, for its memory; takes minutes.')
 
 WARM_UP_STEPS = 2
@@ -68,14 +70,15 @@ def measure(config: TrainConfig) -> dict[str, Any]:
 
     step, compile_seconds = compile_twice(config, mesh)
     ours = run_ours(config, mesh, step, batch)
+    ours(WARM_UP_STEPS)
+    memory = peak_memory()
     traced_step, state = cost.trace_step(config, remat=False)
     theirs = Diffusers(config, batch, parameters(state)) if AGAINST.value else None
-    runners = [run for run in (ours, theirs) if run]
-    for run in runners:
-        run(WARM_UP_STEPS)
+    if theirs:
+        theirs(WARM_UP_STEPS)
+    runners = [ours, theirs] if theirs else [ours]
     rounds = [[STEPS.value * config.batch_size / run(STEPS.value) for run in runners] for _ in range(ROUNDS.value)]
     rate = float(np.median([row[0] for row in rounds]))
-    memory = peak_memory()
     read = input_rate(source, config)
 
     forward = cost.trace_forward(config)
@@ -150,8 +153,8 @@ def peak_memory() -> dict[str, Any]:
     stats = jax.devices()[0].memory_stats() or {}
     if 'peak_bytes_in_use' in stats:
         return {'bytes': stats['peak_bytes_in_use'], 'of': 'device 0'}
-    unit = 1 if sys.platform == 'darwin' else 1024
-    return {'bytes': unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 'of': 'process, resident, compiling included'}
+    unit = 1 if sys.platform == 'darwin' else 1024  # what getrusage counts in; compiling is in it too
+    return {'bytes': unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 'of': 'process, resident'}
 
 
 def xla_check(forward: jax.stages.Traced) -> dict[str, float | None]:
@@ -176,14 +179,14 @@ def spread(values: list[float]) -> dict[str, Any]:
 class Diffusers:
     """Called with n, it trains a diffusers `UNet2DModel` for n steps on the CPU and returns their seconds.
 
-    Same batch, pixels, optimiser, clipping and average; float32. The condition comes in enlarged to the size of the image,
-    as three more channels, where ours encodes it. Its levels begin at full resolution; ours at 1/patch: so for equal
-    parameters the multiply–accumulates differ, and `compare` gives both.
+    Same batch, pixels, optimiser, clipping and average; float32. Its condition is a plain mean over 4 × 4 pixels, enlarged
+    to the size of the image as three more channels, where ours degrades and encodes it. Its levels begin at full
+    resolution, ours at 1/patch: so for equal parameters the multiply–accumulates differ, and `compare` gives both.
     """
 
     def __init__(self, config: TrainConfig, batch: dict[str, np.ndarray], parameters: int):
         if jax.default_backend() != 'cpu' or jax.device_count() > 1 or config.generator.model.dtype != 'float32':
-            raise BadInput('--against diffusers compares float32 on one CPU device; set --config.generator.model.dtype=float32')
+            raise BadInput('--against diffusers needs one CPU device and --config.generator.model.dtype=float32')
         try:
             import diffusers
             import torch
@@ -267,7 +270,8 @@ class Diffusers:
             return [*widths[:-1], max(8, widths[-1] + 8 * last)]
 
         nearest = min((scaled(width) for width in range(8, 2 * model.width + 1, 8)), key=distance)
-        candidates = [scaled(nearest[0] / multipliers[0] + first, last) for first in (-8, 0, 8) for last in range(-6, 7)]
+        candidates = [scaled(nearest[0] / multipliers[0] + first, last) for first in (-8, 0, 8)
+                      for last in range(-6, 7)]
         widths = min(candidates, key=distance)
         return widths, lambda: make(widths)
 

@@ -18,8 +18,8 @@ from rsdiff.training import mesh as meshes
 from rsdiff.training.config import TrainConfig
 from rsdiff.training.state import Trainer
 
-# Dense peaks in FLOP/s as the vendors' data sheets have them, by `device.device_kind`, for what JAX does by default: bfloat16
-# with float32 sums; float32 through TF32 (NVIDIA) or through bfloat16 passes (TPU, where float32 has no peak of its own).
+# Dense peaks in FLOP/s as the vendors' data sheets have them, by `device.device_kind`, for what JAX does by default:
+# bfloat16 with float32 sums; float32 as TF32 (NVIDIA) or as bfloat16 (TPU, where it has no peak of its own).
 PEAK_FLOPS = {
     'NVIDIA GeForce RTX 4090': {'bfloat16': 165.2e12, 'float32': 82.6e12},
     'NVIDIA A100-SXM4-40GB': {'bfloat16': 312e12, 'float32': 156e12},
@@ -64,8 +64,8 @@ def trace_forward(config: TrainConfig) -> jax.stages.Traced:
 def trace_step(config: TrainConfig, remat: bool) -> tuple[jax.stages.Traced, Any]:
     """One training step, degradation and optimiser included, of one image on one device; and its state as shapes.
 
-    A step of n images, in any number of parts, multiplies n times as much. The "model FLOPs" of an MFU are those without
-    remat, which computes things twice.
+    A step of n images, in any number of parts, multiplies n times as much. The "model FLOPs" of an MFU are those
+    without remat, which computes things twice.
     """
     model = dataclasses.replace(config.generator.model, remat=remat)
     generator = dataclasses.replace(config.generator, model=model)
