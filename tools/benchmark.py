@@ -5,8 +5,8 @@
 
 `train` measures this machine: images a second, FLOP/s and MFU, peak memory, compile time with and without a compile
 cache, and whether the input keeps up. Beside it, `--against diffusers` trains a `UNet2DModel` of as many parameters, in
-turn, round by round, and compares (it needs the extra `bench`). `cost` allocates nothing: multiply–accumulates, bytes of
-state by mesh, hours to expect. FLOP are 2 × multiply–accumulates of matrix products and convolutions
+turn, round by round, and compares (it needs the extra `bench`). `cost` allocates nothing: multiply–accumulates, bytes
+of state by mesh, hours to expect. FLOP are 2 × multiply–accumulates of matrix products and convolutions
 (`rsdiff.training.cost`).
 """
 
@@ -179,7 +179,7 @@ def spread(values: list[float]) -> dict[str, Any]:
 class Diffusers:
     """Called with n, it trains a diffusers `UNet2DModel` for n steps on the CPU and returns their seconds.
 
-    Same batch, pixels, optimiser, clipping and average; float32. Its condition is a plain mean over 4 × 4 pixels, enlarged
+    Same batch, pixels, optimiser, clipping, average; float32. Its condition is a plain mean over 4 × 4 pixels, enlarged
     to the size of the image as three more channels, where ours degrades and encodes it. Its levels begin at full
     resolution, ours at 1/patch: so for equal parameters the multiply–accumulates differ, and `compare` gives both.
     """

@@ -67,7 +67,7 @@ def test_cost_allocates_nothing_and_states_every_mesh(tmp_path):
     ([], 'the first argument is missing; it must be one of train, cost'),
     (['sing', '--config', 'configs/demo.py'], 'the first argument is sing'),
     (['train'], 'give --config FILE'),
-    (['train', '--config', 'configs/nothing.py'], 'nothing.py'),
+    (['train', '--config', 'configs/nothing.py'], 'Failed loading config'),
     (['train', '--config', 'configs/demo.py', '--config.batch_size=5', '--config.accumulation=2'], 'not a multiple'),
     (['train', '--config', 'configs/demo.py', '--config.data.source=/nowhere'], '/nowhere: no such folder'),
     (['train', '--config', 'configs/demo.py', '--rounds', '0'], 'rounds'),
