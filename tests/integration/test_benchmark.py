@@ -1,0 +1,77 @@
+"""`tools/benchmark.py` as a person types it, on a network of a few thousand parameters."""
+
+import importlib.util
+import json
+import math
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+TINY = [f'--config.generator.model.{key}={value}' for key, value in {
+    'width': 16, 'multipliers': '(1,)', 'attention_levels': '()', 'head_width': 16, 'rrdb_features': 8,
+    'rrdb_growth': 4, 'rrdb_blocks': 1}.items()] + ['--config.data.size_px=16', '--config.batch_size=2']
+
+
+def run(*arguments, code=0):
+    env = {**os.environ, 'XLA_FLAGS': '', 'OMP_NUM_THREADS': '1'}
+    done = subprocess.run([sys.executable, 'tools/benchmark.py', *map(str, arguments)], cwd=ROOT, env=env,
+                          capture_output=True, text=True)
+    assert done.returncode == code, done.stderr[-2000:]
+    return done
+
+
+def numbers(value):
+    """Every number of a JSON value, booleans aside."""
+    if isinstance(value, (dict, list)):
+        for item in value.values() if isinstance(value, dict) else value:
+            yield from numbers(item)
+    elif isinstance(value, (int, float)) and not isinstance(value, bool):
+        yield value
+
+
+def test_train_measures_and_its_figures_agree_with_one_another(image_folder, tmp_path):
+    source = [f'--config.data.source={image_folder}', '--rounds', 2, '--steps', 1, '--out', tmp_path / 'out.json']
+    if importlib.util.find_spec('diffusers'):  # it and torch are the extra `bench`
+        source += ['--against', 'diffusers']
+    result = json.loads(run('train', '--config', 'configs/demo.py', *TINY, *source).stdout.splitlines()[-1])
+    assert result == json.loads((tmp_path / 'out.json').read_text())
+    assert all(math.isfinite(number) for number in numbers(result))
+    rate = result['images_per_second']
+    assert rate['lowest'] <= rate['median'] <= rate['highest'] and len(rate['rounds']) == 2
+    assert result['flop_per_second'] == pytest.approx(2e9 * result['gmac_per_image']['step'] * rate['median'])
+    assert result['input']['is_bottleneck'] == (result['input']['over_training'] < 1)
+    assert result['mfu'] is None or 0 < result['mfu'] < 1
+    assert result['peak_memory']['bytes'] > 1e6 and set(result['compile_seconds']) == {'trace', 'cold', 'from_cache'}
+    if '--against' in source:
+        theirs = result['diffusers']
+        assert theirs['gmac_per_image']['forward'] > 0 and all(width % 8 == 0 for width in theirs['block_out_channels'])
+        assert theirs['ours_over_theirs']['images_per_second']['rounds'] == pytest.approx(
+            [a / b for a, b in zip(rate['rounds'], theirs['images_per_second']['rounds'])], rel=1e-2)
+
+
+def test_cost_allocates_nothing_and_states_every_mesh(tmp_path):
+    result = json.loads(run('cost', '--config', 'configs/earth.py', *TINY, '--devices', 4, '--compile', '--out',
+                            tmp_path / 'out.json').stdout.splitlines()[-1])
+    assert [(row['data'], row['fsdp']) for row in result['state_bytes_per_device']] == [(4, 1), (2, 2), (1, 4)]
+    whole = result['state_bytes_per_device'][0]
+    assert whole['parameters'] == whole['average'] == 4 * result['parameters']
+    assert whole['optimizer'] >= 2 * whole['parameters']
+    assert all(math.isfinite(number) and number > 0 for number in numbers(result))
+
+
+@pytest.mark.parametrize('arguments, message', [
+    ([], 'the first argument is missing; it must be one of train, cost'),
+    (['sing', '--config', 'configs/demo.py'], 'the first argument is sing'),
+    (['train'], 'give --config FILE'),
+    (['train', '--config', 'configs/nothing.py'], 'Failed loading config'),
+    (['train', '--config', 'configs/demo.py', '--config.batch_size=5', '--config.accumulation=2'], 'not a multiple'),
+    (['train', '--config', 'configs/demo.py', '--config.data.source=/nowhere'], '/nowhere: no such folder'),
+    (['train', '--config', 'configs/demo.py', '--rounds', '0'], 'rounds'),
+])
+def test_what_is_wrong_is_said_in_one_line(arguments, message):
+    lines = [line for line in run(*arguments, code=2).stderr.splitlines() if line.startswith('error: ')]
+    assert len(lines) == 1 and message in lines[0]

@@ -1,0 +1,323 @@
+"""How fast a config trains here, and what it costs anywhere.
+
+    python tools/benchmark.py train --config configs/demo.py [--config.batch_size=16 …] [--against diffusers]
+    python tools/benchmark.py cost --config configs/metaearth.py [--devices 8] [--compile]
+
+`train` measures this machine: images a second, FLOP/s and MFU, peak memory, compile time with and without a compile
+cache, and whether the input keeps up. Beside it, `--against diffusers` trains a `UNet2DModel` of as many parameters, in
+turn, round by round, and compares (it needs the extra `bench`). `cost` allocates nothing: multiply–accumulates, bytes
+of state by mesh, hours to expect. FLOP are 2 × multiply–accumulates of matrix products and convolutions
+(`rsdiff.training.cost`).
+"""
+
+import importlib.metadata
+import math
+import os
+import resource
+import sys
+import tempfile
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from absl import flags
+from ml_collections import config_flags
+
+sys.path.append(str(Path(__file__).parents[1]))  # a config may import another: configs.demo
+
+from rsdiff import console
+from rsdiff.data.pipeline import batches, make_source
+from rsdiff.errors import BadInput
+from rsdiff.training import cost
+from rsdiff.training import mesh as meshes
+from rsdiff.training.config import TrainConfig, from_dict
+from rsdiff.training.state import Trainer
+
+FLAGS = flags.FLAGS
+config_flags.DEFINE_config_file('config', None, 'A file of configs/.', lock_config=False)
+OUT = flags.DEFINE_string('out', None, 'The JSON file to write; runs/benchmark/COMMAND.json if not given.')
+ROUNDS = flags.DEFINE_integer('rounds', 6, 'train: timed rounds.', lower_bound=1)
+STEPS = flags.DEFINE_integer('steps', 5, 'train: steps a round.', lower_bound=1)
+AGAINST = flags.DEFINE_enum('against', None, ['diffusers'], 'train: another codebase to train in turn with this one.')
+DEVICES = flags.DEFINE_integer('devices', 8, 'cost: devices to lay the state on, in every mesh.', lower_bound=1)
+ASSUMED_MFU = flags.DEFINE_float('assumed_mfu', 0.35, 'cost: for the hours to expect.', lower_bound=1e-3,
+                                 upper_bound=1.0)
+COMPILE = flags.DEFINE_bool('compile', False, 'cost: compile the step of one image, for its memory; takes minutes.')
+
+WARM_UP_STEPS = 2
+INPUT_BATCHES, INPUT_SECONDS = 100, 10.0  # the first reached; more than what is read ahead
+
+
+def train(config: TrainConfig) -> dict[str, Any]:
+    """The measurements of this machine, under a compile cache that is empty at first and gone afterwards."""
+    with tempfile.TemporaryDirectory() as folder:
+        jax.config.update('jax_compilation_cache_dir', folder)
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
+        jax.config.update('jax_persistent_cache_min_entry_size_bytes', -1)
+        return measure(config)
+
+
+def measure(config: TrainConfig) -> dict[str, Any]:
+    """Every figure of `train`."""
+    mesh = meshes.make_mesh(config.mesh.fsdp)
+    if config.batch_size % (mesh.size * config.accumulation):
+        raise BadInput(f'config.batch_size {config.batch_size} is not a multiple of {mesh.size} devices × accumulation')
+    source = make_source(config.data)
+    batch = next(batches(source, config.data, config.seed, config.batch_size))
+
+    step, compile_seconds = compile_twice(config, mesh)
+    ours = run_ours(config, mesh, step, batch)
+    ours(WARM_UP_STEPS)
+    memory = peak_memory()
+    traced_step, state = cost.trace_step(config, remat=False)
+    theirs = Diffusers(config, batch, parameters(state)) if AGAINST.value else None
+    if theirs:
+        theirs(WARM_UP_STEPS)
+    runners = [ours, theirs] if theirs else [ours]
+    rounds = [[STEPS.value * config.batch_size / run(STEPS.value) for run in runners] for _ in range(ROUNDS.value)]
+    rate = float(np.median([row[0] for row in rounds]))
+    read = input_rate(source, config)
+
+    forward = cost.trace_forward(config)
+    forward_macs, step_macs = cost.count_macs(forward.jaxpr), cost.count_macs(traced_step.jaxpr)
+    device = jax.devices()[0]
+    peak = cost.peak_flops(device.device_kind, config.generator.model.dtype)
+    flop_per_second = 2 * step_macs * rate
+    result = {
+        'images_per_second': spread([row[0] for row in rounds]), 'batch_size': config.batch_size,
+        'accumulation': config.accumulation, 'steps_per_round': STEPS.value,
+        'devices': mesh.size, 'device_kind': device.device_kind, 'mesh': dict(mesh.shape),
+        'parameters': parameters(state), 'dtype': config.generator.model.dtype,
+        'gmac_per_image': {'forward': forward_macs / 1e9, 'step': step_macs / 1e9},
+        'xla_check': xla_check(forward),
+        'flop_per_second': flop_per_second, 'peak_flop_per_second': peak and peak * mesh.size,
+        'mfu': peak and flop_per_second / (peak * mesh.size),
+        'peak_memory': memory, 'compile_seconds': compile_seconds,
+        'input': {'images_per_second': read, 'over_training': read / rate, 'is_bottleneck': read < rate},
+        'versions': {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'numpy')},
+    }
+    if theirs:
+        result['diffusers'] = theirs.compare(rounds, forward_macs)
+    return result
+
+
+def compile_twice(config: TrainConfig, mesh) -> tuple[Callable, dict[str, float]]:
+    """The compiled step; and the seconds to trace it, to compile it, and to read it from the compile cache instead."""
+    size, seconds = config.data.size_px, {}
+    batch = {'image': jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8),
+             'gsd_m': jax.ShapeDtypeStruct((config.batch_size,), jnp.float32)}
+    for name in ('cold', 'from_cache'):
+        jax.clear_caches()
+        trainer = Trainer(config, mesh)
+        start = time.perf_counter()
+        lowered = trainer.step.lower(jax.eval_shape(trainer.init, jax.random.key(0)), batch)
+        traced = time.perf_counter()
+        step = lowered.compile()
+        seconds |= {'trace': traced - start, name: time.perf_counter() - traced}
+    return step, seconds
+
+
+def run_ours(config: TrainConfig, mesh, step: Callable, batch: dict[str, np.ndarray]) -> Callable[[int], float]:
+    """A function that trains for n steps and returns their seconds; the batch is moved to the devices each time."""
+    state = Trainer(config, mesh).init(jax.random.key(config.seed))
+
+    def run(steps: int) -> float:
+        nonlocal state
+        jax.block_until_ready(state)
+        start = time.perf_counter()
+        for _ in range(steps):
+            state, values = step(state, meshes.put_batch(mesh, batch))
+        if not math.isfinite(float(values['loss'])):
+            raise FloatingPointError(f'the loss is {float(values["loss"])}')
+        jax.block_until_ready(state)
+        return time.perf_counter() - start
+
+    return run
+
+
+def input_rate(source, config: TrainConfig) -> float:
+    """Images a second of the input alone, from a standing start."""
+    stream = batches(source, config.data, config.seed, config.batch_size)
+    start, count = time.perf_counter(), 0
+    while count < INPUT_BATCHES and time.perf_counter() - start < INPUT_SECONDS:
+        next(stream)
+        count += 1
+    return count * config.batch_size / (time.perf_counter() - start)
+
+
+def peak_memory() -> dict[str, Any]:
+    """The most bytes in use so far: on the first device, or where it does not tell (CPU), of this process."""
+    stats = jax.devices()[0].memory_stats() or {}
+    if 'peak_bytes_in_use' in stats:
+        return {'bytes': stats['peak_bytes_in_use'], 'of': 'device 0'}
+    unit = 1 if sys.platform == 'darwin' else 1024  # what getrusage counts in; compiling is in it too
+    return {'bytes': unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 'of': 'process, resident'}
+
+
+def xla_check(forward: jax.stages.Traced) -> dict[str, float | None]:
+    """XLA's own count against this one. XLA leaves out padding, as this does here, and adds what is no product."""
+    counted = cost.count_macs(forward.jaxpr, padding=False) / 1e9
+    flops = (forward.lower().cost_analysis() or {}).get('flops')
+    return {'gmac_forward_without_padding': counted, 'xla_gflop_over_2': flops and flops / 2e9,
+            'ratio': flops and flops / 2e9 / counted}
+
+
+def parameters(state) -> int:
+    """How many numbers the network has."""
+    return sum(leaf.size for leaf in jax.tree.leaves(state['params']))
+
+
+def spread(values: list[float]) -> dict[str, Any]:
+    """Median, extremes, and the values themselves."""
+    return {'median': float(np.median(values)), 'lowest': min(values), 'highest': max(values),
+            'rounds': [round(value, 4) for value in values]}
+
+
+class Diffusers:
+    """Called with n, it trains a diffusers `UNet2DModel` for n steps on the CPU and returns their seconds.
+
+    Same batch, pixels, optimiser, clipping, average; float32. Its condition is a plain mean over 4 × 4 pixels, enlarged
+    to the size of the image as three more channels, where ours degrades and encodes it. Its levels begin at full
+    resolution, ours at 1/patch: so for equal parameters the multiply–accumulates differ, and `compare` gives both.
+    """
+
+    def __init__(self, config: TrainConfig, batch: dict[str, np.ndarray], parameters: int):
+        if jax.default_backend() != 'cpu' or jax.device_count() > 1 or config.generator.model.dtype != 'float32':
+            raise BadInput('--against diffusers needs one CPU device and --config.generator.model.dtype=float32')
+        try:
+            import diffusers
+            import torch
+            from diffusers.training_utils import EMAModel
+        except ImportError as error:
+            raise BadInput(f"--against diffusers: {error}; pip install -e '.[bench]'") from None
+        self.torch = torch
+        torch.set_num_threads(len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count())
+        torch.manual_seed(config.seed)
+        self.target = parameters
+        self.widths, make = self._fit(diffusers.UNet2DModel, config)
+        self.net = make().train()
+        self.scheduler = diffusers.DDPMScheduler(config.generator.schedule.timesteps)
+        optimizer = config.optimizer
+        self.clip_norm = optimizer.clip_norm
+        self.optimizer = torch.optim.AdamW(self.net.parameters(), optimizer.learning_rate, (0.9, optimizer.b2),
+                                           weight_decay=optimizer.weight_decay, foreach=True)
+        self.ema = EMAModel(self.net.parameters(), foreach=True)
+        self.images = torch.from_numpy(batch['image']).permute(0, 3, 1, 2)
+
+    def __call__(self, steps: int) -> float:
+        functional = self.torch.nn.functional
+        start = time.perf_counter()
+        for _ in range(steps):
+            x0 = self.images.float() / 127.5 - 1
+            condition = functional.interpolate(functional.avg_pool2d(x0, 4), scale_factor=4, mode='bicubic')
+            noise = self.torch.randn_like(x0)
+            t = self.torch.randint(0, self.scheduler.config.num_train_timesteps, (len(x0),))
+            noisy = self.scheduler.add_noise(x0, noise, t)
+            loss = functional.mse_loss(self.net(self.torch.cat([noisy, condition], dim=1), t).sample, noise)
+            loss.backward()
+            self.torch.nn.utils.clip_grad_norm_(self.net.parameters(), self.clip_norm, foreach=True)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+            self.ema.step(self.net.parameters())
+        if not math.isfinite(loss.item()):
+            raise FloatingPointError(f"the loss of diffusers' network is {loss.item()}")
+        return time.perf_counter() - start
+
+    def compare(self, rounds: list[list[float]], our_macs: int) -> dict[str, Any]:
+        """Their figures, and ours over theirs in each round. `rounds`: images a second of (ours, theirs)."""
+        from torch.nn.attention import SDPBackend, sdpa_kernel
+        from torch.utils.flop_counter import FlopCounterMode
+        size = self.images.shape[-1]
+        with self.torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
+            self.net(self.torch.zeros(1, 6, size, size), self.torch.ones(1))
+        macs = counter.get_total_flops() / 2
+        ratios = [ours / theirs for ours, theirs in rounds]
+        return {'block_out_channels': self.widths, 'parameters': self.net.num_parameters(),
+                'parameters_over_ours': self.net.num_parameters() / self.target,
+                'gmac_per_image': {'forward': macs / 1e9}, 'gmac_over_ours': macs / our_macs,
+                'images_per_second': spread([theirs for _, theirs in rounds]),
+                'ours_over_theirs': {'images_per_second': spread(ratios),
+                                     'forward_gmac_per_second': spread([ratio * our_macs / macs for ratio in ratios])},
+                'threads': self.torch.get_num_threads(),
+                'versions': {name: importlib.metadata.version(name) for name in ('torch', 'diffusers')}}
+
+    def _fit(self, network: type, config: TrainConfig) -> tuple[list[int], Callable]:
+        """The widths, and a constructor, of the `UNet2DModel` whose parameters come nearest in number to ours.
+
+        It has our levels, blocks and attention, and above them the levels that ours folds away.
+        """
+        model = config.generator.model
+        above = int(math.log2(model.patch))
+        multipliers = [model.multipliers[0]] * above + list(model.multipliers)
+        attends = [level - above in model.attention_levels for level in range(len(multipliers))]
+
+        def make(widths):
+            return network(
+                sample_size=config.data.size_px, in_channels=6, out_channels=3, layers_per_block=model.blocks,
+                block_out_channels=widths, norm_num_groups=8, attention_head_dim=8,
+                down_block_types=['AttnDownBlock2D' if here else 'DownBlock2D' for here in attends],
+                up_block_types=['AttnUpBlock2D' if here else 'UpBlock2D' for here in reversed(attends)])
+
+        def distance(widths):
+            with self.torch.device('meta'):
+                return abs(math.log(make(widths).num_parameters() / self.target))
+
+        def scaled(width, last=0):
+            widths = [8 * max(1, round(width * m / 8)) for m in multipliers]
+            return [*widths[:-1], max(8, widths[-1] + 8 * last)]
+
+        nearest = min((scaled(width) for width in range(8, 2 * model.width + 1, 8)), key=distance)
+        candidates = [scaled(nearest[0] / multipliers[0] + first, last) for first in (-8, 0, 8)
+                      for last in range(-6, 7)]
+        widths = min(candidates, key=distance)
+        return widths, lambda: make(widths)
+
+
+def expected_cost(config: TrainConfig) -> dict[str, Any]:
+    """What shapes alone tell."""
+    model, forward = config.generator.model, cost.trace_forward(config)
+    step, state = cost.trace_step(config, remat=False)
+    as_run = cost.trace_step(config, remat=True)[0] if model.remat else step
+    forward_macs = cost.count_macs(forward.jaxpr)
+    flop = 3 * 2 * forward_macs * config.total_images
+    result = {
+        'parameters': parameters(state), 'dtype': model.dtype, 'size_px': config.data.size_px,
+        'gmac_per_image': {'forward': forward_macs / 1e9, 'step': cost.count_macs(step.jaxpr) / 1e9,
+                           'step_with_what_remat_repeats': cost.count_macs(as_run.jaxpr) / 1e9},
+        'xla_check': xla_check(forward),
+        'state_bytes_per_device': [{'data': DEVICES.value // fsdp, 'fsdp': fsdp,
+                                    **cost.state_bytes(state, DEVICES.value // fsdp, fsdp)}
+                                   for fsdp in range(1, DEVICES.value + 1) if DEVICES.value % fsdp == 0],
+        'total_images': config.total_images, 'assumed_mfu': ASSUMED_MFU.value,
+        'hours_on_one_device': {kind: flop / (peaks[model.dtype] * ASSUMED_MFU.value) / 3600
+                                for kind, peaks in cost.PEAK_FLOPS.items()},
+    }
+    if COMPILE.value:
+        start = time.perf_counter()
+        memory = as_run.lower().compile().memory_analysis()
+        result['step_bytes_for_one_image'] = {
+            'temporary': memory.temp_size_in_bytes, 'state_and_batch': memory.argument_size_in_bytes,
+            'backend': jax.default_backend(), 'remat': model.remat, 'compile_seconds': time.perf_counter() - start}
+    return result
+
+
+COMMANDS = {'train': train, 'cost': expected_cost}
+
+
+def main(command: str | None) -> None:
+    if command not in COMMANDS:
+        raise BadInput(f'the first argument is {command or "missing"}; it must be one of {", ".join(COMMANDS)}')
+    if FLAGS.config is None:
+        raise BadInput('give --config FILE')
+    config = from_dict(TrainConfig, FLAGS.config.to_dict())
+    console.finish({'command': command} | COMMANDS[command](config),
+                   Path(OUT.value or f'runs/benchmark/{command}.json'))
+
+
+if __name__ == '__main__':
+    named = len(sys.argv) > 1 and not sys.argv[1].startswith('-')
+    given = sys.argv.pop(1) if named else None
+    console.run(lambda: main(given))
