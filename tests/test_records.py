@@ -164,6 +164,14 @@ def test_chips_come_back_as_they_were_written(tmp_path, smooth_image):
     assert by_tfds == {(b'one', b'two', b'field', (0, 32, 64, 96))}
 
 
+def test_a_record_of_impossible_resolution_is_skipped(tmp_path, smooth_image):
+    write_chips(tmp_path, {'train': lambda: ((str(n), chip(smooth_image(32, 32, n), gsd_m=(-1.0, 0.0, np.nan, 3.0)[n]))
+                                             for n in range(4))}, 'png')
+    config = DataConfig(source=str(tmp_path), size_px=32)
+    source = make_source(config)
+    assert next(batches(source, config, 0, 4))['gsd_m'].tolist() == 4 * [3.0] and len(source.skipped) == 3
+
+
 def test_an_interrupted_dataset_is_not_there(tmp_path, smooth_image):
     def interrupted():
         yield '0', chip(smooth_image(32, 32))

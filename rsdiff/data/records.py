@@ -6,6 +6,7 @@ TFDS reads them as `tfds.builder('chips', data_dir=FOLDER)`.
 
 import contextlib
 import io
+import math
 import shutil
 import tempfile
 from pathlib import Path
@@ -116,7 +117,10 @@ class RecordImages:
         """See `rsdiff.data.crops.Images`."""
         record = self._record(number)
         name = f'{self.where} {self.split}[{number}]'
-        return Picture(name, io.BytesIO(record['image'])), float(record.get('gsd_m', self.default_gsd_m))
+        gsd_m = record.get('gsd_m', self.default_gsd_m)
+        if not 0 < gsd_m < math.inf:
+            raise BadInput(f'{name}: gsd_m is {gsd_m}; it must be a positive number of metres')
+        return Picture(name, io.BytesIO(record['image'])), float(gsd_m)
 
     def _record(self, number: int) -> dict[str, Any]:
         try:
