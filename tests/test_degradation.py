@@ -10,17 +10,18 @@ import numpy as np
 import pytest
 import scipy.special
 import scipy.stats
+from PIL import Image
 
 from rsdiff.data import kernels
 from rsdiff.data.degradation import (BICUBIC, CLEAN, KEEP, LIGHT, MILD, NO_BLUR, NO_JPEG, NO_NOISE, PRESETS, REAL_ESRGAN,
                                      BlurConfig, DegradationConfig, FilterConfig, JPEGConfig, NoiseConfig, PassConfig,
                                      ResizeConfig, choose, degrade, poisson_quantile, random_kernel, random_size)
-from rsdiff.data.images import bicubic, box_downscale, to_float, to_uint8
+from rsdiff.data.images import box_downscale, to_float
 from rsdiff.errors import BadInput
 from rsdiff.training.config import from_dict, to_dict
 
 EVERY = pytest.mark.parametrize('name', PRESETS)
-DEGRADE = {name: jax.jit(lambda images, keys, config=config: degrade(images, keys, config)) for name, config in PRESETS.items()}
+compiled = jax.jit(degrade, static_argnums=2)
 
 
 def keys(n, seed=0):
@@ -124,7 +125,7 @@ def noisy(level, count=64, **noise):
     config = DegradationConfig(PassConfig(NO_BLUR, ResizeConfig(KEEP), NO_NOISE, NO_JPEG),
                                PassConfig(NO_BLUR, ResizeConfig(KEEP), NoiseConfig(**noise), NO_JPEG), final_blur=NO_BLUR)
     flat = jnp.full((count, 64, 64, 3), level / 127.5 - 1, jnp.float32)
-    return (np.asarray(degrade(flat, keys(count), config)) + 1) * 127.5
+    return (np.asarray(compiled(flat, keys(count), config)) + 1) * 127.5
 
 
 def test_gaussian_noise_is_as_strong_as_stated():
@@ -175,14 +176,14 @@ def test_jpeg_has_its_probability_and_is_not_compiled_without_one():
         return DegradationConfig(plain, dataclasses.replace(plain, jpeg=JPEGConfig(probability, (20, 20))), final_blur=NO_BLUR)
 
     image = np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 3)).astype(np.float32).repeat(200, 0)
-    lr = {p: np.asarray(degrade(image, keys(200), config(p))) for p in (0.0, 0.4, 1.0)}
+    lr = {p: np.asarray(compiled(image, keys(200), config(p))) for p in (0.0, 0.4, 1.0)}
     changed = np.abs(lr[0.4] - lr[0.0]).max((1, 2, 3)) > 1e-3
     assert changed.mean() == pytest.approx(0.4, abs=0.11)
     assert (np.abs(lr[1.0] - lr[0.0]).max((1, 2, 3)) > 1e-3).all()
-    compiled = lambda config: str(jax.make_jaxpr(lambda i, k: degrade(i, k, config))(image[:1], keys(1)))
-    assert 'round' in compiled(config(1.0)) and 'round' not in compiled(config(0.0))
-    assert 'fft' not in compiled(config(1.0)) and 'fft' in compiled(LIGHT)
-    assert 'erf_inv' not in compiled(config(1.0)) and 'erf_inv' in compiled(LIGHT)
+    traced = lambda config: str(jax.make_jaxpr(degrade, static_argnums=2)(image[:1], keys(1), config))
+    assert 'round' in traced(config(1.0)) and 'round' not in traced(config(0.0))
+    assert 'fft' not in traced(config(1.0)) and 'fft' in traced(LIGHT)
+    assert 'erf_inv' not in traced(config(1.0)) and 'erf_inv' in traced(LIGHT)
 
 
 def test_sinc_and_jpeg_come_in_both_orders():
@@ -190,7 +191,7 @@ def test_sinc_and_jpeg_come_in_both_orders():
     ringing = BlurConfig(sinc=1.0, kernel_px=(21, 21), sinc_cutoff=(math.pi / 3, math.pi / 3))
     config = DegradationConfig(plain, dataclasses.replace(plain, jpeg=JPEGConfig(quality=(95, 95))), final_blur=ringing)
     image = np.random.default_rng(0).uniform(-1, 1, (1, 128, 128, 3)).astype(np.float32).repeat(100, 0)
-    levels = (np.asarray(degrade(image, keys(100), config)) + 1) * 127.5
+    levels = (np.asarray(compiled(image, keys(100), config)) + 1) * 127.5
     jpeg_last = np.abs(levels - np.round(levels)).max((1, 2, 3)) < 1e-3  # a file holds whole levels
     assert jpeg_last.mean() == pytest.approx(0.5, abs=0.16)
 
@@ -198,44 +199,45 @@ def test_sinc_and_jpeg_come_in_both_orders():
 # --- the whole
 
 def test_clean_is_the_mean_over_four_by_four(smooth_image):
-    image = smooth_image(64, 32)
-    lr = degrade(to_float(image)[None], keys(1), CLEAN)
-    np.testing.assert_allclose(lr[0], to_float(image).reshape(16, 4, 8, 4, 3).mean((1, 3)), atol=1e-5)
+    image = to_float(smooth_image(64, 32))
+    lr = compiled(image[None], keys(1), CLEAN)[0]
+    np.testing.assert_allclose(lr, image.reshape(16, 4, 8, 4, 3).mean((1, 3)), atol=1e-5)
 
 
 def test_bicubic_is_pillows(smooth_image):
-    image = smooth_image(64, 96)
-    ours = to_uint8(degrade(to_float(image)[None], keys(1), BICUBIC)[0]).astype(int)
-    np.testing.assert_allclose(ours, bicubic(image, 16, 24), atol=1)
+    image = to_float(smooth_image(64, 96))
+    planes = [np.asarray(Image.fromarray(plane).resize((24, 16), Image.BICUBIC)) for plane in image.transpose(2, 0, 1)]
+    ours = compiled(image[None], keys(1), BICUBIC)[0]
+    np.testing.assert_allclose(ours, np.clip(np.stack(planes, -1), -1, 1), atol=1e-4)
 
 
 @EVERY
 def test_each_image_has_a_degradation_of_its_own_key_and_nothing_else(smooth_image, name):
-    images = np.stack([to_float(smooth_image(32, 32, n)) for n in range(3)])
-    run, k = DEGRADE[name], keys(3)
-    together = run(images, k)
-    assert together.shape == (3, 8, 8, 3) and together.dtype == jnp.float32
-    for n in range(3):
-        np.testing.assert_allclose(run(images[n : n + 1], k[n : n + 1])[0], together[n], atol=1e-4)
+    images = np.stack([to_float(smooth_image(32, 32, n)) for n in range(8)])
+    run = lambda images, keys: np.asarray(compiled(images, keys, PRESETS[name]))
+    first = run(images, keys(8))
+    assert first.shape == (8, 8, 8, 3) and first.dtype == np.float32
+    elsewhere = np.array([5, 2, 2, 0, 7, 1, 1, 1])
+    np.testing.assert_allclose(run(images[elsewhere], keys(8)[elsewhere]), first[elsewhere], atol=1e-4)
     random = name not in ('bicubic', 'clean')
-    assert (float(jnp.abs(run(images, keys(3, 1)) - together).max()) > 1e-3) == random
-    same = run(images[:1].repeat(3, 0), k)
-    assert (float(jnp.abs(same[0] - same[1]).max()) > 1e-3) == random
+    assert ((np.abs(run(images, keys(8, 1)) - first).max((1, 2, 3)) > 1e-3) == random).all()
+    same = run(images[:1].repeat(8, 0), keys(8))
+    assert ((np.abs(same[1:] - same[0]).max((1, 2, 3)) > 1e-3) == random).all()
 
 
 @EVERY
 @pytest.mark.parametrize('level', [-1.0, 0.0, 1.0])
-def test_flat_images_come_out_finite_and_in_range(name, level):
-    lr = np.asarray(DEGRADE[name](jnp.full((32, 32, 32, 3), level), keys(32)))
+def test_flat_images_come_out_finite_in_range_and_of_their_brightness(name, level):
+    lr = np.asarray(compiled(np.full((8, 32, 32, 3), level, np.float32), keys(8), PRESETS[name]))
     assert np.isfinite(lr).all() and np.abs(lr).max() <= 1
-    assert np.abs(lr.mean((1, 2, 3)) - level).max() < 0.15
+    # strong noise, clipped at an end of the range, moves the mean inwards
+    assert np.abs(lr.mean((1, 2, 3)) - level).max() < (0.1 if level == 0 else 0.3)
 
 
-@pytest.mark.parametrize('size', [(4, 4), (16, 16), (20, 132)])
-def test_any_multiple_of_four_is_a_size(size):
-    images = np.random.default_rng(0).uniform(-1, 1, (16, *size, 3)).astype(np.float32)
-    lr = np.asarray(degrade(images, keys(16), REAL_ESRGAN))
-    assert lr.shape == (16, size[0] // 4, size[1] // 4, 3) and np.isfinite(lr).all() and np.abs(lr).max() <= 1
+def test_any_multiple_of_four_is_a_size():
+    images = np.random.default_rng(0).uniform(-1, 1, (16, 4, 20, 3)).astype(np.float32)
+    lr = np.asarray(compiled(images, keys(16), REAL_ESRGAN))
+    assert lr.shape == (16, 1, 5, 3) and np.isfinite(lr).all() and np.abs(lr).max() <= 1
     with pytest.raises(BadInput, match='30×32'):
         degrade(np.zeros((1, 32, 30, 3), np.float32), keys(1), REAL_ESRGAN)
 
@@ -248,7 +250,7 @@ def test_nothing_shifts_or_scales(name):
     for at_y, at_x in ((32, 32), (32, 96), (96, 32), (64, 64), (92, 95)):
         blob = np.exp(-((y - at_y) ** 2 + (x - at_x) ** 2) / (2 * sigma**2))
         images = np.broadcast_to((1.6 * blob - 0.8)[None, ..., None], (48, size, size, 3)).astype(np.float32)
-        lr = np.asarray(DEGRADE[name](images, keys(48))).mean(-1)
+        lr = np.asarray(compiled(images, keys(48), PRESETS[name])).mean(-1)
         weight = np.maximum(lr + 0.5, 0)  # noise on the dark ground must not pull
         axis = (np.arange(size // 4) + 0.5) * 4
         centre_y = (weight.sum(2) * axis).sum(1) / weight.sum((1, 2))
@@ -288,7 +290,7 @@ def test_mild_has_the_published_numbers_and_is_the_default():
 def test_presets_harm_in_their_order(smooth_image):
     images = np.stack([to_float(smooth_image(128, 128, n)) for n in range(48)])
     truth = np.stack([to_float(box_downscale(smooth_image(128, 128, n), 4)) for n in range(48)])
-    errors = [np.sqrt(np.mean((np.asarray(DEGRADE[name](images, keys(48))) - truth) ** 2))
+    errors = [np.sqrt(np.mean((np.asarray(compiled(images, keys(48), PRESETS[name])) - truth) ** 2))
               for name in ('clean', 'bicubic', 'light', 'mild', 'real_esrgan')]
     assert errors == sorted(errors) and errors[3] > 2 * errors[2]
 

@@ -11,10 +11,11 @@ import optax
 import pytest
 from PIL import Image
 
+from rsdiff.data.degradation import LIGHT
 from rsdiff.errors import BadInput
 from rsdiff.training import mesh as meshes
 from rsdiff.training.checkpoint import load_generator, release
-from rsdiff.training.config import EMAConfig, OptimizerConfig, TrainConfig, from_dict
+from rsdiff.training.config import EMAConfig, OptimizerConfig, TrainConfig, from_dict, to_dict
 from rsdiff.training.loop import train
 from rsdiff.training.state import Trainer, ema_decay, make_optimizer
 
@@ -26,8 +27,8 @@ MODEL = dict(width=16, multipliers=(1,), blocks=1, attention_levels=(), head_wid
 def config(image_folder):
     return from_dict(TrainConfig, {
         'generator': {'model': MODEL}, 'data': {'source': str(image_folder), 'size_px': 16}, 'batch_size': 8,
-        'optimizer': {'learning_rate': 1e-3, 'warmup_images': 16}, 'total_images': 32, 'log_images': 8,
-        'checkpoint_images': 1000, 'sample_images': 1000, 'sample_steps': 2})
+        'degradation': to_dict(LIGHT), 'optimizer': {'learning_rate': 1e-3, 'warmup_images': 16}, 'total_images': 32,
+        'log_images': 8, 'checkpoint_images': 1000, 'sample_images': 1000, 'sample_steps': 2})
 
 
 def until(config, images):
