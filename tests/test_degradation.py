@@ -13,9 +13,10 @@ import scipy.stats
 from PIL import Image
 
 from rsdiff.data import kernels
-from rsdiff.data.degradation import (BICUBIC, CLEAN, KEEP, LIGHT, MILD, NO_BLUR, NO_JPEG, NO_NOISE, PRESETS, REAL_ESRGAN,
-                                     BlurConfig, DegradationConfig, FilterConfig, JPEGConfig, NoiseConfig, PassConfig,
-                                     ResizeConfig, choose, degrade, poisson_quantile, random_kernel, random_size)
+from rsdiff.data.degradation import (BICUBIC, CLEAN, KEEP, LIGHT, MILD, NO_BLUR, NO_JPEG, NO_NOISE, PRESETS,
+                                     REAL_ESRGAN, BlurConfig, DegradationConfig, FilterConfig, JPEGConfig, NoiseConfig,
+                                     PassConfig, ResizeConfig, choose, degrade, poisson_quantile, random_kernel,
+                                     random_size)
 from rsdiff.data.images import box_downscale, to_float
 from rsdiff.errors import BadInput
 from rsdiff.training.config import from_dict, to_dict
@@ -122,8 +123,8 @@ def test_sizes_are_drawn_with_the_odds_and_in_the_range_of_the_config():
 
 def noisy(level, count=64, **noise):
     """The flat image of that grey level after noise alone, in grey levels, float (count, 16, 16, 3)."""
-    config = DegradationConfig(PassConfig(NO_BLUR, ResizeConfig(KEEP), NO_NOISE, NO_JPEG),
-                               PassConfig(NO_BLUR, ResizeConfig(KEEP), NoiseConfig(**noise), NO_JPEG), final_blur=NO_BLUR)
+    second = PassConfig(NO_BLUR, ResizeConfig(KEEP), NoiseConfig(**noise), NO_JPEG)
+    config = DegradationConfig(PassConfig(NO_BLUR, ResizeConfig(KEEP), NO_NOISE, NO_JPEG), second, final_blur=NO_BLUR)
     flat = jnp.full((count, 64, 64, 3), level / 127.5 - 1, jnp.float32)
     return (np.asarray(compiled(flat, keys(count), config)) + 1) * 127.5
 
@@ -152,7 +153,8 @@ def test_poisson_noise_has_the_mean_and_variance_of_counted_photons(level, grey)
 
 @pytest.mark.parametrize('mean', [0.0, 0.5, 2.0, 7.0, 40.0, 250.0])
 def test_counts_are_poisson_distributed(mean):
-    counts = np.asarray(poisson_quantile(jnp.float32(mean), jax.random.normal(jax.random.key(0), (200_000,)))).astype(int)
+    normal = jax.random.normal(jax.random.key(0), (200_000,))
+    counts = np.asarray(poisson_quantile(jnp.float32(mean), normal)).astype(int)
     assert counts.mean() == pytest.approx(mean, rel=0.02) and counts.var() == pytest.approx(mean, rel=0.06)
     found = np.bincount(counts, minlength=400) / len(counts)
     assert 0.5 * np.abs(found - scipy.stats.poisson.pmf(np.arange(len(found)), mean)).sum() < 0.02
@@ -173,7 +175,8 @@ def test_noise_is_gaussian_poisson_or_none_and_grey_or_coloured_as_often_as_stat
 def test_jpeg_has_its_probability_and_is_not_compiled_without_one():
     def config(probability):
         plain = PassConfig(NO_BLUR, ResizeConfig(KEEP), NO_NOISE, NO_JPEG)
-        return DegradationConfig(plain, dataclasses.replace(plain, jpeg=JPEGConfig(probability, (20, 20))), final_blur=NO_BLUR)
+        second = dataclasses.replace(plain, jpeg=JPEGConfig(probability, (20, 20)))
+        return DegradationConfig(plain, second, final_blur=NO_BLUR)
 
     image = np.random.default_rng(0).uniform(-1, 1, (1, 64, 64, 3)).astype(np.float32).repeat(200, 0)
     lr = {p: np.asarray(compiled(image, keys(200), config(p))) for p in (0.0, 0.4, 1.0)}
@@ -304,6 +307,7 @@ def test_presets_survive_json(name):
 @pytest.mark.parametrize('make, message', [
     (lambda: BlurConfig(kernel_px=(8, 21)), 'not odd'),
     (lambda: BlurConfig(sigma_px=(3.0, 1.0)), 'sigma_px'),
+    (lambda: BlurConfig(sigma_px=(0.0, 1.0)), 'begins at 0'),
     (lambda: BlurConfig(probability=1.5), 'probability'),
     (lambda: BlurConfig(kinds=(0, 0, 0, 0, 0, 0)), 'all zero'),
     (lambda: ResizeConfig(odds=(1, 0, 0), factors=(0.2, 0.8)), 'not possible'),

@@ -1,7 +1,7 @@
 """Blurring and resizing an image whose size is traced, in arrays whose shapes are not.
 
-The image lies in the top left of a larger canvas. What lies beyond it has no meaning: every operation reads the image alone,
-and makes its own border.
+The image lies in the top left of a larger canvas. What lies beyond it has no meaning: every operation reads the image
+alone, and makes its own border.
 """
 
 from typing import NamedTuple
@@ -50,7 +50,7 @@ def resize(canvas: Canvas, size: tuple, shape: tuple[int, int], choice, antialia
     Args:
       size: height and width of the result, ints or int32 scalars.
       shape: height and width of its canvas; the result's last row and column are repeated up to there.
-      choice: 0 area, 1 bilinear, 2 bicubic. Area is the mean over a pixel's footprint; bicubic has a = -0.5, as Pillow's.
+      choice: 0 area, the mean over a pixel's footprint; 1 bilinear; 2 bicubic with a = -0.5, as Pillow's.
       antialias: whether bilinear and bicubic widen when they reduce, as Pillow's do, or sample, as torch's.
     """
     if all(isinstance(n, int) for n in canvas.size + size) and canvas.size == size == shape == canvas.pixels.shape[1:]:

@@ -4,9 +4,9 @@ Real-ESRGAN's chain (Wang et al. 2021, arXiv 2107.10833, §3): blur, resize, noi
 filter and a resize to exactly a quarter; sinc and the last JPEG come in random order. Shapes are fixed and every random
 choice is made per image; what a config switches off is not compiled.
 
-Three differences from the published code. A resize uses the exact ratio of whole sizes, and area its exact footprint, so
-that nothing shifts against the image. Poisson noise counts 256 photons in white, where theirs counts the image's distinct grey
-levels, rounded up to a power of two. And the input is not sharpened first.
+Three differences from the published code. A resize uses the exact ratio of whole sizes, and area its exact footprint,
+so that nothing shifts against the image. Poisson noise counts 256 photons in white, where theirs counts the image's
+distinct grey levels, rounded up to a power of two. And the input is not sharpened first.
 """
 
 import dataclasses
@@ -36,7 +36,7 @@ def _check_ranges(config, *names: str) -> None:
 def _check_probabilities(config, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(config, name) <= 1:
-            raise BadInput(f'config: a degradation\'s probability {name} is {getattr(config, name)}; it must be in 0 to 1')
+            raise BadInput(f'config: a degradation\'s {name} {getattr(config, name)} is no probability; give 0 to 1')
 
 
 def _check_odds(config, name: str) -> None:
@@ -58,20 +58,23 @@ class BlurConfig:
     generalised_power: tuple[float, float] = (0.5, 4.0)
     plateau_power: tuple[float, float] = (1.0, 2.0)
     sinc: float = 0.1  # probability of a sinc kernel instead
-    sinc_cutoff: tuple[float, float] = (math.pi / 3, math.pi / 5)  # least, of kernels below 13 px and from there; most is π
+    # the least cutoff, radians a pixel, of kernels below 13 px and of larger ones; the most is π
+    sinc_cutoff: tuple[float, float] = (math.pi / 3, math.pi / 5)
 
     def __post_init__(self):
         _check_ranges(self, 'sigma_px', 'generalised_power', 'plateau_power', 'kernel_px')
         _check_probabilities(self, 'probability', 'sinc')
         _check_odds(self, 'kinds')
+        if self.sigma_px[0] == 0:
+            raise BadInput(f'config: a blur\'s sigma_px {self.sigma_px} begins at 0; for no blur give it probability 0')
         if any(size % 2 == 0 for size in self.kernel_px):
             raise BadInput(f'config: a blur\'s kernel_px {self.kernel_px} are not odd')
 
 
 @dataclasses.dataclass(frozen=True)
 class FilterConfig:
-    """How to resize: odds of area, bilinear and bicubic, and whether the latter two are antialiased (torch's, and so the
-    published, are not)."""
+    """How to resize: odds of area, bilinear and bicubic, and whether the latter two are antialiased (torch's, and so
+    the published, are not)."""
 
     odds: tuple[float, float, float] = (1.0, 1.0, 1.0)
     antialias: bool = False
@@ -93,7 +96,7 @@ class ResizeConfig:
         _check_odds(self, 'odds')
         (up, down, _), (least, most) = self.odds, self.factors
         if least == 0 or (up and most < 1) or (down and least > 1):
-            raise BadInput(f'config: resizing by {self.factors} with odds {self.odds} of up, down and keep is not possible')
+            raise BadInput(f'config: resizing by {self.factors} at odds {self.odds} of up, down, keep is not possible')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,7 +113,7 @@ class NoiseConfig:
         _check_ranges(self, 'gaussian_levels', 'poisson_scale')
         _check_probabilities(self, 'gaussian', 'poisson', 'grey')
         if self.gaussian + self.poisson > 1 + 1e-6:
-            raise BadInput(f'config: noise is gaussian with probability {self.gaussian}, poisson with {self.poisson}: over 1')
+            raise BadInput(f'config: noise is gaussian {self.gaussian} and poisson {self.poisson}; together over 1')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -148,8 +151,8 @@ DOWN = (0.0, 1.0, 0.0)
 class DegradationConfig:
     """Two passes; a resize to a quarter by `final_filter` and `final_blur`, before or after the second pass's JPEG.
 
-    The default is mild: the published numbers of StableSR (Wang et al. 2023, arXiv 2305.07015), Real-ESRGAN's chain with
-    about half its noise and blur.
+    The default is mild: the published numbers of StableSR (Wang et al. 2023, arXiv 2305.07015), Real-ESRGAN's chain
+    with about half its noise and blur.
     """
 
     first: PassConfig = PassConfig(
@@ -175,8 +178,9 @@ def _one_reduction(filter_odds: tuple[float, float, float]) -> DegradationConfig
 
 
 def _light_pass(sigma_px: float, resize: ResizeConfig) -> PassConfig:
-    return PassConfig(BlurConfig(kernel_px=(7, 7), kinds=(0.0, 1.0, 0.0, 0.0, 0.0, 0.0), sigma_px=(0.1, sigma_px), sinc=0.0),
-                      resize, NoiseConfig(1.0, 0.0, 0.0, gaussian_levels=(0.0, 1.275)), NO_JPEG)
+    anisotropic = (0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
+    return PassConfig(BlurConfig(kernel_px=(7, 7), kinds=anisotropic, sigma_px=(0.1, sigma_px), sinc=0.0), resize,
+                      NoiseConfig(1.0, 0.0, 0.0, gaussian_levels=(0.0, 1.275)), NO_JPEG)
 
 
 MILD = DegradationConfig()
@@ -269,7 +273,7 @@ def _where(condition, yes: Canvas, no: Canvas) -> Canvas:
 
 
 def random_kernel(dice: Iterator, config: BlurConfig):
-    """A kernel of `config`, float32 (k, k) with k the largest size. `dice`: uniform numbers in [0, 1), as everywhere."""
+    """A kernel of `config`, float32 (k, k) with k the largest size. `dice` gives uniform numbers in [0, 1)."""
     least, most = config.kernel_px
     size_px = least + 2 * jnp.floor(next(dice) * ((most - least) // 2 + 1))
     kernel = None
@@ -279,8 +283,8 @@ def random_kernel(dice: Iterator, config: BlurConfig):
         angle = between(next(dice), (0, math.pi))
         power = jnp.select([kind < 2, kind < 4], [1.0, _about_one(next(dice), config.generalised_power)],
                            _about_one(next(dice), config.plateau_power))
-        kernel = kernels.gaussian_or_plateau(most, size_px, sigma_x, jnp.where(kind % 2 == 0, sigma_x, sigma_y), angle, power,
-                                             plateau=kind >= 4)
+        sigma_y = jnp.where(kind % 2 == 0, sigma_x, sigma_y)
+        kernel = kernels.gaussian_or_plateau(most, size_px, sigma_x, sigma_y, angle, power, plateau=kind >= 4)
     if config.sinc > 0:
         small, large = config.sinc_cutoff
         cutoff = between(next(dice), (jnp.where(size_px < 13, small, large), math.pi))
@@ -292,8 +296,8 @@ def random_kernel(dice: Iterator, config: BlurConfig):
 
 
 def random_size(dice: Iterator, config: ResizeConfig, nominal: tuple[int, int]) -> tuple[tuple, tuple[int, int]]:
-    """A size around `nominal`, and the largest there can be; the same ints where no other is possible, else the first is
-    two int32 scalars."""
+    """A size around `nominal`, and the largest there can be; the same ints where no other is possible, else the first
+    is two int32 scalars."""
     least, most = config.factors
     ranges = (max(least, 1.0), most), (least, min(most, 1.0)), (1.0, 1.0)  # up, down, keep
     possible = [limits for limits, odd in zip(ranges, config.odds) if odd > 0]
@@ -322,8 +326,8 @@ def random_noise(dice: Iterator, key, config: NoiseConfig, pixels):
 
 
 def poisson_quantile(mean, normal):
-    """The Poisson count of that mean at the same quantile as a normal deviate, by the Cornish-Fisher expansion (Giles 2016,
-    ACM TOMS 42, algorithm 955, his Q_N2). Variances are right to 2 % from a mean of 2, to a tenth below; a rejection
+    """The Poisson count of that mean at the same quantile as a normal deviate, by the Cornish-Fisher expansion (Giles
+    2016, ACM TOMS 42, algorithm 955). Variances are right to 2 % from a mean of 2, to a tenth below; a rejection
     sampler cost 15 times as much on a CPU."""
     root = jnp.sqrt(mean)
     skew = 1 / 3 + normal**2 / 6 - (normal / 36 + normal**3 / 72) / jnp.maximum(root, 0.5)

@@ -67,7 +67,7 @@ def table(base: np.ndarray, quality):
 
 
 def _coded(planes, steps):
-    """Planes (c, h, w) about 0 with the coefficients of each 8 × 8 block rounded to multiples of `steps`; whole levels."""
+    """Planes (c, h, w) about 0, the coefficients of each 8 × 8 block rounded to multiples of `steps`; whole levels."""
     blocks = rearrange(planes, 'c (h u) (w v) -> c h w (u v)', u=8, v=8)
     steps = steps.reshape(64)
     coefficients = jnp.round(jnp.matmul(blocks, DCT.T.astype(np.float32), precision=PRECISION) / steps) * steps
