@@ -7,17 +7,17 @@ generates and tests on are left out. Pixels are folded 4 × 4, because a CPU con
 diffused is the residual over the enlarged condition: a short run then needs to learn nothing but texture.
 """
 
+from rsdiff.data.degradation import LIGHT
 from rsdiff.training.config import TrainConfig, to_config_dict
 
 
 def get_config():
-    config = to_config_dict(TrainConfig())
+    config = to_config_dict(TrainConfig(degradation=LIGHT))
     config.generator.model.update(width=96, multipliers=(1, 2), blocks=1, attention_levels=(1,), patch=4,
                                   rrdb_features=48, rrdb_growth=16, rrdb_blocks=1)
     config.generator.objective.update(prediction='x0', error_in='v', p2_gamma=0.5)
     config.generator.residual_scale = 0.06  # rms of the residual over 300 chips
     config.data.source = 'blue_marble'
-    config.degradation.noise = (0.005, 0.005)
     config.optimizer.update(learning_rate=1e-3, warmup_images=800, final_fraction=0.02)
     config.batch_size = 8
     config.ema.half_life_images = 1_000

@@ -11,6 +11,7 @@ import optax
 import pytest
 from PIL import Image
 
+from rsdiff.data.degradation import LIGHT
 from rsdiff.data.pipeline import batch_indices, make_source
 from rsdiff.errors import BadInput
 from rsdiff.training import mesh as meshes
@@ -27,8 +28,9 @@ MODEL = dict(width=16, multipliers=(1,), blocks=1, attention_levels=(), head_wid
 def config(image_folder):
     return from_dict(TrainConfig, {
         'generator': {'model': MODEL}, 'data': {'source': str(image_folder), 'size_px': 16}, 'batch_size': 8,
-        'optimizer': {'learning_rate': 1e-3, 'warmup_images': 16}, 'total_images': 32, 'log_images': 8,
-        'checkpoint_images': 1000, 'validation': {'every_images': 1000, 'examples': 8, 'bins': 2, 'steps': 2}})
+        'degradation': to_dict(LIGHT), 'optimizer': {'learning_rate': 1e-3, 'warmup_images': 16}, 'total_images': 32,
+        'log_images': 8, 'checkpoint_images': 1000,
+        'validation': {'every_images': 1000, 'examples': 8, 'bins': 2, 'steps': 2}})
 
 
 def until(config, images):

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rsdiff.data.degradation import CLEAN, DegradationConfig
+from rsdiff.data.degradation import CLEAN, LIGHT
 from rsdiff.data.folder import read_folder
 from rsdiff.data.images import box_downscale, read_image, write_image
 from rsdiff.errors import BadInput
@@ -23,7 +23,7 @@ def settings(**options):
     return FolderSettings(**{'stages': 1, 'window_px': 32, 'steps': 5} | options)
 
 
-def run(folder, out, degradation=DegradationConfig(), split=None, **options):
+def run(folder, out, degradation=LIGHT, split=None, **options):
     return sample_folder(sample, degradation, read_folder(folder, split), out, settings(**options), {'checkpoint': 'abc'},
                          show=False)
 

@@ -5,7 +5,7 @@
 #   bash tools/test.sh [pytest arguments]
 set -euo pipefail
 extras=test,demo
-if [ "${PARITY:-}" = 1 ]; then extras=$extras,parity,geo,tensorboard,metrics; fi
+if [ "${PARITY:-}" = 1 ]; then extras=$extras,parity,bench,geo,metrics,tensorboard; fi
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" "$extras"
 cd "$root"
 exec python -m pytest "$@"

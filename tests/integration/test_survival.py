@@ -15,9 +15,10 @@ import jax
 import numpy as np
 import pytest
 
+from rsdiff.data.degradation import LIGHT
 from rsdiff.errors import BadInput
 from rsdiff.training.checkpoint import load_generator
-from rsdiff.training.config import TrainConfig, from_dict
+from rsdiff.training.config import TrainConfig, from_dict, to_dict
 from rsdiff.training.loop import train
 
 KILLS = 20
@@ -28,8 +29,8 @@ def config(image_folder):
     return from_dict(TrainConfig, {
         'generator': {'model': dict(width=16, multipliers=(1,), blocks=1, attention_levels=(), head_width=16, patch=4,
                                     rrdb_features=8, rrdb_growth=4, rrdb_blocks=1)},
-        'data': {'source': str(image_folder), 'size_px': 16, 'threads': 1}, 'batch_size': 8, 'total_images': 32,
-        'log_images': 8, 'checkpoint_images': 16,
+        'data': {'source': str(image_folder), 'size_px': 16, 'threads': 1}, 'degradation': to_dict(LIGHT),
+        'batch_size': 8, 'total_images': 32, 'log_images': 8, 'checkpoint_images': 16,
         'validation': {'every_images': 10**9, 'examples': 8, 'grid': 1, 'bins': 1, 'steps': 1}})
 
 
