@@ -22,6 +22,9 @@ def run(main: Callable[[], None]) -> None:
     def parse(argv):
         try:
             return app.parse_flags_with_usage(argv) if _asks_for_help(argv) else flags.FLAGS(argv)
+        except BadInput as error:  # a config file's
+            print(f'error: {error}', file=sys.stderr)
+            sys.exit(2)
         except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError,
                 ImportError, SyntaxError) as error:
             reason = str(error.args[0] if error.args else error).replace('\\n', ' ').replace("\\'", "'")

@@ -6,7 +6,8 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import demo, earth, metaearth
+from configs import aerial, demo, earth, metaearth
+from rsdiff.data.degradation import PRESETS
 from rsdiff.errors import BadInput
 from rsdiff.training.config import TrainConfig, differing_keys, from_dict, to_config_dict, to_dict
 
@@ -16,7 +17,7 @@ def test_dicts_and_dataclasses_are_inverse_through_json():
     assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
-@pytest.mark.parametrize('module', [demo, earth, metaearth])
+@pytest.mark.parametrize('module', [aerial, demo, earth, metaearth])
 def test_every_config_file_is_a_config(module):
     config = from_dict(TrainConfig, module.get_config().to_dict())
     assert config.data.size_px % config.generator.model.stride == 0
@@ -90,3 +91,9 @@ def test_any_key_can_be_set_by_a_flag(flag, value, monkeypatch):
     for name in flag.split('.'):
         config = getattr(config, name)
     assert config == value
+
+
+def test_a_config_file_takes_another_degradation_by_name():
+    assert from_dict(TrainConfig, metaearth.get_config('bicubic').to_dict()).degradation == PRESETS['bicubic']
+    with pytest.raises(BadInput, match='metaearth.py:cubic: no such degradation'):
+        metaearth.get_config('cubic')
