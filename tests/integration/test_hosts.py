@@ -35,7 +35,8 @@ def start(images, workdir, total_images, processes=1, **keys):
     settings = {'data.source': images, 'data.size_px': 16, 'batch_size': 8, 'total_images': total_images,
                 'log_images': 8, 'mesh.fsdp': 4, 'validation.examples': 4, 'validation.grid': 2, 'validation.bins': 2,
                 'validation.steps': 2, 'optimizer.final_fraction': 1.0, 'generator.model.width': 32,
-                'generator.model.multipliers': '(1, 2)', 'generator.model.rrdb_features': 16, **keys}
+                'generator.model.multipliers': '(1,)', 'generator.model.attention_levels': '()',
+                'generator.model.rrdb_features': 8, 'generator.model.rrdb_growth': 4, **keys}
     command = [sys.executable, 'train.py', '--config', 'configs/demo.py', '--workdir', str(workdir)]
     command += [f'--config.{key}={value}' for key, value in settings.items()]
     with socket.socket() as free:
@@ -61,8 +62,10 @@ def finish(hosts):
     return json.loads(outputs[0][0].splitlines()[-1])
 
 
-def rows(workdir):
-    return [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+def figures(workdir):
+    """Every number that a run told, but its speed."""
+    rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
+    return np.concatenate([np.ravel(value) for row in rows for key, value in row.items() if key != 'images_per_second'])
 
 
 def assert_same_parameters(a, b):
@@ -76,9 +79,7 @@ def test_two_processes_train_save_and_restore_as_one(images, tmp_path):
     two = finish(start(images, tmp_path / 'two', 32, processes=2))
     assert two['images_seen'] == one['images_seen'] == 32
     # the same examples in the same places with the same noise, or the losses would not agree
-    for a, b in zip(rows(tmp_path / 'one'), rows(tmp_path / 'two'), strict=True):
-        assert {k: v for k, v in a.items() if k != 'images_per_second'} == pytest.approx(
-            {k: v for k, v in b.items() if k != 'images_per_second'}, rel=1e-4)
+    np.testing.assert_allclose(figures(tmp_path / 'one'), figures(tmp_path / 'two'), rtol=1e-5)
     assert_same_parameters(tmp_path / 'one', tmp_path / 'two')
     assert [p.name for p in (tmp_path / 'two' / 'samples').iterdir()] == ['000000032.png']
 
