@@ -73,6 +73,13 @@ def test_a_run_leaves_metrics_samples_and_a_summary(config, tmp_path):
         assert grid.size == (3 * 16, 6 * 16)
 
 
+def test_tensorboard_is_told_what_the_rows_say(config, tmp_path):
+    pytest.importorskip('tensorboardX', reason='needs the `tensorboard` extra')
+    train(until(config, 8), tmp_path / 'run', show=False)
+    content = b''.join(path.read_bytes() for path in (tmp_path / 'run' / 'tensorboard').iterdir())
+    assert all(tag in content for tag in (b'grad_norm', b'validation_loss_by_t/1', b'samples'))
+
+
 def losses_and_params(config, fsdp, devices, source, steps=2):
     mesh = meshes.make_mesh(fsdp, jax.devices()[:devices])
     trainer = Trainer(config, mesh)

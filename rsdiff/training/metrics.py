@@ -13,11 +13,6 @@ from tqdm import tqdm
 from rsdiff.console import write_text_atomically
 from rsdiff.data.images import write_image
 
-try:
-    from tensorboardX import SummaryWriter
-except ImportError:
-    SummaryWriter = None
-
 
 class Metrics:
     """Rows on disk and a bar on the console, counted in images. `latest` holds the newest value of each figure."""
@@ -31,7 +26,7 @@ class Metrics:
         write_text_atomically(path, ''.join(line + '\n' for line in kept))
         self.latest: dict[str, Any] = {key: value for line in kept for key, value in json.loads(line).items()}
         self.file = path.open('a')
-        self.board = SummaryWriter(str(self.workdir / 'tensorboard'), purge_step=images_seen + 1) if SummaryWriter else None
+        self.board = _tensorboard(self.workdir / 'tensorboard', images_seen)
         self.bar = tqdm(total=total_images, initial=images_seen, unit='image', desc='training', disable=not show,
                         smoothing=0.05, dynamic_ncols=True)
         self.last = (images_seen, time.monotonic())
@@ -80,6 +75,15 @@ class Silent:
 
     def __getattr__(self, _):
         return lambda *args: {}
+
+
+def _tensorboard(folder: epath.Path, images_seen: int):
+    """A writer of TensorBoard's files that takes back what was told beyond `images_seen`; None without tensorboardX."""
+    try:
+        from tensorboardX import SummaryWriter  # here, because it imports torch wherever that is installed
+    except ImportError:
+        return None
+    return SummaryWriter(str(folder), purge_step=images_seen + 1)
 
 
 def _images_seen(line: str) -> float:

@@ -15,7 +15,9 @@ import pytest
 
 from rsdiff.data.folder import Entry, write_manifest
 from rsdiff.data.images import write_image
+from rsdiff.errors import BadInput
 from rsdiff.training.checkpoint import load_generator
+from rsdiff.training.hosts import connect
 
 ROOT = Path(__file__).parents[2]
 
@@ -109,3 +111,10 @@ def test_what_the_first_process_refuses_all_refuse(images, tmp_path):
     assert [host.returncode for host in hosts] == [2, 2]
     assert 'error: ' in errors[0] and 'seed (0 → 1)' in errors[0]
     assert 'error: the first process refused to start' in errors[1]
+
+
+def test_half_an_address_is_bad_input(monkeypatch):
+    monkeypatch.setenv('JAX_COORDINATOR_ADDRESS', '127.0.0.1:1')
+    monkeypatch.delenv('JAX_NUM_PROCESSES', raising=False)
+    with pytest.raises(BadInput, match='JAX_COORDINATOR_ADDRESS is set, but JAX_NUM_PROCESSES is not'):
+        connect()
