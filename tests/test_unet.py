@@ -1,6 +1,8 @@
 import dataclasses
+import types
 
 import jax
+import jax.extend
 import jax.numpy as jnp
 import numpy as np
 import pytest
@@ -12,7 +14,7 @@ from rsdiff.diffusion.objective import ObjectiveConfig
 from rsdiff.generator import Generator, GeneratorConfig
 from rsdiff.models.embeddings import gsd_position, sinusoid
 from rsdiff.models.rrdbnet import RRDBNet
-from rsdiff.models.unet import UNetConfig
+from rsdiff.models.unet import UNetConfig, attention_kernel
 from rsdiff.training.config import TrainConfig, from_dict
 
 TINY = UNetConfig(width=16, multipliers=(1, 2), blocks=1, attention_levels=(1,), head_width=16, patch=2,
@@ -44,7 +46,7 @@ T, GSD = jnp.array([500, 500]), jnp.array([10.0, 10.0])
 def test_full_size_is_what_its_docstring_says():
     config = from_dict(TrainConfig, metaearth.get_config().to_dict())
     parameters = count(Generator(config.generator).parameter_shapes())
-    assert parameters == 612_187_651 and '612 million' in metaearth.__doc__
+    assert parameters == 612_187_651 and f'{parameters:,}' in metaearth.__doc__
 
 
 def test_demo_config_is_small_enough_for_two_cores():
@@ -134,3 +136,12 @@ def test_sinusoid_is_the_published_code():
 def test_four_times_coarser_is_the_same_step_at_any_resolution():
     steps = gsd_position(jnp.array([1.2, 64.0, 118_000.0])) - gsd_position(jnp.array([0.3, 16.0, 29_500.0]))
     np.testing.assert_allclose(steps, 75.26, atol=0.01)
+
+
+@pytest.mark.parametrize('platform, version, dtype, kernel', [
+    ('gpu', 'PJRT C API\ncuda 13000', jnp.bfloat16, 'cudnn'), ('gpu', 'PJRT C API\ncuda 13000', jnp.float32, None),
+    ('gpu', 'PJRT C API\nrocm 70100', jnp.bfloat16, None), ('cpu', 'cpu', jnp.bfloat16, None)])
+def test_attention_is_fused_where_cudnn_can(monkeypatch, platform, version, dtype, kernel):
+    backend = types.SimpleNamespace(platform=platform, platform_version=version)
+    monkeypatch.setattr(jax.extend.backend, 'get_backend', lambda: backend)
+    assert attention_kernel(dtype) == kernel

@@ -3,7 +3,7 @@
 Nothing but the environment differs between one machine and a pod:
 
 * `JAX_COORDINATOR_ADDRESS=host:port`, `JAX_NUM_PROCESSES` and `JAX_PROCESS_ID` say it all, anywhere;
-* a Slurm step of more than one task (`srun`) is found by itself;
+* a Slurm step of more than one task (`srun`, a task a GPU) is found by itself;
 * `RSDIFF_DISTRIBUTED=1` lets JAX find the cluster: TPU pod slices, Kubernetes, Open MPI.
 """
 
@@ -27,7 +27,7 @@ def connect() -> None:
     try:
         if 'JAX_COORDINATOR_ADDRESS' in environment:
             jax.distributed.initialize(environment['JAX_COORDINATOR_ADDRESS'], int(environment['JAX_NUM_PROCESSES']),
-                                       int(environment['JAX_PROCESS_ID']))
+                                       int(environment['JAX_PROCESS_ID']), cluster_detection_method='deactivate')
         elif environment.get('RSDIFF_DISTRIBUTED') == '1' or int(environment.get('SLURM_STEP_NUM_TASKS', 1)) > 1:
             jax.distributed.initialize()
     except KeyError as error:

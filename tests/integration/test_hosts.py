@@ -32,7 +32,7 @@ def images(tmp_path_factory, smooth_image):
     return folder
 
 
-def start(images, workdir, total_images, processes=1, **keys):
+def start(images, workdir, total_images, processes=1, environment=lambda port, number: {}, **keys):
     """Starts train.py on `processes` hosts with four devices together, parameters split over all of them."""
     settings = {'data.source': images, 'data.size_px': 16, 'batch_size': 8, 'total_images': total_images,
                 'log_images': 8, 'mesh.fsdp': 4, 'validation.examples': 4, 'validation.grid': 2, 'validation.bins': 2,
@@ -44,15 +44,21 @@ def start(images, workdir, total_images, processes=1, **keys):
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
-    hosts = []
-    for number in range(processes):
-        environment = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={4 // processes}'}
-        if processes > 1:
-            environment |= {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}', 'JAX_NUM_PROCESSES': str(processes),
-                            'JAX_PROCESS_ID': str(number)}
-        hosts.append(subprocess.Popen(command, cwd=ROOT, env=environment, text=True, stdout=subprocess.PIPE,
-                                      stderr=subprocess.PIPE))
-    return hosts
+    devices = {'XLA_FLAGS': f'--xla_force_host_platform_device_count={4 // processes}'}
+    return [subprocess.Popen(command, cwd=ROOT, env=os.environ | devices | environment(port, number), text=True,
+                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for number in range(processes)]
+
+
+def named(port, number):
+    """What the README tells to set by hand."""
+    return {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}', 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': str(number)}
+
+
+def slurm(port, number):
+    """What srun sets, on nodes that are all this one."""
+    return {'SLURM_JOB_ID': '1', 'SLURM_STEP_NODELIST': '127.0.0.1', 'SLURM_STEP_NUM_NODES': '1', 'SLURM_NTASKS': '2',
+            'SLURM_STEP_NUM_TASKS': '2', 'SLURM_PROCID': str(number), 'SLURM_LOCALID': str(number),
+            'JAX_COORDINATOR_PORT': str(port)}
 
 
 def finish(hosts):
@@ -78,7 +84,7 @@ def assert_same_parameters(a, b):
 
 def test_two_processes_train_save_and_restore_as_one(images, tmp_path):
     one = finish(start(images, tmp_path / 'one', 32))
-    two = finish(start(images, tmp_path / 'two', 32, processes=2))
+    two = finish(start(images, tmp_path / 'two', 32, 2, named))
     assert two['images_seen'] == one['images_seen'] == 32
     # the same examples in the same places with the same noise, or the losses would not agree
     np.testing.assert_allclose(figures(tmp_path / 'one'), figures(tmp_path / 'two'), rtol=1e-5)
@@ -86,13 +92,13 @@ def test_two_processes_train_save_and_restore_as_one(images, tmp_path):
     assert [p.name for p in (tmp_path / 'two' / 'samples').iterdir()] == ['000000032.png']
 
     # and each continues what the other began
-    finish(start(images, tmp_path / 'one', 48, processes=2))
+    finish(start(images, tmp_path / 'one', 48, 2, slurm))
     finish(start(images, tmp_path / 'two', 48))
     assert_same_parameters(tmp_path / 'one', tmp_path / 'two')
 
 
 def test_sigterm_to_one_process_stops_both_after_the_same_step(images, tmp_path):
-    hosts = start(images, tmp_path / 'run', 1_000_000, processes=2)
+    hosts = start(images, tmp_path / 'run', 1_000_000, 2, slurm)
     metrics = tmp_path / 'run' / 'metrics.jsonl'
     for _ in range(1200):
         if metrics.exists() and metrics.read_text():
@@ -106,7 +112,7 @@ def test_sigterm_to_one_process_stops_both_after_the_same_step(images, tmp_path)
 
 def test_what_the_first_process_refuses_all_refuse(images, tmp_path):
     finish(start(images, tmp_path / 'run', 8))
-    hosts = start(images, tmp_path / 'run', 8, processes=2, seed=1)
+    hosts = start(images, tmp_path / 'run', 8, 2, named, seed=1)
     errors = [host.communicate(timeout=300)[1] for host in hosts]
     assert [host.returncode for host in hosts] == [2, 2]
     assert 'error: ' in errors[0] and 'seed (0 → 1)' in errors[0]
