@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import multiprocessing
+import os
 import random
 import resource
 import shutil
@@ -46,8 +47,26 @@ def assert_equal(a, b):
         np.testing.assert_array_equal(one, other)
 
 
+# A server that has imported everything makes each new process in no time.
+processes = multiprocessing.get_context('forkserver')
+processes.set_forkserver_preload(['rsdiff.training.loop'])
+
+
 def _train(config, workdir):
+    os.environ['XLA_FLAGS'] = ''  # one device, which starts and saves sooner than eight
     train(config, workdir, show=False)
+
+
+def in_its_own_process(target, *arguments):
+    process = processes.Process(target=target, args=arguments)
+    process.start()
+    return process
+
+
+def exit_code(target, *arguments):
+    process = in_its_own_process(target, *arguments)
+    process.join()
+    return process.exitcode
 
 
 def steps_told(workdir):
@@ -63,15 +82,11 @@ def losses(workdir):
 def test_twenty_kills_change_nothing(config, tmp_path, capsys):
     """SIGKILL at random moments, every second one while a checkpoint is being written."""
     config = until(config, 8 * 10_000)  # further than it will come
-    # a server that has imported everything makes each new process in no time
-    context = multiprocessing.get_context('forkserver')
-    context.set_forkserver_preload(['tests.conftest', 'rsdiff.training.loop'])
     chance, workdir, resumed, lost = random.Random(0), tmp_path / 'killed', [0], []
     for number in range(KILLS):
         metrics, target = workdir / 'metrics.jsonl', resumed[-1] + chance.randint(1, 14)
         before = metrics.stat().st_ino if metrics.exists() else None
-        process = context.Process(target=_train, args=(config, workdir))
-        process.start()
+        process = in_its_own_process(_train, config, workdir)
         # what was told beyond the last checkpoint is taken back at the start, in a new file
         while process.is_alive() and (not metrics.exists() or metrics.stat().st_ino == before or
                                       steps_told(workdir) < target):
@@ -88,8 +103,8 @@ def test_twenty_kills_change_nothing(config, tmp_path, capsys):
         resumed.append(kept)
     assert resumed == sorted(resumed) and resumed[-1] > 0
     config = until(config, 8 * (resumed[-1] + 10))
-    train(config, workdir, show=False)
-    train(dataclasses.replace(config, checkpoint_images=10**9), tmp_path / 'whole', show=False)
+    assert exit_code(_train, config, workdir) == 0
+    assert exit_code(_train, dataclasses.replace(config, checkpoint_images=10**9), tmp_path / 'whole') == 0
     with capsys.disabled():
         print(f'\n{KILLS} kills: resumed at steps {resumed[1:]}, lost {sum(lost)} steps in all, {max(lost)} at most')
     assert losses(workdir) == losses(tmp_path / 'whole')
@@ -99,22 +114,17 @@ def test_twenty_kills_change_nothing(config, tmp_path, capsys):
 def _train_with_little_room(config, workdir):
     resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
     try:
-        train(config, workdir, show=False)
+        _train(config, workdir)
     except OSError as error:
         sys.exit(3 if 'a checkpoint could not be written' in str(error) else 4)
 
 
 def test_a_checkpoint_that_can_not_be_written_costs_no_other(config, tmp_path):
     """A limit on the size of a file stands in for a disk that fills up while a checkpoint is being written."""
-    train(until(config, 16), tmp_path / 'run', show=False)
-    process = multiprocessing.get_context('forkserver').Process(target=_train_with_little_room,
-                                                                args=(config, tmp_path / 'run'))
-    process.start()
-    process.join()
-    assert process.exitcode == 3
+    assert exit_code(_train, until(config, 16), tmp_path / 'run') == 0
+    assert exit_code(_train_with_little_room, config, tmp_path / 'run') == 3
     assert load_generator(tmp_path / 'run').images_seen == 16
-    train(config, tmp_path / 'run', show=False)
-    train(config, tmp_path / 'whole', show=False)
+    assert exit_code(_train, config, tmp_path / 'run') == exit_code(_train, config, tmp_path / 'whole') == 0
     assert_equal(tmp_path / 'run', tmp_path / 'whole')
 
 
@@ -170,9 +180,7 @@ def test_a_run_with_nothing_but_damage_does_not_start_over(config, tmp_path):
 
 
 def test_a_second_run_in_one_workdir_is_refused(config, tmp_path):
-    context = multiprocessing.get_context('forkserver')
-    process = context.Process(target=_train, args=(until(config, 8 * 10_000), tmp_path / 'run'))
-    process.start()
+    process = in_its_own_process(_train, until(config, 8 * 10_000), tmp_path / 'run')
     while process.is_alive() and not steps_told(tmp_path / 'run'):
         time.sleep(0.05)
     try:
