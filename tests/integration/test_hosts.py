@@ -83,8 +83,8 @@ def assert_same_parameters(a, b):
 
 
 def test_two_processes_train_save_and_restore_as_one(images, tmp_path):
-    one = finish(start(images, tmp_path / 'one', 32))
-    two = finish(start(images, tmp_path / 'two', 32, 2, named))
+    runs = start(images, tmp_path / 'one', 32), start(images, tmp_path / 'two', 32, 2, named)
+    one, two = map(finish, runs)
     assert two['images_seen'] == one['images_seen'] == 32
     # the same examples in the same places with the same noise, or the losses would not agree
     np.testing.assert_allclose(figures(tmp_path / 'one'), figures(tmp_path / 'two'), rtol=1e-5)
@@ -92,8 +92,8 @@ def test_two_processes_train_save_and_restore_as_one(images, tmp_path):
     assert [p.name for p in (tmp_path / 'two' / 'samples').iterdir()] == ['000000032.png']
 
     # and each continues what the other began
-    finish(start(images, tmp_path / 'one', 48, 2, slurm))
-    finish(start(images, tmp_path / 'two', 48))
+    for run in start(images, tmp_path / 'one', 48, 2, slurm), start(images, tmp_path / 'two', 48):
+        finish(run)
     assert_same_parameters(tmp_path / 'one', tmp_path / 'two')
 
 
