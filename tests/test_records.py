@@ -70,7 +70,7 @@ def test_hosts_threads_and_restarts_change_nothing(earth):
     one, many = (DataConfig(source='tfds:earth', tfds_data_dir=str(earth), size_px=16, gsd_m=5.0, reductions=(1, 2),
                             threads=n) for n in (1, 6))
     whole = [batch for batch, _ in zip(batches(make_source(one), one, 0, 4), range(6))]
-    parts = [next(batches(make_source(many), many, 0, 4, 5, host, 2))['image'] for host in range(2)]
+    parts = [next(batches(make_source(many), many, 0, 4, 5, mine))['image'] for mine in ([0, 1], [2, 3])]
     np.testing.assert_array_equal(whole[5]['image'], np.concatenate(parts))
 
 

@@ -90,9 +90,9 @@ def test_twenty_kills_change_nothing(config, tmp_path, capsys):
         # what was told beyond the last checkpoint is taken back at the start, in a new file
         while process.is_alive() and (not metrics.exists() or metrics.stat().st_ino == before or
                                       steps_told(workdir) < target):
-            time.sleep(0.001)
+            time.sleep(0.01)
         while process.is_alive() and number % 2 and not any((workdir / 'checkpoints').glob('*tmp*')):
-            pass
+            time.sleep(0.0005)
         assert process.is_alive(), 'ended by itself'
         process.kill()
         process.join()
