@@ -343,6 +343,7 @@ def choose(die, odds: tuple[float, ...]):
 
 
 def between(die, limits):
+    """A number in limits = (least, most), uniform as `die` is in [0, 1)."""
     least, most = limits
     return least + die * (most - least)
 
