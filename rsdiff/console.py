@@ -12,7 +12,7 @@ import jax
 from absl import app, flags, logging
 from etils import epath
 
-from rsdiff.errors import BadInput
+from rsdiff.errors import BadInput, one_line
 
 
 def run(main: Callable[[], None]) -> None:
@@ -43,7 +43,7 @@ def run(main: Callable[[], None]) -> None:
         except OSError as error:
             full = error.errno in (errno.ENOSPC, errno.EDQUOT)
             advice = '; free some space and run the same command again' if full else ''
-            print(f'error: {" ".join(str(error).split())}{advice}', file=sys.stderr)
+            print(f'error: {one_line(error)}{advice}', file=sys.stderr)
             sys.exit(2)
         except FloatingPointError as error:
             print(f'error: {error}', file=sys.stderr)

@@ -6,3 +6,8 @@ class BadInput(Exception):
 
     Programs turn it into that line on stderr and exit code 2 (`rsdiff.console.run`).
     """
+
+
+def one_line(error: Exception) -> str:
+    """What `error` says, without its line breaks."""
+    return ' '.join(str(error).split())

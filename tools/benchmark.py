@@ -63,8 +63,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 def measure(config: TrainConfig) -> dict[str, Any]:
     """Every figure of `train`."""
     mesh = meshes.make_mesh(config.mesh.fsdp)
-    if config.batch_size % (mesh.size * config.accumulation):
-        raise BadInput(f'config.batch_size {config.batch_size} is not a multiple of {mesh.size} devices × accumulation')
+    meshes.check_batch(mesh, config.batch_size, config.accumulation)
     source = make_source(config.data)
     batch = next(batches(source, config.data, config.seed, config.batch_size))
 

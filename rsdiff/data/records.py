@@ -18,7 +18,7 @@ from etils import epath
 from google.protobuf import json_format
 
 from rsdiff.data.images import Picture
-from rsdiff.errors import BadInput
+from rsdiff.errors import BadInput, one_line
 
 INFO_FILES = 'dataset_info.json', 'features.json'
 CHIPS, VERSION = 'chips', '1.0.0'
@@ -42,7 +42,7 @@ def prepared_dataset(folder) -> tfds.core.DatasetBuilder:
     try:
         return tfds.builder_from_directory(folder)
     except (OSError, ValueError, TypeError, KeyError, AttributeError, AssertionError, json_format.ParseError) as error:
-        raise BadInput(f'{folder}: not a TFDS dataset that can be read ({_line(error)})') from None
+        raise BadInput(f'{folder}: not a TFDS dataset that can be read ({one_line(error)})') from None
 
 
 def named_dataset(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
@@ -55,9 +55,9 @@ def named_dataset(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except ImportError as error:
-        raise BadInput(f'tfds:{name}: TFDS can not load it here ({_line(error)})') from None
+        raise BadInput(f'tfds:{name}: TFDS can not load it here ({one_line(error)})') from None
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
-        raise BadInput(f'tfds:{name}: {_line(error)[:100]}; neither TFDS nor {place} has it') from None
+        raise BadInput(f'tfds:{name}: {one_line(error)[:100]}; neither TFDS nor {place} has it') from None
     if not builder.data_path.exists():
         raise BadInput(f'tfds:{name}: not prepared in {place}; tfds.builder({name!r}, file_format="array_record", '
                        'data_dir=…).download_and_prepare() does that')
@@ -89,7 +89,7 @@ class RecordImages:
             shards = [epath.Path(shard.filename) for shard in builder.info.splits[split].file_instructions]
         except (KeyError, ValueError) as error:
             known = ', '.join(map(repr, builder.info.splits)) or 'none'
-            raise BadInput(f'{self.where}: no split {split!r}; there are {known} ({_line(error)[:100]})') from None
+            raise BadInput(f'{self.where}: no split {split!r}; there are {known} ({one_line(error)[:100]})') from None
         except NotImplementedError:
             raise BadInput(f'{self.where}: its files have no random access; prepare it again with '
                            'file_format="array_record"') from None
@@ -126,7 +126,7 @@ class RecordImages:
         try:
             return self.records[number]
         except (OSError, RuntimeError, ValueError, IndexError) as error:  # the reader's, for missing and broken files
-            raise BadInput(f'{self.where} {self.split}[{number}]: not readable ({_line(error)[:200]})') from None
+            raise BadInput(f'{self.where} {self.split}[{number}]: not readable ({one_line(error)[:200]})') from None
 
 
 class _Chips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -186,7 +186,3 @@ def write_chips(folder: Path, splits: dict[str, Callable[[], Examples]], encodin
 
 def _text(value: bytes | str) -> str:
     return value.decode('utf-8', errors='replace') if isinstance(value, bytes) else value
-
-
-def _line(error: Exception) -> str:
-    return ' '.join(str(error).split())

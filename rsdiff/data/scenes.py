@@ -14,7 +14,7 @@ import numpy as np
 
 from rsdiff.data.boxes import Box
 from rsdiff.data.images import Picture
-from rsdiff.errors import BadInput
+from rsdiff.errors import BadInput, one_line
 
 # GDAL's names of the formats. Left to guess from the content, it would also read recipes that name further files.
 RASTER_SUFFIXES = {'.tif': 'GTiff', '.tiff': 'GTiff', '.jp2': 'JP2OpenJPEG'}
@@ -84,7 +84,7 @@ class Raster:
         try:
             self.dataset = rasterio.open(str(path), driver=RASTER_SUFFIXES[PurePath(path).suffix.lower()])
         except rasterio.errors.RasterioError as error:
-            raise BadInput(f'{path}: not a readable raster ({_line(error)})') from None
+            raise BadInput(f'{path}: not a readable raster ({one_line(error)})') from None
         try:
             self.height, self.width = self.dataset.height, self.dataset.width
             self.bands = self._bands(bands)
@@ -126,7 +126,7 @@ class Raster:
         try:
             return method(list(self.bands), window=window)
         except self.rasterio.errors.RasterioError as error:
-            raise BadInput(f'{self.path}: rows {box.y0} to {box.y1} can not be read ({_line(error)})') from None
+            raise BadInput(f'{self.path}: rows {box.y0} to {box.y1} can not be read ({one_line(error)})') from None
 
     def _bands(self, bands) -> tuple[int, ...]:
         count, interpretation = self.dataset.count, self.rasterio.enums.ColorInterp
@@ -167,7 +167,3 @@ class Raster:
             _, (latitude,) = self.rasterio.warp.transform(crs, 'EPSG:4326', [middle[0]], [middle[1]])
             gsd_m *= math.cos(math.radians(latitude))
         return gsd_m
-
-
-def _line(error: Exception) -> str:
-    return ' '.join(str(error).split())

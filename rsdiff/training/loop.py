@@ -12,7 +12,6 @@ from etils import epath
 
 from rsdiff.console import FolderLock, write_text_atomically
 from rsdiff.data.pipeline import Source, batch_indices, batches, make_source
-from rsdiff.errors import BadInput
 from rsdiff.training import hosts
 from rsdiff.training import mesh as meshes
 from rsdiff.training.checkpoint import Checkpoints, claim_workdir, load_parameters
@@ -41,8 +40,7 @@ def train(config: TrainConfig, workdir: epath.PathLike, allow_config_change: boo
     """
     workdir, lock = epath.Path(workdir), FolderLock(workdir)
     mesh = meshes.make_mesh(config.mesh.fsdp)
-    if config.batch_size % (mesh.size * config.accumulation):
-        raise BadInput(f'config.batch_size {config.batch_size} is not a multiple of {mesh.size} devices × accumulation')
+    meshes.check_batch(mesh, config.batch_size, config.accumulation)
     source, unseen = make_source(config.data), make_source(config.data, validation=True)
     try:
         hosts.first_does(lambda: (lock.acquire(), claim_workdir(workdir, config, allow_config_change)))

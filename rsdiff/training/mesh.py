@@ -49,6 +49,12 @@ def tree_sharding(mesh: Mesh, shapes):
     return jax.tree.map(lambda leaf: array_sharding(mesh, leaf.shape), shapes)
 
 
+def check_batch(mesh: Mesh, batch_size: int, accumulation: int) -> None:
+    """Raises BadInput where the devices can't share a batch, part by part, evenly."""
+    if batch_size % (mesh.size * accumulation):
+        raise BadInput(f'config.batch_size {batch_size} is not a multiple of {mesh.size} devices × accumulation')
+
+
 def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
     """Which rows of a batch lie on this process's devices, in ascending order: those that it has to read."""
     slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
