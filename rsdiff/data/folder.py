@@ -80,11 +80,24 @@ def write_manifest(folder: Path | str, entries: Iterable[Entry]) -> None:
     write_text_atomically(Path(folder) / MANIFEST, '\n'.join(lines) + '\n')
 
 
-def _inside(folder, path) -> bool:
-    """Whether `path` lies in `folder`, links followed where there are any."""
+def file_inside(folder: epath.PathLike, name: str, where: str) -> epath.PathLike:
+    """The path of the file that a manifest of `folder` names.
+
+    Raises:
+      BadInput: `name` is no file name, leaves the folder, links followed, or is not there; the line begins with `where`.
+    """
+    path = folder / name
+    if '\0' in name or len(name) > 1000 or max(map(len, name.split('/'))) > 255:
+        raise BadInput(f'{where}: {name[:40]!r}… is no file name')
     if is_local(folder):
-        return Path(path).resolve().is_relative_to(Path(folder).resolve())
-    return '..' not in path.parts and path.is_relative_to(folder)
+        inside = Path(path).resolve().is_relative_to(Path(folder).resolve())
+    else:
+        inside = '..' not in path.parts and path.is_relative_to(folder)
+    if not inside:
+        raise BadInput(f'{where}: {name!r} leaves the folder')
+    if is_local(folder) and not path.is_file():
+        raise BadInput(f'{where}: {name!r} does not exist; remove the line or restore the file')
+    return path
 
 
 def _parse(folder: Path, where: str, line: str) -> Entry:
@@ -95,13 +108,7 @@ def _parse(folder: Path, where: str, line: str) -> Entry:
     if not isinstance(row, dict) or not isinstance(row.get('file_name'), str):
         raise BadInput(f'{where}: not an object with a "file_name"')
     name = row.pop('file_name')
-    path = folder / name
-    if '\0' in name or len(name) > 1000 or max(map(len, name.split('/'))) > 255:
-        raise BadInput(f'{where}: {name[:40]!r}… is no file name')
-    if not _inside(folder, path):
-        raise BadInput(f'{where}: {name!r} leaves the folder')
-    if is_local(folder) and not path.is_file():
-        raise BadInput(f'{where}: {name!r} does not exist; remove the line or restore the file')
+    path = file_inside(folder, name, where)
     gsd_m = row.pop('gsd_m', None)
     if gsd_m is not None and not (isinstance(gsd_m, (int, float)) and math.isfinite(gsd_m) and gsd_m > 0):
         raise BadInput(f'{where}: gsd_m is {gsd_m!r}; it must be a positive number of metres')
