@@ -10,6 +10,7 @@ from ml_collections import config_flags
 
 from rsdiff import console
 from rsdiff.errors import BadInput
+from rsdiff.evaluation.paired import paired_measures
 from rsdiff.training import hosts
 from rsdiff.training.config import TrainConfig, from_dict
 from rsdiff.training.loop import train
@@ -26,7 +27,7 @@ def main() -> None:
     config = from_dict(TrainConfig, FLAGS.config.to_dict())
     console.enable_compilation_cache()
     hosts.connect()
-    summary = train(config, FLAGS.workdir, FLAGS.allow_config_change)
+    summary = train(config, FLAGS.workdir, FLAGS.allow_config_change, judge=paired_measures(config.validation.measures))
     if hosts.is_first():
         console.finish(summary, epath.Path(FLAGS.workdir) / 'train.json')
 

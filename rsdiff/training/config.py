@@ -46,13 +46,16 @@ class MeshConfig:
 @dataclasses.dataclass(frozen=True)
 class ValidationConfig:
     """Every so many images, the averaged parameters' loss on `examples` fixed images at `bins` timesteps, and samples of
-    `grid` of them in `steps` steps."""
+    `samples` of them (all, if there are fewer) in `steps` steps, which are judged by `measures`
+    (`rsdiff.evaluation.columns.PAIRED`); `grid` of them are shown."""
 
     every_images: int = 5_000
     examples: int = 32
     bins: int = 8
+    samples: int = 16
     grid: int = 6
     steps: int = 20
+    measures: tuple[str, ...] = ('psnr', 'ssim', 'detail_ratio', 'lr_consistency')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +85,7 @@ class TrainConfig:
                     'data.size_px': self.data.size_px, 'data.threads': self.data.threads,
                     'generator.model.width': model.width, 'generator.model.head_width': model.head_width,
                     'generator.model.blocks': model.blocks, 'generator.schedule.timesteps': schedule.timesteps,
-                    **{f'validation.{key}': value for key, value in to_dict(self.validation).items()}}
+                    **{f'validation.{key}': value for key, value in to_dict(self.validation).items() if key != 'measures'}}
         for key, value in positive.items():
             if value < 1:
                 raise BadInput(f'config.{key} is {value}; it must be at least 1')

@@ -18,11 +18,11 @@ from rsdiff.training.checkpoint import Checkpoints, claim_workdir, load_paramete
 from rsdiff.training.config import TrainConfig
 from rsdiff.training.metrics import Metrics, Silent
 from rsdiff.training.state import Trainer
-from rsdiff.training.validation import Validation
+from rsdiff.training.validation import Judge, Validation
 
 
-def train(config: TrainConfig, workdir: epath.PathLike, allow_config_change: bool = False,
-          show: bool = True) -> dict[str, Any]:
+def train(config: TrainConfig, workdir: epath.PathLike, allow_config_change: bool = False, show: bool = True,
+          judge: Judge = lambda *images: {}) -> dict[str, Any]:
     """Trains until `config.total_images`, continuing the newest whole checkpoint of `workdir` if there is one.
 
     SIGTERM or Ctrl-C end the run after the current step, with a checkpoint; the same call then continues it. Of several
@@ -30,6 +30,7 @@ def train(config: TrainConfig, workdir: epath.PathLike, allow_config_change: boo
 
     Args:
       workdir: a local folder or a bucket (gs://…), the same for every process.
+      judge: what else the rows about validation tell of its samples.
     Returns:
       A summary with images_seen, the newest figures, parameters, images skipped, and whether the run is finished.
     Raises:
@@ -44,13 +45,13 @@ def train(config: TrainConfig, workdir: epath.PathLike, allow_config_change: boo
     source, unseen = make_source(config.data), make_source(config.data, validation=True)
     try:
         hosts.first_does(lambda: (lock.acquire(), claim_workdir(workdir, config, allow_config_change)))
-        return _train(config, workdir, mesh, source, unseen, show and hosts.is_first())
+        return _train(config, workdir, mesh, source, unseen, show and hosts.is_first(), judge)
     finally:
         lock.release()
 
 
 def _train(config: TrainConfig, workdir: epath.Path, mesh: jax.sharding.Mesh, source: Source, unseen: Source,
-           show: bool) -> dict[str, Any]:
+           show: bool, judge: Judge) -> dict[str, Any]:
     trainer = Trainer(config, mesh)
     checkpoints = Checkpoints(workdir)
     # Order of restore: this workdir's newest whole checkpoint, else the parameters of `init_from`, else fresh.
@@ -101,8 +102,9 @@ def _train(config: TrainConfig, workdir: epath.Path, mesh: jax.sharding.Mesh, so
                     pending = None
                     checkpoints.save(state)
                 if due(step, config.validation.every_images) or step == last:
-                    metrics.write(step * config.batch_size, validation.losses(state['ema']))
-                    metrics.picture(step * config.batch_size, validation.grid(state['ema']))
+                    images_seen, samples = step * config.batch_size, validation.sample(state['ema'])
+                    metrics.write(images_seen, validation.losses(state['ema']) | validation.judged(samples, judge))
+                    metrics.picture(images_seen, validation.grid(samples))
                 if stop.asked() or hosts.preempted(step):
                     break
             if pending:

@@ -1,4 +1,7 @@
-"""How good the averaged parameters are, on examples that never change: the loss by timestep, and samples to look at."""
+"""How good the averaged parameters are, on examples that never change: the loss by timestep, and samples to measure and to
+look at."""
+
+from typing import Callable
 
 import jax
 import jax.numpy as jnp
@@ -9,6 +12,9 @@ from rsdiff.data.pipeline import Source, batches
 from rsdiff.diffusion import objective
 from rsdiff.training import mesh as meshes
 from rsdiff.training.state import Trainer
+
+# (samples, truths, conditions), uint8 (n, h, w, 3) → a number for each image, (n,), by name
+Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
 
 class Validation:
@@ -31,14 +37,15 @@ class Validation:
         timesteps, bins = config.generator.schedule.timesteps, self.config.bins
         self.timesteps = [max(1, round(timesteps * (number + 0.5) / bins)) for number in range(bins)]
 
-        shown = slice(self.config.grid)
-        self.truth, self.lr = self.truth[shown], self.lr[shown]
+        sampled = slice(self.config.samples)
+        self.truth, self.lr = self.truth[sampled], self.lr[sampled]
         noise = np.asarray(jax.random.normal(key, self.truth.shape))
         outputs = dict(out_shardings=meshes.replicated(mesh))
         self._loss_at = jax.jit(self._loss, **outputs)
         self._sample = jax.jit(lambda params, lr, gsd_m, noise: trainer.generator.sample(
             params, lr, gsd_m, noise, self.config.steps), **outputs)
-        self._sample_inputs = self.lr, gsd_m[shown], noise
+        self._sample_inputs = self.lr, gsd_m[sampled], noise
+        self.truth, self.lr = to_uint8(self.truth), to_uint8(self.lr)
 
     def losses(self, params) -> dict:
         """`validation_loss`, the mean, and `validation_loss_by_t`, from small t to large."""
@@ -46,13 +53,21 @@ class Validation:
         values = [float(value) for value in values]
         return {'validation_loss': float(np.mean(values)), 'validation_loss_by_t': [round(value, 5) for value in values]}
 
-    def grid(self, params) -> np.ndarray:
-        """uint8, one row an example: bicubic condition, sample, truth."""
-        samples = np.asarray(self._sample(params, *self._sample_inputs))
+    def sample(self, params) -> np.ndarray:
+        """uint8 (samples, h, w, 3), with the same noise every time."""
+        return to_uint8(np.asarray(self._sample(params, *self._sample_inputs)))
+
+    def judged(self, samples: np.ndarray, judge: Judge) -> dict[str, float]:
+        """The mean of each of `judge`'s numbers over the samples, as `validation_<name>`."""
+        return {f'validation_{name}': float(np.mean(values))
+                for name, values in judge(samples, self.truth, self.lr).items()}
+
+    def grid(self, samples: np.ndarray) -> np.ndarray:
+        """uint8, a line an example: bicubic condition, sample, truth."""
         size = self.truth.shape[1]
-        rows = [np.concatenate([bicubic(to_uint8(lr), size, size), to_uint8(sample), to_uint8(truth)], axis=1)
-                for lr, sample, truth in zip(self.lr, samples, self.truth)]
-        return np.concatenate(rows, axis=0)
+        lines = [np.concatenate([bicubic(lr, size, size), sample, truth], axis=1)
+                 for lr, sample, truth in zip(self.lr, samples, self.truth)]
+        return np.concatenate(lines[: self.config.grid], axis=0)
 
     def _loss(self, params, t, x0, lr, gsd_m):
         generator = self.trainer.generator
