@@ -1,0 +1,150 @@
+"""One table of several ways to make images for the same truths: paired measures, and distances between the sets.
+
+Everything is read image by image when its turn comes, so that a folder may be larger than memory.
+"""
+
+import collections
+import dataclasses
+from pathlib import Path
+from typing import Any, Callable, Iterator, Sequence
+
+import numpy as np
+from tqdm import tqdm
+
+from rsdiff.errors import BadInput
+from rsdiff.evaluation import clipscore, columns, distribution
+from rsdiff.evaluation.columns import Column
+from rsdiff.evaluation.features import Extractor, features_of
+from rsdiff.evaluation.paired import Measure
+from rsdiff.evaluation.pairs import Pair
+
+RESAMPLES = 1000
+
+
+@dataclasses.dataclass(frozen=True)
+class Row:
+    """Images that one method made.
+
+    Attributes:
+      read: number → uint8 (h, w, 3).
+      paired: whether image n is for pair n.
+    """
+
+    name: str
+    read: Callable[[int], np.ndarray]
+    count: int
+    paired: bool = True
+
+    def __len__(self) -> int:
+        return self.count
+
+    def __getitem__(self, number: int) -> np.ndarray:
+        if not 0 <= number < self.count:
+            raise IndexError(number)
+        return self.read(number)
+
+
+@dataclasses.dataclass(frozen=True)
+class Value:
+    """A figure with its 95 % interval, where it has one. Infinite decibels are None in JSON."""
+
+    value: float
+    low: float | None = None
+    high: float | None = None
+
+    def to_json(self) -> dict[str, float | None]:
+        """Plain numbers."""
+        return {key: float(number) if number is not None and np.isfinite(number) else None
+                for key, number in dataclasses.asdict(self).items()}
+
+
+@dataclasses.dataclass(frozen=True)
+class Table:
+    """`values[row][column]`; a column that does not apply to a row is absent. `per_image[row][measure]` is (n,)."""
+
+    columns: tuple[Column, ...]
+    values: dict[str, dict[str, Value]]
+    per_image: dict[str, dict[str, np.ndarray]]
+    warnings: tuple[str, ...]
+
+
+def compare(rows: Sequence[Row], truth: str, pairs: Sequence[Pair], measure: Measure, measure_names: Sequence[str],
+            extractors: Sequence[Extractor], cache: Path | None = None, batch_size: int = 8, show: bool = True) -> Table:
+    """Measures every row against the pairs and against the row named `truth`.
+
+    Args:
+      rows: one of them is the truth; its name is `truth`.
+      measure: of `paired_measures(measure_names)`.
+      extractors: whose features the sets are compared in.
+      cache: a folder where features are kept by the content of their image.
+    Raises:
+      BadInput: an image can't be read or has another size than its truth; fewer than two images for a distribution.
+    """
+    names = [row.name for row in rows]
+    if len({*names}) < len(names):
+        raise BadInput(f'two rows are called {next(name for name in names if names.count(name) > 1)!r}; rename one')
+    shown = [column for column in columns.PAIRED if column.name in measure_names]
+    values, per_image, warnings = {name: {} for name in names}, {name: {} for name in names}, []
+    if measure_names:
+        for row in filter(lambda row: row.paired, rows):
+            per_image[row.name] = measure_row(row, pairs, measure, batch_size, show)
+            values[row.name] |= {name: mean_interval(numbers) for name, numbers in per_image[row.name].items()}
+    for extractor in extractors:
+        features = {row.name: features_of(extractor, row, cache, batch_size, show, row.name) for row in rows}
+        similar, floor = columns.similarity(extractor.name)
+        shown += [similar, floor, *columns.distribution(extractor.name)]
+        for row in rows:
+            own, real = features[row.name], features[truth]
+            if row.paired:
+                per_image[row.name][similar.name] = clipscore.embedding_similarity(own, real)
+                values[row.name][similar.name] = mean_interval(per_image[row.name][similar.name])
+                values[row.name][floor.name] = mean_interval(clipscore.shuffled_floor(own, real, seed=0))
+            for name, result in distribution.distances(own, real).items():
+                values[row.name][f'{name}_{extractor.name}'] = Value(result.value, result.low, result.high)
+                warnings += result.warnings
+    return Table(tuple(shown), values, per_image, tuple(dict.fromkeys(warnings)))
+
+
+def measure_row(row: Row, pairs: Sequence[Pair], measure: Measure, batch_size: int, show: bool) -> dict[str, np.ndarray]:
+    """The paired measures of each image of `row`, each (n,), in the order of the pairs."""
+    found = {}
+    with tqdm(total=len(pairs), unit='image', desc=f'measuring {row.name}', disable=not show, dynamic_ncols=True) as bar:
+        for numbers, batch in _batches(row, pairs, batch_size):
+            for name, values in measure(*batch).items():
+                found.setdefault(name, np.full(len(pairs), np.nan))[numbers] = values
+            bar.update(len(numbers))
+    return found
+
+
+def _batches(row: Row, pairs: Sequence[Pair], batch_size: int) -> Iterator[tuple[list[int], list[np.ndarray]]]:
+    """Numbers, and their images, truths and conditions: batches of one size, which go out when full."""
+    waiting = collections.defaultdict(list)
+    for number, pair in enumerate(pairs):
+        triple = row[number], pair.read_truth(), pair.read_condition()
+        group = waiting[triple[1].shape]
+        group.append((number, triple))
+        if len(group) == batch_size:
+            yield _stacked(waiting.pop(triple[1].shape))
+    yield from map(_stacked, waiting.values())
+
+
+def _stacked(group) -> tuple[list[int], list[np.ndarray]]:
+    numbers, triples = zip(*group)
+    return list(numbers), [np.stack(images) for images in zip(*triples)]
+
+
+def mean_interval(values: np.ndarray, seed: int = 0) -> Value:
+    """The mean, and a 95 % interval from resampling the images."""
+    mean = float(np.mean(values))
+    if len(values) < 2 or not np.isfinite(mean):
+        return Value(mean)
+    chosen = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
+    return Value(mean, *map(float, np.percentile(values[chosen].mean(1), (2.5, 97.5))))
+
+
+def summary(table: Table) -> dict[str, Any]:
+    """The table as plain values for JSON."""
+    return {'columns': [dataclasses.asdict(column) for column in table.columns],
+            'rows': {name: {column: value.to_json() for column, value in row.items()}
+                     for name, row in table.values.items()},
+            'warnings': list(table.warnings)}

@@ -1,0 +1,50 @@
+"""The paired measures by name: samples, truths and conditions in, a number for each image and measure out."""
+
+from typing import Callable, Sequence
+
+import numpy as np
+
+from rsdiff.data.images import to_float
+from rsdiff.errors import BadInput
+from rsdiff.evaluation import fidelity, opensr
+from rsdiff.evaluation.columns import PAIRED
+from rsdiff.evaluation.lpips import LPIPS
+
+# (samples, truths, conditions), uint8 (n, h, w, 3), the last (n, h/4, w/4, 3) → a number for each image, by name
+Measure = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
+
+
+def paired_measures(names: Sequence[str]) -> Measure:
+    """The measures `names`, of those in `columns.PAIRED`, as one function.
+
+    Raises:
+      BadInput: there is no such measure, or the weights that it needs are not there.
+    """
+    known = [column.name for column in PAIRED]
+    for name in names:
+        if name not in known:
+            raise BadInput(f'no paired measure {name!r}; there are {", ".join(known)}')
+    simple = {
+        'psnr': lambda image, truth, condition: fidelity.psnr(image, truth),
+        'ssim': lambda image, truth, condition: fidelity.ssim(image, truth),
+        'cpsnr': lambda image, truth, condition: fidelity.cpsnr(image, truth),
+        'detail_ratio': lambda image, truth, condition: fidelity.detail_ratio(image, truth),
+        'lr_consistency': lambda image, truth, condition: fidelity.lr_consistency(image, condition),
+    }
+    groups: list[Measure] = [lambda *images, name=name: {name: simple[name](*images)} for name in names if name in simple]
+    if {*names} & {*opensr.NAMES}:
+        groups.append(lambda image, truth, condition: opensr.correctness(image, truth, condition))
+    for network in ('vgg16', 'alexnet'):
+        if f'lpips_{network}' in names:
+            groups.append(_lpips(network))
+
+    def measure(images, truths, conditions) -> dict[str, np.ndarray]:
+        values = {name: value for group in groups for name, value in group(images, truths, conditions).items()}
+        return {name: np.asarray(values[name], np.float64) for name in names}
+
+    return measure
+
+
+def _lpips(network: str) -> Measure:
+    distance = LPIPS(network)
+    return lambda image, truth, condition: {f'lpips_{network}': distance(to_float(image), to_float(truth))}

@@ -1,0 +1,99 @@
+"""A comparison as files: `table.md`, `table.csv`, `per_image.csv`, and `grid.png` to look at."""
+
+import csv
+import io
+from pathlib import Path
+from typing import Sequence
+
+import matplotlib
+import numpy as np
+from PIL import Image, ImageDraw
+
+from rsdiff.console import write_text_atomically
+from rsdiff.data.images import write_image
+from rsdiff.evaluation.columns import Column
+from rsdiff.evaluation.comparison import Table, Value
+
+REWARDS = {
+    'blur': 'error, pixel by pixel: blur wins it',
+    'likeness': 'nearness to the truth as it is seen',
+    'invention': 'texture like that of real images, wherever it lies: invention wins it',
+    'agreement': 'agreement with the condition; nothing finer counts',
+}
+GAP_PX, HEAD_PX = 4, 22
+
+
+def write_tables(out: Path, table: Table, image_names: Sequence[str]) -> None:
+    """Writes `table.md`, `table.csv` (a line a row and column) and `per_image.csv` (a line an image and row)."""
+    write_text_atomically(out / 'table.md', markdown(table))
+    long = [{'row': row, 'column': column.name, 'value': value.value, 'low': value.low, 'high': value.high,
+             'better': column.better, 'rewards': column.rewards}
+            for row, values in table.values.items() for column in table.columns
+            if (value := values.get(column.name)) is not None]
+    write_text_atomically(out / 'table.csv', _csv(long))
+    images = [{'row': row, 'image': image, **{name: numbers[number] for name, numbers in measures.items()}}
+              for row, measures in table.per_image.items() if measures for number, image in enumerate(image_names)]
+    if images:
+        write_text_atomically(out / 'per_image.csv', _csv(images))
+
+
+def markdown(table: Table) -> str:
+    """A table for each thing that is rewarded: what can be won by blur stands apart from what can be won by invention."""
+    parts = []
+    for rewards, meaning in REWARDS.items():
+        own = [column for column in table.columns if column.rewards == rewards]
+        if own:
+            parts.append(_markdown_part(table, own, meaning))
+    return '\n'.join(parts + [f'Warning: {warning}.' for warning in table.warnings])
+
+
+def _markdown_part(table: Table, own: Sequence[Column], meaning: str) -> str:
+    lines = [f'| {meaning} | {" | ".join(column.heading for column in own)} |', '|---|' + '---:|' * len(own)]
+    for row, values in table.values.items():
+        cells = [_cell(values.get(column.name), column.digits) for column in own]
+        lines.append(f'| {row} | {" | ".join(cells)} |')
+    return '\n'.join(lines) + '\n'
+
+
+def _cell(value: Value | None, digits: int) -> str:
+    if value is None:
+        return ''
+    if not np.isfinite(value.value):
+        return '∞' if value.value > 0 else '–'
+    text = f'{value.value:.{digits}f}'
+    return text if value.low is None else f'{text} ({value.low:.{digits}f} to {value.high:.{digits}f})'
+
+
+def _csv(rows: Sequence[dict]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+def write_grid(path: Path, examples: Sequence[dict[str, np.ndarray]], truth: str, error_of: Sequence[str]) -> None:
+    """A sheet with a line for each example: its images under their names, then the errors of some of them.
+
+    Args:
+      examples: name → uint8 (h, w, 3), the same names in each; smaller images are enlarged by repeating pixels.
+      truth: the name of the one that errors are taken against.
+      error_of: the names whose error is shown, mean absolute over channels, black 0 to white 64 grey levels.
+    """
+    lines = [line | {f'error of {name}': _error(line[name], line[truth]) for name in error_of} for line in examples]
+    height, width = (max(line[truth].shape[axis] for line in lines) for axis in (0, 1))
+    sheet = Image.new('RGB', (len(lines[0]) * (width + GAP_PX) - GAP_PX, HEAD_PX + len(lines) * (height + GAP_PX) - GAP_PX),
+                      'white')
+    draw = ImageDraw.Draw(sheet)
+    for column, name in enumerate(lines[0]):
+        draw.text((column * (width + GAP_PX) + width // 2, HEAD_PX // 2), name, fill='black', anchor='mm', font_size=13)
+        for number, line in enumerate(lines):
+            factor = max(1, line[truth].shape[0] // line[name].shape[0])
+            picture = Image.fromarray(line[name].repeat(factor, 0).repeat(factor, 1))
+            sheet.paste(picture, (column * (width + GAP_PX), HEAD_PX + number * (height + GAP_PX)))
+    write_image(path, np.asarray(sheet))
+
+
+def _error(image: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    error = np.abs(image.astype(np.float32) - truth).mean(-1)
+    return (matplotlib.colormaps['inferno'](np.clip(error / 64, 0, 1))[..., :3] * 255).astype(np.uint8)

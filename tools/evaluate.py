@@ -1,0 +1,199 @@
+"""Judges images against real ones: fidelity, likeness and distribution in one table, each column with what it rewards.
+
+    a generator, on real images that are made coarser, or on a sensor's pairs (`low_res_file_name` in the manifest):
+        python tools/evaluate.py --checkpoint weights/earth --pairs FOLDER:test --out OUT
+    images that are there already, found by the name of what they were made from:
+        python tools/evaluate.py --generated DIR --generated other=DIR --reference FOLDER:test --out OUT
+    two sets that share no names:
+        python tools/evaluate.py --generated DIR --reference FOLDER --unpaired --out OUT
+
+Nearest and bicubic enlargement of the condition and the truth against itself are always in the table: the ends that any
+method lies between. OUT holds table.md, table.csv, per_image.csv, grid.png and evaluate.json, whose content is also the
+last line. Run the same command again to continue; samples and features are kept.
+"""
+
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from rsdiff import console
+from rsdiff.data.degradation import PRESETS, degrade
+from rsdiff.data.folder import Entry, read_folder, write_manifest
+from rsdiff.data.images import read_image, to_float, to_uint8, write_image
+from rsdiff.diffusion.noise import name_key
+from rsdiff.errors import BadInput
+from rsdiff.evaluation import columns, comparison, pairs, report
+from rsdiff.evaluation.comparison import Row
+from rsdiff.evaluation.features import clip_extractor, efficientnet_extractor, inception_extractor
+from rsdiff.evaluation.paired import paired_measures
+from rsdiff.evaluation.pairs import SCALE, Pair
+
+SAMPLE = Path(__file__).parents[1] / 'sample.py'
+TRUTH, CONDITION = 'truth', 'condition'
+
+GENERATED = flags.DEFINE_multi_string('generated', [], 'DIR or NAME=DIR: images to judge, any number of times.')
+CHECKPOINT = flags.DEFINE_multi_string('checkpoint', [], 'DIR or NAME=DIR: a run or a release, to sample from first.')
+REFERENCE = flags.DEFINE_string('reference', None, 'DIR or DIR:SPLIT, the real images; --pairs is another name of it.')
+PAIRS = flags.DEFINE_string('pairs', None, 'The same as --reference.')
+OUT = flags.DEFINE_string('out', None, 'A new folder, or one that this command began to fill.', required=True)
+UNPAIRED = flags.DEFINE_bool('unpaired', False, 'Compare --generated with --reference as sets only.')
+DEGRADATION = flags.DEFINE_enum('degradation', 'bicubic', sorted(PRESETS), 'What makes the condition, where the manifest '
+                                'names none.')
+METRICS = flags.DEFINE_list('metrics', [column.name for column in columns.PAIRED], 'The paired measures.')
+FEATURES = flags.DEFINE_list('features', ['efflite0'], 'Networks to compare sets in: efflite0, inception, clip; or none.')
+INCEPTION = flags.DEFINE_string('inception', None, "For FID proper: pt_inception-2015-12-05-6726825d.pth, or a "
+                                'safetensors file of the same tensors.')
+CLIP = flags.DEFINE_string('clip', None, 'Folder of a CLIP in Hugging Face format.')
+LIMIT = flags.DEFINE_integer('limit', None, 'Take this many references, evenly spread.', lower_bound=1)
+GSD_M = flags.DEFINE_float('gsd_m', None, 'Metres a pixel of references whose manifest does not say.')
+STEPS = flags.DEFINE_integer('steps', 20, 'Network evaluations a sample.', lower_bound=1)
+SEED = flags.DEFINE_integer('seed', 0, 'Names the noise of samples and of conditions.')
+BATCH = flags.DEFINE_integer('batch_size', 8, 'Images at a time; changes speed only.', lower_bound=1)
+EXAMPLES = flags.DEFINE_integer('examples', 6, 'Lines of grid.png.', lower_bound=1)
+
+
+def main() -> None:
+    started, out = time.monotonic(), Path(OUT.value)
+    folder, truths = references()
+    generated, checkpoints = named('generated', GENERATED.value), named('checkpoint', CHECKPOINT.value)
+    check(generated, checkpoints)
+    measure, extractors = paired_measures(METRICS.value), chosen_extractors()
+    console.enable_compilation_cache()
+    console.claim_folder(out, settings(folder, truths, generated, checkpoints))
+    rows_of = make_conditions(folder, truths, out / 'conditions')
+    for name, checkpoint in checkpoints.items():
+        sample(checkpoint, out / 'conditions', out / 'samples' / name)
+        generated[name] = out / 'samples' / name
+    rows = make_rows(rows_of, generated)
+    table = comparison.compare(rows, TRUTH, rows_of, measure, METRICS.value, extractors, out / 'features', BATCH.value)
+    report.write_tables(out, table, [truth.file_name for truth in truths])
+    print(f'\n{report.markdown(table)}')
+    shown = [number * len(rows_of) // EXAMPLES.value for number in range(min(EXAMPLES.value, len(rows_of)))]
+    report.write_grid(out / 'grid.png', [example(rows_of[number], rows, number) for number in shown], TRUTH,
+                      [row.name for row in rows if row.paired and row.name not in ('nearest', TRUTH)])
+    console.finish({'out': str(out), 'images': len(rows_of), 'seconds': round(time.monotonic() - started, 1),
+                    **comparison.summary(table)}, out / 'evaluate.json')
+
+
+def references() -> tuple[Path, list[Entry]]:
+    """The folder of the real images, and which of them are taken."""
+    if (REFERENCE.value is None) == (PAIRS.value is None):
+        raise BadInput('give --reference DIR or --pairs DIR, one of them')
+    given = REFERENCE.value or PAIRS.value
+    name, _, split = (given, '', '') if Path(given).exists() else given.rpartition(':')
+    folder = Path(name or given)
+    entries = read_folder(folder, split or None)
+    if LIMIT.value and LIMIT.value < len(entries):
+        entries = [entries[number * len(entries) // LIMIT.value] for number in range(LIMIT.value)]
+    stems = [Path(entry.file_name).with_suffix('') for entry in entries]
+    if len({*stems}) < len(stems):
+        raise BadInput(f'{folder}: two images differ only in their suffix; rename one of them')
+    return folder, entries
+
+
+def named(flag: str, given: list[str]) -> dict[str, Path]:
+    """NAME=DIR → {NAME: DIR}; without a name, the folder's own."""
+    found = {}
+    for value in given:
+        name, equals, path = value.partition('=')
+        path = Path(path if equals else value)
+        name = name if equals else path.resolve().name
+        if not path.is_dir():
+            raise BadInput(f'--{flag} {path}: no such folder')
+        if name in found or name in (TRUTH, CONDITION, 'nearest', 'bicubic') or not name or Path(name).name != name:
+            raise BadInput(f'--{flag} {value}: {name!r} is taken or is no name; say NAME={path}')
+        found[name] = path
+    return found
+
+
+def check(generated: dict[str, Path], checkpoints: dict[str, Path]) -> None:
+    """What can be wrong before anything is made."""
+    if both := {*generated} & {*checkpoints}:
+        raise BadInput(f'--generated and --checkpoint both have {both.pop()!r}; rename one by NAME=DIR')
+    if UNPAIRED.value and (checkpoints or not FEATURES.value):
+        raise BadInput('--unpaired compares folders of images by --features; --checkpoint makes pairs')
+    for flag, needed in (('inception', INCEPTION), ('clip', CLIP)):
+        if (flag in FEATURES.value) != (needed.value is not None):
+            raise BadInput(f'--features {flag} and --{flag} PATH go together; give both or neither')
+
+
+def chosen_extractors() -> list:
+    """Of --features."""
+    make = {'efflite0': efficientnet_extractor, 'inception': lambda: inception_extractor(INCEPTION.value),
+            'clip': lambda: clip_extractor(CLIP.value)}
+    for name in FEATURES.value:
+        if name not in make:
+            raise BadInput(f'--features {name}: there are {", ".join(make)}')
+    return [make[name]() for name in FEATURES.value]
+
+
+def settings(folder: Path, truths: list[Entry], generated: dict[str, Path], checkpoints: dict[str, Path]) -> dict:
+    """What the contents of OUT depend on."""
+    names = zlib.crc32('\n'.join(truth.file_name for truth in truths).encode())
+    return {'reference': str(folder.resolve()), 'images': len(truths), 'names_crc32': names,
+            'generated': {name: str(path.resolve()) for name, path in generated.items()},
+            'checkpoints': {name: str(path.resolve()) for name, path in checkpoints.items()},
+            'degradation': DEGRADATION.value, 'steps': STEPS.value, 'seed': SEED.value}
+
+
+def make_conditions(folder: Path, truths: list[Entry], out: Path) -> list[Pair]:
+    """Writes the condition of every truth into the image folder `out`, those of a sensor as they are."""
+    reduce = jax.jit(lambda image, key: degrade(image[None], key[None], PRESETS[DEGRADATION.value])[0])
+    made, entries = [], []
+    for truth in tqdm(truths, unit='image', desc='conditions', dynamic_ncols=True):
+        pair = Pair(truth, out / Path(truth.file_name).with_suffix('.png'))
+        sensor = pairs.sensor_condition(folder, truth)
+        if not pair.condition.exists():
+            if sensor:
+                condition = read_image(sensor)
+            else:
+                pairs.cut_size(truth.path)
+                key = name_key(SEED.value, zlib.crc32(truth.file_name.encode()))
+                condition = to_uint8(reduce(to_float(pair.read_truth()), key))
+            write_image(pair.condition, condition)
+        gsd_m = truth.gsd_m or GSD_M.value
+        made.append(pair)
+        entries.append(Entry(pair.condition, str(pair.condition.relative_to(out)), truth.split, truth.label,
+                             truth.captions, gsd_m and gsd_m * SCALE, {'source': truth.file_name, 'sensor': bool(sensor)}))
+    write_manifest(out, entries)
+    return made
+
+
+def sample(checkpoint: Path, conditions: Path, out: Path) -> None:
+    """Runs sample.py, whose messages and progress are shown; ends as it ends."""
+    command = [sys.executable, str(SAMPLE), '--checkpoint', str(checkpoint), '--condition', str(conditions), '--out', str(out),
+               f'--steps={STEPS.value}', f'--seed={SEED.value}', f'--batch_size={BATCH.value}']
+    status = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+    if status:
+        sys.exit(status)
+
+
+def make_rows(made: list[Pair], generated: dict[str, Path]) -> list[Row]:
+    """The rows of the table, from the least to the most."""
+    rows = [Row('nearest', lambda number: pairs.repeated(made[number]), len(made)),
+            Row('bicubic', lambda number: pairs.enlarged(made[number]), len(made))]
+    for name, folder in generated.items():
+        if UNPAIRED.value:
+            entries = read_folder(folder)
+            rows.append(Row(name, lambda number, entries=entries: read_image(entries[number].path), len(entries), False))
+        else:
+            entries = pairs.match(folder, [pair.truth for pair in made])
+            read = lambda number, entries=entries: pairs.read_made(entries[number], made[number])
+            rows.append(Row(name, read, len(made)))
+    return rows + [Row(TRUTH, lambda number: made[number].read_truth(), len(made))]
+
+
+def example(pair: Pair, rows: list[Row], number: int) -> dict[str, np.ndarray]:
+    """The images of one line of the grid."""
+    return {CONDITION: pair.read_condition()} | {row.name: row[number] for row in rows if row.paired and row.name != 'nearest'}
+
+
+if __name__ == '__main__':
+    console.run(main)
