@@ -1,11 +1,16 @@
 """Exports a run's averaged parameters as a small folder that `sample.py --checkpoint` reads.
 
     python tools/release.py --checkpoint runs/earth --out weights/earth
+
+Beside them it puts loss.png, the run's losses over the images seen, and samples.png, its newest validation samples:
+bicubic condition, sample and truth.
 """
 
+import json
 from pathlib import Path
 
 from absl import flags
+from matplotlib.figure import Figure
 
 from rsdiff import console
 from rsdiff.errors import BadInput
@@ -15,13 +20,39 @@ CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'A run of train.py.', requi
 OUT = flags.DEFINE_string('out', None, 'The folder to write config.json and model.safetensors to.', required=True)
 
 
+def draw_losses(metrics: Path) -> Figure:
+    """Training loss and validation loss, and the latter by timestep, over images seen."""
+    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
+    series = lambda name: zip(*[(row['images_seen'], row[name]) for row in rows if name in row])
+    figure = Figure(figsize=(9, 3.6), layout='constrained')
+    left, right = figure.subplots(1, 2, sharex=True)
+    left.plot(*series('loss'), color='#b8b8b8', linewidth=0.8, label='training, by batches')
+    left.plot(*series('validation_loss'), color='#2f6f9f', label='validation, averaged parameters')
+    images_seen, by_t = series('validation_loss_by_t')
+    for number, losses in enumerate(zip(*by_t)):
+        shade = 0.85 * number / max(1, len(by_t[0]) - 1)
+        right.plot(images_seen, losses, color=(shade, 0.35, 1 - shade), label=f'{number + 1} of {len(by_t[0])}')
+    right.legend(title='t, small to large', frameon=False, fontsize=7, title_fontsize=7, loc='center left',
+                 bbox_to_anchor=(1, 0.5))
+    left.legend(frameon=False, fontsize=8)
+    for axes, title in ((left, 'loss'), (right, 'validation loss by timestep')):
+        axes.set_title(title, fontsize=9)
+        axes.set_ylim(0)
+        axes.set_xlabel('images seen')
+        axes.spines[['top', 'right']].set_visible(False)
+    return figure
+
+
 def main() -> None:
-    out = Path(OUT.value)
+    run, out = Path(CHECKPOINT.value), Path(OUT.value)
     if (out / 'config.json').exists() and not (out / 'release.json').exists():
         raise BadInput(f'{out} holds a config.json that is not of a release; use another --out')
-    release(load_generator(CHECKPOINT.value), out)
+    release(load_generator(run), out)
     released = load_generator(out)
     size = (out / RELEASE).stat().st_size
+    if pictures := sorted((run / 'samples').glob('*.png')):
+        draw_losses(run / 'metrics.jsonl').savefig(out / 'loss.png', dpi=110)
+        (out / 'samples.png').write_bytes(pictures[-1].read_bytes())
     console.finish({'out': str(out), 'bytes': size, 'images_seen': released.images_seen, 'digest': released.digest},
                    out / 'release.json')
 

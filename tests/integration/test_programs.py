@@ -120,6 +120,8 @@ def test_a_release_samples_like_its_run(trained, tmp_path):
     images, workdir, _ = trained
     released = run('tools/release.py', '--checkpoint', workdir, '--out', tmp_path / 'weights')
     assert released['images_seen'] == 16 and released['bytes'] < 2e6
+    assert read_image(tmp_path / 'weights' / 'loss.png').std() > 0
+    assert (read_image(tmp_path / 'weights' / 'samples.png') == read_image(max((workdir / 'samples').iterdir()))).all()
     sampled = run('sample.py', '--checkpoint', tmp_path / 'weights', '--condition', images, '--steps', 2, '--out',
                   tmp_path / 'out')
     assert sampled['checkpoint'] == released['digest'] and sampled['pixels'] == 16 * 128 * 128
