@@ -1,19 +1,228 @@
-"""Whether the grid that an image was made on shows in it."""
+"""Whether the grids that a mosaic was made on show in it.
+
+Each grid is looked for by itself, at its own lines, in what a seam can be:
+
+* step:  |I(c) - I(c-1)| across a line, an edge;
+* slope: |(I(c+1) - I(c)) - (I(c-1) - I(c-2))|, a crease;
+* band:  |mean of the 16 px beyond - mean of the 16 px before|, a tint of its own in each window;
+
+each divided by the same measure at all other places around the line, of the same rows. Without a seam the line is a place
+like the others and the ratio is 1. Sums are taken over the lines before dividing, apart for smooth and textured ground,
+which is decided by the mean step over all places around, the line among them, so that the choice prefers none.
+
+* comb: power of the steps' profile at the frequencies of the grid over that beside them; 1 without a comb. It also finds
+  what lies between the lines.
+* overlap: energy of the Laplacian where windows overlap over that elsewhere. Below 1 the overlap is blurred, which hides
+  seams and is as bad.
+* repetition: autocorrelation of the finest structure at the distance of the lines less that at distances beside it, on smooth
+  ground: near 0, unless one noise tile is printed again and again.
+
+Intervals are of 95 %, by bootstrap over supertiles, the squares that the image is read by. Real imagery has its own
+values, near 1 and 0, which belong into every table.
+"""
+
+import dataclasses
+from typing import Any, Iterator, NamedTuple, Sequence
 
 import numpy as np
+from scipy.ndimage import uniform_filter
+
+BAND_PX, ROWS_PX = 16, 16
+FURTHEST_PX = 64  # how far around a line the other places lie, at most
+RESAMPLES = 1000
+STRATA = 'all', 'smooth', 'textured'
+# the nearest to any line that a place may lie at which is to stand for no line
+CLEAR_PX = {'step': 1, 'slope': 3, 'band': BAND_PX}
 
 
-def seam_ratio(image: np.ndarray, stride_px: int) -> float:
-    """Mean absolute difference across grid lines over that across all other pixel borders; 1 is seamless.
+class Grid(NamedTuple):
+    """A grid's lines: before row y for y in `rows`, before column x for x in `columns`, ascending. Where windows overlap,
+    they do so in the `overlap_px` beyond every line."""
+
+    name: str
+    rows: Sequence[int]
+    columns: Sequence[int]
+    overlap_px: int = 0
+
+
+class Strip(NamedTuple):
+    """Pixels around the vertical lines of a supertile; horizontal lines are transposed first.
+
+    Attributes:
+      pixels: float32 (rows, columns, 3).
+      lines: columns that lines lie before, of all lines in it.
+      own: the columns that are the supertile's, the others are only around it.
+    """
+
+    pixels: np.ndarray
+    lines: np.ndarray
+    own: slice
+
+
+@dataclasses.dataclass(frozen=True)
+class Interval:
+    """An estimate with its 95 % interval; NaN where the image has too few places."""
+
+    value: float
+    low: float
+    high: float
+
+
+def regular_grid(name: str, height: int, width: int, period_px: int, offset_px: int = 0, overlap_px: int = 0) -> Grid:
+    """Lines every `period_px`, one of them at `offset_px`."""
+    return Grid(name, *(range(offset_px % period_px or period_px, size, period_px) for size in (height, width)), overlap_px)
+
+
+def seam_report(image: Any, grid: Grid, supertile_px: int = 512, seed: int = 0) -> dict[str, Interval]:
+    """What `grid` has left in an image.
 
     Args:
-      image: (h, w, c), h and w larger than `stride_px`.
-      stride_px: the grid's lines lie before rows and columns stride_px, 2 · stride_px, …
+      image: uint8 (h, w, 3), anything whose slices `np.asarray` understands; it is read by supertiles.
+    Returns:
+      'step all', 'step smooth', 'step textured', and so for slope and band; 'comb', 'repetition', and 'overlap' if the
+      grid has one.
     """
-    across, inside = [], []
-    for axis in (0, 1):
-        steps = np.abs(np.diff(image.astype(np.float64), axis=axis)).mean(axis=(1 - axis, 2))
-        on_line = (np.arange(1, len(steps) + 1) % stride_px) == 0
-        across.append(steps[on_line])
-        inside.append(steps[~on_line])
-    return float(np.concatenate(across).mean() / np.concatenate(inside).mean())
+    sites = {measure: [] for measure in CLEAR_PX}
+    sums = {'comb': [], 'repetition': []} | ({'overlap': []} if grid.overlap_px else {})
+    for number, strips in enumerate(supertiles(image, grid, supertile_px)):
+        for measure in sites:
+            found = np.concatenate([places(strip, measure) for strip in strips], axis=1)
+            sites[measure].append(np.concatenate([found, np.full((1, found.shape[1]), number)]))
+        sums['comb'].append(sum(map(comb, strips)))
+        sums['repetition'].append(sum(map(repetition, strips)))
+        if grid.overlap_px:
+            sums['overlap'].append(sum(overlap(strip, grid.overlap_px) for strip in strips))
+    report = {}
+    for measure, found in sites.items():
+        across, around, activity, tile = np.concatenate(found, axis=1)
+        smooth = activity <= np.median(activity) if activity.size else activity > 0
+        for stratum, chosen in zip(STRATA, (np.full_like(smooth, True), smooth, ~smooth)):
+            by_tile = [np.bincount(tile[chosen].astype(int), values[chosen], len(found)) for values in (across, around)]
+            report[f'{measure} {stratum}'] = ratio_interval(np.stack(by_tile, 1), seed)
+    return report | {name: ratio_interval(np.array(pairs), seed) for name, pairs in sums.items()}
+
+
+def seam_ratio(image: np.ndarray, period_px: int) -> float:
+    """Steps across the lines of a regular grid over those around them, in one number; 1 is seamless."""
+    return seam_report(image, regular_grid('', *image.shape[:2], period_px))['step all'].value
+
+
+def ratio_interval(pairs: np.ndarray, seed: int = 0) -> Interval:
+    """Σ a / Σ b over the rows (a, b) of `pairs`, one a supertile; the interval resamples supertiles."""
+    if not pairs[:, 1].sum() > 0:
+        return Interval(np.nan, np.nan, np.nan)
+    chosen = np.random.default_rng(seed).integers(0, len(pairs), (RESAMPLES, len(pairs)))
+    a, b = pairs[chosen].sum(1).T
+    low, high = np.percentile(a[b > 0] / b[b > 0], (2.5, 97.5))
+    return Interval(float(pairs[:, 0].sum() / pairs[:, 1].sum()), float(low), float(high))
+
+
+def supertiles(image: Any, grid: Grid, size_px: int) -> Iterator[tuple[Strip, Strip]]:
+    """Each supertile with what is around its vertical lines, and transposed with what is around its horizontal ones."""
+    height, width = image.shape[:2]
+    for y0 in range(0, height, size_px):
+        for x0 in range(0, width, size_px):
+            y1, x1 = min(y0 + size_px, height), min(x0 + size_px, width)
+            left, right = max(0, x0 - FURTHEST_PX), min(width, x1 + FURTHEST_PX)
+            top, bottom = max(0, y0 - FURTHEST_PX), min(height, y1 + FURTHEST_PX)
+            yield (_strip(image[y0:y1, left:right], grid.columns, left, right, slice(x0 - left, x1 - left)),
+                   _strip(np.swapaxes(image[top:bottom, x0:x1], 0, 1), grid.rows, top, bottom, slice(y0 - top, y1 - top)))
+
+
+def _strip(pixels: Any, lines: Sequence[int], start: int, stop: int, own: slice) -> Strip:
+    return Strip(np.asarray(pixels).astype(np.float32), np.array([x - start for x in lines if start < x < stop], int), own)
+
+
+def steps(pixels: np.ndarray) -> np.ndarray:
+    """|I(x) - I(x-1)|, mean over channels, at x = 1 …; at 0, where there is none, 0."""
+    return np.pad(np.abs(np.diff(pixels, axis=1)).mean(2), ((0, 0), (1, 0)))
+
+
+def slopes(pixels: np.ndarray) -> np.ndarray:
+    """|(I(x+1) - I(x)) - (I(x-1) - I(x-2))|, mean over channels; 0 where a pixel is missing."""
+    change = np.abs(pixels[:, 3:] - pixels[:, 2:-1] - pixels[:, 1:-2] + pixels[:, :-3]).mean(2)
+    return np.pad(change, ((0, 0), (2, 1)))
+
+
+def bands(pixels: np.ndarray) -> np.ndarray:
+    """|mean of BAND_PX × ROWS_PX pixels from x on - mean of as many before|; 0 where pixels are missing."""
+    means = uniform_filter(pixels, (ROWS_PX, BAND_PX, 0), origin=(0, -(BAND_PX // 2), 0), mode='nearest')
+    change = np.abs(means[:, BAND_PX:] - means[:, :-BAND_PX]).mean(2)[:, : pixels.shape[1] - 2 * BAND_PX + 1]
+    return np.pad(change, ((0, 0), (BAND_PX, BAND_PX - 1)))
+
+
+MEASURES = {'step': steps, 'slope': slopes, 'band': bands}
+
+
+def places(strip: Strip, measure: str) -> np.ndarray:
+    """`measure` at each own line and each `ROWS_PX` rows: (3, n), across the line, mean around it, mean step of all."""
+    pixels, lines, own = strip
+    rows, width = len(pixels) // ROWS_PX * ROWS_PX, pixels.shape[1]
+    if len(lines) == 0 or rows == 0 or width < 4 * BAND_PX:
+        return np.zeros((3, 0))
+    average = lambda values: values[:rows].reshape(-1, ROWS_PX, width).mean(1)
+    values, activity = average(MEASURES[measure](pixels)), average(steps(pixels))
+    reach, missing = _reach(lines), {'step': 1, 'slope': 2, 'band': BAND_PX}[measure]
+    x = np.arange(width)
+    distance = np.abs(x[:, None] - lines).min(1)
+    clear = (distance >= CLEAR_PX[measure]) & (x >= missing) & (x <= width - missing)
+    found = []
+    for line in lines[(lines >= own.start) & (lines < own.stop)]:
+        near = slice(line - reach, line + reach)
+        if near.start < missing or near.stop > width - missing or not clear[near].any():
+            continue
+        found.append((values[:, line], values[:, near][:, clear[near]].mean(1), activity[:, near].mean(1)))
+    return np.concatenate(found, axis=1) if found else np.zeros((3, 0))
+
+
+def _reach(lines: np.ndarray) -> int:
+    """How far around a line its other places lie: half the usual distance of lines."""
+    apart = np.median(np.diff(lines)) if len(lines) > 1 else 2 * FURTHEST_PX
+    return int(min(max(apart // 2, BAND_PX + 4), FURTHEST_PX - BAND_PX))
+
+
+def comb(strip: Strip) -> np.ndarray:
+    """Power of the steps' profile at the frequencies of the lines, and beside them; (0, 0) for irregular or few lines."""
+    apart = np.unique(np.diff(strip.lines))
+    if len(apart) != 1:
+        return np.zeros(2)
+    period, profile = int(apart[0]), steps(strip.pixels).mean(0)
+    profile[0] = profile[1]
+    profile = profile[strip.own]
+    count = len(profile) // period
+    if count < 3:
+        return np.zeros(2)
+    power = np.abs(np.fft.rfft(profile[: count * period])) ** 2
+    harmonics = np.arange(count, len(power) - count // 2, count)
+    beside = np.concatenate([harmonics + shift for shift in range(-(count // 2), count // 2 + 1) if shift])
+    return np.array([power[harmonics].mean(), power[beside].mean()])
+
+
+def overlap(strip: Strip, overlap_px: int) -> np.ndarray:
+    """Energy of the Laplacian where windows overlap, and as far around on either side, each summed over the own lines."""
+    x, own, total = strip.pixels, strip.own, np.zeros(2)
+    laplacian = 4 * x[1:-1, 1:-1] - x[:-2, 1:-1] - x[2:, 1:-1] - x[1:-1, :-2] - x[1:-1, 2:]
+    energy = np.pad((laplacian**2).mean((0, 2)), 1)
+    around = (_reach(strip.lines) - overlap_px // 2) // 2
+    for line in strip.lines[(strip.lines >= own.start) & (strip.lines < own.stop)]:
+        end = line + overlap_px
+        if line - around >= 1 and end + around <= len(energy) - 1:
+            outside = np.concatenate([energy[line - around : line], energy[end : end + around]])
+            total += energy[line:end].mean(), outside.mean()
+    return total
+
+
+def repetition(strip: Strip) -> np.ndarray:
+    """Σ r(x) (r(x + L) - mean of r(x + L ± 3 … 8)) and Σ r² over the smoother half of the ground, where r is the image
+    less its mean over 5 × 5 and L is the distance of the lines."""
+    lines, pixels = strip.lines, strip.pixels
+    period = int(np.median(np.diff(lines))) if len(lines) > 1 else 0
+    if not 16 <= period < pixels.shape[1] - 16:
+        return np.zeros(2)
+    grey = pixels.mean(2)
+    fine = grey - uniform_filter(grey, 5, mode='nearest')
+    energy = uniform_filter(fine**2, ROWS_PX, mode='nearest')
+    fine = np.where(energy <= np.median(energy), fine, 0)
+    moved = lambda lag: float((fine[:, : -period - 8] * fine[:, lag : fine.shape[1] - period - 8 + lag]).sum())
+    beside = [moved(period + sign * shift) for shift in range(3, 9) for sign in (-1, 1)]
+    return np.array([moved(period) - np.mean(beside), moved(0)])
