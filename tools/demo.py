@@ -62,9 +62,10 @@ def report(out: Path) -> dict:
     stride = json.loads((out / 'mosaic' / 'settings.json').read_text())['window_px'] // 2
     # equal images have an infinite PSNR, which JSON does not know
     decibels = lambda value: round(value, 2) if math.isfinite(value) else None
-    fidelity = {name: {'psnr_db': decibels(psnr(image, truth)),
-                       'lr_consistency_db': decibels(lr_consistency(image, condition)),
-                       'detail_ratio': round(detail_ratio(image, truth), 3),
+    alone = lambda measure, *images: float(measure(*(image[None] for image in images))[0])
+    fidelity = {name: {'psnr_db': decibels(alone(psnr, image, truth)),
+                       'lr_consistency_db': decibels(alone(lr_consistency, image, condition)),
+                       'detail_ratio': round(alone(detail_ratio, image, truth), 3),
                        'seam_ratio': round(seam_ratio(image, stride), 3)}
                 for name, image in (('bicubic', enlarged), ('generated', generated), ('real', truth))}
     print(f'\n{"":10} {"PSNR dB":>8} {"LR-consistency dB":>18} {"detail":>7} {"seams":>6}')
