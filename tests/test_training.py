@@ -14,6 +14,7 @@ from PIL import Image
 from rsdiff.data.degradation import LIGHT
 from rsdiff.data.pipeline import batch_indices, make_source
 from rsdiff.errors import BadInput
+from rsdiff.evaluation.fidelity import psnr
 from rsdiff.training import mesh as meshes
 from rsdiff.training.checkpoint import load_generator, release
 from rsdiff.training.config import EMAConfig, OptimizerConfig, TrainConfig, from_dict, to_dict
@@ -71,6 +72,15 @@ def test_a_run_leaves_metrics_samples_and_a_summary(config, tmp_path):
     assert summary['finished'] and summary['parameters'] > 1000
     with Image.open(tmp_path / 'run' / 'samples' / '000000032.png') as grid:
         assert grid.size == (3 * 16, 6 * 16)
+
+
+def test_validation_rows_tell_what_a_judge_says_of_the_samples_that_are_shown(config, tmp_path):
+    config = dataclasses.replace(config, total_images=8, validation=dataclasses.replace(config.validation, samples=6))
+    judge = lambda samples, truths, conditions: {'psnr': psnr(samples, truths), 'side': [conditions.shape[1]] * len(samples)}
+    summary = train(config, tmp_path / 'run', show=False, judge=judge)
+    with Image.open(tmp_path / 'run' / 'samples' / '000000008.png') as grid:
+        _, samples, truths = np.moveaxis(np.asarray(grid).reshape(6, 16, 3, 16, 3), 2, 0)
+    assert summary['validation_psnr'] == pytest.approx(np.mean(psnr(samples, truths))) and summary['validation_side'] == 4
 
 
 def test_tensorboard_is_told_what_the_rows_say(config, tmp_path):

@@ -62,6 +62,7 @@ def test_train_writes_what_it_says(trained):
     _, workdir, summary = trained
     assert summary == json.loads((workdir / 'train.json').read_text())
     assert summary['images_seen'] == 16 and summary['finished']
+    assert summary['validation_psnr'] > 5 and -1 < summary['validation_ssim'] < 1
 
 
 def test_sample_and_downstream_follow_from_it(trained, tmp_path):
@@ -168,6 +169,7 @@ def test_sigterm_saves_and_the_same_command_continues(trained, tmp_path):
     (['--config.optimizer.learning_rate=fast'], 'learning_rate'),
     (['stray'], "unexpected argument 'stray'"),
     (['--config.data.size_px=36'], 'size_px 36'),
+    (["--config.validation.measures=('beauty',)"], "no paired measure 'beauty'"),
 ])
 def test_train_says_what_is_wrong(trained, tmp_path, arguments, message):
     assert message in run(*train_command(trained[0], tmp_path / 'run', *arguments), ok=False)
