@@ -31,7 +31,7 @@ from rsdiff.diffusion.noise import name_key
 from rsdiff.errors import BadInput
 from rsdiff.evaluation import columns, comparison, pairs, report
 from rsdiff.evaluation.comparison import Row
-from rsdiff.evaluation.features import clip_extractor, efficientnet_extractor, inception_extractor
+from rsdiff.evaluation.features import Extractor, clip_tower, efflite0, inception
 from rsdiff.evaluation.paired import paired_measures
 from rsdiff.evaluation.pairs import SCALE, Pair
 
@@ -124,10 +124,9 @@ def check(generated: dict[str, Path], checkpoints: dict[str, Path]) -> None:
             raise BadInput(f'--features {flag} and --{flag} PATH go together; give both or neither')
 
 
-def chosen_extractors() -> list:
+def chosen_extractors() -> list[Extractor]:
     """Of --features."""
-    make = {'efflite0': efficientnet_extractor, 'inception': lambda: inception_extractor(INCEPTION.value),
-            'clip': lambda: clip_extractor(CLIP.value)}
+    make = {'efflite0': efflite0, 'inception': lambda: inception(INCEPTION.value), 'clip': lambda: clip_tower(CLIP.value)}
     for name in FEATURES.value:
         if name not in make:
             raise BadInput(f'--features {name}: there are {", ".join(make)}')
@@ -192,7 +191,7 @@ def make_rows(made: list[Pair], generated: dict[str, Path]) -> list[Row]:
 
 def example(pair: Pair, rows: list[Row], number: int) -> dict[str, np.ndarray]:
     """The images of one line of the grid."""
-    return {CONDITION: pair.read_condition()} | {row.name: row[number] for row in rows if row.paired and row.name != 'nearest'}
+    return {CONDITION: pair.read_condition()} | {row.name: row.read(number) for row in rows if row.paired and row.name != 'nearest'}
 
 
 if __name__ == '__main__':

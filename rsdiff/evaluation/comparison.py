@@ -5,6 +5,7 @@ Everything is read image by image when its turn comes, so that a folder may be l
 
 import collections
 import dataclasses
+import functools
 from pathlib import Path
 from typing import Any, Callable, Iterator, Sequence
 
@@ -19,6 +20,7 @@ from rsdiff.evaluation.paired import Measure
 from rsdiff.evaluation.pairs import Pair
 
 RESAMPLES = 1000
+LEAST_FOR_NEIGHBOURS = 8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -34,14 +36,6 @@ class Row:
     read: Callable[[int], np.ndarray]
     count: int
     paired: bool = True
-
-    def __len__(self) -> int:
-        return self.count
-
-    def __getitem__(self, number: int) -> np.ndarray:
-        if not 0 <= number < self.count:
-            raise IndexError(number)
-        return self.read(number)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -90,7 +84,8 @@ def compare(rows: Sequence[Row], truth: str, pairs: Sequence[Pair], measure: Mea
             per_image[row.name] = measure_row(row, pairs, measure, batch_size, show)
             values[row.name] |= {name: mean_interval(numbers) for name, numbers in per_image[row.name].items()}
     for extractor in extractors:
-        features = {row.name: features_of(extractor, row, cache, batch_size, show, row.name) for row in rows}
+        features = {row.name: features_of(extractor, [functools.partial(row.read, n) for n in range(row.count)], cache,
+                                          show=show) for row in rows}
         similar, floor = columns.similarity(extractor.name)
         shown += [similar, floor, *columns.distribution(extractor.name)]
         for row in rows:
@@ -99,10 +94,22 @@ def compare(rows: Sequence[Row], truth: str, pairs: Sequence[Pair], measure: Mea
                 per_image[row.name][similar.name] = clipscore.embedding_similarity(own, real)
                 values[row.name][similar.name] = mean_interval(per_image[row.name][similar.name])
                 values[row.name][floor.name] = mean_interval(clipscore.shuffled_floor(own, real, seed=0))
-            for name, result in distribution.distances(own, real).items():
-                values[row.name][f'{name}_{extractor.name}'] = Value(result.value, result.low, result.high)
-                warnings += result.warnings
-    return Table(tuple(shown), values, per_image, tuple(dict.fromkeys(warnings)))
+            for name, estimate in distances(real, own).items():
+                values[row.name][f'{name}_{extractor.name}'] = Value(estimate.value, estimate.low, estimate.high)
+                warnings += [f'{name}_{extractor.name}: {estimate.warning}'] if estimate.warning else []
+    told = {name for row in values.values() for name in row}
+    return Table(tuple(column for column in shown if column.name in told), values, per_image, tuple(dict.fromkeys(warnings)))
+
+
+def distances(real: np.ndarray, generated: np.ndarray) -> dict[str, distribution.Estimate]:
+    """What there is between two sets of features: CMMD of embeddings of unit length alone, and what counts neighbours of
+    sets that have some."""
+    found = {'fd': distribution.frechet_distance(real, generated), 'kid': distribution.kernel_distance(real, generated)}
+    if np.allclose(np.linalg.norm(real, axis=1), 1, atol=1e-3):
+        found['cmmd'] = distribution.cmmd(real, generated)
+    if min(len(real), len(generated)) >= LEAST_FOR_NEIGHBOURS:
+        found |= distribution.neighbours(real, generated)
+    return found
 
 
 def measure_row(row: Row, pairs: Sequence[Pair], measure: Measure, batch_size: int, show: bool) -> dict[str, np.ndarray]:
@@ -120,7 +127,7 @@ def _batches(row: Row, pairs: Sequence[Pair], batch_size: int) -> Iterator[tuple
     """Numbers, and their images, truths and conditions: batches of one size, which go out when full."""
     waiting = collections.defaultdict(list)
     for number, pair in enumerate(pairs):
-        triple = row[number], pair.read_truth(), pair.read_condition()
+        triple = row.read(number), pair.read_truth(), pair.read_condition()
         group = waiting[triple[1].shape]
         group.append((number, triple))
         if len(group) == batch_size:
