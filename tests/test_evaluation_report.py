@@ -7,7 +7,8 @@ import pytest
 from rsdiff.data.images import read_image
 from rsdiff.evaluation import report
 from rsdiff.evaluation.columns import PAIRED, distribution
-from rsdiff.evaluation.comparison import Table, Value, mean_interval, summary
+from rsdiff.evaluation.comparison import Table, mean_interval, summary
+from rsdiff.evaluation.interval import Interval
 
 PSNR, = (column for column in PAIRED if column.name == 'psnr')
 FD = distribution('net')[0]
@@ -15,9 +16,9 @@ FD = distribution('net')[0]
 
 @pytest.fixture
 def table():
-    return Table((PSNR, FD), {'bicubic': {'psnr': Value(23.456, 22.1, 24.9), 'fd_net': Value(80.0)},
-                              'set': {'fd_net': Value(12.5, 10.0, 15.0)},
-                              'truth': {'psnr': Value(float('inf')), 'fd_net': Value(0.0)}},
+    return Table((PSNR, FD), {'bicubic': {'psnr': Interval(23.456, 22.1, 24.9), 'fd_net': Interval(80.0)},
+                              'set': {'fd_net': Interval(12.5, 10.0, 15.0)},
+                              'truth': {'psnr': Interval(float('inf')), 'fd_net': Interval(0.0)}},
                  {'bicubic': {'psnr': np.array([22.0, 24.0])}, 'set': {}, 'truth': {'psnr': np.array([np.inf, np.inf])}},
                  ('fd_net: 2 images, fewer than 8 features',))
 
@@ -47,7 +48,7 @@ def test_the_interval_of_a_mean_shrinks_with_the_root_of_the_number():
     few, many = mean_interval(rng.normal(5, 2, 100)), mean_interval(rng.normal(5, 2, 10_000))
     assert few.low < few.value < few.high and (many.high - many.low) == pytest.approx(2 * 1.96 * 2 / 100, rel=0.1)
     assert (few.high - few.low) / (many.high - many.low) == pytest.approx(10, rel=0.25)
-    assert mean_interval(np.array([3.0])) == Value(3.0) and mean_interval(np.array([np.inf, 1.0])).low is None
+    assert mean_interval(np.array([3.0])) == Interval(3.0) and mean_interval(np.array([np.inf, 1.0])).low is None
 
 
 def test_the_grid_shows_each_image_under_its_name_and_the_error_where_it_is(tmp_path):

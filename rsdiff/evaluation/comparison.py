@@ -16,6 +16,7 @@ from rsdiff.errors import BadInput
 from rsdiff.evaluation import clipscore, columns, distribution
 from rsdiff.evaluation.columns import Column
 from rsdiff.evaluation.features import Extractor, features_of
+from rsdiff.evaluation.interval import Interval
 from rsdiff.evaluation.paired import Measure
 from rsdiff.evaluation.pairs import Pair
 
@@ -39,25 +40,11 @@ class Row:
 
 
 @dataclasses.dataclass(frozen=True)
-class Value:
-    """A figure with its 95 % interval, where it has one. Infinite decibels are None in JSON."""
-
-    value: float
-    low: float | None = None
-    high: float | None = None
-
-    def to_json(self) -> dict[str, float | None]:
-        """Plain numbers."""
-        return {key: float(number) if number is not None and np.isfinite(number) else None
-                for key, number in dataclasses.asdict(self).items()}
-
-
-@dataclasses.dataclass(frozen=True)
 class Table:
     """`values[row][column]`; a column that does not apply to a row is absent. `per_image[row][measure]` is (n,)."""
 
     columns: tuple[Column, ...]
-    values: dict[str, dict[str, Value]]
+    values: dict[str, dict[str, Interval]]
     per_image: dict[str, dict[str, np.ndarray]]
     warnings: tuple[str, ...]
 
@@ -95,7 +82,7 @@ def compare(rows: Sequence[Row], truth: str, pairs: Sequence[Pair], measure: Mea
                 values[row.name][similar.name] = mean_interval(per_image[row.name][similar.name])
                 values[row.name][floor.name] = mean_interval(clipscore.shuffled_floor(own, real, seed=0))
             for name, estimate in distances(real, own).items():
-                values[row.name][f'{name}_{extractor.name}'] = Value(estimate.value, estimate.low, estimate.high)
+                values[row.name][f'{name}_{extractor.name}'] = Interval(estimate.value, estimate.low, estimate.high)
                 warnings += [f'{name}_{extractor.name}: {estimate.warning}'] if estimate.warning else []
     told = {name for row in values.values() for name in row}
     return Table(tuple(column for column in shown if column.name in told), values, per_image, tuple(dict.fromkeys(warnings)))
@@ -140,13 +127,13 @@ def _stacked(group) -> tuple[list[int], list[np.ndarray]]:
     return list(numbers), [np.stack(images) for images in zip(*triples)]
 
 
-def mean_interval(values: np.ndarray, seed: int = 0) -> Value:
+def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
     """The mean, and a 95 % interval from resampling the images."""
     mean = float(np.mean(values))
     if len(values) < 2 or not np.isfinite(mean):
-        return Value(mean)
+        return Interval(mean)
     chosen = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))
-    return Value(mean, *map(float, np.percentile(values[chosen].mean(1), (2.5, 97.5))))
+    return Interval(mean, *map(float, np.percentile(values[chosen].mean(1), (2.5, 97.5))))
 
 
 def summary(table: Table) -> dict[str, Any]:

@@ -12,7 +12,8 @@ from PIL import Image, ImageDraw
 from rsdiff.console import write_text_atomically
 from rsdiff.data.images import write_image
 from rsdiff.evaluation.columns import Column
-from rsdiff.evaluation.comparison import Table, Value
+from rsdiff.evaluation.comparison import Table
+from rsdiff.evaluation.interval import Interval
 
 REWARDS = {
     'blur': 'error, pixel by pixel: blur wins it',
@@ -55,7 +56,7 @@ def _markdown_part(table: Table, own: Sequence[Column], meaning: str) -> str:
     return '\n'.join(lines) + '\n'
 
 
-def _cell(value: Value | None, digits: int) -> str:
+def _cell(value: Interval | None, digits: int) -> str:
     if value is None:
         return ''
     if not np.isfinite(value.value):
