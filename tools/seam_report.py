@@ -1,0 +1,124 @@
+"""Does the grid show? Every grid that a mosaic was made on, against controls.
+
+    python tools/seam_report.py OUT --control real=IMAGE --control metaearth=OTHER_OUT
+
+OUT is what `sample.py --tiles` made. A control is a picture of the same ground, measured on OUT's grids, or another
+mosaic, measured on its own. For what the figures mean see rsdiff/evaluation/seams.py. Writes OUT/seams.md and
+OUT/seams.json, which is also the last line.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import tensorstore as ts
+from absl import flags
+from tqdm import tqdm
+
+from rsdiff import console
+from rsdiff.data.images import read_image
+from rsdiff.errors import BadInput
+from rsdiff.evaluation.interval import Interval
+from rsdiff.evaluation.seams import Grid, seam_report
+from rsdiff.mosaic.cascade import GROUP
+from rsdiff.mosaic.plan import Phase, Plan
+
+CONTROL = flags.DEFINE_multi_string('control', [], 'NAME=IMAGE or NAME=OUT, any number of times.')
+STAGE = flags.DEFINE_integer('stage', None, 'Which stage; the last, if not given.', lower_bound=1)
+BLOCK_PX = flags.DEFINE_integer('block_px', 512, 'Side of the squares that are read, and resampled for intervals.',
+                                lower_bound=128)
+
+
+def open_mosaic(out: Path) -> tuple[Any, dict]:
+    """The array of a stage, and the settings that it was made with."""
+    try:
+        settings = json.loads((out / console.SETTINGS).read_text())
+        stage = STAGE.value or settings['stages']
+        array = ts.open({'driver': 'zarr3', 'kvstore': {'driver': 'file', 'path': f'{(out / GROUP / f"stage_{stage}").resolve()}/'}},
+                        open=True).result()
+    except (OSError, ValueError, KeyError) as error:
+        raise BadInput(f'{out}: not a mosaic of sample.py --tiles ({" ".join(str(error).split())[:150]})') from None
+    return array, settings
+
+
+def grids(settings: dict, height: int, width: int) -> list[Grid]:
+    """The windows of every phase, and the supertiles."""
+    phases = tuple(Phase(**{**phase, 'offset': tuple(phase['offset'])}) for phase in settings['phases'])
+    plan = Plan(settings['plan'], settings['window_px'], settings['solver'], phases)
+    found = []
+    for number, phase in enumerate(phases, 1):
+        begins = [plan.lattice(phase, axis, width if settings['wrap_x'] else None).touching(0, side, plan.profile(phase))
+                  for axis, side in ((0, height), (1, width))]
+        rows, columns = ([place + phase.crop_px for place in places] for places in begins)
+        found.append(Grid(f'windows of phase {number}', rows, columns, phase.ramp_px))
+    size = settings['supertile_px']
+    return found + [Grid('supertiles', range(size, height, size), range(size, width, size))]
+
+
+def distinct(found: list[Grid]) -> list[Grid]:
+    """Without those whose lines are another's: a plan may have a phase for each step."""
+    seen = {}
+    for grid in found:
+        seen.setdefault((tuple(grid.rows), tuple(grid.columns), grid.overlap_px), grid)
+    return list(seen.values())
+
+
+def markdown(tables: dict[str, dict[str, dict[str, Interval]]]) -> str:
+    """A table a grid, a line an image."""
+    parts = []
+    for grid in dict.fromkeys(grid for rows in tables.values() for grid in rows):
+        rows = {name: table[grid] for name, table in tables.items() if grid in table}
+        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
+        lines = [f'| {grid} | {" | ".join(columns)} |', '|---|' + '---:|' * len(columns)]
+        lines += [f'| {name} | {" | ".join(cell(row.get(column)) for column in columns)} |' for name, row in rows.items()]
+        parts.append('\n'.join(lines) + '\n')
+    return '\n'.join(parts)
+
+
+def cell(interval: Interval | None) -> str:
+    if interval is None or interval.low is None:
+        return ''
+    return f'{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})'
+
+
+def main(out: Path) -> None:
+    array, settings = open_mosaic(out)
+    height, width = array.shape[:2]
+    jobs = [(out.resolve().name, array, distinct(grids(settings, height, width)))]
+    for control in CONTROL.value:
+        name, equals, path = control.partition('=')
+        path = Path(path)
+        if not equals or name in [job[0] for job in jobs]:
+            raise BadInput(f'--control {control}: say NAME=IMAGE or NAME=OUT, with a name of its own')
+        if path.is_dir():
+            other, own = open_mosaic(path)
+            jobs.append((name, other, distinct(grids(own, *other.shape[:2]))))
+        else:
+            image = read_image(path)
+            if image.shape[:2] != (height, width):
+                raise BadInput(f'{path}: {image.shape[1]}×{image.shape[0]} px; {out} has {width}×{height}')
+            jobs.append((name, image, jobs[0][2]))
+    tables, count = {}, sum(len(found) for _, _, found in jobs)
+    with tqdm(total=count, unit='grid', desc='seams', dynamic_ncols=True) as bar:
+        for name, image, found in jobs:
+            tables[name] = {}
+            for grid in found:
+                tables[name][grid.name] = seam_report(image, grid, BLOCK_PX.value)
+                bar.update()
+    console.write_text_atomically(out / 'seams.md', markdown(tables))
+    print(f'\n{markdown(tables)}')
+    plain = {name: {grid: {key: interval.to_json() for key, interval in row.items()} for grid, row in table.items()}
+             for name, table in tables.items()}
+    console.finish({'out': str(out), 'height': height, 'width': width, 'seams': plain}, out / 'seams.json')
+
+
+if __name__ == '__main__':
+    given = sys.argv.pop(1) if len(sys.argv) > 1 and not sys.argv[1].startswith('-') else None
+
+    def checked() -> None:
+        if given is None:
+            raise BadInput('the first argument must be the folder of a mosaic')
+        main(Path(given))
+
+    console.run(checked)
