@@ -150,7 +150,8 @@ def from_torch_folded(tensors: dict[str, np.ndarray], like: dict[Any, Any], norm
     for layer in {name.rpartition('.')[0] for name in flat}:
         if norms(layer) is not None:
             gamma, beta, mean, variance = (np.float64(found.pop(f'{norms(layer)}.{vector}')) for vector in NORM)
-            factor = gamma / np.sqrt(variance + epsilon)
+            with np.errstate(invalid='ignore'):  # no variance is negative; `checked` will say so
+                factor = gamma / np.sqrt(variance + epsilon)
             found[f'{layer}.kernel'] = jnp.asarray(np.float64(found[f'{layer}.kernel']) * factor, jnp.float32)
             found[f'{layer}.bias'] = jnp.asarray(beta - mean * factor, jnp.float32)
     return unflatten(found)
