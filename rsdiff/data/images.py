@@ -116,6 +116,14 @@ def bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     return np.asarray(Image.fromarray(image).resize((width, height), Image.BICUBIC))
 
 
+def clean_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
+    """The same in float32 and a channel at a time, nothing rounded or clipped, as the scores of Parmar et al. 2022
+    (arXiv 2104.11222, "clean") want it: uint8 (h, w, 3) → float32 (height, width, 3), [0, 255] but for overshoot."""
+    channels = [Image.fromarray(channel).resize((width, height), Image.BICUBIC)
+                for channel in np.float32(image).transpose(2, 0, 1)]
+    return np.stack(channels, axis=-1)
+
+
 def box_downscale(image: np.ndarray, factor: int) -> np.ndarray:
     """Mean over `factor`×`factor` blocks of a uint8 (h, w, 3) image; the remainder at the far edges is cut off."""
     height, width = (n // factor * factor for n in image.shape[:2])

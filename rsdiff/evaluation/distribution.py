@@ -1,0 +1,278 @@
+"""How far apart two sets of images are, real X and generated Y, as sets of features (`rsdiff.evaluation.features`).
+
+Fréchet distance (Heusel et al. 2017, arXiv 1706.08500), of the Gaussians with the means and covariances of the sets:
+
+    FD = |μ − ν|² + tr Σ + tr Ω − 2 tr (Σ Ω)^½                                                       (1)
+
+With any factor of Σ = FᵀF the last trace is that of (F Ω Fᵀ)^½, a symmetric matrix whose eigenvalues are not negative:
+singular covariances need no care.
+
+Maximum mean discrepancy (Gretton et al. 2012), for a kernel k:
+
+    MMD² = mean k(x, x') + mean k(y, y') − 2 mean k(x, y)                                               (2)
+
+KID (Bińkowski et al. 2018, arXiv 1801.01401) has k = (x·y / d + 1)³ and leaves out the pairs of an image with itself, which
+makes it unbiased, and so at times negative. CMMD (Jayasumana et al. 2024, arXiv 2401.09603) has k = exp(−|x − y|² / 2σ²),
+σ = 10, on CLIP's unit vectors, keeps these pairs, and is 1000 times (2).
+
+Nearest neighbours. Let B_k(x) be the ball around x that reaches to its k-th nearest neighbour in its own set.
+
+    precision   share of Y in any B_3(x)             (Kynkäänniemi et al. 2019, arXiv 1904.06991)       (3)
+    recall      share of X in any B_3(y)
+    density     mean over Y of the number of B_5(x) that hold it, over 5   (Naeem et al. 2020, arXiv 2002.09797)
+    coverage    share of X whose B_5(x) holds any of Y
+
+Intervals. The bootstrap draws images twice, which here is not harmless: it lowers the rank of covariances, puts neighbours
+at distance zero, and so moves all of these numbers, not only spreads them. So images are left out, not repeated: a
+jackknife over G random groups (Shao & Wu 1989). With θ from all images and θ_g from all but those of group g of both sets,
+
+    s² = (G − 1)/G · Σ_g (θ_g − mean θ_g)²,   θ ± t_{0.975, G−1} · s                                    (4)
+
+Where θ is not nearly linear in the images s² errs to the large side (Efron & Stein 1981). A share is never given less than
+Wilson's interval for as many independent draws, as (4) has no width where all images agree.
+
+Such an interval covers, 95 times in 100, the mean of this estimate over sets of this size, if the images of a set were drawn
+independently. Bias is not in it: FD, CMMD and the neighbours depend on the numbers of images, so compare only equal
+numbers. Groups are sums or pairs of sums, so the G + 1 numbers cost little more than one. Rows n of two sets of one size
+are in one group, so that images generated from real ones may stand beside them.
+"""
+
+import dataclasses
+from typing import Callable
+
+import numpy as np
+import scipy.linalg
+import scipy.stats
+from absl import logging
+
+from rsdiff.errors import BadInput
+
+GROUPS = 20
+CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
+PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
+# Rows of a matrix of pairs that are in memory at once.
+BLOCK = 512
+
+
+@dataclasses.dataclass(frozen=True)
+class Estimate:
+    """A number and its interval (4).
+
+    Attributes:
+      value: from all images.
+      low, high: None where a set has fewer images than groups, or no groups were asked for.
+      n_real, n_generated: images.
+      warning: what should be said beside the number, or None.
+    """
+
+    value: float
+    low: float | None
+    high: float | None
+    n_real: int
+    n_generated: int
+    warning: str | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Sample:
+    """Features (n, d), in the order of their groups, and where each group lies."""
+
+    x: np.ndarray
+    groups: tuple[slice, ...]
+
+    def counts(self) -> np.ndarray:
+        """How many there are: of all, without group 0, without group 1, …"""
+        return _without(np.array([group.stop - group.start for group in self.groups]))
+
+    def blocks(self):
+        """(group, rows) over all rows."""
+        for number, group in enumerate(self.groups):
+            for start in range(group.start, group.stop, BLOCK):
+                yield number, slice(start, min(start + BLOCK, group.stop))
+
+
+def frechet_distance(real: np.ndarray, generated: np.ndarray, groups: int = GROUPS, seed: int = 0) -> Estimate:
+    """(1). It falls with the number of images; below as many as features are wide it says more of the number than of them.
+
+    Args:
+      real, generated: features (n, d) and (m, d).
+      groups: G of (4); 0 or 1 for no interval.
+      seed: draws the groups.
+    Raises:
+      BadInput: fewer than two images, of two widths, or a feature that is not finite. So do all functions here.
+    """
+    sets = _samples(real, generated, groups, seed)
+    centre = sets[0].x.mean(0)
+    moments = [_moments(sample, centre) for sample in sets]
+    values = np.array([_gaussian_distance(*x, *y) for x, y in zip(*moments)])
+    width, least = sets[0].x.shape[1], min(len(sample.x) for sample in sets)
+    warning = None
+    if least < width:
+        warning = f'{least} images for {width} features; the distance is larger than that of many images'
+        logging.warning('Fréchet distance: %s', warning)
+    return _estimate(values, sets, bounds=(0, np.inf), warning=warning)
+
+
+def kernel_distance(real: np.ndarray, generated: np.ndarray, groups: int = GROUPS, seed: int = 0) -> Estimate:
+    """KID, (2) without the pairs of an image with itself, over all pairs of images instead of random subsets of them; not
+    multiplied by anything. Arguments and errors as for `frechet_distance`."""
+    sets = _samples(real, generated, groups, seed)
+    width = sets[0].x.shape[1]
+    kernel = lambda x, y: (x @ y.T / width + 1) ** 3
+    own = [np.array([np.sum((np.sum(sample.x[group] ** 2, 1) / width + 1) ** 3) for group in sample.groups])
+           for sample in sets]
+    return _estimate(_discrepancy(sets, kernel, [_without(sums) for sums in own]), sets)
+
+
+def cmmd(real: np.ndarray, generated: np.ndarray, groups: int = GROUPS, seed: int = 0) -> Estimate:
+    """CMMD, 1000 times (2). Arguments as for `frechet_distance`.
+
+    Raises:
+      BadInput: also when the features are not of unit length, as CLIP's embeddings are.
+    """
+    sets = _samples(real, generated, groups, seed)
+    if any(abs(np.linalg.norm(sample.x, axis=1) - 1).max() > 1e-3 for sample in sets):
+        raise BadInput('CMMD takes the embeddings of a CLIP, of unit length; these are other features')
+    kernel = lambda x, y: np.exp(-_square_distances(x, y) / (2 * CMMD_SIGMA**2))
+    return _estimate(CMMD_SCALE * _discrepancy(sets, kernel), sets, bounds=(0, np.inf))
+
+
+def neighbours(real: np.ndarray, generated: np.ndarray, groups: int = GROUPS, seed: int = 0) -> dict[str, Estimate]:
+    """Precision, recall, density and coverage, (3). Arguments as for `frechet_distance`.
+
+    Raises:
+      BadInput: also when a set has too few images to have five neighbours with any group left out.
+    """
+    sets = _samples(real, generated, groups, seed)
+    for name, sample in zip(('real', 'generated'), sets):
+        if sample.counts().min() <= DENSITY_NEIGHBOURS:
+            raise BadInput(f'{len(sample.x)} {name} images are too few for {DENSITY_NEIGHBOURS} nearest neighbours')
+    x, y = sets
+    (x_near, x_far), (y_near, _) = _radii(x), _radii(y)
+    # for all images, and without each group
+    cases = 1 + len(x.groups) if len(x.groups) > 1 else 1
+    precise, recalled = np.zeros((cases, len(y.x)), bool), np.zeros((cases, len(x.x)), bool)
+    covered, held = np.zeros((cases, len(x.x)), bool), np.zeros(cases)
+    for x_group, rows in x.blocks():
+        for y_group, columns in enumerate(y.groups):
+            squares = _square_distances(x.x[rows], y.x[columns])
+            for case in {*range(cases)} - {x_group + 1, y_group + 1}:
+                precise[case, columns] |= (squares <= x_near[case, rows, None]).any(0)
+                recalled[case, rows] |= (squares <= y_near[case, columns]).any(1)
+                inside = squares <= x_far[case, rows, None]
+                covered[case, rows] |= inside.any(1)
+                held[case] += inside.sum()
+    share = {'precision': (precise, y), 'recall': (recalled, x), 'coverage': (covered, x)}
+    found = {name: _estimate(hits.sum(1) / sample.counts(), sets, bounds=(0, 1), draws=len(sample.x))
+             for name, (hits, sample) in share.items()}
+    return found | {'density': _estimate(held / DENSITY_NEIGHBOURS / y.counts(), sets, bounds=(0, np.inf))}
+
+
+def _samples(real: np.ndarray, generated: np.ndarray, groups: int, seed: int) -> tuple[_Sample, _Sample]:
+    """Both sets, checked and put in random groups; in one if there are too few images for `groups`."""
+    sets = {'real': np.asarray(real, np.float64), 'generated': np.asarray(generated, np.float64)}
+    for name, x in sets.items():
+        if x.ndim != 2 or len(x) < 2:
+            raise BadInput(f'{name}: features {x.shape}; a distribution needs two images at least')
+        if not np.isfinite(x).all():
+            raise BadInput(f'{name}: not all features are finite')
+    x, y = sets.values()
+    if x.shape[1] != y.shape[1]:
+        raise BadInput(f'real features are {x.shape[1]} wide, generated ones {y.shape[1]}; use one extractor for both')
+    groups = max(1, groups) if min(len(x), len(y)) >= max(groups, 3) else 1
+    return _grouped(x, groups, seed), _grouped(y, groups, seed)
+
+
+def _grouped(x: np.ndarray, groups: int, seed: int) -> _Sample:
+    stops = np.cumsum([len(part) for part in np.array_split(np.arange(len(x)), groups)]).tolist()
+    return _Sample(x[np.random.default_rng(seed).permutation(len(x))], tuple(map(slice, [0, *stops], stops)))
+
+
+def _without(sums: np.ndarray) -> np.ndarray:
+    """Sums over groups (G, …) → (1 + G, …): of all, without group 0, without group 1, …; (1, …) for a single group."""
+    total = sums.sum(0)
+    return np.stack([total, *(total - sums if len(sums) > 1 else [])])
+
+
+def _without_pairs(sums: np.ndarray) -> np.ndarray:
+    """The same for sums over pairs, (G, G) → (1 + G,): neither of a pair in the group."""
+    total = sums.sum()
+    return np.array([total, *(total - sums.sum(0) - sums.sum(1) + np.diag(sums) if len(sums) > 1 else [])])
+
+
+def _estimate(values: np.ndarray, sets: tuple[_Sample, _Sample], bounds: tuple[float, float] = (-np.inf, np.inf),
+              draws: int | None = None, warning: str | None = None) -> Estimate:
+    """(4) of the number from all images and those without each group. `draws` is how many images a share is of."""
+    value, left_out = np.clip(values[0], *bounds), values[1:]
+    low = high = None
+    if count := len(left_out):
+        reach = scipy.stats.t.ppf(0.975, count - 1) * np.sqrt((count - 1) * left_out.var())
+        low, high = np.clip([value - reach, value + reach], *bounds)
+        if draws:
+            wilson = scipy.stats.binomtest(round(value * draws), draws).proportion_ci(method='wilson')
+            low, high = min(low, wilson.low), max(high, wilson.high)
+        low, high = float(low), float(high)
+    return Estimate(float(value), low, high, len(sets[0].x), len(sets[1].x), warning)
+
+
+def _moments(sample: _Sample, centre: np.ndarray):
+    """(mean, covariance) of all, and without each group. Differences to `centre` keep the sums from cancelling."""
+    parts = [sample.x[group] - centre for group in sample.groups]
+    means = _without(np.array([part.sum(0) for part in parts])) / sample.counts()[:, None]
+    total = sum(part.T @ part for part in parts)
+    for count, mean, part in zip(sample.counts(), means, [None, *parts]):
+        squares = total if part is None else total - part.T @ part
+        yield mean, (squares - count * np.outer(mean, mean)) / (count - 1)
+
+
+def _gaussian_distance(mu: np.ndarray, sigma: np.ndarray, nu: np.ndarray, omega: np.ndarray) -> float:
+    """(1), with the pivoted Cholesky factor, which covariances of any rank have."""
+    upper, pivots, rank, _ = scipy.linalg.lapack.dpstrf(sigma)
+    factor = np.zeros((rank, len(sigma)))
+    factor[:, pivots - 1] = np.triu(upper)[:rank]
+    squares = np.linalg.eigvalsh(factor @ omega @ factor.T)
+    return np.sum((mu - nu) ** 2) + np.trace(sigma) + np.trace(omega) - 2 * np.sqrt(squares.clip(0)).sum()
+
+
+def _discrepancy(sets: tuple[_Sample, _Sample], kernel: Callable[[np.ndarray, np.ndarray], np.ndarray],
+                 own: list[np.ndarray] | None = None) -> np.ndarray:
+    """(2) from all images, and without each group; if the sums of k(x, x) and k(y, y) are given, without these pairs."""
+    x, y = sets
+    sums = []
+    for first, second in (x, x), (y, y), (x, y):
+        pairs = np.zeros((len(x.groups),) * 2)
+        for number, rows in first.blocks():
+            for other, columns in enumerate(second.groups):
+                pairs[number, other] += kernel(first.x[rows], second.x[columns]).sum()
+        sums.append(_without_pairs(pairs))
+    n, m = x.counts(), y.counts()
+    if own is None:
+        return sums[0] / n**2 + sums[1] / m**2 - 2 * sums[2] / (n * m)
+    return (sums[0] - own[0]) / (n * (n - 1)) + (sums[1] - own[1]) / (m * (m - 1)) - 2 * sums[2] / (n * m)
+
+
+def _radii(sample: _Sample) -> np.ndarray:
+    """Squared radii of B_3 and B_5, (2, 1 + G, n): among all, and without each group."""
+    count = len(sample.groups)
+    nearest = np.full((len(sample.x), count, DENSITY_NEIGHBOURS), np.inf)
+    for number, rows in sample.blocks():
+        for other, columns in enumerate(sample.groups):
+            squares = _square_distances(sample.x[rows], sample.x[columns])
+            if other == number:
+                itself = np.arange(rows.start, rows.stop)
+                squares[itself - rows.start, itself - columns.start] = np.inf
+            kept = min(DENSITY_NEIGHBOURS, squares.shape[1])
+            nearest[rows, other, :kept] = np.partition(squares, kept - 1, axis=1)[:, :kept]
+    radii = []
+    for case in range(1 + count if count > 1 else 1):
+        others = np.delete(nearest, case - 1, axis=1) if case else nearest
+        ordered = np.sort(others.reshape(len(others), -1), axis=1)
+        radii.append([ordered[:, PRECISION_NEIGHBOURS - 1], ordered[:, DENSITY_NEIGHBOURS - 1]])
+    return np.swapaxes(radii, 0, 1)
+
+
+def _square_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    """(n, d) and (m, d) → (n, m). What rounding leaves between equal rows counts as nothing."""
+    lengths = np.sum(x**2, 1)[:, None] + np.sum(y**2, 1)
+    squares = lengths - 2 * x @ y.T
+    return np.where(squares > 1e-12 * lengths, squares, 0)

@@ -1,0 +1,226 @@
+"""What a trained network sees in images, as vectors: the ground on which distributions of images are compared.
+
+An `Extractor` is all that the rest needs to know of a network. There are three kinds:
+
+    efflite0       EfficientNet-lite0, ImageNet, 1280 wide; its weights come with the `metrics` extra
+    inception      the Inception-v3 of FID, 2048 wide, from the user's file of weights
+    clip_tower     the image tower of any CLIP in a folder, unit vectors, as CMMD wants them
+
+Images of any size are squeezed to the square that the network takes, aspect ratio or not: ImageNet's networks by the
+clean bicubic filter (`rsdiff.data.images.clean_bicubic`), CLIP by the filter on 8 bits that it was trained with.
+"""
+
+import concurrent.futures
+import dataclasses
+import functools
+import hashlib
+import io
+from pathlib import Path
+from typing import Any, Callable, Protocol, Sequence
+
+import jax
+import numpy as np
+from etils import epath
+from tqdm import tqdm
+
+from rsdiff.data.images import Picture, bicubic, clean_bicubic
+from rsdiff.errors import BadInput
+from rsdiff.models import clip as clip_model
+from rsdiff.models import efficientnet, inception as inception_model, weights
+
+# How many images at a time the caches of a CPU hold the activations of.
+CPU_CHUNK = 4
+# Images whose features make a file of the cache.
+SHARD = 512
+
+Image = Path | str | np.ndarray | Callable[[], np.ndarray]
+
+
+class Extractor(Protocol):
+    """
+    Attributes:
+      name: what reports call it.
+      width: of its features.
+      digest: changes when anything that decides its features changes: weights, or how pixels come to the network.
+    """
+
+    name: str
+    width: int
+    digest: str
+
+    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        """Images, uint8 (h, w, 3) each, of any sizes → float32 (n, width)."""
+
+
+@dataclasses.dataclass(frozen=True)
+class Network:
+    """An `Extractor` of a network.
+
+    Attributes:
+      params: its parameters.
+      resize: uint8 (h, w, 3) → the pixels that it takes, [0, 255], (size, size, 3).
+      forward: (params, pixels (n, size, size, 3)) → features (n, width).
+    """
+
+    name: str
+    width: int
+    digest: str
+    params: dict[str, Any]
+    resize: Callable[[np.ndarray], np.ndarray]
+    forward: Callable[[dict[str, Any], jax.Array], jax.Array]
+
+    def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
+        with concurrent.futures.ThreadPoolExecutor() as pool:
+            pixels = np.stack(list(pool.map(self.resize, images)))
+        return np.asarray(self._compiled(self.params, pixels), np.float32)
+
+    @functools.cached_property
+    def _compiled(self) -> Callable:
+        def in_chunks(params, pixels):
+            return jax.lax.map(lambda image: self.forward(params, image[None])[0], pixels, batch_size=CPU_CHUNK)
+
+        return jax.jit(in_chunks if jax.default_backend() == 'cpu' else self.forward)
+
+
+def efflite0() -> Network:
+    """EfficientNet-lite0's pooled features. What stands on them is no FID; call it fd_efflite0.
+
+    Raises:
+      BadInput: its weights are not installed.
+    """
+    return _imagenet('efflite0', efficientnet, efficientnet.load_params())
+
+
+def inception(path: Path | str) -> Network:
+    """The features of FID proper, with the clean resize.
+
+    Args:
+      path: pytorch-fid's weights (`rsdiff.models.inception`).
+    Raises:
+      BadInput: the file is not these.
+    """
+    return _imagenet('inception', inception_model, inception_model.load_params(path))
+
+
+def clip_tower(folder: Path | str) -> Network:
+    """The image embeddings of the CLIP in `folder`, of unit length; its name is the folder's.
+
+    Raises:
+      BadInput: the folder holds no whole CLIP (`rsdiff.models.weights.load_clip`).
+    """
+    config, params = weights.load_clip(folder)
+    statistics = weights.load_image_statistics(folder)
+    mean, std = statistics.get('image_mean', clip_model.IMAGE_MEAN), statistics.get('image_std', clip_model.IMAGE_STD)
+    size_px = config.vision_config.image_size
+
+    def forward(params, pixels):
+        images = clip_model.normalise_images(pixels.astype('float32') / 127.5 - 1.0, mean, std)
+        return clip_model.encode_images(config, params, images)
+
+    digest = weights.digest(params, config.to_json(), statistics, 'bicubic')
+    return Network(Path(folder).resolve().name, config.projection_dim, digest, params,
+                   lambda image: bicubic(image, size_px, size_px), forward)
+
+
+def _imagenet(name: str, model: Any, params: dict[str, Any]) -> Network:
+    size_px = model.INPUT_PX
+    return Network(name, model.FEATURES, weights.digest(params, name, 'clean bicubic'), params,
+                   lambda image: clean_bicubic(image, size_px, size_px),
+                   lambda params, pixels: model.forward(params, model.normalise(pixels))[0])
+
+
+def features_of(extractor: Extractor, images: Sequence[Image], cache: Path | str | None = None, batch_size: int = 32,
+                show: bool = True) -> np.ndarray:
+    """The features of many images, float32 (n, extractor.width), in their order.
+
+    Args:
+      images: each a path (local or in a bucket), a uint8 array (h, w, 3), or a function without arguments that loads
+        such an array; of any sizes.
+      cache: a folder that keeps the features of every image, by what is in it and by the extractor's digest: a second
+        call, or one after an interruption, only computes what is not there.
+      batch_size: images that go through the network at once. More are never in memory.
+      show: whether a bar shows progress.
+    Raises:
+      BadInput: an image can't be read, is named; a file of the cache is spoilt.
+      FloatingPointError: the network returns what is no number.
+    """
+    store = _Store(extractor, None if cache is None else Path(cache) / f'{extractor.name}-{extractor.digest[:16]}')
+    keys, waiting, size = [], {}, min(batch_size, len(images))
+
+    def run():
+        # The last batch is filled up by its last image, so that there is one shape to compile.
+        batch = list(waiting.values())
+        store.add(list(waiting), extractor(batch + batch[-1:] * (size - len(batch)))[:len(batch)])
+        waiting.clear()
+
+    with (tqdm(total=len(images), unit='image', desc=f'features of {extractor.name}', disable=not show,
+               dynamic_ncols=True) as bar,
+          concurrent.futures.ThreadPoolExecutor() as pool):
+        try:
+            for start in range(0, len(images), batch_size):
+                part = range(start, min(start + batch_size, len(images)))
+                for key, image in pool.map(lambda n: _load(images[n], n, store.rows), part):
+                    keys.append(key)
+                    if image is not None and key not in waiting:
+                        waiting[key] = image
+                        if len(waiting) == size:
+                            run()
+                bar.update(len(part))
+            if waiting:
+                run()
+        finally:
+            store.save()
+    return np.stack([store.rows[key] for key in keys]) if keys else np.empty((0, extractor.width), np.float32)
+
+
+def _load(image: Image, number: int, known: dict[bytes, np.ndarray]) -> tuple[bytes, np.ndarray | None]:
+    """The hash of an image's file or pixels, and its pixels unless the hash is known."""
+    if isinstance(image, Path | str | epath.Path):
+        try:
+            data = epath.Path(image).read_bytes()
+        except OSError as error:
+            raise BadInput(f'{image}: not a readable image ({error.strerror or error})') from None
+        key = hashlib.sha256(data).digest()
+        if key in known:
+            return key, None
+        with Picture(image, io.BytesIO(data)) as picture:
+            return key, picture.read()
+    pixels = np.asarray(image() if callable(image) else image)
+    if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
+        raise BadInput(f'image {number}: {pixels.dtype} {pixels.shape}; an image is uint8 (h, w, 3)')
+    key = hashlib.sha256(repr(pixels.shape).encode() + pixels.tobytes()).digest()
+    return key, None if key in known else pixels
+
+
+class _Store:
+    """Features by hash, in memory and, a file for every `SHARD` images, in a folder. A file is whole or not there, and
+    named after what is in it, so that processes may share a folder."""
+
+    def __init__(self, extractor: Extractor, folder: Path | None):
+        self.extractor, self.folder, self.rows, self.unsaved = extractor, folder, {}, []
+        for path in sorted(folder.glob('*.safetensors')) if folder else []:
+            try:
+                shard = weights.read_safetensors(path)
+            except BadInput as error:
+                raise BadInput(f'{error}; remove it') from None
+            keys, features = shard.get('keys', np.empty(0)), shard.get('features', np.empty(0))
+            if keys.shape != (len(features), 32) or features.shape[1:] != (extractor.width,) \
+                    or not np.isfinite(features).all():
+                raise BadInput(f'{path}: not features of {extractor.name}; remove it')
+            self.rows |= zip(map(bytes, keys), features)
+
+    def add(self, keys: list[bytes], features: np.ndarray) -> None:
+        if not np.isfinite(features).all():
+            raise FloatingPointError(f'{self.extractor.name} made features that are not finite')
+        self.rows |= zip(keys, features)
+        self.unsaved += keys
+        if len(self.unsaved) >= SHARD:
+            self.save()
+
+    def save(self) -> None:
+        if self.folder and self.unsaved:
+            name = hashlib.sha256(b''.join(self.unsaved)).hexdigest()[:16]
+            keys = np.frombuffer(b''.join(self.unsaved), np.uint8).reshape(-1, 32)
+            weights.write_safetensors(self.folder / f'{name}.safetensors',
+                                      {'keys': keys, 'features': np.stack([self.rows[key] for key in self.unsaved])})
+            self.unsaved = []

@@ -1,0 +1,256 @@
+"""Arrays come out of other people's pickles as they went in, and nothing else comes out or runs."""
+
+import collections
+import io
+import os
+import pickle
+import zipfile
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rsdiff.errors import BadInput
+from rsdiff.models.foreign_pickle import TORCH_MAGIC, read_pickled_arrays, read_torch
+
+
+class Calls:
+    """Pickles to a call of `function`."""
+
+    def __init__(self, function, *arguments):
+        self.call = function, arguments
+
+    def __reduce__(self):
+        return self.call
+
+
+@pytest.mark.parametrize('protocol', [3, 4])
+@pytest.mark.parametrize('dtype', ['<f4', '>f4', 'f8', 'f2', 'i8', 'u1', '?', 'c8'])
+def test_arrays_come_out_as_they_went_in(tmp_path, protocol, dtype):
+    array = np.arange(24).reshape(2, 3, 4).astype(dtype)
+    tree = {'a': array, 'b': {'fortran': np.asfortranarray(array), '0-d': np.array(array[1, 1, 1]), 'none': array[:0]}}
+    (tmp_path / 'x').write_bytes(pickle.dumps(tree, protocol))
+    back = read_pickled_arrays(tmp_path / 'x')
+    jax.tree.map(np.testing.assert_array_equal, back, tree)
+    assert back['a'].dtype == array.dtype
+
+
+@pytest.mark.parametrize('payload, name', [
+    (lambda mark: Calls(os.system, f'touch {mark}'), f'{os.system.__module__}.system'),
+    (lambda mark: Calls(eval, f'open({str(mark)!r}, "w")'), 'builtins.eval'),
+    (lambda mark: Calls(open, str(mark), 'w'), 'io.open'),
+    (lambda mark: Calls(np.save, str(mark), 0), 'numpy.save'),
+    (lambda mark: Calls(getattr, np.ndarray, 'tofile'), 'builtins.getattr'),
+    (lambda mark: np.float64(1), r'numpy\._core\.multiarray\.scalar'),
+    (lambda mark: jnp.zeros(2), 'jax'),
+], ids=['os.system', 'eval', 'open', 'numpy.save', 'getattr', 'numpy scalar', 'jax array'])
+def test_whatever_else_a_pickle_names_is_refused_by_name_and_not_run(tmp_path, payload, name):
+    mark = tmp_path / 'mark'
+    (tmp_path / 'x').write_bytes(pickle.dumps({'a': payload(mark)}, 3))
+    with pytest.raises(BadInput, match=f'x: names {name}'):
+        read_pickled_arrays(tmp_path / 'x')
+    assert not mark.exists()
+
+
+def test_a_dotted_name_is_not_a_way_round(tmp_path):
+    # protocol 4 looks names up attribute by attribute: numpy + 'ndarray.tofile'
+    (tmp_path / 'x').write_bytes(b'\x80\x04\x8c\x05numpy\x8c\x0endarray.tofile\x93.')
+    with pytest.raises(BadInput, match=r'names numpy\.ndarray\.tofile'):
+        read_pickled_arrays(tmp_path / 'x')
+
+
+@pytest.mark.parametrize('contents', [
+    b'', b'\x80\x03.', b'PK\x03\x04' + bytes(30), b'not a pickle', pickle.dumps([np.zeros(2)], 3),
+    pickle.dumps(None, 3), pickle.dumps({1: np.zeros(2)}, 3), pickle.dumps({'a': np.array([None])}, 3),
+    pickle.dumps({'a': np.array(['x'])}, 3), pickle.dumps({'a': np.zeros(2, [('x', 'f4')])}, 3),
+    b'\x80\x03}X\x01\x00\x00\x00acnumpy\nndarray\ns.',
+    b'\x80\x03}X\x01\x00\x00\x00acnumpy\nndarray\n)Rs.', b'\x80\x03(K\x01K\x02K\x03b.',
+], ids=str)
+def test_what_is_no_dict_of_arrays_is_bad_input(tmp_path, contents):
+    (tmp_path / 'x').write_bytes(contents)
+    with pytest.raises(BadInput, match='x: (not a whole pickle|holds a)') as raised:
+        read_pickled_arrays(tmp_path / 'x')
+    assert '\n' not in str(raised.value)
+
+
+def test_a_truncated_pickle_is_bad_input_wherever_it_ends(tmp_path):
+    whole = pickle.dumps({'a': np.zeros(3, 'f'), 'b': {'c': np.ones((2, 2))}}, 3)
+    for length in range(len(whole)):
+        (tmp_path / 'x').write_bytes(whole[:length])
+        with pytest.raises(BadInput, match='x: '):
+            read_pickled_arrays(tmp_path / 'x')
+
+
+# Files of torch.save.
+
+@pytest.fixture(params=[True, False], ids=['zip', 'legacy'])
+def torch_save(request, tmp_path):
+    """(object) → a file of torch.save, in its present and in its first format."""
+    torch = pytest.importorskip('torch', reason='it is torch that writes the files; pip install rsdiff-jax[parity]')
+
+    def save(contents):
+        torch.save(contents, tmp_path / 'x.pth', _use_new_zipfile_serialization=request.param)
+        return tmp_path / 'x.pth'
+
+    return save
+
+
+def test_tensors_come_out_of_both_formats_as_they_went_in(torch_save):
+    import torch
+    whole = torch.arange(60.).reshape(3, 4, 5)
+    tensors = {'whole': whole, 'transposed': whole.permute(2, 0, 1), 'view': whole[1:, ::2, 2], 'scalar': torch.tensor(3.),
+               'none': whole[:0], 'parameter': torch.nn.Parameter(whole[0].T), 'last': whole[2, 3, 4:]}
+    tensors |= {str(kind): whole.to(kind) for kind in (torch.float64, torch.float16, torch.int64, torch.int32, torch.int16,
+                                                       torch.int8, torch.uint8, torch.bool)}
+    path = torch_save({'model': collections.OrderedDict(tensors), 'bfloat16': whole.bfloat16()})
+    found = read_torch(path)
+    assert found['bfloat16'].dtype.name == 'bfloat16'
+    np.testing.assert_array_equal(found['bfloat16'].astype('f'), whole)
+    assert list(found['model']) == list(tensors)
+    for name, tensor in tensors.items():
+        expected = tensor.detach().numpy()
+        assert found['model'][name].dtype == expected.dtype
+        np.testing.assert_array_equal(found['model'][name], expected)
+
+
+def test_the_state_of_a_module_is_read(torch_save):
+    import torch
+    state = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).state_dict()
+    found = read_torch(torch_save(state))
+    assert list(found) == list(state)
+    for name, tensor in state.items():
+        np.testing.assert_array_equal(found[name], tensor)
+
+
+@pytest.mark.parametrize('payload, name', [
+    (lambda mark: Calls(os.system, f'touch {mark}'), f'{os.system.__module__}.system'),
+    (lambda mark: Calls(eval, f'open({str(mark)!r}, "w")'), '__builtin__.eval'),  # as protocol 2 calls it
+    (lambda mark: np.zeros(3), r'numpy\._core\.multiarray\._reconstruct'),
+    (lambda mark: collections.Counter(), 'collections.Counter'),
+], ids=['os.system', 'eval', 'numpy', 'Counter'])
+def test_a_torch_file_that_holds_code_is_refused_and_not_run(torch_save, tmp_path, payload, name):
+    import torch
+    mark = tmp_path / 'mark'
+    path = torch_save({'weight': torch.zeros(2), 'trap': payload(mark)})
+    with pytest.raises(BadInput, match=f'x.pth: names {name}') as raised:
+        read_torch(path)
+    assert not mark.exists() and '\n' not in str(raised.value)
+    torch.load(path, weights_only=False)
+    assert mark.exists() == name.endswith(('system', 'eval')), 'the trap of this test does not work'
+
+
+def test_modules_whole_or_compiled_are_refused(torch_save, tmp_path):
+    import torch
+    module = torch.nn.Linear(2, 3)
+    with pytest.raises(BadInput, match='x.pth: names torch.nn.modules.linear.Linear'):
+        read_torch(torch_save(module))
+    torch.jit.trace(module, torch.zeros(1, 2)).save(tmp_path / 'x.pt')
+    with pytest.raises(BadInput, match='x.pt: is a compiled module'):
+        read_torch(tmp_path / 'x.pt')
+
+
+def test_a_truncated_torch_file_is_bad_input_wherever_it_ends(torch_save):
+    import torch
+    path = torch_save({'a': torch.zeros(3), 'b': torch.ones(2, 2)})
+    whole = path.read_bytes()
+    for length in range(0, len(whole), 7):
+        path.write_bytes(whole[:length])
+        with pytest.raises(BadInput, match='x.pth: '):
+            read_torch(path)
+
+
+class Storage(str):
+    """Becomes a reference to the storage of this key."""
+
+
+class Tensor:
+    """Pickles to a tensor of any measures, as torch would write it."""
+
+    def __init__(self, offset, shape, strides, key='0'):
+        self.measures = offset, shape, strides, False, collections.OrderedDict()
+        self.key = Storage(key)
+
+    def __reduce__(self):
+        return Rebuild, (self.key, *self.measures)
+
+
+def Rebuild(*_):
+    """Stands for torch's function of another name."""
+
+
+def by_hand(path, contents, storages, elements, kind='FloatStorage', byteorder=b'little', **options):
+    """A zip as torch writes it, with whatever measures."""
+
+    class Pickler(pickle._Pickler):
+        dispatch = dict(pickle._Pickler.dispatch)
+
+        def save_global(self, thing, name=None):
+            names = {Rebuild: ('torch._utils', '_rebuild_tensor_v2'), Storage: ('torch', kind)}
+            if thing in names:
+                self.write(b'c' + '\n'.join([*names[thing], '']).encode())
+            else:
+                super().save_global(thing, name)
+
+        dispatch[type(Rebuild)] = dispatch[type] = save_global
+
+        def persistent_id(self, thing):
+            return ('storage', Storage, str(thing), 'cpu', elements) if type(thing) is Storage else None
+
+    pickled = io.BytesIO()
+    Pickler(pickled, 2).dump(contents)
+    with zipfile.ZipFile(path, 'w', **options) as file:
+        file.writestr('x/data.pkl', pickled.getvalue())
+        file.writestr('x/byteorder', byteorder)
+        for key, data in storages.items():
+            file.writestr(f'x/data/{key}', data)
+    return path
+
+
+def test_a_file_written_by_hand_is_read(tmp_path):
+    path = by_hand(tmp_path / 'x', {'a': Tensor(1, (2, 2), (3, 1))}, {'0': np.arange(6, dtype='<f4').tobytes()}, 6)
+    np.testing.assert_array_equal(read_torch(path)['a'], [[1, 2], [4, 5]])
+
+
+@pytest.mark.parametrize('tensor', [
+    Tensor(2, (2, 2), (3, 1)), Tensor(0, (7,), (1,)), Tensor(-1, (2,), (1,)), Tensor(6, (1,), (1,)), Tensor(5, (2,), (-1,)),
+    Tensor(0, (2, -1), (1, 1)), Tensor(0, (1 << 60,), (0,)), Tensor(0, (1 << 40, 1 << 40), (1 << 40, 1 << 40)),
+    Tensor(0, (2, 2), (1,)), Tensor(0, (2.0,), (1,)), Tensor(0, 'ab', 'cd'), Tensor(0, (2,), (1,), key='1'),
+], ids=lambda tensor: str(tensor.measures[:3]))
+def test_a_tensor_beyond_its_storage_is_bad_input(tmp_path, tensor):
+    path = by_hand(tmp_path / 'x', {'a': tensor}, {'0': bytes(24)}, 6)
+    with pytest.raises(BadInput, match='x: not a whole pickle of arrays'):
+        read_torch(path)
+
+
+@pytest.mark.parametrize('options, message', [
+    ({'elements': 7}, 'storage 0 has 24 bytes for 7 elements'), ({'elements': 1 << 62}, '24 bytes'),
+    ({'kind': 'DoubleStorage'}, '24 bytes for 6'), ({'kind': 'QInt8Storage'}, 'names torch.QInt8Storage'),
+    ({'byteorder': b'big'}, 'big-endian'), ({'compression': zipfile.ZIP_DEFLATED}, 'compiled module, or a zip'),
+    ({'storages': {}}, "data/0|'0'"), ({'contents': [1]}, 'holds a list'), ({'contents': {'a': 3}}, 'holds a int'),
+])
+def test_a_zip_of_something_else_is_bad_input(tmp_path, options, message):
+    path = by_hand(tmp_path / 'x', **{'contents': {'a': Tensor(0, (6,), (1,))}, 'storages': {'0': bytes(24)},
+                                      'elements': 6} | options)
+    with pytest.raises(BadInput, match=f'x: .*({message})'):
+        read_torch(path)
+
+
+@pytest.mark.parametrize('contents', [
+    b'', b'PK\x03\x04' + bytes(30), b'no file of torch', pickle.dumps(TORCH_MAGIC),
+    b''.join(map(pickle.dumps, [TORCH_MAGIC, 1001, {'little_endian': False}, {}, []])),
+    b''.join(map(pickle.dumps, [7, 1001, {'little_endian': True}, {}, []])),
+], ids=str)
+def test_what_is_no_file_of_torch_is_bad_input(tmp_path, contents):
+    (tmp_path / 'x').write_bytes(contents)
+    with pytest.raises(BadInput, match='x: ') as raised:
+        read_torch(tmp_path / 'x')
+    assert '\n' not in str(raised.value)
+
+
+def test_a_pickle_can_not_change_what_its_words_stand_for(tmp_path):
+    # BUILD with a pair sets the attributes that the second names, of a class too
+    trap = b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x08\x00\x00\x00to_numpyK\x01s\x86b.'
+    (tmp_path / 'x').write_bytes(pickle.dumps(TORCH_MAGIC) + pickle.dumps(1001) + pickle.dumps({}) + trap)
+    with pytest.raises(BadInput, match='an attempt to change'):
+        read_torch(tmp_path / 'x')
