@@ -2,6 +2,7 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, laplace
 
+from rsdiff.data.images import box_downscale
 from rsdiff.errors import BadInput
 from rsdiff.evaluation.fidelity import SHIFT_PX, cpsnr, detail, detail_ratio, lr_consistency, psnr, ssim
 
@@ -82,11 +83,17 @@ def test_lr_consistency_sees_a_tint_but_not_detail(smooth_image):
     assert (lr_consistency(tinted, conditions) < 30).all()
 
 
+def test_rounding_is_all_that_parts_a_truth_from_its_condition():
+    truth = np.random.default_rng(0).integers(0, 256, (1, 256, 256, 3), np.uint8)
+    conditions = box_downscale(truth[0], 4)[None]
+    assert lr_consistency(truth, conditions)[0] == pytest.approx(58.9, abs=0.3)
+
+
 def test_lr_consistency_takes_the_degradation_that_is_known(smooth_image):
     image = noisy(smooth_image(64, 64)[None])
     conditions = image[:, ::4, ::4]
     assert lr_consistency(image, conditions)[0] < 40
-    assert lr_consistency(image, conditions, lambda x, k: x[::k, ::k])[0] == np.inf
+    assert lr_consistency(image, conditions, lambda x, k: x[:, ::k, ::k])[0] == np.inf
 
 
 def test_detail_is_the_energy_of_scipys_laplacian(images):
