@@ -28,13 +28,15 @@ jackknife over G random groups (Shao & Wu 1989). With θ from all images and θ_
 
     s² = (G − 1)/G · Σ_g (θ_g − mean θ_g)²,   θ ± t_{0.975, G−1} · s                                    (4)
 
-Where θ is not nearly linear in the images s² errs to the large side (Efron & Stein 1981). A share is never given less than
-Wilson's interval for as many independent draws, as (4) has no width where all images agree.
+with the square roots of FD and CMMD for θ, which are distances and less skewed. Where θ is not nearly linear in the images
+s² errs to the large side (Efron & Stein 1981), for the neighbours by about half. A share is never given less than Wilson's
+interval for as many independent draws, as (4) has no width where all images agree.
 
-Such an interval covers, 95 times in 100, the mean of this estimate over sets of this size, if the images of a set were drawn
-independently. Bias is not in it: FD, CMMD and the neighbours depend on the numbers of images, so compare only equal
-numbers. Groups are sums or pairs of sums, so the G + 1 numbers cost little more than one. Rows n of two sets of one size
-are in one group, so that images generated from real ones may stand beside them.
+Such an interval covers, about 95 times in 100, the mean of this estimate over sets of this size, if the images of a set
+were drawn independently; less often if few images of heavy tails decide, as they may with KID. Bias is not in it: all but
+KID depend on the numbers of images, so compare only equal numbers. The sums behind these numbers are sums over groups or
+pairs of groups, so that G + 1 of them cost little more than one. Rows n of two sets of one size are in one group, so that
+images generated from real ones may stand beside them.
 """
 
 import dataclasses
@@ -110,7 +112,7 @@ def frechet_distance(real: np.ndarray, generated: np.ndarray, groups: int = GROU
     if least < width:
         warning = f'{least} images for {width} features; the distance is larger than that of many images'
         logging.warning('Fréchet distance: %s', warning)
-    return _estimate(values, sets, bounds=(0, np.inf), warning=warning)
+    return _estimate(values, sets, is_square=True, warning=warning)
 
 
 def kernel_distance(real: np.ndarray, generated: np.ndarray, groups: int = GROUPS, seed: int = 0) -> Estimate:
@@ -134,7 +136,7 @@ def cmmd(real: np.ndarray, generated: np.ndarray, groups: int = GROUPS, seed: in
     if any(abs(np.linalg.norm(sample.x, axis=1) - 1).max() > 1e-3 for sample in sets):
         raise BadInput('CMMD takes the embeddings of a CLIP, of unit length; these are other features')
     kernel = lambda x, y: np.exp(-_square_distances(x, y) / (2 * CMMD_SIGMA**2))
-    return _estimate(CMMD_SCALE * _discrepancy(sets, kernel), sets, bounds=(0, np.inf))
+    return _estimate(CMMD_SCALE * _discrepancy(sets, kernel), sets, is_square=True)
 
 
 def neighbours(real: np.ndarray, generated: np.ndarray, groups: int = GROUPS, seed: int = 0) -> dict[str, Estimate]:
@@ -201,17 +203,25 @@ def _without_pairs(sums: np.ndarray) -> np.ndarray:
 
 
 def _estimate(values: np.ndarray, sets: tuple[_Sample, _Sample], bounds: tuple[float, float] = (-np.inf, np.inf),
-              draws: int | None = None, warning: str | None = None) -> Estimate:
-    """(4) of the number from all images and those without each group. `draws` is how many images a share is of."""
-    value, left_out = np.clip(values[0], *bounds), values[1:]
+              is_square: bool = False, draws: int | None = None, warning: str | None = None) -> Estimate:
+    """(4) of the number from all images and those without each group.
+
+    Args:
+      bounds: between which it lies.
+      is_square: of a distance.
+      draws: how many images it is the share of, if it is one.
+    """
+    thetas = np.sqrt(values.clip(0)) if is_square else values.clip(*bounds)
     low = high = None
-    if count := len(left_out):
-        reach = scipy.stats.t.ppf(0.975, count - 1) * np.sqrt((count - 1) * left_out.var())
-        low, high = np.clip([value - reach, value + reach], *bounds)
+    if count := len(thetas) - 1:
+        reach = scipy.stats.t.ppf(0.975, count - 1) * np.sqrt((count - 1) * thetas[1:].var())
+        interval = np.array([thetas[0] - reach, thetas[0] + reach])
+        interval = interval.clip(0) ** 2 if is_square else interval.clip(*bounds)
         if draws:
-            wilson = scipy.stats.binomtest(round(value * draws), draws).proportion_ci(method='wilson')
-            low, high = min(low, wilson.low), max(high, wilson.high)
-        low, high = float(low), float(high)
+            wilson = scipy.stats.binomtest(round(thetas[0] * draws), draws).proportion_ci(method='wilson')
+            interval = min(interval[0], wilson.low), max(interval[1], wilson.high)
+        low, high = map(float, interval)
+    value = max(values[0], 0.0) if is_square else thetas[0]
     return Estimate(float(value), low, high, len(sets[0].x), len(sets[1].x), warning)
 
 
