@@ -16,10 +16,12 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from flax import nnx
+from jax import lax
 
 from rsdiff.errors import BadInput
 from rsdiff.models import weights
 from rsdiff.models.foreign_pickle import read_pickled_arrays
+from rsdiff.models.winograd import Conv3x3
 
 Network = Literal['vgg16', 'alexnet']
 
@@ -82,7 +84,8 @@ class Distance(nnx.Module):
     def __call__(self, a, b):
         """float32 (n,) for two batches (n, h, w, 3) in [-1, 1]."""
         pairs = zip(self.heads, self.features(a), self.features(b))
-        return sum(head((_unit(x) - _unit(y)) ** 2).mean((1, 2, 3)) for head, x, y in pairs)
+        # not head(…), a matrix product, before which the differences would have to be written down
+        return sum((head.kernel[:, 0] * (_unit(x) - _unit(y)) ** 2).sum(-1).mean((1, 2)) for head, x, y in pairs)
 
 
 def _unit(x):
@@ -106,14 +109,26 @@ class LPIPS:
 
     # Below this nothing is left after the poolings.
     MIN_PX = {'vgg16': 16, 'alexnet': 31}
+    # Of so many pairs at a time: one of 256², or 16 of 64². More only takes more memory.
+    PIXELS = 256**2
 
     def __init__(self, network: Network = 'vgg16', params: dict[str, Any] | None = None):
         if network not in STAGES:
             raise BadInput(f'LPIPS has no network {network!r}; there are {", ".join(map(repr, STAGES))}')
         self.network = network
-        self.params = load_params(network) if params is None else params
-        graphdef = nnx.split(_abstract(network))[0]
-        self._distance = jax.jit(lambda params, a, b: nnx.merge(graphdef, nnx.State(params))(a, b))
+        params = load_params(network) if params is None else params
+        net = nnx.merge(nnx.split(_abstract(network))[0], nnx.State(params))
+        if jax.default_backend() == 'cpu':
+            net.convs = nnx.List([Conv3x3(conv) if conv.kernel_size == (3, 3) and conv.in_features >= 64 else conv
+                                  for conv in net.convs])
+        graphdef, self._state = nnx.split(net)
+
+        def distances(state, a, b):
+            net = nnx.merge(graphdef, state)
+            return lax.map(lambda pair: net(*(x[None] for x in pair))[0], (a, b),
+                           batch_size=max(1, self.PIXELS // (a.shape[1] * a.shape[2])))
+
+        self._distances = jax.jit(distances)
 
     def __call__(self, a, b):
         """The distance of each pair: 0 for equal images, more for less alike ones.
@@ -129,7 +144,7 @@ class LPIPS:
         if a.shape != b.shape or a.ndim != 4 or a.shape[3] != 3 or min(a.shape[1:3]) < least:
             raise ValueError(f'shapes {a.shape} and {b.shape}; LPIPS of {self.network} takes two (n, h, w, 3) alike, '
                              f'h and w at least {least}')
-        return self._distance(self.params, a, b)
+        return self._distances(self._state, a, b)
 
 
 def load_params(network: Network) -> dict[str, Any]:
