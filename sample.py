@@ -2,45 +2,63 @@
 
     a canvas of any size, by sliding windows:
         python sample.py --checkpoint runs/demo --condition IMAGE --gsd_m 118000 --stages 2 --out DIR --tiles
-    many small images, a folder with metadata.jsonl out:
-        python sample.py --checkpoint runs/demo --condition IMAGE_OR_FOLDER --gsd_m 29685 --out DIR --variants 5
+        … --dry_run says what it will cost; --workers 4, or the same command on other machines, shares it out
+    many small images, a folder with metadata.jsonl out; instead of a folder also one image:
+        python sample.py --checkpoint runs/demo --condition FOLDER --gsd_m 29685 --out DIR --variants 5
     labelled synthetic images: degrade each training image, regenerate it five times, keep its label:
         python sample.py --checkpoint runs/demo --condition FOLDER --split train --degrade --out DIR --variants 5
 
 Run the same command again to continue. The last line is one JSON object, also written to OUT/sample.json.
 """
 
-import hashlib
 import json
+import typing
 from pathlib import Path
 
-import jax
-import numpy as np
 from absl import flags
 
 from rsdiff import console
 from rsdiff.data.folder import Entry, read_folder
-from rsdiff.data.images import read_image
+from rsdiff.diffusion import noise
+from rsdiff.diffusion.consistency import Projection
 from rsdiff.errors import BadInput
-from rsdiff.mosaic.cascade import MosaicSettings, sample_mosaic
+from rsdiff.mosaic.binding import bind_images, bind_windows, make_projection
+from rsdiff.mosaic.cascade import MosaicSettings, estimate, sample_mosaic, save_region
+from rsdiff.mosaic.condition import Condition
+from rsdiff.mosaic.plan import PlanName, make_plan
 from rsdiff.mosaic.whole import FolderSettings, sample_folder
+from rsdiff.mosaic.work import is_local_worker
 from rsdiff.training.checkpoint import Trained, load_generator
-from rsdiff.training.mesh import batch_sharding, make_mesh, replicated
+from rsdiff.training.mesh import make_mesh
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('checkpoint', None, 'A run of train.py, or a folder of released weights.')
-flags.DEFINE_string('condition', None, 'An image, or without --tiles a folder of them.')
+flags.DEFINE_string('condition', None, 'An image, with --tiles also a GeoTIFF of any size; without it, or a folder.')
 flags.DEFINE_string('out', None, 'A new folder, or one that this command began to fill.')
-flags.DEFINE_float('gsd_m', None, "Metres a pixel of the condition, where its manifest does not say.")
+flags.DEFINE_float('gsd_m', None, "Metres a pixel of the condition, where its file or its manifest does not say.")
 flags.DEFINE_integer('stages', 1, 'How many times to enlarge 4×.')
-flags.DEFINE_integer('steps', 20, 'Network evaluations a window.')
+flags.DEFINE_integer('steps', None, "Network evaluations a window; if not given the plan's, or 20 without --tiles.")
 flags.DEFINE_integer('seed', 0, 'Names the noise; the same seed gives the same image.')
-flags.DEFINE_integer('batch_size', 16, 'Windows or images at a time; changes speed, and nothing but the '
-                     'rounding of the result.')
-flags.DEFINE_bool('tiles', False, 'Sample one canvas of any size by sliding windows.')
-flags.DEFINE_enum('noise', 'shared', ['shared', 'anchored'], 'With --tiles: one noise tile for all windows, or noise '
-                  'anchored to the canvas.')
+flags.DEFINE_integer('batch_size', 16, 'Windows or images at a time. With --tiles on a CPU it changes nothing.')
 flags.DEFINE_bool('consistency', True, 'Project each predicted image onto the condition at low frequencies.')
+flags.DEFINE_enum('consistency_scale', '4', ['4', '8', '16'], 'Compare means of so many pixels a side.')
+flags.DEFINE_float('consistency_strength', 1.0, 'How much of the projection, 0 to 1.')
+flags.DEFINE_integer('consistency_end', None, 'The step from which on it is left out; if not given, never.')
+flags.DEFINE_bool('tiles', False, 'Sample one canvas of any size by sliding windows.')
+
+TILED = ('plan', 'phases', 'overlap', 'noise', 'wrap_x', 'supertile', 'region', 'dry_run', 'workers', 'bands', 'value_range')
+flags.DEFINE_enum('plan', 'fast', typing.get_args(PlanName), 'With --tiles: see rsdiff/mosaic/plan.py.')
+flags.DEFINE_integer('phases', None, 'With --tiles: phases of the plans fast and infinite.')
+flags.DEFINE_integer('overlap', None, 'With --tiles: pixels by which windows overlap in the last phase of the plan fast.')
+flags.DEFINE_enum('noise', 'anchored', typing.get_args(noise.Kind), 'With --tiles: see rsdiff/diffusion/noise.py.')
+flags.DEFINE_bool('wrap_x', False, 'With --tiles: the left edge follows the right one.')
+flags.DEFINE_integer('supertile', None, 'With --tiles: side in pixels of what is made at once; if not given 16 windows.')
+flags.DEFINE_string('region', None, 'With --tiles: y,x,height,width in pixels of the result; make this alone, as a PNG.')
+flags.DEFINE_bool('dry_run', False, 'With --tiles: tell size, cost and time, and make nothing.')
+flags.DEFINE_integer('workers', 1, 'With --tiles: processes to share the work, on machines without accelerators.')
+flags.DEFINE_string('bands', None, "With --tiles: of a GeoTIFF, those for red, green and blue, such as 4,3,2.")
+flags.DEFINE_string('value_range', None, 'With --tiles: of a GeoTIFF, the values for black and white, such as 0,3000.')
+FOLDERS = 'variants', 'split', 'degrade'
 flags.DEFINE_integer('variants', 1, 'Without --tiles: images to make of each.')
 flags.DEFINE_string('split', None, 'Without --tiles: take only this split of the folder.')
 flags.DEFINE_bool('degrade', False, 'Without --tiles: the images are the truth; degrade them first.')
@@ -51,64 +69,80 @@ def check_flags() -> None:
     for name in ('checkpoint', 'condition', 'out'):
         if FLAGS[name].value is None:
             raise BadInput(f'give --{name}')
-    for name in ('stages', 'steps', 'batch_size', 'variants'):
-        if FLAGS[name].value < 1:
+    for name in ('stages', 'steps', 'batch_size', 'variants', 'workers', 'supertile', 'consistency_end'):
+        if FLAGS[name].value is not None and FLAGS[name].value < 1:
             raise BadInput(f'--{name} is {FLAGS[name].value}; it must be at least 1')
     if FLAGS.gsd_m is not None and not 0 < FLAGS.gsd_m < float('inf'):
         raise BadInput(f'--gsd_m is {FLAGS.gsd_m}; it must be a positive number of metres')
-    if FLAGS.tiles and FLAGS.gsd_m is None:
-        raise BadInput('--tiles needs --gsd_m, the metres a pixel of the condition')
-    for name in ('variants', 'split', 'degrade'):
-        if FLAGS.tiles and FLAGS[name].value != FLAGS[name].default:
-            raise BadInput(f'--{name} does not go with --tiles')
+    if not 0 <= FLAGS.consistency_strength <= 1:
+        raise BadInput(f'--consistency_strength is {FLAGS.consistency_strength}; it must be from 0 to 1')
+    for name in FOLDERS if FLAGS.tiles else TILED:
+        if FLAGS[name].value != FLAGS[name].default:
+            raise BadInput(f'--{name} does not go with --tiles' if FLAGS.tiles else f'--{name} needs --tiles')
 
 
-def entries() -> list[Entry]:
-    """The images to sample: a folder's, or one file."""
-    path = Path(FLAGS.condition)
-    return read_folder(path, FLAGS.split) if path.is_dir() else [Entry(path, path.name)]
+def numbers(name: str, count: int, kind: type) -> tuple | None:
+    """The value of a flag that is a list, or None."""
+    try:
+        values = None if FLAGS[name].value is None else tuple(map(kind, FLAGS[name].value.split(',')))
+    except ValueError:
+        values = ()
+    if values is not None and len(values) != count:
+        raise BadInput(f'--{name} is {FLAGS[name].value}; it must be {count} numbers with commas between them')
+    return values
 
 
-def digest(image: np.ndarray) -> str:
-    """sha256 of an image's size and pixels, the first 16 digits."""
-    return hashlib.sha256(repr(image.shape).encode() + image.tobytes()).hexdigest()[:16]
+def projection(trained: Trained, steps: int) -> Projection | None:
+    """The one that the flags ask for."""
+    numbers = int(FLAGS.consistency_scale), FLAGS.consistency_strength, FLAGS.consistency_end
+    made = make_projection(trained.generator, steps, *numbers)
+    return made if FLAGS.consistency else None
 
 
-def sampler(trained: Trained):
-    """(condition, noise, gsd_m of the output) → sample, a batch split over all devices."""
-    mesh = make_mesh()
-    whole, split = replicated(mesh), batch_sharding(mesh)
-    params = jax.device_put(trained.params, whole)
-    run = jax.jit(lambda params, lr, noise, gsd_m: trained.generator.sample(
-        params, lr, gsd_m, noise, FLAGS.steps, FLAGS.consistency),
-        in_shardings=(whole, split, split, split), out_shardings=split)
-    return lambda lr, noise, gsd_m: run(params, lr, noise, gsd_m)
+def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
+    """A canvas, a part of it, or what it will cost."""
+    condition = Condition(FLAGS.condition, numbers('bands', 3, int), numbers('value_range', 2, float))
+    region, gsd_m = numbers('region', 4, int), FLAGS.gsd_m or condition.gsd_m
+    if gsd_m is None:
+        raise BadInput(f'--tiles needs --gsd_m, the metres a pixel of the condition; {FLAGS.condition} does not say')
+    window_px = trained.config.data.size_px
+    plan = make_plan(FLAGS.plan, window_px, FLAGS.steps, FLAGS.phases, FLAGS.overlap, FLAGS.seed)
+    project = projection(trained, plan.steps)
+    settings = MosaicSettings(gsd_m, FLAGS.stages, plan, FLAGS.supertile or 16 * window_px, FLAGS.seed, FLAGS.noise, FLAGS.wrap_x)
+    provenance |= {'projection': repr(project), 'condition': condition.digest()}
+    sampler_at = bind_windows(trained.generator, trained.params, plan, make_mesh(), project, FLAGS.batch_size)
+    if FLAGS.dry_run:
+        return estimate(sampler_at, condition, settings)
+    if region:
+        return save_region(sampler_at, condition, out, settings, provenance, *region)
+    return sample_mosaic(sampler_at, condition, out, settings, provenance, condition.georeference, FLAGS.workers)
+
+
+def folder(trained: Trained, provenance: dict, out: Path) -> dict:
+    """Many images, each in one piece."""
+    path, mesh, steps = Path(FLAGS.condition), make_mesh(), FLAGS.steps or 20
+    entries = read_folder(path, FLAGS.split) if path.is_dir() else [Entry(path, path.name)]
+    project = projection(trained, steps)
+    provenance |= {'projection': repr(project)}
+    settings = FolderSettings(FLAGS.stages, trained.config.data.size_px, steps, FLAGS.gsd_m, FLAGS.variants,
+                              FLAGS.degrade, FLAGS.seed, -(-FLAGS.batch_size // mesh.size) * mesh.size)
+    sample = bind_images(trained.generator, trained.params, steps, mesh, project)
+    return sample_folder(sample, trained.config.degradation, entries, out, settings, provenance)
 
 
 def main() -> None:
     check_flags()
     console.enable_compilation_cache()
-    trained = load_generator(FLAGS.checkpoint)
-    if FLAGS.steps > trained.config.generator.schedule.timesteps:
-        raise BadInput(f'--steps is {FLAGS.steps}; {FLAGS.checkpoint} has {trained.generator.schedule.timesteps} timesteps')
-    sample, out = sampler(trained), Path(FLAGS.out)
-    batch_size = -(-FLAGS.batch_size // jax.device_count()) * jax.device_count()
-    window_px = trained.config.data.size_px
-    provenance = {'checkpoint': trained.digest, 'checkpoint_images_seen': trained.images_seen,
-                  'consistency': FLAGS.consistency}
-    if FLAGS.tiles:
-        condition = read_image(FLAGS.condition)
-        settings = MosaicSettings(FLAGS.gsd_m, FLAGS.stages, window_px, FLAGS.steps, FLAGS.seed, FLAGS.noise, batch_size)
-        at = lambda gsd_m: lambda lr, noise: sample(lr, noise, np.full(len(lr), gsd_m, np.float32))
-        result = sample_mosaic(at, condition, out, settings, provenance | {'condition': digest(condition)})
-    else:
-        settings = FolderSettings(FLAGS.stages, window_px, FLAGS.steps, FLAGS.gsd_m, FLAGS.variants, FLAGS.degrade,
-                                  FLAGS.seed, batch_size)
-        result = sample_folder(sample, trained.config.degradation, entries(), out, settings, provenance)
-    summary = out / 'sample.json'
-    if not result['sampled_now'] and summary.exists():  # the figures of the call that made them
-        result = json.loads(summary.read_text())
-    console.finish(result | provenance, summary)
+    trained, out = load_generator(FLAGS.checkpoint), Path(FLAGS.out)
+    provenance = {'checkpoint': trained.digest, 'checkpoint_images_seen': trained.images_seen}
+    result = (tiles if FLAGS.tiles else folder)(trained, provenance, out)
+    if FLAGS.dry_run:
+        print(json.dumps(result))
+    elif not is_local_worker():
+        summary = out / ('region.json' if FLAGS.region else 'sample.json')
+        if result.get('sampled_now') == 0 and summary.exists():  # the figures of the call that made them
+            result = json.loads(summary.read_text())
+        console.finish(result | provenance, summary)
 
 
 if __name__ == '__main__':

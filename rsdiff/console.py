@@ -81,7 +81,7 @@ def write_text_atomically(path: epath.PathLike, text: str) -> None:
     """Writes `text` so that a reader, or a crash, never sees half of it."""
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.partial')
+    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')  # several processes may write the same
     partial.write_text(text, encoding='utf-8')
     partial.replace(path)
 
@@ -137,10 +137,11 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
         named = [key if len(value) > 80 else value for key, value in zip(changed, values)]
         if changed:
             raise BadInput(f'{folder} holds output of other settings ({"; ".join(named)}); use another --out or remove it')
-    elif folder.exists() and any(folder.iterdir()):
+    elif folder.exists() and any(not file.name.startswith(f'.{SETTINGS}') for file in folder.iterdir()):
         raise BadInput(f'{folder} exists and is not output of this program; use another --out')
     else:
         write_text_atomically(path, json.dumps(settings, indent=2) + '\n')
+        claim_folder(folder, settings)  # another process may have claimed it for other settings at the same moment
 
 
 def finish(result: dict[str, Any], path: Path) -> None:

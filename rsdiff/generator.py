@@ -12,8 +12,9 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rsdiff.diffusion import consistency, objective, solvers
+from rsdiff.diffusion.consistency import Projection
 from rsdiff.diffusion.objective import ObjectiveConfig
-from rsdiff.diffusion.schedule import Schedule, ScheduleConfig, make_schedule
+from rsdiff.diffusion.schedule import Schedule, ScheduleConfig, like, make_schedule, to_x0
 from rsdiff.models.unet import UNet, UNetConfig
 
 
@@ -49,8 +50,9 @@ class Generator:
 
     @property
     def schedule(self) -> Schedule:
-        """The noise schedule."""
-        return make_schedule(self.config.schedule)
+        """The noise schedule, as numbers even where a program is being traced: solvers compute their tables from it."""
+        with jax.ensure_compile_time_eval():
+            return make_schedule(self.config.schedule)
 
     def init(self, key) -> dict:
         """Fresh float32 parameters. Call it inside `jit` or `eval_shape`."""
@@ -60,15 +62,15 @@ class Generator:
         """The parameters' shapes and dtypes, without making them."""
         return jax.eval_shape(self.init, jax.random.key(0))
 
-    def to_diffused(self, x0, lr):
-        """Image → what is diffused, by (1). x0: (b, h, w, 3), lr: (b, h/4, w/4, 3), both in [-1, 1]."""
+    def to_diffused(self, x0, lr, margin: int = 0):
+        """Image → what is diffused, by (1). x0: (b, h, w, 3), lr: (b, h/4 + 2 margin, w/4 + 2 margin, 3), in [-1, 1]."""
         scale = self.config.residual_scale
-        return (x0 - consistency.smooth_up(lr, self.config.model.upscale)) / scale if scale else x0
+        return (x0 - consistency.smooth_up_inside(lr, self.config.model.upscale, margin)) / scale if scale else x0
 
-    def to_image(self, z0, lr):
+    def to_image(self, z0, lr, margin: int = 0):
         """The inverse of `to_diffused`."""
         scale = self.config.residual_scale
-        return consistency.smooth_up(lr, self.config.model.upscale) + scale * z0 if scale else z0
+        return consistency.smooth_up_inside(lr, self.config.model.upscale, margin) + scale * z0 if scale else z0
 
     def denoiser(self, params, lr, gsd_m) -> solvers.Denoise:
         """`denoise(zt, t)` with the condition bound. lr: (b, h/4, w/4, 3) in [-1, 1]; gsd_m: (b,), of the output."""
@@ -80,23 +82,50 @@ class Generator:
         denoise, z0 = self.denoiser(params, lr, gsd_m), self.to_diffused(x0, lr)
         return objective.loss(denoise, self.schedule, self.config.objective, z0, key)
 
-    def sample(self, params, lr, gsd_m, noise, steps: int, consistent: bool = True):
-        """One 4× stage by DDIM, η = 0.
+    def predictor(self, params, lr, gsd_m, projection: Projection | None = None, margin: int = 0) -> solvers.Denoise:
+        """`predict(zt, t)` → the z_0 predicted from it, as an image clipped and projected onto the condition.
+
+        A window is a crop: the network and `up` of (1) see its own pixels of the condition alone, so that near its edge
+        up(lr) of the window is not up(lr) of the whole. What windows exchange has to mean the same to all of them. So z
+        is here with respect to up(lr) of the whole, for which the condition comes with a margin, and each window
+        translates: with d = (up(lr) - up(lr of the window)) / residual_scale,
+
+            z_0' = z_0 + d,  z_t' = z_t + α_t d                          (2)
+
+        Args:
+          lr: float32 (b, h + 2m, w + 2m, 3) in [-1, 1], m = `margin`; with m = 0 the window is all there is.
+          gsd_m: float32 (b,), metres a pixel of the result.
+          projection: of each predicted x_0 onto the condition; None leaves it.
+        """
+        inner, kind = consistency.inside(lr, margin), self.config.objective.prediction
+        denoise, (batch, height, width, bands) = self.denoiser(params, inner, gsd_m), inner.shape
+        nothing = jnp.zeros((batch, height * self.config.model.upscale, width * self.config.model.upscale, bands))
+        d = self.to_diffused(self.to_image(nothing, lr, margin), inner)
+
+        def predict(zt, t):
+            zt = zt + like(self.schedule.alpha(t), zt) * d
+            z0 = to_x0(self.schedule, kind, denoise(zt, t), zt, t)
+            x0 = jnp.clip(self.to_image(z0, inner), -1.0, 1.0)
+            if projection:
+                on = like(t > projection.end, x0) * projection.strength
+                x0 = consistency.project(x0, inner, projection.factor, on)
+            return self.to_diffused(x0, lr, margin)
+
+        return predict
+
+    def sample(self, params, lr, gsd_m, noise, steps: int, projection: Projection | None = Projection(),
+               solver: solvers.Solver = 'ddim'):
+        """One 4× stage in one piece.
 
         Args:
           lr: float32 (b, h, w, 3) in [-1, 1].
           gsd_m: float32 (b,), metres a pixel of the result.
           noise: standard normal (b, 4h, 4w, 3).
           steps: network evaluations.
-          consistent: project each predicted x_0 onto the condition (`diffusion.consistency`).
+          projection: of each predicted x_0 onto the condition (`diffusion.consistency`); None leaves it.
         Returns:
           float32 (b, 4h, 4w, 3), in [-1, 1].
         """
-
-        def refine(z0):
-            x0 = jnp.clip(self.to_image(z0, lr), -1.0, 1.0)
-            return self.to_diffused(consistency.project(x0, lr) if consistent else x0, lr)
-
-        denoise = self.denoiser(params, lr, gsd_m)
-        z0 = solvers.sample(denoise, self.schedule, self.config.objective.prediction, noise, steps, refine=refine)
+        predict = self.predictor(params, lr, gsd_m, projection)
+        z0 = solvers.sample(predict, self.schedule, 'x0', noise, steps, solver=solver)
         return jnp.clip(self.to_image(z0, lr), -1.0, 1.0)

@@ -37,3 +37,13 @@ def test_y_and_x_are_not_interchangeable_and_keys_name_fields():
     assert not np.array_equal(CROP(KEY, 0, 8, 8, 8), CROP(KEY, 8, 0, 8, 8))
     assert not np.array_equal(CROP(name_key(0, 1), 0, 0, 8, 8), CROP(name_key(0, 2), 0, 0, 8, 8))
     np.testing.assert_array_equal(CROP(name_key(0, 1), 0, 0, 8, 8), CROP(name_key(0, 1), 0, 0, 8, 8))
+
+
+def test_a_tiled_field_repeats_and_a_cylinder_closes():
+    crop_of = jax.jit(crop, static_argnums=(3, 4), static_argnames=('around', 'tile'))
+    tiled = crop_of(KEY, -8, -8, 24, 24, tile=8)
+    np.testing.assert_array_equal(tiled, np.tile(tiled[:8, :8], (3, 3, 1)))
+    np.testing.assert_array_equal(tiled[8:16, 8:16], CROP(KEY, 0, 0, 8, 8))
+    around = crop_of(KEY, 3, -10, 4, 40, around=20)
+    np.testing.assert_array_equal(around[:, :20], around[:, 20:])
+    np.testing.assert_array_equal(around[:, 10:30], CROP(KEY, 3, 0, 4, 20))

@@ -1,12 +1,14 @@
 """Samplers against what is known in closed form: a perfect denoiser, and data that is Gaussian."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule, target, to_eps
-from rsdiff.diffusion.solvers import reverse_step, sample, timestep_grid
+from rsdiff.diffusion.solvers import ddim, dpm_2m, integrate, sample, timestep_grid
 
 SCHEDULE = make_schedule(ScheduleConfig())
 ZERO = make_schedule(ScheduleConfig(zero_terminal_snr=True))
@@ -105,13 +107,9 @@ def test_one_ddpm_step_is_the_posterior_of_ho_et_al(t):
     xt, z = np.asarray(NOISE), np.asarray(step_noise(t))
     mean = (np.sqrt(bar[t - 1]) * beta[t - 1] * X0 + np.sqrt(1 - beta[t - 1]) * (1 - bar[t - 1]) * xt) / (1 - bar[t])
     variance = (1 - bar[t - 1]) / (1 - bar[t]) * beta[t - 1]
-    step = reverse_step(SCHEDULE, X0, NOISE, jnp.int32(t), jnp.int32(t - 1), 1.0, z)
+    one = ddim(SCHEDULE, np.array([t, t - 1]), eta=1.0)
+    step, _ = integrate(lambda x, t: X0, one, NOISE, jnp.zeros_like(X0), lambda t: z)
     np.testing.assert_allclose(step, mean + np.sqrt(variance) * z, atol=2e-4)
-
-
-def test_refine_is_applied_to_every_predicted_x0():
-    out = sample(lambda x, t: x, SCHEDULE, 'eps', NOISE, 5, refine=lambda x0: X0)
-    np.testing.assert_allclose(out, X0, atol=1e-6)
 
 
 def test_the_grid_goes_from_T_to_zero_without_repeats():
@@ -125,3 +123,81 @@ def test_the_grid_goes_from_T_to_zero_without_repeats():
 def test_randomness_has_to_be_given():
     with pytest.raises(ValueError, match='step_noise'):
         sample(lambda x, t: x, SCHEDULE, 'eps', NOISE, 5, eta=0.5)
+
+
+# as SCHEDULE, in so many steps that their number can be doubled several times without rounding t
+FINE = make_schedule(ScheduleConfig(timesteps=16000, beta_start=0.0015 / 16, beta_end=0.0155 / 16))
+
+
+def error_on_a_gaussian(solver, steps, phase=None, end=320, mean=0.3, variance=0.04):
+    """Of x at t = `end`, against the probability flow of N(mean, variance), along a grid that is even in λ. `phase`: after
+    how many steps the solver forgets its last prediction."""
+    bar = np.asarray(FINE.alpha_bar, np.float64)
+    grid = np.interp(np.linspace(*np.log(bar[[16000, end]] / (1 - bar[[16000, end]])), steps + 1),
+                     np.log(bar[1:] / (1 - bar[1:]))[::-1], np.arange(16000, 0, -1))
+    grid = np.rint(grid).astype(int)
+    deviation = lambda t: np.sqrt(bar[t] * variance + 1 - bar[t])
+    exact = np.sqrt(bar[end]) * mean + deviation(end) / deviation(16000) * (NOISE - np.sqrt(bar[16000]) * mean)
+
+    def predict(xt, t):
+        alpha, sigma = FINE.alpha(t).reshape(-1, 1, 1, 1), FINE.sigma(t).reshape(-1, 1, 1, 1)
+        return mean + alpha * variance / (alpha**2 * variance + sigma**2) * (xt - alpha * mean)
+
+    table, state = solver(FINE, grid), (NOISE, jnp.zeros_like(NOISE))
+    for first in range(0, steps, phase or steps):
+        part = table[first : first + (phase or steps)]
+        if phase:  # forget: the first step of the phase is DDIM's
+            past = np.arange(len(part)) > 0
+            part = dataclasses.replace(part, b=np.where(past, part.b, part.b + part.c), c=np.where(past, part.c, 0))
+        state = integrate(predict, part, *state)
+    made = state[0]
+    return float(jnp.sqrt(jnp.mean((made - exact) ** 2)))
+
+
+@pytest.mark.parametrize('solver, order', [(ddim, 1), (dpm_2m, 2)], ids=['ddim', 'dpm++2m'])
+def test_doubling_the_steps_shows_the_order(solver, order):
+    errors = np.array([error_on_a_gaussian(solver, steps) for steps in (20, 40, 80)])
+    orders = np.log2(errors[:-1] / errors[1:])
+    assert np.all(np.abs(orders - order) < 0.35), orders
+
+
+def test_forgetting_at_each_phase_costs_accuracy():
+    """Why mosaics carry the last prediction from phase to phase, beside x."""
+    assert error_on_a_gaussian(dpm_2m, 20) < 0.75 * error_on_a_gaussian(dpm_2m, 20, phase=5)
+
+
+def test_the_second_order_is_worth_many_steps():
+    assert error_on_a_gaussian(dpm_2m, 20) < error_on_a_gaussian(ddim, 80)
+
+
+@pytest.mark.parametrize('schedule', [SCHEDULE, ZERO], ids=['plain', 'zero terminal SNR'])
+@pytest.mark.parametrize('steps', [1, 2, 16])
+def test_a_perfect_denoiser_is_recovered_by_dpm_2m(schedule, steps):
+    out = sample(lambda xt, t: X0, schedule, 'x0', NOISE, steps, solver='dpm++2m')
+    np.testing.assert_allclose(out, X0, atol=1e-5)
+
+
+@pytest.mark.parametrize('solver', [ddim, dpm_2m])
+def test_a_way_in_parts_is_the_way(solver):
+    """What is handed on is x and the last prediction; nothing restarts."""
+    steps, predict = solver(SCHEDULE, timestep_grid(1000, 9)), gaussian_denoiser(0.3, 0.04)
+    whole, _ = integrate(predict, steps, NOISE, jnp.zeros_like(NOISE))
+    state = NOISE, jnp.zeros_like(NOISE)
+    for part in (slice(0, 4), slice(4, 5), slice(5, 9)):
+        state = integrate(predict, steps[part], *state)
+    np.testing.assert_allclose(state[0], whole, atol=1e-6)
+
+
+def test_one_step_of_dpm_2m_is_its_formula():
+    """(4) of the module with λ written out from β."""
+    bar = np.concatenate([[1.0], np.cumprod(1 - np.linspace(0.0015, 0.0155, 1000))])
+    grid = np.array([700, 500, 200])
+    half = 0.5 * np.log(bar[grid] / (1 - bar[grid]))
+    alpha, sigma, h = np.sqrt(bar[grid]), np.sqrt(1 - bar[grid]), np.diff(half)
+    first = sigma[1] / sigma[0] * NOISE - alpha[1] * np.expm1(-h[0]) * X0
+    r = h[0] / h[1]
+    d = (1 + 1 / (2 * r)) * (X0 / 2) - 1 / (2 * r) * X0
+    second = sigma[2] / sigma[1] * first - alpha[2] * np.expm1(-h[1]) * d
+    predict = lambda x, t: jnp.where(t.reshape(-1, 1, 1, 1) == 700, X0, X0 / 2)
+    made, _ = integrate(predict, dpm_2m(SCHEDULE, grid), NOISE, jnp.zeros_like(X0))
+    np.testing.assert_allclose(made, second, atol=1e-5)

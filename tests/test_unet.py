@@ -9,7 +9,7 @@ import pytest
 from flax import nnx
 
 from configs import demo, metaearth
-from rsdiff.diffusion.consistency import smooth_up
+from rsdiff.diffusion.consistency import Projection, smooth_up
 from rsdiff.diffusion.objective import ObjectiveConfig
 from rsdiff.generator import Generator, GeneratorConfig
 from rsdiff.models.embeddings import gsd_position, sinusoid
@@ -109,7 +109,7 @@ RESIDUAL = GeneratorConfig(model=TINY, objective=ObjectiveConfig(prediction='x0'
 def test_a_fresh_residual_network_says_the_enlarged_condition():
     generator = Generator(RESIDUAL)
     params = jax.jit(generator.init)(jax.random.key(0))
-    out = jax.jit(lambda p, n: generator.sample(p, LR, GSD, n, 3, consistent=False))(params, X)
+    out = jax.jit(lambda p, n: generator.sample(p, LR, GSD, n, 3, projection=None))(params, X)
     np.testing.assert_allclose(out, jnp.clip(smooth_up(LR, 4), -1, 1), atol=1e-5)
 
 
@@ -123,7 +123,7 @@ def test_sampling_with_consistency_agrees_with_the_condition(tiny):
     generator, params = tiny
     sample = jax.jit(lambda n, c: generator.sample(params, LR * 0.5, GSD, n, 8, c), static_argnums=1)
     error = lambda x: float(jnp.abs(x.reshape(2, 8, 4, 8, 4, 3).mean((2, 4)) - LR * 0.5).mean())
-    assert error(sample(X, True)) < 0.25 * error(sample(X, False))
+    assert error(sample(X, Projection())) < 0.25 * error(sample(X, None))
 
 
 def test_sinusoid_is_the_published_code():

@@ -3,49 +3,126 @@ import pytest
 
 from rsdiff.data.boxes import Box
 from rsdiff.errors import BadInput
-from rsdiff.mosaic.windows import WindowGrid, reflected_read
+from rsdiff.mosaic.plan import make_plan
+from rsdiff.mosaic.plane import Plane
+from rsdiff.mosaic.windows import Profile, cylinder_lattice, plane_lattice, shares
 
-SIZES = [(32, 32), (32, 100), (68, 52), (96, 40)]
-
-
-@pytest.mark.parametrize('height, width', SIZES)
-def test_tiles_cover_the_canvas_exactly_once(height, width):
-    count = np.zeros((height, width), int)
-    for tile in WindowGrid(height, width, 32).tiles():
-        tile.crop(count)[:] += 1
-    assert np.all(count == 1)
+PROFILES = {'middle': (Profile(32, 8, 0), 16), 'ones': (Profile(32, 0, 0), 32), 'mean': (Profile(32, 0, 0), 16),
+            'ramp': (Profile(32, 0, 4), 28), 'tent': (Profile(32, 0, 16), 16)}
 
 
-@pytest.mark.parametrize('height, width', SIZES)
-def test_the_middle_of_a_window_is_its_tile(height, width):
-    grid = WindowGrid(height, width, 32)
-    positions = np.stack(np.meshgrid(np.arange(-64, 200), np.arange(-64, 200), indexing='ij'), -1)
-    for tile in grid.tiles():
-        window = grid.window(tile)
-        pixels = positions[window.y0 + 64 : window.y1 + 64, window.x0 + 64 : window.x1 + 64]
-        np.testing.assert_array_equal(grid.middle(pixels, tile), tile.crop(positions[64:, 64:]))
-        assert all(4 * c == w for c, w in zip(grid.condition_box(tile), window))
+@pytest.mark.parametrize('profile, stride', PROFILES.values(), ids=PROFILES)
+@pytest.mark.parametrize('offset', [0.0, 0.5, 0.77])
+@pytest.mark.parametrize('around', [None, 100, 20, 4])
+def test_windows_cover_every_interval_and_share_it(profile, stride, offset, around):
+    lattice = plane_lattice(4, stride, offset) if around is None else cylinder_lattice(4, stride, offset, around)
+    for a, b in ((0, 1), (-70, 33), (31, 32), (28, 132), (1000, 1040)):
+        places = lattice.touching(a, b, profile)
+        every = [lattice.position(i) for i in range(-200, 400)]
+        weigh = lambda p: np.any(profile.weights()[max(a - p, 0) : max(b - p, 0)] > 0)
+        assert places == [p for p in every if weigh(p)]
+        assert all(p % 4 == 0 for p in places) and np.all(np.diff(places) <= stride)
+        np.testing.assert_allclose(shares(places, a, b, profile).sum(0), 1, atol=1e-6)
 
 
-def test_neighbouring_windows_overlap_by_half():
-    grid = WindowGrid(96, 96, 32)
-    first, second = (grid.window(tile) for tile in grid.tiles()[:2])
-    assert first.x1 - second.x0 == 16 and first.overlaps(second)
+@pytest.mark.parametrize('stride', [16, 28, 32])
+@pytest.mark.parametrize('offset', [0.0, 0.25, 0.5])
+@pytest.mark.parametrize('around', [4, 60, 64, 100, 128])
+def test_a_cylinder_is_the_same_after_one_turn(stride, offset, around):
+    lattice = cylinder_lattice(4, stride, offset, around)
+    places = [lattice.position(i) for i in range(-3 * lattice.count, 3 * lattice.count)]
+    assert {p % around for p in places} == {p % around for p in places[: lattice.count]}
+    assert np.all(np.diff(places) <= stride) and lattice.count == -(-around // stride)
+    for i in range(-5, 5):
+        assert lattice.position(i + lattice.count) == lattice.position(i) + around
 
 
-@pytest.mark.parametrize('box', [Box(-3, -4, 5, 6), Box(5, 4, 14, 12), Box(-3, -4, 14, 12), Box(2, 2, 4, 4)])
-def test_reading_beyond_the_edge_mirrors_like_numpy(box):
+def test_ramps_of_the_overlap_add_to_one_before_any_division():
+    weights = Profile(32, 0, 4).weights()
+    np.testing.assert_allclose(weights[:4] + weights[-4:], 1)
+    assert np.all(weights[4:-4] == 1)
+    np.testing.assert_array_equal(Profile(32, 8, 0).weights(), [0] * 8 + [1] * 16 + [0] * 8)
+
+
+def test_what_a_phase_reads_is_what_the_one_before_delivers():
+    for name in ('fast', 'metaearth', 'multidiffusion', 'spot', 'infinite'):
+        plan = make_plan(name, 32, steps=6)
+        needed = plan.places(0, 100, 180)
+        for phase, here, after in zip(plan.phases, needed, needed[1:] + [None]):
+            a, b = (100, 180) if after is None else (after[0], after[-1] + 32)
+            np.testing.assert_allclose(shares(here, a, b, plan.profile(phase)).sum(0), 1, atol=1e-6)
+
+
+def test_the_edges_of_fast_lie_elsewhere_in_each_phase_and_are_never_hard():
+    plan = make_plan('fast', 64)
+    assert [phase.stride_px for phase in plan.phases] == [60, 60, 56]
+    assert all(phase.ramp_px == 64 - phase.stride_px for phase in plan.phases)
+    assert plan.phases[0].offset != plan.phases[1].offset and plan.steps == 15
+    assert [phase.stride_px for phase in make_plan('fast', 256).phases] == [240, 240, 224]
+    assert [phase.steps for phase in make_plan('fast', 64, 16, 5, 0).phases] == [3, 3, 3, 3, 4]
+    assert {phase.ramp_px for phase in make_plan('fast', 64, 16, 5, 0).phases} == {0}
+
+
+@pytest.mark.parametrize('window_px, limit', [(64, 20), (256, 24)])
+def test_fast_costs_little_halo_included(window_px, limit):
+    tiles = [(a, a + 4096) for a in range(0, 16 * 4096, 4096)]
+    assert make_plan('fast', window_px).evaluations(tiles, tiles) / (16 * 4096) ** 2 < limit
+
+
+def test_a_canvas_of_a_million_squared_is_counted_at_once():
+    """And as a sum over its tiles."""
+    plan = make_plan('fast', 64)
+    tiles = [(a, min(a + 1024, 3000)) for a in range(0, 3000, 1024)]
+    each = sum(plan.evaluations([rows], [columns]) for rows in tiles for columns in tiles)
+    assert plan.evaluations(tiles, tiles) == each
+    many = [(a, a + 1000) for a in range(0, 10**6, 1000)]
+    assert 16 < plan.evaluations(many, many) / 10**12 < 30
+
+
+def test_the_papers_plans_cost_what_their_overlap_says():
+    tile = [(0, 64 * 64)]
+    for name, steps, cost in (('metaearth', 50, 200), ('multidiffusion', 5, 20), ('spot', 5, 5), ('infinite', 5, 20)):
+        made = make_plan(name, 64, steps).evaluations(tile, tile) / 4096**2
+        assert cost <= made < 1.15 * cost, name
+
+
+@pytest.mark.parametrize('options, message', [
+    (dict(name='slow'), "plan 'slow' is none of fast"), (dict(steps=0), 'steps is 0'),
+    (dict(phases=17), 'phases is 17; 15 steps'), (dict(overlap_px=6), 'overlap_px is 6'),
+    (dict(overlap_px=64), 'overlap_px is 64'), (dict(name='spot', phases=2), 'plan spot has no phases'),
+    (dict(name='metaearth', overlap_px=8), 'plan metaearth has no overlap_px to set; fast has'),
+])
+def test_impossible_numbers_are_named(options, message):
+    with pytest.raises(BadInput, match=message):
+        make_plan(**{'name': 'fast', 'window_px': 64} | options)
+
+
+@pytest.mark.parametrize('box', [Box(-3, -4, 5, 6), Box(5, 4, 14, 12), Box(-3, -4, 14, 12), Box(2, 2, 4, 4),
+                                 Box(-30, -31, 40, 50), Box(33, -25, 35, -20)])
+@pytest.mark.parametrize('wrap_x', [False, True])
+def test_a_plane_continues_its_image_like_numpy(box, wrap_x):
     image = np.random.default_rng(0).integers(0, 256, (10, 8, 3))
-    padded = np.pad(image, ((6, 6), (6, 6), (0, 0)), mode='reflect')
-    expected = padded[box.y0 + 6 : box.y1 + 6, box.x0 + 6 : box.x1 + 6]
-    np.testing.assert_array_equal(reflected_read(image, box), expected)
+    padded = np.pad(image, ((60, 60), (0, 0), (0, 0)), mode='reflect')
+    padded = np.pad(padded, ((0, 0), (60, 60), (0, 0)), mode='wrap' if wrap_x else 'reflect')
+    expected = padded[box.y0 + 60 : box.y1 + 60, box.x0 + 60 : box.x1 + 60]
+    np.testing.assert_array_equal(Plane(image, wrap_x).crop(box), expected)
 
 
-def test_a_canvas_smaller_than_a_window_is_bad_input():
-    with pytest.raises(BadInput, match='8×7 px, smaller than a window.*8×8'):
-        WindowGrid(28, 32, 32)
+def test_a_plane_reads_no_more_than_it_shows():
+    """A crop across the seam of a wide image touches its two ends, and not what lies between."""
+
+    class Wide:
+        shape = (10, 10**6, 3)
+
+        def __getitem__(self, key):
+            assert all(part.stop - part.start <= 8 for part in key)
+            return np.zeros([part.stop - part.start for part in key] + [3], np.uint8)
+
+    assert Plane(Wide(), wrap_x=True).crop(Box(-4, -4, 4, 4)).shape == (8, 8, 3)
+    assert Plane(Wide()).crop(Box(6, 10**6 - 4, 14, 10**6 + 4)).shape == (8, 8, 3)
 
 
-def test_a_window_without_whole_quarters_is_refused():
-    with pytest.raises(ValueError):
-        WindowGrid(100, 100, 40)
+def test_the_smallest_image_is_one_pixel():
+    np.testing.assert_array_equal(Plane(np.full((1, 1, 3), 7)).crop(Box(-2, -2, 2, 2)), np.full((4, 4, 3), 7))
+    with pytest.raises(BadInput, match='0×3 px'):
+        Plane(np.zeros((3, 0, 3)))

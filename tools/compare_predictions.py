@@ -109,7 +109,7 @@ def held_out_chips(data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
 def samples(workdir: Path, conditions: np.ndarray, gsd_m: np.ndarray) -> np.ndarray:
     """What the generator in `workdir` makes of the conditions, uint8 (n, 4h, 4w, 3)."""
     trained = load_generator(workdir)
-    sample = jax.jit(lambda params, *batch: trained.generator.sample(params, *batch, FLAGS.steps, consistent=False))
+    sample = jax.jit(lambda params, *batch: trained.generator.sample(params, *batch, FLAGS.steps, projection=None))
     n, h, w, _ = conditions.shape
     noise = np.asarray(jax.random.normal(jax.random.key(FLAGS.seed), (n, 4 * h, 4 * w, 3)))
     batches = (slice(start, start + FLAGS.batch_size) for start in range(0, n, FLAGS.batch_size))

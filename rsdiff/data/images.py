@@ -41,6 +41,7 @@ class Picture:
 
     GEOTIFF_TAGS = 33550, 34264, 34735  # pixel scale, transformation, keys
     gsd_m = None
+    georeference = None
 
     def __init__(self, path, file: IO[bytes] | None = None):
         self.path, self.pixels, self.file = path, None, None

@@ -27,6 +27,7 @@ class Scene(Protocol):
     height: int
     width: int
     gsd_m: float | None  # metres a pixel, if the file says so
+    georeference: dict | None  # {'crs': WKT, 'transform': [a, b, c, d, e, f]}: x = a column + b row + c, y = d … + f
 
     def read(self, box: Box) -> np.ndarray:
         """The pixels of `box`, uint8 (height, width, 3). Raises BadInput where they can't be read."""
@@ -90,6 +91,8 @@ class Raster:
             self.bands = self._bands(bands)
             self.value_range = self._value_range(value_range)
             self.gsd_m = self._gsd_m()
+            crs, transform = self.dataset.crs, self.dataset.transform
+            self.georeference = {'crs': crs.to_wkt(), 'transform': list(transform)[:6]} if crs else None
             flags = [self.dataset.mask_flag_enums[band - 1] for band in self.bands]
             self.floating = self.dataset.dtypes[self.bands[0] - 1].startswith('float')
             self.whole = not self.floating and all(rasterio.enums.MaskFlags.all_valid in flag for flag in flags)

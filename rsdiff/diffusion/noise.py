@@ -1,25 +1,62 @@
 """Gaussian noise as a function of position: any crop of one infinite field, without making the rest.
 
 The value at (y, x) depends on the key and on (y, x) alone, by counter-based hashing (Salmon et al. 2011, the threefry
-generator of `jax.random`), so two crops agree exactly wherever they overlap, and nothing repeats.
+generator of `jax.random`), so two crops agree exactly wherever they overlap, and nothing repeats, unless a period is
+asked for.
 """
+
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+Kind = Literal['independent', 'shared', 'periodic', 'anchored']
 
-def crop(key, y, x, height: int, width: int, channels: int = 3):
+
+def crop(key, y, x, height: int, width: int, channels: int = 3, *, around: int | None = None, tile: int | None = None):
     """Standard normal noise of the rectangle with top-left corner (y, x), float32 (height, width, channels).
 
     Args:
       key: a typed JAX key; it names the field.
       y, x: int32, traced or not, negative allowed.
+      around: after how many columns one is back at the same place, if the plane is a cylinder.
+      tile: after how many rows and columns of the plane the field repeats.
     """
-    rows = y + jnp.arange(height, dtype=jnp.int32)
-    columns = x + jnp.arange(width, dtype=jnp.int32)
+    rows, columns = (start + jnp.arange(length, dtype=jnp.int32) for start, length in ((y, height), (x, width)))
+    columns = columns if around is None else columns % around
+    rows, columns = (index if tile is None else index % tile for index in (rows, columns))
     row_keys = jax.vmap(jax.random.fold_in, (None, 0))(key, rows)
     pixel_keys = jax.vmap(jax.vmap(jax.random.fold_in, (None, 0)), (0, None))(row_keys, columns)
     return jax.vmap(jax.vmap(lambda k: jax.random.normal(k, (channels,))))(pixel_keys)
+
+
+def windows(kind: Kind, key, corners, window_px: int, around: int | None = None):
+    """The first noise of each window.
+
+    Args:
+      kind: 'anchored', a crop of one infinite field at the window's place, on which overlapping windows agree and which
+        never repeats; 'periodic', the same of a field that repeats every `window_px`; 'shared', one tile for all
+        windows (MetaEarth, Yu et al. 2024); 'independent', a tile of its own for each window.
+      corners: int32 (b, 2), the top-left corners.
+      around: see `crop`; windows `around` columns apart are the same.
+    Returns:
+      float32 (b, window_px, window_px, 3).
+    """
+
+    def one(corner):
+        y, x = corner
+        if kind == 'anchored':
+            return crop(key, y, x, window_px, window_px, around=around)
+        if kind == 'periodic':
+            return crop(key, y, x, window_px, window_px, around=around, tile=window_px)
+        if kind == 'shared':
+            return crop(key, 0, 0, window_px, window_px)
+        if kind == 'independent':
+            own = jax.random.fold_in(jax.random.fold_in(key, y), x if around is None else x % around)
+            return crop(own, 0, 0, window_px, window_px)
+        raise ValueError(f"noise {kind!r} is none of 'independent', 'shared', 'periodic', 'anchored'")
+
+    return jax.vmap(one)(corners)
 
 
 def name_key(seed: int, *names: int):

@@ -1,24 +1,59 @@
 """Samplers: from noise to image, in pure steps over `denoise(x, t) -> prediction`.
 
-The generalised reverse step from t to s < t (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16) is
+Whatever the solver, its step from t to s < t is linear in what it is given,
 
-    x_s = α_s x̂_0 + √(1 - ᾱ_s - τ²) ε̂ + τ z,  z ~ N(0, I)                                          (1)
+    x_s = a x_t + b x̂_0 + c x̂_0' + τ z,  z ~ N(0, I)                                              (1)
+
+where x̂_0 is predicted from x_t, and x̂_0' was at the step before. A solver is therefore a table of a, b, c, τ
+(`Steps`), made in float64 from the schedule alone; any slice of it may be run, and the rest later or elsewhere.
+
+The generalised reverse step (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16) has
+
     τ = η √((1 - ᾱ_s) / (1 - ᾱ_t)) √(1 - ᾱ_t / ᾱ_s)                                               (2)
+    a = √(1 - ᾱ_s - τ²) / σ_t,  b = α_s - α_t a,  c = 0                                            (3)
 
 η = 0 is DDIM, deterministic; η = 1 over all T steps is DDPM's ancestral sampling with the posterior variance β̃.
+
+DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2) solves the same equation in the half log-SNR
+λ = ln(α / σ), along which x̂_0 is extrapolated from two predictions. With h = λ_s - λ_t, h' that of the step before, and
+r = h' / h,
+
+    x_s = σ_s / σ_t x_t - α_s (e^-h - 1) D,  D = (1 + 1 / 2r) x̂_0 - 1 / 2r x̂_0'                    (4)
+
+Its first step has no past, and its last goes to λ = ∞: there D = x̂_0, and (4) is DDIM.
 
 Samplers own no randomness: the first noise, and that of each stochastic step, come in as arguments.
 """
 
-from typing import Callable
+import dataclasses
+from typing import Callable, Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rsdiff.diffusion.schedule import Prediction, Schedule, like, to_eps, to_x0
+from rsdiff.diffusion.schedule import Prediction, Schedule, to_x0
 
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
+Solver = Literal['ddim', 'dpm++2m']
+
+
+@jax.tree_util.register_dataclass
+@dataclasses.dataclass(frozen=True)
+class Steps:
+    """The coefficients of (1), each an array (steps,): `t` int32, the others float32. A slice of it is a part of the way."""
+
+    t: jax.Array
+    a: jax.Array
+    b: jax.Array
+    c: jax.Array
+    tau: jax.Array
+
+    def __len__(self) -> int:
+        return len(self.t)
+
+    def __getitem__(self, part: slice) -> 'Steps':
+        return jax.tree.map(lambda column: column[part], self)
 
 
 def timestep_grid(timesteps: int, steps: int) -> np.ndarray:
@@ -36,38 +71,77 @@ def timestep_grid(timesteps: int, steps: int) -> np.ndarray:
     return np.maximum(np.rint(timesteps * (index / steps) ** 2), index).astype(np.int32)  # no step is empty
 
 
-def reverse_step(schedule: Schedule, x0, xt, t, s, eta: float = 0.0, z=None):
-    """x_s of (1) from the predicted x0. t, s: (batch,) or scalar, 0 ≤ s < t; z: standard normal, needed if η > 0."""
-    ab_t, ab_s = like(schedule.alpha_bar[t], xt), like(schedule.alpha_bar[s], xt)
-    tau = eta * jnp.sqrt((1 - ab_s) / (1 - ab_t) * (1 - ab_t / ab_s))
-    eps = to_eps(schedule, x0, xt, t)
-    xs = jnp.sqrt(ab_s) * x0 + jnp.sqrt(jnp.maximum(1 - ab_s - tau**2, 0.0)) * eps
-    return xs if z is None else xs + tau * z
+def ddim(schedule: Schedule, grid: np.ndarray, eta: float = 0.0) -> Steps:
+    """(2) and (3) along `grid`, int (steps + 1,), descending."""
+    alpha, sigma = _alpha_sigma(schedule, grid)
+    (alpha_t, alpha_s), (sigma_t, sigma_s) = (alpha[:-1], alpha[1:]), (sigma[:-1], sigma[1:])
+    tau = eta * sigma_s / sigma_t * np.sqrt(np.maximum(1 - (alpha_t / alpha_s) ** 2, 0))
+    a = np.sqrt(np.maximum(sigma_s**2 - tau**2, 0)) / sigma_t
+    return _table(grid, a, alpha_s - alpha_t * a, np.zeros_like(a), tau)
 
 
-def sample(denoise: Denoise, schedule: Schedule, kind: Prediction, x, steps: int, *, eta: float = 0.0,
-           step_noise: Callable[[jax.Array], jax.Array] | None = None,
-           refine: Callable[[jax.Array], jax.Array] = lambda x0: x0):
-    """Runs (1) from `x` at t = T down to t = 0.
+def dpm_2m(schedule: Schedule, grid: np.ndarray) -> Steps:
+    """(4) along `grid`, int (steps + 1,), descending."""
+    alpha, sigma = _alpha_sigma(schedule, grid)
+    with np.errstate(divide='ignore', invalid='ignore'):  # λ is infinite at t = 0, and at t = T with zero terminal SNR
+        h = np.diff(np.log(alpha) - np.log(sigma))
+        over_2r = np.append(0, np.where(np.isfinite(h[1:]), h[1:] / (2 * h[:-1]), 0))
+    a = sigma[1:] / sigma[:-1]
+    first_order = alpha[1:] - alpha[:-1] * a  # -α_s (e^-h - 1), where h may be infinite
+    return _table(grid, a, first_order * (1 + over_2r), -first_order * over_2r, np.zeros_like(a))
+
+
+def solver_steps(solver: Solver, schedule: Schedule, steps: int) -> Steps:
+    """The table of a deterministic solver over `timestep_grid`."""
+    grid = timestep_grid(schedule.timesteps, steps)
+    return {'ddim': ddim, 'dpm++2m': dpm_2m}[solver](schedule, grid)
+
+
+def integrate(predict: Denoise, steps: Steps, x, x0, step_noise: Callable[[jax.Array], jax.Array] | None = None):
+    """Runs (1) over `steps`.
+
+    Args:
+      predict: (x, t) → x̂_0; t is int32 (batch,).
+      x: (batch, height, width, channels), at the time of the first step.
+      x0: the prediction of the step before, the shape of x; of no consequence where c = 0, as in a first step.
+      step_noise: t (int32 scalar, the step's start) → standard normal of x's shape; needed if τ > 0.
+    Returns:
+      x after the last step, and the prediction made in it.
+    """
+
+    def step(state, now):
+        x, before = state
+        x0 = predict(x, jnp.full(x.shape[:1], now.t))
+        x = now.a * x + now.b * x0 + now.c * before
+        return (x if step_noise is None else x + now.tau * step_noise(now.t), x0), None
+
+    return jax.lax.scan(step, (x, x0), jax.tree.map(jnp.asarray, steps))[0]
+
+
+def sample(denoise: Denoise, schedule: Schedule, kind: Prediction, x, steps: int, *, solver: Solver = 'ddim',
+           eta: float = 0.0, step_noise: Callable[[jax.Array], jax.Array] | None = None):
+    """Runs a solver from `x` at t = T down to t = 0.
 
     Args:
       denoise: (x, t) → prediction of `kind`; t is int32 (batch,).
       x: (batch, height, width, channels), standard normal.
       steps: how many network evaluations, 1 to T.
-      eta: η of (2); above 0 it needs `step_noise`.
-      step_noise: t (int32 scalar, the step's start) → standard normal of x's shape.
-      refine: applied to every predicted x_0, for instance a projection onto what is known of it.
+      eta: η of (2), of DDIM; above 0 it needs `step_noise`.
     Returns:
       The sample, the shape of `x`.
     """
-    if eta > 0 and step_noise is None:
-        raise ValueError('eta > 0 needs step_noise')
-    grid = jnp.asarray(timestep_grid(schedule.timesteps, steps))
+    if eta > 0 and (step_noise is None or solver != 'ddim'):
+        raise ValueError('eta > 0 needs step_noise and DDIM')
+    grid = timestep_grid(schedule.timesteps, steps)
+    table = ddim(schedule, grid, eta) if solver == 'ddim' else dpm_2m(schedule, grid)
+    predict = lambda xt, t: to_x0(schedule, kind, denoise(xt, t), xt, t)
+    return integrate(predict, table, x, jnp.zeros_like(x), step_noise if eta > 0 else None)[0]
 
-    def step(xt, pair):
-        t, s = pair
-        ts = jnp.full(xt.shape[:1], t)
-        x0 = refine(to_x0(schedule, kind, denoise(xt, ts), xt, ts))
-        return reverse_step(schedule, x0, xt, t, s, eta, step_noise(t) if eta > 0 else None), None
 
-    return jax.lax.scan(step, x, (grid[:-1], grid[1:]))[0]
+def _alpha_sigma(schedule: Schedule, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    alpha_bar = np.asarray(schedule.alpha_bar, np.float64)[grid]
+    return np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+
+
+def _table(grid: np.ndarray, *columns: np.ndarray) -> Steps:
+    return Steps(np.asarray(grid[:-1], np.int32), *(np.asarray(column, np.float32) for column in columns))

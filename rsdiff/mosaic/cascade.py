@@ -7,70 +7,218 @@ from typing import Any, Callable
 
 import jax
 import numpy as np
+from tqdm import tqdm
 
 from rsdiff.console import claim_folder
+from rsdiff.data.boxes import Box
 from rsdiff.data.images import write_image
-from rsdiff.diffusion.noise import name_key
-from rsdiff.mosaic.sampler import Noise, SampleWindows, sample_canvas
-from rsdiff.mosaic.store import Canvas
-from rsdiff.mosaic.windows import WindowGrid
+from rsdiff.diffusion.noise import Kind, name_key
+from rsdiff.errors import BadInput
+from rsdiff.mosaic.condition import scaled
+from rsdiff.mosaic.field import CachedField, Field, WindowSampler
+from rsdiff.mosaic.plan import UPSCALE, Plan
+from rsdiff.mosaic.plane import Plane
+from rsdiff.mosaic.store import StageArray, make_group
+from rsdiff.mosaic.work import Claims, end_without_parent, is_local_worker, local_workers, share_out
 
 # A PNG beyond this many pixels helps nobody; the Zarr array is there.
 LARGEST_PNG = 100_000_000
+GROUP = 'mosaic.zarr'
+
+SamplerAt = Callable[[float], WindowSampler]
 
 
 @dataclasses.dataclass(frozen=True)
 class MosaicSettings:
-    """How a mosaic is made. `gsd_m` is the condition's."""
+    """How a mosaic is made. `gsd_m` is the condition's; `wrap_x`: its left edge follows its right one; `supertile_px`: the
+    side of what is made, written and claimed at once."""
 
     gsd_m: float
     stages: int
-    window_px: int
-    steps: int
+    plan: Plan
+    supertile_px: int
     seed: int = 0
-    noise: Noise = 'shared'
-    batch_size: int = 16
+    noise: Kind = 'anchored'
+    wrap_x: bool = False
+
+    def __post_init__(self):
+        if self.supertile_px < 16 or self.supertile_px % 16:
+            raise BadInput(f'a supertile of {self.supertile_px} px; its side must be a multiple of 16')
+
+    def manifest(self) -> dict[str, Any]:
+        """All of it, a key for each thing that may differ between two runs."""
+        flat = {key: value for key, value in dataclasses.asdict(self).items() if key != 'plan'}
+        plan = dataclasses.asdict(self.plan)
+        return flat | {'mode': 'tiles', 'plan': plan.pop('name'), **plan, 'steps': self.plan.steps}
+
+    def stage_gsd_m(self, stage: int) -> float:
+        """Metres a pixel of the result of stage 1, 2, …"""
+        return self.gsd_m / UPSCALE**stage
+
+    def field(self, sampler: WindowSampler, source: Any, stage: int) -> Field:
+        """The stage over `source`, whose slices are its condition."""
+        return Field(sampler, self.plan, Plane(source, self.wrap_x), name_key(self.seed, stage), self.noise)
 
 
-def sample_mosaic(sampler_at: Callable[[float], SampleWindows], condition: np.ndarray, out: Path,
-                  settings: MosaicSettings, provenance: dict[str, Any], show: bool = True) -> dict[str, Any]:
-    """Enlarges `condition` 4× `settings.stages` times, into `out/stage_<n>.zarr` and `.png`. Continues what is there.
+def lazy_mosaic(sampler_at: SamplerAt, condition: Any, settings: MosaicSettings, cached_bytes: int | None = 2**28) -> Any:
+    """The last stage as an array that is made where it is read: nothing is stored, nothing else is made.
 
     Args:
-      sampler_at: gsd_m of a stage's output → its `SampleWindows`.
-      condition: uint8 (h, w, 3).
+      sampler_at: gsd_m of a stage's output → its `WindowSampler`.
+      condition: uint8, with a (height, width, 3) `shape` and slices.
+      cached_bytes: of each stage, the supertiles kept in memory; None: nothing, and only what is read is made.
+    Returns:
+      An object with `shape` whose slices [y0:y1, x0:x1] are uint8 NumPy arrays, the same as of the whole.
+    """
+    source = condition
+    for stage in range(1, settings.stages + 1):
+        source = settings.field(sampler_at(settings.stage_gsd_m(stage)), source, stage)
+        if cached_bytes is not None:
+            tiles = max(cached_bytes // (3 * settings.supertile_px**2), 4)
+            source = CachedField(source, settings.supertile_px, tiles)
+    return source
+
+
+def sample_region(sampler_at: SamplerAt, condition: Any, settings: MosaicSettings, box: Box) -> np.ndarray:
+    """The pixels of `box` of the last stage, uint8, and of the stages before no more than they need.
+
+    Raises:
+      BadInput: the box is empty or leaves the canvas.
+    """
+    check_region(condition, settings, box)
+    mosaic = lazy_mosaic(sampler_at, condition, settings, cached_bytes=None)
+    return mosaic[box.y0 : box.y1, box.x0 : box.x1]
+
+
+def check_region(condition: Any, settings: MosaicSettings, box: Box) -> None:
+    """Raises BadInput where `box` is empty or leaves the canvas."""
+    height, width = (UPSCALE**settings.stages * side for side in condition.shape[:2])
+    if not (0 <= box.y0 < box.y1 <= height and 0 <= box.x0 < box.x1 <= width):
+        raise BadInput(f'region {box.y0},{box.x0},{box.y1 - box.y0},{box.x1 - box.x0} is not in the canvas, '
+                       f'{height} px high and {width} px wide')
+
+
+def claim(condition: Any, out: Path, settings: MosaicSettings, provenance: dict[str, Any]) -> None:
+    """Makes `out` this mosaic's, or checks that it is. Raises BadInput where it is not."""
+    claim_folder(out, settings.manifest() | {'condition_px': list(condition.shape[:2])} | provenance)
+
+
+def save_region(sampler_at: SamplerAt, condition: Any, out: Path, settings: MosaicSettings, provenance: dict[str, Any],
+                y: int, x: int, height: int, width: int) -> dict[str, Any]:
+    """`sample_region` of a box at (y, x) as a PNG in `out`, which belongs to the same mosaic, or is new.
+
+    Raises:
+      BadInput: as `sample_region` and `sample_mosaic`; or it is too large for a PNG.
+    """
+    start, box = time.monotonic(), Box(y, x, y + height, x + width)
+    if height * width > LARGEST_PNG:
+        raise BadInput(f'a region of {width}×{height} px is too large for a picture; ask for {LARGEST_PNG:,} px at most')
+    check_region(condition, settings, box)
+    claim(condition, out, settings, provenance)
+    picture = out / f'region_{y}_{x}_{height}_{width}.png'
+    write_image(picture, sample_region(sampler_at, condition, settings, box))
+    return {'out': str(out), 'picture': str(picture), 'pixels': height * width,
+            'seconds': round(time.monotonic() - start, 2)}
+
+
+def sample_mosaic(sampler_at: SamplerAt, condition: Any, out: Path, settings: MosaicSettings, provenance: dict[str, Any],
+                  georeference: dict | None = None, workers: int = 1, show: bool = True) -> dict[str, Any]:
+    """Enlarges `condition` 4× `settings.stages` times, into `out/mosaic.zarr/stage_<n>` and, while it is small, `.png`.
+
+    Continues what is there, beside any number of processes that were given the same, and ends when all of it is there.
+
+    Args:
+      sampler_at, condition: see `lazy_mosaic`.
       provenance: what else the result depends on; kept with it and compared when continuing.
+      georeference: of the condition (`rsdiff.data.scenes.Scene`).
+      workers: processes to run this program in, this one included (`work.local_workers`).
     Returns:
       pixels, seconds, and network evaluations per output pixel: `last_stage` counts those of the last stage over its
-      pixels, `all_stages` those of every stage over the same pixels.
+      pixels, `all_stages` those of every stage over the same pixels; halos of supertiles included.
     Raises:
-      BadInput: the condition is smaller than a window, or `out` holds something else.
+      BadInput: `out` holds something else.
     """
-    height, width = condition.shape[:2]
-    grids = [WindowGrid(height * 4**n, width * 4**n, settings.window_px) for n in range(1, settings.stages + 1)]
-    # batch_size does not enter: a window does not depend on its neighbours in the batch
-    fixed = {key: value for key, value in dataclasses.asdict(settings).items() if key != 'batch_size'}
-    claim_folder(out, fixed | {'mode': 'tiles', 'condition_px': [height, width]} | provenance)
+    start = time.monotonic()
+    claim(condition, out, settings, provenance)
+    if not (out / GROUP / 'zarr.json').exists():
+        make_group(out / GROUP, settings.manifest() | provenance)
+    with local_workers(workers):
+        made = _make_stages(sampler_at, condition, out, settings, georeference, show)
+    return {'out': str(out), **extent(condition.shape, settings), 'sampled_now': made,
+            'seconds': round(time.monotonic() - start, 2), 'devices': jax.device_count()}
 
-    start, sampled, source = time.monotonic(), 0, condition
-    for stage, grid in enumerate(grids, 1):
-        gsd_m = settings.gsd_m / 4**stage
-        canvas = Canvas(out / f'stage_{stage}.zarr', grid.height, grid.width, grid.stride)
-        sampled += sample_canvas(sampler_at(gsd_m), source, canvas, grid, name_key(settings.seed, stage),
-                                 noise_kind=settings.noise, batch_size=settings.batch_size, show=show,
-                                 label=f'stage {stage}/{settings.stages}, {grid.width}×{grid.height} px, {gsd_m:.4g} m')
+
+def _make_stages(sampler_at, condition, out: Path, settings: MosaicSettings, georeference, show: bool) -> int:
+    """Returns how many supertiles were made here."""
+    started_at, claims, made, source = time.time(), Claims(out / 'claims'), 0, condition
+    for stage in range(1, settings.stages + 1):
+        gsd_m = settings.stage_gsd_m(stage)
+        field = settings.field(sampler_at(gsd_m), source, stage)
+        height, width, _ = field.shape
+        array = StageArray(out / GROUP / f'stage_{stage}', height, width, settings.supertile_px,
+                           {'gsd_m': gsd_m, **scaled(georeference, UPSCALE**stage)})
+
+        def make(tile):
+            end_without_parent()
+            array.write(tile, field.region(array.box(tile)))
+
+        work = share_out(array.tiles(), array.is_done, make, lambda tile: claims.claim(f'stage_{stage}_{tile[0]}_{tile[1]}'))
+        with tqdm(total=array.count(), unit='supertile', dynamic_ncols=True, disable=not show,
+                  desc=f'stage {stage}/{settings.stages}, {width}×{height} px, {gsd_m:.4g} m') as bar:
+            start, pixels, earlier = time.monotonic(), 0, 0
+            for tile, here in work:
+                made += here
+                if array.shard(tile).stat().st_mtime < started_at:
+                    earlier += 1
+                    bar.initial = earlier  # it counts as done, but says nothing of the rate
+                else:
+                    box = array.box(tile)
+                    pixels += (box.y1 - box.y0) * (box.x1 - box.x0)
+                    bar.set_postfix_str(f'{pixels / (time.monotonic() - start):.3g} px/s', refresh=False)
+                bar.update()
         picture = out / f'stage_{stage}.png'
-        if not picture.exists() and grid.height * grid.width <= LARGEST_PNG:
-            write_image(picture, canvas.read())
-        source = canvas.array
+        if not picture.exists() and height * width <= LARGEST_PNG and not is_local_worker():
+            write_image(picture, array.read())
+        source = array.array
+    return made
 
-    pixels = grids[-1].height * grids[-1].width
-    evaluated = [settings.steps * len(grid.tiles()) * grid.window_px**2 for grid in grids]
+
+def extent(condition_shape: tuple[int, ...], settings: MosaicSettings) -> dict[str, Any]:
+    """What a mosaic will be and cost, from geometry alone, whatever its size."""
+    evaluated, supertiles, pixels = [], 0, []
+    for stage in range(1, settings.stages + 1):
+        height, width = (UPSCALE**stage * side for side in condition_shape[:2])
+        rows, columns = ([(a, min(a + settings.supertile_px, side)) for a in range(0, side, settings.supertile_px)]
+                         for side in (height, width))
+        evaluated.append(settings.plan.evaluations(rows, columns, width if settings.wrap_x else None))
+        supertiles += len(rows) * len(columns)
+        pixels.append(height * width)
     return {
-        'out': str(out), 'height': grids[-1].height, 'width': grids[-1].width, 'pixels': pixels,
-        'gsd_m': settings.gsd_m / 4**settings.stages, 'windows': sum(len(grid.tiles()) for grid in grids),
-        'sampled_now': sampled, 'seconds': round(time.monotonic() - start, 2),
-        'network_evaluations_per_pixel': {'last_stage': round(evaluated[-1] / pixels, 2),
-                                          'all_stages': round(sum(evaluated) / pixels, 2)},
-        'devices': jax.device_count(),
+        'height': height, 'width': width, 'pixels': pixels[-1], 'gsd_m': settings.stage_gsd_m(settings.stages),
+        'plan': settings.plan.name, 'steps': settings.plan.steps, 'supertiles': supertiles,
+        'network_evaluations_per_pixel': {'last_stage': round(evaluated[-1] / pixels[-1], 2),
+                                          'all_stages': round(sum(evaluated) / pixels[-1], 2)},
+    }
+
+
+def estimate(sampler_at: SamplerAt, condition: Any, settings: MosaicSettings) -> dict[str, Any]:
+    """`extent`, and what the mosaic will take: bytes on disk at most, bytes of memory for a supertile, and seconds of one
+    worker, from windows sampled twice in a corner of the first stage."""
+    known, plan = extent(condition.shape, settings), settings.plan
+    side = min(settings.supertile_px, max(known['height'], known['width']))
+    field = settings.field(sampler_at(settings.stage_gsd_m(1)), condition, 1)
+    box = Box(0, 0, plan.window_px, plan.window_px)
+    for _ in range(2):  # the first time compiles
+        start = time.monotonic()
+        field.region(box)
+        seconds = time.monotonic() - start
+    # the last batch of each phase is filled up, and takes as long as a full one
+    batch, places = field.sampler.batch, zip(*(plan.places(axis, 0, plan.window_px) for axis in (0, 1)))
+    calls = sum(phase.steps * -(-len(rows) * len(columns) // batch) for phase, (rows, columns) in zip(plan.phases, places))
+    per_pixel = seconds / (calls * batch * plan.window_px**2)
+    pixels = [known['pixels'] // UPSCALE ** (2 * n) for n in range(settings.stages)]
+    return known | {
+        'disk_bytes_at_most': 3 * sum(pixels),
+        'supertile_memory_bytes': field.memory_bytes(side),
+        'estimated_seconds': round(per_pixel * known['network_evaluations_per_pixel']['all_stages'] * known['pixels'], 1),
     }

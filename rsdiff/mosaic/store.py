@@ -1,41 +1,102 @@
-"""A canvas on disk: a Zarr v3 array whose chunks are the tiles, so that what exists is what is done."""
+"""Mosaics on disk: a Zarr v3 group, in it an array a stage, whose shards are the supertiles.
 
+A shard is a file. It appears whole or not at all, and has one writer, so that what exists is what is done; within it are
+chunks small enough for a viewer. At its end stands the index of its chunks (Zarr v3, ZEP 2): offset and length of each,
+and a checksum. A file that was cut short, by a disk that filled up or a copy that broke off, does not end in its index.
+"""
+
+import json
+import os
 from pathlib import Path
+from typing import Any, Iterator
 
 import numpy as np
 import tensorstore as ts
 
+from rsdiff.console import write_text_atomically
 from rsdiff.data.boxes import Box
+from rsdiff.errors import BadInput
+
+CHUNK_PX = 256  # at most
+_MISSING = 2**64 - 1
 
 
-class Canvas:
-    """uint8 (height, width, 3) on disk, written tile by tile. `array` reads like a NumPy array, by window."""
+def make_group(path: Path, attributes: dict[str, Any]) -> None:
+    """The group's metadata."""
+    write_text_atomically(path / 'zarr.json', json.dumps(
+        {'zarr_format': 3, 'node_type': 'group', 'attributes': attributes}, indent=2) + '\n')
 
-    def __init__(self, path: Path, height: int, width: int, tile_px: int):
+
+class StageArray:
+    """uint8 (height, width, 3) on disk, written supertile by supertile, (i, j) counted from the top left. `array` reads like
+    a NumPy array, by window."""
+
+    def __init__(self, path: Path, height: int, width: int, tile_px: int, attributes: dict[str, Any] | None = None):
+        self.path, self.height, self.width, self.tile_px = Path(path), height, width, tile_px
+        chunk_px = next(n for n in range(min(CHUNK_PX, tile_px), 0, -1) if tile_px % n == 0)
+        self.chunks = (tile_px // chunk_px) ** 2
+        bytes_ = {'name': 'bytes'}
+        sharding = {'chunk_shape': [chunk_px, chunk_px, 3], 'index_location': 'end',
+                    'codecs': [bytes_, {'name': 'zstd', 'configuration': {'level': 3}}],
+                    'index_codecs': [{'name': 'bytes', 'configuration': {'endian': 'little'}}, {'name': 'crc32c'}]}
         spec = {
             'driver': 'zarr3',
-            'kvstore': {'driver': 'file', 'path': str(Path(path).resolve()) + '/'},
+            'kvstore': {'driver': 'file', 'path': str(self.path.resolve()) + '/'},
             # a tile of zeros is a finished tile
             'store_data_equal_to_fill_value': True,
+            'metadata': {
+                'shape': [height, width, 3], 'data_type': 'uint8', 'fill_value': 0,
+                'chunk_grid': {'name': 'regular', 'configuration': {'chunk_shape': [tile_px, tile_px, 3]}},
+                'codecs': [{'name': 'sharding_indexed', 'configuration': sharding}],
+                'dimension_names': ['y', 'x', 'band'], 'attributes': attributes or {},
+            },
         }
-        self.array = ts.open(spec, open=True, create=True, dtype=ts.uint8, shape=[height, width, 3],
-                             chunk_layout=ts.ChunkLayout(chunk_shape=[tile_px, tile_px, 3]),
-                             codec=ts.CodecSpec({'driver': 'zarr3', 'codecs': [{'name': 'zstd'}]})).result()
-        self.tile_px = tile_px
-        self._done = {key.decode() for key in self.array.kvstore.list().result()}
+        try:
+            self.array = ts.open(spec, open=True, create=True).result()
+        except ValueError as error:
+            raise BadInput(f'{path}: not the array that belongs here ({" ".join(str(error).split())[:200]})') from None
 
-    def is_done(self, tile: Box) -> bool:
-        """Whether a tile was there when the canvas was opened, or has been written since."""
-        return self._key(tile) in self._done
+    def tiles(self) -> Iterator[tuple[int, int]]:
+        """Every supertile, row by row; none is kept in memory."""
+        rows, columns = (-(-side // self.tile_px) for side in (self.height, self.width))
+        return ((i, j) for i in range(rows) for j in range(columns))
 
-    def write(self, tile: Box, pixels: np.ndarray) -> None:
-        """Writes a whole tile, uint8; it is on disk when this returns."""
-        self.array[tile.y0 : tile.y1, tile.x0 : tile.x1].write(pixels).result()
-        self._done.add(self._key(tile))
+    def count(self) -> int:
+        """How many supertiles there are."""
+        return -(-self.height // self.tile_px) * -(-self.width // self.tile_px)
+
+    def box(self, tile: tuple[int, int]) -> Box:
+        """Its pixels; the last ones are cut at the border of the canvas."""
+        y, x = (n * self.tile_px for n in tile)
+        return Box(y, x, min(y + self.tile_px, self.height), min(x + self.tile_px, self.width))
+
+    def shard(self, tile: tuple[int, int]) -> Path:
+        """Its file."""
+        return self.path / 'c' / str(tile[0]) / str(tile[1]) / '0'
+
+    def is_done(self, tile: tuple[int, int]) -> bool:
+        """Whether its file is there, and as long as the index at its end says."""
+        index_bytes = 16 * self.chunks + 4
+        try:
+            with self.shard(tile).open('rb') as file:
+                size = file.seek(0, os.SEEK_END)
+                file.seek(max(size - index_bytes, 0))
+                index = file.read(index_bytes)
+        except FileNotFoundError:
+            return False
+        if len(index) < index_bytes:
+            return False
+        lengths = np.frombuffer(index[:-4], '<u8')[1::2].tolist()
+        return sum(length for length in lengths if length != _MISSING) + index_bytes == size
+
+    def write(self, tile: tuple[int, int], pixels: np.ndarray) -> None:
+        """Writes a whole supertile, uint8; it is on disk when this returns."""
+        # without the transaction, each chunk would be added to the file by itself
+        with ts.Transaction() as transaction:
+            box = self.box(tile)
+            self.shard(tile).unlink(missing_ok=True)  # what is there was cut short
+            self.array.with_transaction(transaction)[box.y0 : box.y1, box.x0 : box.x1] = pixels
 
     def read(self) -> np.ndarray:
         """Everything, in memory."""
         return self.array.read().result()
-
-    def _key(self, tile: Box) -> str:
-        return f'c/{tile.y0 // self.tile_px}/{tile.x0 // self.tile_px}/0'

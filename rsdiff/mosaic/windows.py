@@ -1,81 +1,76 @@
-"""Sliding windows over a canvas: pure geometry, in output pixels.
+"""Sliding windows over an infinite plane: pure geometry along one axis, since rows and columns do not mix.
 
-Windows of side W overlap by half, and each contributes its middle: a quarter is cropped from every side (MetaEarth, Yu et
-al. 2024, §III-D). The middles, of side W/2, tile the canvas exactly; windows at its edge reach beyond it.
+The windows of a lattice begin at
+
+    p(i) = u ⌊(i L + s) / n⌋,  i ∈ ℤ                                     (1)
+
+u is a pixel of the condition, so that every window is a whole crop of it. On the plane n = 1: windows lie L apart,
+shifted by s. Around a cylinder of circumference C = u L they lie C / n apart, rounded, and p(i + n) = p(i) + C.
+
+A window counts with weights that depend on the place in it alone: nothing in the outer `crop` pixels of each side, then
+rising over `ramp` pixels, then 1. Where windows overlap, weights are divided by their sum.
 """
 
-import dataclasses
+import math
+from typing import NamedTuple
 
 import numpy as np
 
-from rsdiff.data.boxes import Box
-from rsdiff.errors import BadInput
 
+class Profile(NamedTuple):
+    """The weights of a window of `window_px` along one axis."""
 
-@dataclasses.dataclass(frozen=True)
-class WindowGrid:
-    """The windows of a canvas of `height` × `width` output pixels, made from a condition `upscale` times smaller."""
-
-    height: int
-    width: int
     window_px: int
-    upscale: int = 4
+    crop_px: int
+    ramp_px: int
 
-    def __post_init__(self):
-        if self.window_px % (4 * self.upscale):
-            raise ValueError(f'a window of {self.window_px} px has no quarter that is whole in the condition')
-        if min(self.height, self.width) < self.window_px:
-            least = self.window_px // self.upscale
-            raise BadInput(f'the condition is {self.width // self.upscale}×{self.height // self.upscale} px, smaller '
-                           f'than a window; this generator needs at least {least}×{least}')
-
-    @property
-    def stride(self) -> int:
-        """Pixels from one window to the next, and the side of a tile."""
-        return self.window_px // 2
-
-    @property
-    def margin(self) -> int:
-        """Pixels cropped from each side of a window."""
-        return self.window_px // 4
-
-    def tiles(self) -> list[Box]:
-        """What is written: disjoint boxes that cover the canvas, row by row; the last ones are cut at its edge."""
-        return [Box(y, x, min(y + self.stride, self.height), min(x + self.stride, self.width))
-                for y in range(0, self.height, self.stride) for x in range(0, self.width, self.stride)]
-
-    def window(self, tile: Box) -> Box:
-        """The window whose middle is `tile`; it may reach beyond the canvas."""
-        y, x = tile.y0 - self.margin, tile.x0 - self.margin
-        return Box(y, x, y + self.window_px, x + self.window_px)
-
-    def condition_box(self, tile: Box) -> Box:
-        """The same window in pixels of the condition."""
-        return Box(*(edge // self.upscale for edge in self.window(tile)))
-
-    def middle(self, window: np.ndarray, tile: Box) -> np.ndarray:
-        """What a sampled window (W, W, c) contributes to `tile`."""
-        m = self.margin
-        return window[m : m + tile.y1 - tile.y0, m : m + tile.x1 - tile.x0]
+    def weights(self) -> np.ndarray:
+        """float64 (window_px,). Ramps of two windows that overlap by `ramp_px` add to 1."""
+        from_edge = np.arange(self.window_px) + 0.5 - self.crop_px
+        from_edge = np.minimum(from_edge, from_edge[::-1])
+        return np.where(from_edge > 0, np.minimum(from_edge / max(self.ramp_px, 0.5), 1), 0)
 
 
-def reflected_read(array, box: Box) -> np.ndarray:
-    """The pixels of `box`, which may reach beyond the edge: there the image is mirrored, without repeating its border.
+class Lattice(NamedTuple):
+    """The places p(i) of (1): u, L, n and s."""
 
-    Args:
-      array: anything with a (height, width, 3) shape whose slices `np.asarray` understands: NumPy, tensorstore.
-    """
-    rows, columns = (_reflect(np.arange(a, b), size)
-                     for a, b, size in zip((box.y0, box.x0), (box.y1, box.x1), array.shape))
-    y, x = rows.min(), columns.min()
-    inside = np.asarray(array[y : rows.max() + 1, x : columns.max() + 1])
-    return inside[rows - y][:, columns - x]
+    unit_px: int
+    length: int
+    count: int
+    shift: int
+
+    def position(self, i: int) -> int:
+        """p(i)."""
+        return self.unit_px * ((i * self.length + self.shift) // self.count)
+
+    def touching(self, a: int, b: int, profile: Profile) -> list[int]:
+        """Where the windows begin whose weights are not all zero in [a, b), ascending; never none."""
+        first = self._first_above(a - profile.window_px + profile.crop_px)
+        last = self._first_above(b - 1 - profile.crop_px)
+        return [self.position(i) for i in range(first, last)]
+
+    def _first_above(self, pixel: int) -> int:
+        """The smallest i with p(i) > pixel."""
+        above = pixel // self.unit_px + 1
+        return -((self.shift - above * self.count) // self.length)
 
 
-def _reflect(index: np.ndarray, size: int) -> np.ndarray:
-    """Mirrors indices into [0, size): … 2 1 | 0 1 2 … size-1 | size-2 …"""
-    if size == 1:
-        return np.zeros_like(index)
-    period = 2 * (size - 1)
-    folded = index % period
-    return np.minimum(folded, period - folded)
+def plane_lattice(unit_px: int, stride_px: int, offset: float) -> Lattice:
+    """Windows `stride_px` apart, a multiple of `unit_px`, shifted by `offset` strides."""
+    length = stride_px // unit_px
+    return Lattice(unit_px, length, 1, math.floor(offset * length))
+
+
+def cylinder_lattice(unit_px: int, stride_px: int, offset: float, around_px: int) -> Lattice:
+    """As few windows around `around_px`, a multiple of `unit_px`, as are at most `stride_px` apart."""
+    length = around_px // unit_px
+    return Lattice(unit_px, length, -(-around_px // stride_px), math.floor(offset * length))
+
+
+def shares(places: list[int], a: int, b: int, profile: Profile) -> np.ndarray:
+    """The weights of the windows at `places` in [a, b), divided by their sum: float32 (windows, b - a)."""
+    weights = profile.weights()
+    across = np.arange(a, b) - np.asarray(places)[:, None]
+    inside = (across >= 0) & (across < profile.window_px)
+    share = np.where(inside, weights[np.where(inside, across, 0)], 0)
+    return (share / share.sum(0)).astype(np.float32)

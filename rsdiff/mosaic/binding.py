@@ -1,0 +1,64 @@
+"""A trained generator as what samples windows, and whole images."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import Mesh, NamedSharding, PartitionSpec
+
+from rsdiff.diffusion import solvers
+from rsdiff.diffusion.consistency import UP_REACH_PX, Projection
+from rsdiff.errors import BadInput
+from rsdiff.generator import Generator
+from rsdiff.mosaic.cascade import SamplerAt
+from rsdiff.mosaic.field import WindowSampler, windows_a_call
+from rsdiff.mosaic.plan import Plan
+from rsdiff.mosaic.whole import SampleImages
+
+
+def bind_windows(generator: Generator, params: dict, plan: Plan, mesh: Mesh, projection: Projection | None = Projection(),
+         batch_size: int = 16) -> SamplerAt:
+    """gsd_m of the result → a `WindowSampler`. Each device of `mesh` takes a part of every batch, as if it were alone, so
+    that more of them change no rounding."""
+    whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
+    batch, margin = windows_a_call(plan.window_px, batch_size, mesh.size), UP_REACH_PX
+    params = jax.device_put(params, NamedSharding(mesh, whole))
+
+    def on_devices(function, *specs):
+        return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False))
+
+    def advance(params, lr, gsd_m, x, x0, steps):
+        return solvers.integrate(generator.predictor(params, lr, gsd_m, projection, margin), steps, x, x0)
+
+    advance = on_devices(advance, whole, split, split, split, split, whole)
+    image = on_devices(lambda lr, z: jnp.clip(generator.to_image(z, lr, margin), -1.0, 1.0), split, split)
+    steps = solvers.solver_steps(plan.solver, generator.schedule, plan.steps)
+
+    def at(gsd_m: float) -> WindowSampler:
+        each = np.full(batch, gsd_m, np.float32)
+        return WindowSampler(lambda lr, x, x0, steps: advance(params, lr, each, x, x0, steps), image, steps, batch, margin)
+
+    return at
+
+
+def bind_images(generator: Generator, params: dict, steps: int, mesh: Mesh,
+                projection: Projection | None = Projection()) -> SampleImages:
+    """What `whole.sample_folder` takes: batches of whole images, split over the devices of `mesh`."""
+    whole, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(mesh.axis_names)))
+    params = jax.device_put(params, whole)
+    run = jax.jit(lambda params, lr, noise, gsd_m: generator.sample(params, lr, gsd_m, noise, steps, projection),
+                  in_shardings=(whole, split, split, split), out_shardings=split)
+    return lambda lr, noise, gsd_m: run(params, lr, noise, gsd_m)
+
+
+def make_projection(generator: Generator, steps: int, factor: int = 4, strength: float = 1.0,
+                    end_step: int | None = None) -> Projection:
+    """The projection of every step before `end_step` of `steps`, or of all.
+
+    Raises:
+      BadInput: the generator's schedule has fewer timesteps.
+    """
+    timesteps = generator.schedule.timesteps
+    if steps > timesteps:
+        raise BadInput(f'steps is {steps}; the generator has {timesteps} timesteps')
+    end_step = steps if end_step is None else min(end_step, steps)
+    return Projection(factor, strength, int(solvers.timestep_grid(timesteps, steps)[end_step]))
