@@ -1,6 +1,5 @@
 import json
 
-import numpy as np
 import pytest
 
 from rsdiff.data.folder import Entry, read_folder, write_manifest
