@@ -138,7 +138,7 @@ def features_of(extractor: Extractor, images: Sequence[Image], cache: Path | str
         such an array; of any sizes.
       cache: a folder that keeps the features of every image, by what is in it and by the extractor's digest: a second
         call, or one after an interruption, only computes what is not there.
-      batch_size: images that go through the network at once. More are never in memory.
+      batch_size: images that go through the network at once; at most twice as many are in memory.
       show: whether a bar shows progress.
     Raises:
       BadInput: an image can't be read, is named; a file of the cache is spoilt.
