@@ -177,8 +177,10 @@ def _make_stages(sampler_at, condition, out: Path, settings: MosaicSettings, geo
                     bar.set_postfix_str(f'{pixels / (time.monotonic() - start):.3g} px/s', refresh=False)
                 bar.update()
         picture = out / f'stage_{stage}.png'
-        if not picture.exists() and height * width <= LARGEST_PNG and not is_local_worker():
-            write_image(picture, array.read())
+        if height * width <= LARGEST_PNG and not is_local_worker():
+            with claims.claim(picture.name) as mine:
+                if mine and not picture.exists():
+                    write_image(picture, array.read())
         source = array.array
     return made
 
