@@ -49,7 +49,8 @@ flags.DEFINE_float('consistency_strength', 1.0, 'How much of the projection, 0 t
 flags.DEFINE_integer('consistency_end', None, 'The step from which on it is left out; if not given, never.')
 flags.DEFINE_bool('tiles', False, 'Sample one canvas of any size by sliding windows.')
 
-TILED = ('plan', 'phases', 'overlap', 'noise', 'wrap_x', 'supertile', 'region', 'dry_run', 'workers', 'bands', 'value_range')
+TILED = ('plan', 'phases', 'overlap', 'noise', 'wrap_x', 'supertile', 'region', 'dry_run', 'workers', 'bands',
+         'value_range', 'format')
 flags.DEFINE_enum('plan', 'fast', typing.get_args(PlanName), 'With --tiles: see rsdiff/mosaic/plan.py.')
 flags.DEFINE_integer('phases', None, 'With --tiles: phases of the plans fast and infinite.')
 flags.DEFINE_integer('overlap', None, 'With --tiles: pixels by which windows overlap in the last phase of the plan fast.')
@@ -63,6 +64,8 @@ flags.DEFINE_bool('dry_run', False, 'With --tiles: tell size, cost and time, and
 flags.DEFINE_integer('workers', 1, 'With --tiles: processes to share the work, on machines without accelerators.')
 flags.DEFINE_string('bands', None, "With --tiles: of a GeoTIFF, those for red, green and blue, such as 4,3,2.")
 flags.DEFINE_string('value_range', None, 'With --tiles: of a GeoTIFF, the values for black and white, such as 0,3000.')
+flags.DEFINE_list('format', None, 'With --tiles: any of zarr, which is always made, png, tif and viewer; if not given, '
+                  'zarr, and png where it is small enough.')
 FOLDERS = 'variants', 'split', 'degrade'
 flags.DEFINE_integer('variants', 1, 'Without --tiles: images to make of each.')
 flags.DEFINE_string('split', None, 'Without --tiles: take only this split of the folder.')
@@ -125,7 +128,8 @@ def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
         return estimate(sampler_at, condition, settings)
     if region:
         return save_region(sampler_at, condition, out, settings, provenance, *region)
-    return sample_mosaic(sampler_at, condition, out, settings, provenance, condition.georeference, FLAGS.workers)
+    return sample_mosaic(sampler_at, condition, out, settings, provenance, condition.georeference, FLAGS.workers,
+                         formats=FLAGS.format)
 
 
 def folder(trained: Trained, provenance: dict, out: Path) -> dict:
@@ -151,7 +155,7 @@ def main() -> None:
     elif not is_local_worker():
         summary = out / ('region.json' if FLAGS.region else 'sample.json')
         if result.get('sampled_now') == 0 and summary.exists():  # the figures of the call that made them
-            result = json.loads(summary.read_text())
+            result |= {key: value for key, value in json.loads(summary.read_text()).items() if key != 'files'}
         console.finish(result | provenance, summary)
 
 
