@@ -2,10 +2,9 @@
 
     a canvas of any size, by sliding windows:
         python sample.py --checkpoint runs/demo --condition IMAGE --gsd_m 118000 --stages 2 --out DIR --tiles
-        … --dry_run tells what it will cost; --workers 4, or the same command on other machines, shares it out;
-        --region y,x,height,width makes that rectangle alone, with the bytes that it has in the whole
-    many small images, a folder with metadata.jsonl out:
-        python sample.py --checkpoint runs/demo --condition IMAGE_OR_FOLDER --gsd_m 29685 --out DIR --variants 5
+        … --dry_run says what it will cost; --workers 4, or the same command on other machines, shares it out
+    many small images, a folder with metadata.jsonl out; instead of a folder also one image:
+        python sample.py --checkpoint runs/demo --condition FOLDER --gsd_m 29685 --out DIR --variants 5
     labelled synthetic images: degrade each training image, regenerate it five times, keep its label:
         python sample.py --checkpoint runs/demo --condition FOLDER --split train --degrade --out DIR --variants 5
 
@@ -20,10 +19,10 @@ from absl import flags
 
 from rsdiff import console
 from rsdiff.data.folder import Entry, read_folder
-from rsdiff.diffusion import noise, solvers
+from rsdiff.diffusion import noise
 from rsdiff.diffusion.consistency import Projection
 from rsdiff.errors import BadInput
-from rsdiff.mosaic.binding import bind_images, bind_windows
+from rsdiff.mosaic.binding import bind_images, bind_windows, make_projection
 from rsdiff.mosaic.cascade import MosaicSettings, estimate, sample_mosaic, save_region
 from rsdiff.mosaic.condition import Condition
 from rsdiff.mosaic.plan import PlanName, make_plan
@@ -40,11 +39,9 @@ flags.DEFINE_float('gsd_m', None, "Metres a pixel of the condition, where its fi
 flags.DEFINE_integer('stages', 1, 'How many times to enlarge 4×.')
 flags.DEFINE_integer('steps', None, "Network evaluations a window; if not given the plan's, or 20 without --tiles.")
 flags.DEFINE_integer('seed', 0, 'Names the noise; the same seed gives the same image.')
-flags.DEFINE_integer('batch_size', 16, 'Windows or images at a time; changes speed, and nothing but, on accelerators '
-                     'and without --tiles, the rounding of the result.')
+flags.DEFINE_integer('batch_size', 16, 'Windows or images at a time. With --tiles on a CPU it changes nothing.')
 flags.DEFINE_bool('consistency', True, 'Project each predicted image onto the condition at low frequencies.')
-flags.DEFINE_enum('consistency_scale', '4', ['4', '8', '16'], 'Compare means of so many pixels a side: 4 where the '
-                  'condition is such means, more where it was made in another way.')
+flags.DEFINE_enum('consistency_scale', '4', ['4', '8', '16'], 'Compare means of so many pixels a side.')
 flags.DEFINE_float('consistency_strength', 1.0, 'How much of the projection, 0 to 1.')
 flags.DEFINE_integer('consistency_end', None, 'The step from which on it is left out; if not given, never.')
 flags.DEFINE_bool('tiles', False, 'Sample one canvas of any size by sliding windows.')
@@ -54,11 +51,9 @@ TILED = ('plan', 'phases', 'overlap', 'noise', 'wrap_x', 'supertile', 'region', 
 flags.DEFINE_enum('plan', 'fast', typing.get_args(PlanName), 'With --tiles: see rsdiff/mosaic/plan.py.')
 flags.DEFINE_integer('phases', None, 'With --tiles: phases of the plans fast and infinite.')
 flags.DEFINE_integer('overlap', None, 'With --tiles: pixels by which windows overlap in the last phase of the plan fast.')
-flags.DEFINE_enum('noise', 'anchored', typing.get_args(noise.Kind), 'With --tiles: tied to the place; one tile, at each '
-                  'window or repeated over the plane; or a tile of its own for each window.')
+flags.DEFINE_enum('noise', 'anchored', typing.get_args(noise.Kind), 'With --tiles: see rsdiff/diffusion/noise.py.')
 flags.DEFINE_bool('wrap_x', False, 'With --tiles: the left edge follows the right one.')
-flags.DEFINE_integer('supertile', None, 'With --tiles: side in pixels of what is made and stored at once; 16 windows if '
-                     'not given.')
+flags.DEFINE_integer('supertile', None, 'With --tiles: side in pixels of what is made at once; if not given 16 windows.')
 flags.DEFINE_string('region', None, 'With --tiles: y,x,height,width in pixels of the result; make this alone, as a PNG.')
 flags.DEFINE_bool('dry_run', False, 'With --tiles: tell size, cost and time, and make nothing.')
 flags.DEFINE_integer('workers', 1, 'With --tiles: processes to share the work, on machines without accelerators.')
@@ -102,12 +97,8 @@ def numbers(name: str, count: int, kind: type) -> tuple | None:
 
 def projection(trained: Trained, steps: int) -> Projection | None:
     """The one that the flags ask for."""
-    timesteps = trained.generator.schedule.timesteps
-    if steps > timesteps:
-        raise BadInput(f'--steps is {steps}; {FLAGS.checkpoint} has {timesteps} timesteps')
-    end = steps if FLAGS.consistency_end is None else min(FLAGS.consistency_end, steps)
-    made = Projection(int(FLAGS.consistency_scale), FLAGS.consistency_strength,
-                      int(solvers.timestep_grid(timesteps, steps)[end]))
+    numbers = int(FLAGS.consistency_scale), FLAGS.consistency_strength, FLAGS.consistency_end
+    made = make_projection(trained.generator, steps, *numbers)
     return made if FLAGS.consistency else None
 
 
@@ -120,8 +111,7 @@ def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
     window_px = trained.config.data.size_px
     plan = make_plan(FLAGS.plan, window_px, FLAGS.steps, FLAGS.phases, FLAGS.overlap, FLAGS.seed)
     project = projection(trained, plan.steps)
-    settings = MosaicSettings(gsd_m, FLAGS.stages, plan, FLAGS.supertile or 16 * window_px, FLAGS.seed, FLAGS.noise,
-                              FLAGS.wrap_x)
+    settings = MosaicSettings(gsd_m, FLAGS.stages, plan, FLAGS.supertile or 16 * window_px, FLAGS.seed, FLAGS.noise, FLAGS.wrap_x)
     provenance |= {'projection': repr(project), 'condition': condition.digest()}
     sampler_at = bind_windows(trained.generator, trained.params, plan, make_mesh(), project, FLAGS.batch_size)
     if FLAGS.dry_run:
@@ -140,8 +130,8 @@ def folder(trained: Trained, provenance: dict, out: Path) -> dict:
     provenance |= {'projection': repr(project)}
     settings = FolderSettings(FLAGS.stages, trained.config.data.size_px, steps, FLAGS.gsd_m, FLAGS.variants,
                               FLAGS.degrade, FLAGS.seed, -(-FLAGS.batch_size // mesh.size) * mesh.size)
-    return sample_folder(bind_images(trained.generator, trained.params, steps, mesh, project),
-                         trained.config.degradation, entries, out, settings, provenance)
+    sample = bind_images(trained.generator, trained.params, steps, mesh, project)
+    return sample_folder(sample, trained.config.degradation, entries, out, settings, provenance)
 
 
 def main() -> None:

@@ -118,7 +118,7 @@ def test_every_call_has_one_shape(image):
     counting = dataclasses.replace(made.sampler, advance=lambda lr, x, x0, steps: shapes.add(
         (lr.shape, x.shape, x0.shape, len(steps))) or made.sampler.advance(lr, x, x0, steps))
     dataclasses.replace(made, sampler=counting).region(Box(0, 0, 40, 50))
-    assert shapes == {((5, 8, 8, 3), (5, 32, 32, 3), (5, 32, 32, 3), n) for n in (1, 2)}
+    assert shapes == {((5, 8, 8, 3), (5, 32, 32, 3), (5, 32, 32, 3), 2)}
 
 
 def test_the_margin_makes_all_windows_see_one_enlargement(image):

@@ -1,139 +1,187 @@
-"""A canvas by windows equals the canvas in one piece, whatever the order, the batch and the devices."""
+"""A mosaic on disk: what it consists of, and that interruptions, damage and company change none of its bytes."""
+
+import contextlib
+import json
+import multiprocessing
+import os
+import time
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rsdiff.console import claim_folder
 from rsdiff.data.boxes import Box
-from rsdiff.data.images import read_image, to_float, to_uint8
+from rsdiff.data.images import read_image, to_uint8, write_image
 from rsdiff.diffusion import noise
-from rsdiff.diffusion.consistency import smooth_up
 from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule
-from rsdiff.diffusion.solvers import sample
+from rsdiff.diffusion.solvers import integrate, sample, solver_steps
 from rsdiff.errors import BadInput
-from rsdiff.mosaic.cascade import MosaicSettings, sample_mosaic
-from rsdiff.mosaic.sampler import sample_canvas, window_noise
-from rsdiff.mosaic.store import Canvas
-from rsdiff.mosaic.windows import WindowGrid
-from rsdiff.training.mesh import batch_sharding, make_mesh
+from rsdiff.mosaic import work
+from rsdiff.mosaic.cascade import (MosaicSettings, estimate, extent, lazy_mosaic, sample_mosaic, sample_region,
+                                   save_region)
+from rsdiff.mosaic.condition import Condition
+from rsdiff.mosaic.field import WindowSampler
+from rsdiff.mosaic.plan import make_plan
+from rsdiff.mosaic.store import StageArray
+from rsdiff.mosaic.work import Claims, share_out
 
 SCHEDULE = make_schedule(ScheduleConfig())
-KEY = noise.name_key(0, 1)
 WINDOW = 32
+PLAN = make_plan('fast', WINDOW, steps=4)
+SETTINGS = MosaicSettings(gsd_m=160.0, stages=2, plan=PLAN, supertile_px=48)
 
 
-def sample_pointwise(lr, eps):
-    """Each pixel's denoised value depends on that pixel, and on the pixel of the condition above it, alone."""
-    above = jnp.repeat(jnp.repeat(lr, 4, 1), 4, 2)
-    return sample(lambda x, t: 0.5 * above + 0.3 * jnp.tanh(x), SCHEDULE, 'x0', eps, 6)
+def predictor(lr):
+    enlarged = jax.numpy.repeat(jax.numpy.repeat(lr, 4, 1), 4, 2)
+    return lambda x, t: 0.6 * enlarged + 0.3 * jax.numpy.tanh(x - x.mean((1, 2), keepdims=True))
 
 
-def mosaic(tmp_path, condition, sample_windows=jax.jit(sample_pointwise), name='canvas', **options):
-    grid = WindowGrid(4 * condition.shape[0], 4 * condition.shape[1], WINDOW)
-    canvas = Canvas(tmp_path / name, grid.height, grid.width, grid.stride)
-    count = sample_canvas(sample_windows, condition, canvas, grid, KEY, show=False, **options)
-    return canvas.read(), count
-
-
-@pytest.fixture
-def condition(smooth_image):
-    return smooth_image(19, 26)
-
-
-def untiled(condition):
-    eps = noise.crop(KEY, 0, 0, 4 * condition.shape[0], 4 * condition.shape[1])
-    return to_uint8(jax.jit(sample_pointwise)(to_float(condition)[None], eps[None])[0])
-
-
-@pytest.mark.parametrize('batch_size', [1, 3, 16])
-@pytest.mark.parametrize('order', ['rows', 'reversed', 'shuffled'])
-def test_pointwise_windows_make_the_untiled_image(tmp_path, condition, batch_size, order):
-    tiles = WindowGrid(76, 104, WINDOW).tiles()
-    tiles = {'rows': tiles, 'reversed': tiles[::-1],
-             'shuffled': [tiles[i] for i in np.random.default_rng(0).permutation(len(tiles))]}[order]
-    made, count = mosaic(tmp_path, condition, noise_kind='anchored', batch_size=batch_size, order=tiles)
-    np.testing.assert_array_equal(made, untiled(condition))
-    assert count == len(tiles)
-
-
-def test_eight_devices_make_the_same_canvas(tmp_path, condition):
-    split = batch_sharding(make_mesh())
-    on_eight = jax.jit(sample_pointwise, in_shardings=(split, split), out_shardings=split)
-    made, _ = mosaic(tmp_path, condition, on_eight, noise_kind='anchored', batch_size=8)
-    np.testing.assert_array_equal(made, untiled(condition))
-
-
-def test_a_local_denoiser_sees_enough_around_each_tile(tmp_path, condition):
-    """One that looks eight pixels around itself, as bicubic enlargement does, meets no window's edge in its tile."""
-    enlarge = jax.jit(lambda lr, eps: smooth_up(lr, 4))
-    made, _ = mosaic(tmp_path, condition, enlarge)
-    whole = to_uint8(smooth_up(to_float(condition), 4))
-    inside = slice(8, -8)
-    assert np.abs(made.astype(int) - whole)[inside, inside].max() <= 1
-
-
-def test_an_interrupted_canvas_continues_to_the_same_bytes(tmp_path, condition):
-    tiles = WindowGrid(76, 104, WINDOW).tiles()
-    whole, _ = mosaic(tmp_path, condition, name='whole')
-    mosaic(tmp_path, condition, name='parts', order=tiles[3:9], batch_size=2)
-    parts, count = mosaic(tmp_path, condition, name='parts')
-    np.testing.assert_array_equal(whole, parts)
-    assert count == len(tiles) - 6
-
-
-def test_a_black_tile_is_a_finished_tile(tmp_path):
-    canvas = Canvas(tmp_path / 'c', 32, 32, 16)
-    canvas.write(Box(0, 16, 16, 32), np.zeros((16, 16, 3), np.uint8))
-    again = Canvas(tmp_path / 'c', 32, 32, 16)
-    assert [again.is_done(tile) for tile in WindowGrid(32, 32, 32).tiles()] == [False, True, False, False]
-
-
-def test_shared_noise_is_one_tile_and_anchored_noise_one_field():
-    corners = np.array([[-8, -8], [-8, 8], [8, 8]], np.int32)
-    shared = window_noise('shared', KEY, corners, WINDOW)
-    np.testing.assert_array_equal(shared[0], shared[2])
-    anchored = window_noise('anchored', KEY, corners, WINDOW)
-    np.testing.assert_array_equal(anchored[0][:, 16:], anchored[1][:, :16])
-    np.testing.assert_array_equal(anchored[0][16:, 16:], anchored[2][:16, :16])
-    assert not np.array_equal(anchored[0], anchored[1])
-
-
-SETTINGS = MosaicSettings(gsd_m=160.0, stages=2, window_px=WINDOW, steps=6, noise='anchored', batch_size=4)
+ADVANCE = jax.jit(lambda lr, x, x0, steps: integrate(predictor(lr), steps, x, x0))
 
 
 def at(gsd_m):
-    return jax.jit(sample_pointwise)
+    return WindowSampler(ADVANCE, lambda lr, x: x, solver_steps(PLAN.solver, SCHEDULE, PLAN.steps), batch=4)
 
 
-def test_stages_stand_on_each_other(tmp_path, condition):
-    seen = []
-    result = sample_mosaic(lambda gsd_m: seen.append(gsd_m) or at(gsd_m), condition, tmp_path / 'out', SETTINGS, {},
-                           show=False)
-    assert seen == [40.0, 10.0] and result['gsd_m'] == 10.0
-    assert (result['height'], result['width'], result['pixels']) == (304, 416, 304 * 416)
-    first, second = (read_image(tmp_path / 'out' / f'stage_{n}.png') for n in (1, 2))
-    eps = noise.crop(noise.name_key(0, 2), 0, 0, 304, 416)
-    expected = to_uint8(jax.jit(sample_pointwise)(to_float(first)[None], eps[None])[0])
-    np.testing.assert_array_equal(second, expected)
+def make(condition, out, settings=SETTINGS, sampler_at=at, **provenance):
+    return sample_mosaic(sampler_at, condition, out, settings, {'checkpoint': 'abc'} | provenance, show=False)
 
 
-def test_evaluations_are_counted(tmp_path, smooth_image):
-    result = sample_mosaic(at, smooth_image(32, 32), tmp_path / 'out', SETTINGS, {}, show=False)
-    # half overlap: every window of W² pixels keeps a quarter of them
-    assert result['network_evaluations_per_pixel'] == {'last_stage': 24.0, 'all_stages': 25.5}
-    assert result['windows'] == 64 + 1024
+def files(folder):
+    return {path.relative_to(folder): path.read_bytes() for path in folder.rglob('*') if path.is_file()}
 
 
-def test_running_again_samples_nothing_and_other_settings_are_refused(tmp_path, smooth_image):
-    image, out = smooth_image(8, 8), tmp_path / 'out'
-    sample_mosaic(at, image, out, SETTINGS, {'checkpoint': 'abc'}, show=False)
-    before = {path: path.read_bytes() for path in out.rglob('*') if path.is_file()}
-    assert sample_mosaic(at, image, out, SETTINGS, {'checkpoint': 'abc'}, show=False)['sampled_now'] == 0
+def shards(out):
+    return {path: content for path, content in files(out).items() if 'c' in path.parts}
+
+
+@pytest.fixture(scope='module')
+def condition(smooth_image):
+    return smooth_image(9, 13)
+
+
+@pytest.fixture(scope='module')
+def whole(condition, tmp_path_factory):
+    """A finished mosaic of two stages: 36 × 52 px, one supertile by two, and 144 × 208 px, three by five."""
+    out = tmp_path_factory.mktemp('mosaic') / 'out'
+    return out, make(condition, out)
+
+
+def test_stages_stand_on_each_other(whole, condition):
+    out, result = whole
+    assert (result['height'], result['width'], result['pixels'], result['gsd_m']) == (144, 208, 144 * 208, 10.0)
+    assert result['sampled_now'] == result['supertiles'] == 2 + 15
+    first, second = (read_image(out / f'stage_{n}.png') for n in (1, 2))
+    np.testing.assert_array_equal(first, SETTINGS.field(at(40.0), condition, 1).region(Box(0, 0, 36, 52)))
+    np.testing.assert_array_equal(second, SETTINGS.field(at(10.0), first, 2).region(Box(0, 0, 144, 208)))
+    assert not list((out / 'claims').iterdir())
+
+
+def test_the_group_is_zarr_v3_as_others_read_it(whole):
+    zarr = pytest.importorskip('zarr', reason='an independent reader of Zarr v3')
+    group = zarr.open_group(whole[0] / 'mosaic.zarr', mode='r')
+    for stage in (1, 2):
+        array = group[f'stage_{stage}']
+        assert array.shards == (48, 48, 3) and array.metadata.dimension_names == ('y', 'x', 'band')
+        np.testing.assert_array_equal(array[:], read_image(whole[0] / f'stage_{stage}.png'))
+        assert array.attrs['gsd_m'] == 160 / 4**stage
+
+
+def test_metadata_is_what_the_specification_asks_for(whole):
+    group = json.loads((whole[0] / 'mosaic.zarr' / 'zarr.json').read_text())
+    assert (group['zarr_format'], group['node_type']) == (3, 'group') and group['attributes']['checkpoint'] == 'abc'
+    array = json.loads((whole[0] / 'mosaic.zarr' / 'stage_2' / 'zarr.json').read_text())
+    assert (array['node_type'], array['shape'], array['data_type']) == ('array', [144, 208, 3], 'uint8')
+    assert [codec['name'] for codec in array['codecs']] == ['sharding_indexed']
+    assert array['chunk_grid']['configuration']['chunk_shape'] == [48, 48, 3]
+
+
+@pytest.mark.parametrize('box', [Box(0, 0, 10, 9), Box(40, 60, 100, 130), Box(143, 207, 144, 208)])
+def test_a_region_alone_has_the_bytes_of_the_whole(whole, condition, box, tmp_path):
+    picture = read_image(whole[0] / 'stage_2.png')
+    np.testing.assert_array_equal(sample_region(at, condition, SETTINGS, box), box.crop(picture))
+    np.testing.assert_array_equal(lazy_mosaic(at, condition, SETTINGS)[box.y0 : box.y1, box.x0 : box.x1], box.crop(picture))
+    saved = save_region(at, condition, tmp_path / 'r', SETTINGS, {}, box.y0, box.x0, box.y1 - box.y0, box.x1 - box.x0)
+    np.testing.assert_array_equal(read_image(saved['picture']), box.crop(picture))
+
+
+def test_a_region_of_a_finished_mosaic_may_lie_beside_it(whole, condition):
+    made = save_region(at, condition, whole[0], SETTINGS, {'checkpoint': 'abc'}, 0, 0, 4, 5)
+    assert made['pixels'] == 20
     with pytest.raises(BadInput, match="checkpoint 'abc' → 'abd'"):
-        sample_mosaic(at, image, out, SETTINGS, {'checkpoint': 'abd'}, show=False)
-    assert before == {path: path.read_bytes() for path in out.rglob('*') if path.is_file()}
+        save_region(at, condition, whole[0], SETTINGS, {'checkpoint': 'abd'}, 0, 0, 4, 5)
+
+
+@pytest.mark.parametrize('box', [Box(-1, 0, 5, 5), Box(0, 0, 145, 5), Box(0, 0, 5, 209), Box(3, 3, 3, 9)])
+def test_a_region_outside_the_canvas_is_refused(condition, box):
+    with pytest.raises(BadInput, match='is not in the canvas, 144 px high and 208 px wide'):
+        sample_region(at, condition, SETTINGS, box)
+
+
+class Stopped(Exception):
+    pass
+
+
+def stops_after(calls):
+    left = [calls]
+
+    def stopping(gsd_m):
+        sampler = at(gsd_m)
+
+        def advance(*arguments):
+            left[0] -= 1
+            if left[0] < 0:
+                raise Stopped
+            return sampler.advance(*arguments)
+
+        return WindowSampler(advance, sampler.image, sampler.steps, sampler.batch)
+
+    return stopping
+
+
+def test_an_interrupted_mosaic_continues_to_the_same_bytes(whole, condition, tmp_path):
+    for calls in (1, 30, 60):
+        with pytest.raises(Stopped):
+            make(condition, tmp_path / 'out', sampler_at=stops_after(calls))
+    done = len(shards(tmp_path / 'out'))
+    assert 0 < done < 17
+    assert make(condition, tmp_path / 'out')['sampled_now'] == 17 - done
+    assert shards(tmp_path / 'out') == shards(whole[0])
+
+
+def damage_cut(path):
+    path.write_bytes(path.read_bytes()[:-40])
+
+
+def damage_empty(path):
+    path.write_bytes(b'')
+
+
+def damage_extend(path):
+    path.write_bytes(path.read_bytes() + b'x' * 64)
+
+
+@pytest.mark.parametrize('damage', [damage_cut, damage_empty, damage_extend, lambda path: path.unlink()])
+def test_a_damaged_shard_is_made_again_and_no_other(whole, condition, tmp_path, damage):
+    make(condition, tmp_path / 'out')
+    damage(tmp_path / 'out' / 'mosaic.zarr' / 'stage_2' / 'c' / '1' / '3' / '0')
+    assert make(condition, tmp_path / 'out')['sampled_now'] == 1
+    assert shards(tmp_path / 'out') == shards(whole[0])
+
+
+def test_running_again_samples_nothing_and_another_run_is_refused_by_name(whole, condition):
+    out, before = whole[0], files(whole[0])
+    assert make(condition, out)['sampled_now'] == 0
+    spoilt = [(dict(seed=1), 'seed 0 → 1'), (dict(noise='shared'), 'noise'), (dict(wrap_x=True), 'wrap_x False → True'),
+              (dict(plan=make_plan('metaearth', WINDOW, 4)), "plan 'fast' → 'metaearth'"),
+              (dict(supertile_px=64), 'supertile_px 48 → 64')]
+    for change, message in spoilt:
+        with pytest.raises(BadInput, match=message):
+            make(condition, out, MosaicSettings(**{**vars(SETTINGS), **change}))
+    with pytest.raises(BadInput, match='condition_px'):
+        make(condition[:8], out)
+    assert files(out) == before
 
 
 def test_someone_elses_folder_is_not_touched(tmp_path):
@@ -143,7 +191,123 @@ def test_someone_elses_folder_is_not_touched(tmp_path):
     assert [p.name for p in tmp_path.iterdir()] == ['thesis.tex']
 
 
-def test_a_small_condition_is_refused_before_anything_is_written(tmp_path, smooth_image):
-    with pytest.raises(BadInput, match='smaller than a window'):
-        sample_mosaic(at, smooth_image(7, 20), tmp_path / 'out', SETTINGS, {}, show=False)
-    assert not (tmp_path / 'out').exists()
+def test_a_black_supertile_is_a_finished_one(tmp_path):
+    array = StageArray(tmp_path / 'a', 32, 40, 16)
+    array.write((0, 1), np.zeros((16, 16, 3), np.uint8))
+    array.write((1, 2), np.zeros((16, 8, 3), np.uint8))
+    again = StageArray(tmp_path / 'a', 32, 40, 16)
+    assert [tile for tile in again.tiles() if again.is_done(tile)] == [(0, 1), (1, 2)] and again.count() == 6
+    with pytest.raises(BadInput, match='not the array that belongs here'):
+        StageArray(tmp_path / 'a', 32, 40, 8)
+
+
+def test_no_cut_of_a_shard_passes_for_a_whole_one(tmp_path):
+    array = StageArray(tmp_path / 'a', 40, 40, 40)
+    array.write((0, 0), np.random.default_rng(0).integers(0, 256, (40, 40, 3), np.uint8))
+    content = array.shard((0, 0)).read_bytes()
+    for length in range(0, len(content), 7):
+        array.shard((0, 0)).write_bytes(content[:length])
+        assert not array.is_done((0, 0))
+
+
+def test_work_is_shared_out_and_what_others_hold_is_waited_for(tmp_path, monkeypatch):
+    """Items 2 and 4 are another's until the second look; by then 4 is there, and 2 has been given up."""
+    claims, there, others = Claims(tmp_path), {1}, contextlib.ExitStack()
+    for name in '24':
+        assert others.enter_context(Claims(tmp_path).claim(name))
+    monkeypatch.setattr(work.time, 'sleep', lambda seconds: (there.add(4), others.close()))
+    done = share_out(iter(range(5)), there.__contains__, there.add, lambda item: claims.claim(str(item)))
+    assert list(done) == [(0, True), (1, False), (3, True), (2, True), (4, False)] and there == {*range(5)}
+    assert not list(tmp_path.iterdir())
+
+
+processes = multiprocessing.get_context('forkserver')
+
+
+def _make_slowly(condition, out):
+    def slow(gsd_m):
+        sampler = at(gsd_m)
+        return WindowSampler(lambda *arguments: time.sleep(0.05) or sampler.advance(*arguments), sampler.image,
+                             sampler.steps, sampler.batch)
+
+    os.environ['XLA_FLAGS'] = ''
+    make(condition, out, sampler_at=slow)
+
+
+def test_killed_workers_beside_others_change_nothing(whole, condition, tmp_path):
+    """Two of three are killed while they hold claims; the third, and a fourth that comes later, make all of it."""
+    out = tmp_path / 'out'
+    workers = [processes.Process(target=_make_slowly, args=(condition, out)) for _ in range(3)]
+    for worker in workers:
+        worker.start()
+    while len(shards(out) if out.exists() else ()) < 3:
+        assert any(worker.is_alive() for worker in workers)
+        time.sleep(0.02)
+    for worker in workers[:2]:
+        worker.kill()
+    assert len(shards(out)) < 17
+    make(condition, out)
+    workers[2].join()
+    assert workers[2].exitcode == 0
+    assert shards(out) == shards(whole[0])
+
+
+def test_a_million_squared_is_planned_at_once_and_read_anywhere():
+    class Endless:
+        shape = (62_500, 62_500, 3)
+
+        def __getitem__(self, key):
+            rows, columns = (np.arange(part.start, part.stop) for part in key)
+            assert rows.size * columns.size < 10_000
+            return np.stack([np.broadcast_to(v % 256, (rows.size, columns.size)) for v in
+                             (rows[:, None], columns, rows[:, None] + columns)], -1).astype(np.uint8)
+
+    settings = MosaicSettings(160.0, 2, PLAN, 1024)
+    known = extent(Endless.shape, settings)
+    assert known['pixels'] == 10**12 and known['supertiles'] == 977**2 + 245**2
+    there = sample_region(at, Endless(), settings, Box(999_990, 500_000, 10**6, 500_010))
+    assert there.shape == (10, 10, 3)
+
+
+def test_an_estimate_says_what_a_mosaic_then_costs(condition, whole):
+    told = estimate(at, condition, SETTINGS)
+    made = {key: whole[1][key] for key in told if key in whole[1]}
+    assert made.items() <= told.items() and len(made) > 5
+    assert told['disk_bytes_at_most'] == 3 * (36 * 52 + 144 * 208) and told['estimated_seconds'] > 0
+
+
+def test_a_condition_of_one_pixel_is_enough(tmp_path):
+    settings = MosaicSettings(1.0, 1, PLAN, 48)
+    made = make(np.full((1, 1, 3), 128, np.uint8), tmp_path / 'out', settings)
+    assert made['pixels'] == 16 and read_image(tmp_path / 'out' / 'stage_1.png').shape == (4, 4, 3)
+
+
+def test_a_condition_is_read_by_window_and_keeps_its_place_on_earth(tmp_path, condition, whole):
+    rasterio = pytest.importorskip('rasterio', reason='GeoTIFF needs the `geo` extra')
+    transform = rasterio.Affine(160, 0, 500_000, 0, -160, 4_000_000)
+    options = dict(driver='GTiff', width=13, height=9, count=3, dtype='uint8', crs='EPSG:32633', transform=transform)
+    with rasterio.open(tmp_path / 'lr.tif', 'w', **options) as file:
+        file.write(np.moveaxis(condition, -1, 0))
+    opened = Condition(tmp_path / 'lr.tif')
+    assert opened.shape == (9, 13, 3) and opened.gsd_m == pytest.approx(160)
+    np.testing.assert_array_equal(opened[2:5, 3:11], condition[2:5, 3:11])
+    sample_mosaic(at, opened, tmp_path / 'out', SETTINGS, {'checkpoint': 'abc'}, opened.georeference, show=False)
+    assert shards(tmp_path / 'out') == shards(whole[0])
+    attributes = json.loads((tmp_path / 'out/mosaic.zarr/stage_2/zarr.json').read_text())['attributes']
+    assert rasterio.crs.CRS.from_wkt(attributes['crs']).to_epsg() == 32633
+    assert attributes['transform'] == [10, 0, 500_000, 0, -10, 4_000_000]
+
+    with rasterio.open(tmp_path / 'float.tif', 'w', **options | {'dtype': 'float32'}) as file:
+        file.write(np.where(np.arange(13) == 7, np.nan, np.moveaxis(condition, -1, 0) / 255).astype(np.float32))
+    floating = Condition(tmp_path / 'float.tif', value_range=(0.0, 1.0))
+    np.testing.assert_array_equal(floating[0:9, 0:7], condition[:, :7])
+    with pytest.raises(BadInput, match=r'float.tif: rows 0 to 9, columns 5 to 9 hold NaN'):
+        floating[0:9, 5:9]
+
+
+def test_the_digest_of_a_condition_sees_its_bytes(tmp_path, condition):
+    write_image(tmp_path / 'a.png', condition)
+    write_image(tmp_path / 'b.png', condition ^ (np.arange(13) == 12).astype(np.uint8)[:, None])
+    assert Condition(tmp_path / 'a.png').digest() != Condition(tmp_path / 'b.png').digest()
+    (tmp_path / 'c.png').write_bytes((tmp_path / 'a.png').read_bytes())
+    assert Condition(tmp_path / 'a.png').digest() == Condition(tmp_path / 'c.png').digest()

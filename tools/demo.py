@@ -59,7 +59,7 @@ def report(out: Path) -> dict:
     generated = read_image(out / 'mosaic' / 'stage_2.png')
     enlarged = bicubic(condition, *truth.shape[:2])
     write_image(out / 'compare.png', beside({'bicubic': enlarged, 'generated': generated, 'real': truth}))
-    stride = json.loads((out / 'mosaic' / 'settings.json').read_text())['window_px'] // 2
+    stride = json.loads((out / 'mosaic' / 'settings.json').read_text())['phases'][-1]['stride_px']
     # equal images have an infinite PSNR, which JSON does not know
     decibels = lambda value: round(value, 2) if math.isfinite(value) else None
     fidelity = {name: {'psnr_db': decibels(psnr(image, truth)),

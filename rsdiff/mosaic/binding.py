@@ -7,6 +7,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rsdiff.diffusion import solvers
 from rsdiff.diffusion.consistency import UP_REACH_PX, Projection
+from rsdiff.errors import BadInput
 from rsdiff.generator import Generator
 from rsdiff.mosaic.cascade import SamplerAt
 from rsdiff.mosaic.field import WindowSampler, windows_a_call
@@ -47,3 +48,17 @@ def bind_images(generator: Generator, params: dict, steps: int, mesh: Mesh,
     run = jax.jit(lambda params, lr, noise, gsd_m: generator.sample(params, lr, gsd_m, noise, steps, projection),
                   in_shardings=(whole, split, split, split), out_shardings=split)
     return lambda lr, noise, gsd_m: run(params, lr, noise, gsd_m)
+
+
+def make_projection(generator: Generator, steps: int, factor: int = 4, strength: float = 1.0,
+                    end_step: int | None = None) -> Projection:
+    """The projection of every step before `end_step` of `steps`, or of all.
+
+    Raises:
+      BadInput: the generator's schedule has fewer timesteps.
+    """
+    timesteps = generator.schedule.timesteps
+    if steps > timesteps:
+        raise BadInput(f'steps is {steps}; the generator has {timesteps} timesteps')
+    end_step = steps if end_step is None else min(end_step, steps)
+    return Projection(factor, strength, int(solvers.timestep_grid(timesteps, steps)[end_step]))

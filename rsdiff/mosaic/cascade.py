@@ -162,11 +162,12 @@ def _make_stages(sampler_at, condition, out: Path, settings: MosaicSettings, geo
         work = share_out(array.tiles(), array.is_done, make, lambda tile: claims.claim(f'stage_{stage}_{tile[0]}_{tile[1]}'))
         with tqdm(total=array.count(), unit='supertile', dynamic_ncols=True, disable=not show,
                   desc=f'stage {stage}/{settings.stages}, {width}×{height} px, {gsd_m:.4g} m') as bar:
-            start, pixels = time.monotonic(), 0
+            start, pixels, earlier = time.monotonic(), 0, 0
             for tile, here in work:
                 made += here
                 if array.shard(tile).stat().st_mtime < started_at:
-                    bar.initial += 1  # it counts as done, but says nothing of the rate
+                    earlier += 1
+                    bar.initial = earlier  # it counts as done, but says nothing of the rate
                 else:
                     box = array.box(tile)
                     pixels += (box.y1 - box.y0) * (box.x1 - box.x0)

@@ -4,20 +4,21 @@ A plan runs the solver's steps in phases. In each phase the plane is cut anew in
 phase's steps by itself, reading the field that the phase before has left; where windows of a phase overlap, what they
 leave is averaged with their weights (`windows.Profile`). The last phase leaves the image.
 
-    plan             phases         stride, in W       merge               solver
-    fast             4              1, last 7/8        none, last linear   DPM-Solver++(2M)
-    metaearth        1              1/2                middle half         DDIM       Yu et al. 2024, arXiv 2405.13570
-    multidiffusion   one a step     1/2                mean                DDIM       Bar-Tal et al. 2023, arXiv 2302.08113
-    spot             one a step     1, random offset   none                DDIM       Frolov et al. 2024, arXiv 2407.15507
-    infinite         4              1/2                linear              DDIM
+    plan             phases         stride, in W         merge         solver
+    fast             3              15/16, last 7/8      linear        DPM-Solver++(2M)
+    metaearth        1              1/2                  middle half   DDIM       Yu et al. 2024, arXiv 2405.13570
+    multidiffusion   one a step     1/2                  mean          DDIM       Bar-Tal et al. 2023, arXiv 2302.08113
+    spot             one a step     1, random offset     none          DDIM       Frolov et al. 2024, arXiv 2407.15507
+    infinite         3              1/2                  linear        DDIM
 
-Overlap is what costs: a stride of W/2 computes every pixel four times. `fast` has none until the last phase. Its edges
-lie elsewhere in each phase, by half a window, so that what an edge of one phase has left apart, windows of the next see
-whole, while there is noise enough to mend it; the overlap of the last phase, of W/8, fades what is left.
+Overlap is what costs: a stride of W/2 computes every pixel four times. `fast` has little: its edges lie elsewhere in each
+phase, by half a window, so that what an edge of one phase has left apart, windows of the next see whole. It can't do with
+none: a hard edge, even where there is nearly nothing but noise, is a sharp line, which the network takes for one to keep.
 """
 
 import dataclasses
 import hashlib
+import math
 from typing import Literal, get_args
 
 from rsdiff.data.boxes import Box
@@ -30,8 +31,8 @@ PlanName = Literal['fast', 'metaearth', 'multidiffusion', 'spot', 'infinite']
 UPSCALE = 4  # a stage's
 # In turn, in strides. Neighbours in the row differ along one axis only: half the halo of a change along both.
 OFFSETS = (0.0, 0.0), (0.0, 0.5), (0.5, 0.5), (0.5, 0.0)
-FAST_STEPS, OTHER_STEPS = 16, 50
-PHASES = 4
+FAST_STEPS, OTHER_STEPS = 15, 50
+PHASES = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -103,11 +104,12 @@ def make_plan(name: PlanName, window_px: int, steps: int | None = None, phases: 
     Args:
       window_px: W, a multiple of 16.
       phases: of `fast` and `infinite`.
-      overlap_px: of windows of `fast` in its last phase, a multiple of 4.
+      overlap_px: of windows of `fast` in its last phase, a multiple of 4; in the others it is half of that.
       seed: of the offsets of `spot`.
     Raises:
       BadInput: a number is not possible, or the plan has no such number.
     """
+    whole = lambda pixels: math.ceil(pixels / UPSCALE) * UPSCALE
     if name not in get_args(PlanName):
         raise BadInput(f'plan {name!r} is none of {", ".join(get_args(PlanName))}')
     for number, value, plans in (('phases', phases, ('fast', 'infinite')), ('overlap_px', overlap_px, ('fast',))):
@@ -119,7 +121,7 @@ def make_plan(name: PlanName, window_px: int, steps: int | None = None, phases: 
         raise BadInput(f'steps is {steps}; it must be at least 1')
     if not 1 <= phases <= steps:
         raise BadInput(f'phases is {phases}; {steps} steps allow 1 to {steps}')
-    overlap_px = overlap_px if overlap_px is not None else max(window_px // 8 // UPSCALE, 1) * UPSCALE
+    overlap_px = overlap_px if overlap_px is not None else whole(window_px / 8)
     if overlap_px % UPSCALE or not 0 <= overlap_px <= window_px // 2:
         raise BadInput(f'overlap_px is {overlap_px}; a window of {window_px} px allows multiples of {UPSCALE} up to '
                        f'{window_px // 2}')
@@ -128,8 +130,9 @@ def make_plan(name: PlanName, window_px: int, steps: int | None = None, phases: 
     evenly = [steps * (n + 1) // phases - steps * n // phases for n in range(phases)]
     offsets = [OFFSETS[n % len(OFFSETS)] for n in range(phases)]
     if name == 'fast':
-        made = [Phase(n, window_px, offset) for n, offset in zip(evenly, offsets)]
-        made[-1] = Phase(evenly[-1], window_px - overlap_px, ramp_px=overlap_px)
+        overlaps = [whole(overlap_px / 2)] * (phases - 1) + [overlap_px]
+        made = [Phase(n, window_px - overlap, offset, ramp_px=overlap)
+                for n, offset, overlap in zip(evenly, offsets[:-1] + [(0.0, 0.0)], overlaps)]
     elif name == 'metaearth':
         made = [Phase(steps, half, (0.5, 0.5), crop_px=window_px // 4)]
     elif name == 'multidiffusion':
