@@ -40,7 +40,7 @@ def write_cog(path: Path, stage: StageArray, tags: dict[str, str], show: bool = 
       BadInput: rasterio is missing, or the disk has less room than it may take.
     """
     rasterio = need_rasterio()
-    import rasterio.shutil
+    from rasterio.shutil import copy
     height, width = stage.height, stage.width
     partial = path.with_name(f'.{path.name}.partial')  # a folder, since GDAL puts files of its own beside what it writes
     shutil.rmtree(partial, ignore_errors=True)
@@ -67,9 +67,8 @@ def write_cog(path: Path, stage: StageArray, tags: dict[str, str], show: bool = 
                 plain.write(np.moveaxis(pixels, -1, 0), window=rasterio.windows.Window(box.x0, box.y0, size[1], size[0]))
                 bar.update(size[0] * size[1])
             bar.set_postfix_str('… and its overviews')
-        rasterio.shutil.copy(partial / 'plain.tif', partial / 'cog.tif', driver='COG', COMPRESS='DEFLATE', PREDICTOR='YES',
-                             BLOCKSIZE=BLOCK_PX, OVERVIEW_RESAMPLING='AVERAGE', OVERVIEWS='IGNORE_EXISTING',
-                             BIGTIFF='IF_SAFER', NUM_THREADS='ALL_CPUS')
+        copy(partial / 'plain.tif', partial / 'cog.tif', driver='COG', COMPRESS='DEFLATE', PREDICTOR='YES', BLOCKSIZE=BLOCK_PX,
+             OVERVIEW_RESAMPLING='AVERAGE', OVERVIEWS='IGNORE_EXISTING', BIGTIFF='IF_SAFER', NUM_THREADS='ALL_CPUS')
         (partial / 'cog.tif').replace(path)
     finally:
         shutil.rmtree(partial)
