@@ -2,7 +2,7 @@
 
     a canvas of any size, by sliding windows:
         python sample.py --checkpoint runs/demo --condition IMAGE --gsd_m 118000 --stages 2 --out DIR --tiles
-        … --dry_run says what it will cost; --workers 4, or the same command on other machines, shares it out
+        … --dry_run tells the cost; --workers 4, or this on other machines too, shares it out; --format tif,viewer exports
     many small images, a folder with metadata.jsonl out; instead of a folder also one image:
         python sample.py --checkpoint runs/demo --condition FOLDER --gsd_m 29685 --out DIR --variants 5
     labelled synthetic images: degrade each training image, regenerate it five times, keep its label:
@@ -20,7 +20,6 @@ from absl import flags
 from rsdiff import console
 from rsdiff.data.folder import Entry, read_folder
 from rsdiff.diffusion import noise
-from rsdiff.diffusion.consistency import Projection
 from rsdiff.errors import BadInput
 from rsdiff.mosaic.binding import bind_images, bind_windows, make_projection
 from rsdiff.mosaic.cascade import MosaicSettings, estimate, sample_mosaic, save_region
@@ -45,8 +44,7 @@ flags.DEFINE_enum('consistency_scale', '4', ['4', '8', '16'], 'Compare means of 
 flags.DEFINE_float('consistency_strength', 1.0, 'How much of the projection, 0 to 1.')
 flags.DEFINE_integer('consistency_end', None, 'The step from which on it is left out; if not given, never.')
 flags.DEFINE_bool('tiles', False, 'Sample one canvas of any size by sliding windows.')
-
-TILED = ('plan', 'phases', 'overlap', 'noise', 'wrap_x', 'supertile', 'region', 'dry_run', 'workers', 'bands', 'value_range')
+TILED = 'plan phases overlap noise wrap_x supertile region dry_run workers bands value_range format'.split()
 flags.DEFINE_enum('plan', 'fast', typing.get_args(PlanName), 'With --tiles: see rsdiff/mosaic/plan.py.')
 flags.DEFINE_integer('phases', None, 'With --tiles: phases of the plans fast and infinite.')
 flags.DEFINE_integer('overlap', None, 'With --tiles: pixels by which windows overlap in the last phase of the plan fast.')
@@ -58,6 +56,7 @@ flags.DEFINE_bool('dry_run', False, 'With --tiles: tell size, cost and time, and
 flags.DEFINE_integer('workers', 1, 'With --tiles: processes to share the work, on machines without accelerators.')
 flags.DEFINE_string('bands', None, "With --tiles: of a GeoTIFF, those for red, green and blue, such as 4,3,2.")
 flags.DEFINE_string('value_range', None, 'With --tiles: of a GeoTIFF, the values for black and white, such as 0,3000.')
+flags.DEFINE_list('format', None, 'With --tiles: of zarr (always), png, tif, viewer; by default png while small.')
 FOLDERS = 'variants', 'split', 'degrade'
 flags.DEFINE_integer('variants', 1, 'Without --tiles: images to make of each.')
 flags.DEFINE_string('split', None, 'Without --tiles: take only this split of the folder.')
@@ -92,8 +91,8 @@ def numbers(name: str, count: int, kind: type) -> tuple | None:
     return values
 
 
-def projection(trained: Trained, steps: int) -> Projection | None:
-    """The one that the flags ask for."""
+def projection(trained: Trained, steps: int):
+    """The `Projection` that the flags ask for, or None."""
     numbers = int(FLAGS.consistency_scale), FLAGS.consistency_strength, FLAGS.consistency_end
     made = make_projection(trained.generator, steps, *numbers)
     return made if FLAGS.consistency else None
@@ -115,7 +114,8 @@ def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
         return estimate(sampler_at, condition, settings)
     if region:
         return save_region(sampler_at, condition, out, settings, provenance, *region)
-    return sample_mosaic(sampler_at, condition, out, settings, provenance, condition.georeference, FLAGS.workers)
+    return sample_mosaic(sampler_at, condition, out, settings, provenance, condition.georeference, FLAGS.workers,
+                         formats=FLAGS.format)
 
 
 def folder(trained: Trained, provenance: dict, out: Path) -> dict:
@@ -141,7 +141,7 @@ def main() -> None:
     elif not is_local_worker():
         summary = out / ('region.json' if FLAGS.region else 'sample.json')
         if result.get('sampled_now') == 0 and summary.exists():  # the figures of the call that made them
-            result = json.loads(summary.read_text())
+            result |= {key: value for key, value in json.loads(summary.read_text()).items() if key != 'files'}
         console.finish(result | provenance, summary)
 
 

@@ -3,7 +3,7 @@
 import dataclasses
 import time
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Sequence
 
 import jax
 import numpy as np
@@ -15,15 +15,12 @@ from rsdiff.data.images import write_image
 from rsdiff.diffusion.noise import Kind, name_key
 from rsdiff.errors import BadInput
 from rsdiff.mosaic.condition import scaled
+from rsdiff.mosaic.export import LARGEST_PNG, check_formats, export
 from rsdiff.mosaic.field import CachedField, Field, WindowSampler
 from rsdiff.mosaic.plan import UPSCALE, Plan
 from rsdiff.mosaic.plane import Plane
-from rsdiff.mosaic.store import StageArray, make_group
+from rsdiff.mosaic.store import GROUP, StageArray, make_group
 from rsdiff.mosaic.work import Claims, end_without_parent, is_local_worker, local_workers, share_out
-
-# A PNG beyond this many pixels helps nobody; the Zarr array is there.
-LARGEST_PNG = 100_000_000
-GROUP = 'mosaic.zarr'
 
 SamplerAt = Callable[[float], WindowSampler]
 
@@ -122,8 +119,9 @@ def save_region(sampler_at: SamplerAt, condition: Any, out: Path, settings: Mosa
 
 
 def sample_mosaic(sampler_at: SamplerAt, condition: Any, out: Path, settings: MosaicSettings, provenance: dict[str, Any],
-                  georeference: dict | None = None, workers: int = 1, show: bool = True) -> dict[str, Any]:
-    """Enlarges `condition` 4× `settings.stages` times, into `out/mosaic.zarr/stage_<n>` and, while it is small, `.png`.
+                  georeference: dict | None = None, workers: int = 1, show: bool = True,
+                  formats: Sequence[str] | None = None) -> dict[str, Any]:
+    """Enlarges `condition` 4× `settings.stages` times, into `out/mosaic.zarr/stage_<n>`, and exports it.
 
     Continues what is there, beside any number of processes that were given the same, and ends when all of it is there.
 
@@ -132,20 +130,23 @@ def sample_mosaic(sampler_at: SamplerAt, condition: Any, out: Path, settings: Mo
       provenance: what else the result depends on; kept with it and compared when continuing.
       georeference: of the condition (`rsdiff.data.scenes.Scene`).
       workers: processes to run this program in, this one included (`work.local_workers`).
+      formats: see `export.export`.
     Returns:
       pixels, seconds, and network evaluations per output pixel: `last_stage` counts those of the last stage over its
       pixels, `all_stages` those of every stage over the same pixels; halos of supertiles included.
     Raises:
-      BadInput: `out` holds something else.
+      BadInput: `out` holds something else; or as `export.check_formats`.
     """
     start = time.monotonic()
+    check_formats(formats, condition.shape, settings.stages)
     claim(condition, out, settings, provenance)
     if not (out / GROUP / 'zarr.json').exists():
         make_group(out / GROUP, settings.manifest() | provenance)
     with local_workers(workers):
         made = _make_stages(sampler_at, condition, out, settings, georeference, show)
-    return {'out': str(out), **extent(condition.shape, settings), 'sampled_now': made,
-            'seconds': round(time.monotonic() - start, 2), 'devices': jax.device_count()}
+    result = {'out': str(out), **extent(condition.shape, settings), 'sampled_now': made,
+              'seconds': round(time.monotonic() - start, 2), 'devices': jax.device_count()}
+    return result | {'files': [] if is_local_worker() else export(out, formats, condition, show)}
 
 
 def _make_stages(sampler_at, condition, out: Path, settings: MosaicSettings, georeference, show: bool) -> int:
@@ -176,11 +177,6 @@ def _make_stages(sampler_at, condition, out: Path, settings: MosaicSettings, geo
                     pixels += (box.y1 - box.y0) * (box.x1 - box.x0)
                     bar.set_postfix_str(f'{pixels / (time.monotonic() - start):.3g} px/s', refresh=False)
                 bar.update()
-        picture = out / f'stage_{stage}.png'
-        if height * width <= LARGEST_PNG and not is_local_worker():
-            with claims.claim(picture.name) as mine:
-                if mine and not picture.exists():
-                    write_image(picture, array.read())
         source = array.array
     return made
 

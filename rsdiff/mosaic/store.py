@@ -17,6 +17,7 @@ from rsdiff.console import write_text_atomically
 from rsdiff.data.boxes import Box
 from rsdiff.errors import BadInput
 
+GROUP = 'mosaic.zarr'
 CHUNK_PX = 256  # at most
 _MISSING = 2**64 - 1
 
@@ -33,6 +34,7 @@ class StageArray:
 
     def __init__(self, path: Path, height: int, width: int, tile_px: int, attributes: dict[str, Any] | None = None):
         self.path, self.height, self.width, self.tile_px = Path(path), height, width, tile_px
+        self.attributes = attributes or {}
         chunk_px = next(n for n in range(min(CHUNK_PX, tile_px), 0, -1) if tile_px % n == 0)
         self.chunks = (tile_px // chunk_px) ** 2
         bytes_ = {'name': 'bytes'}
@@ -48,7 +50,7 @@ class StageArray:
                 'shape': [height, width, 3], 'data_type': 'uint8', 'fill_value': 0,
                 'chunk_grid': {'name': 'regular', 'configuration': {'chunk_shape': [tile_px, tile_px, 3]}},
                 'codecs': [{'name': 'sharding_indexed', 'configuration': sharding}],
-                'dimension_names': ['y', 'x', 'band'], 'attributes': attributes or {},
+                'dimension_names': ['y', 'x', 'band'], 'attributes': self.attributes,
             },
         }
         try:

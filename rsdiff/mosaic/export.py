@@ -1,0 +1,106 @@
+"""What is made of a finished mosaic: pictures, Cloud-Optimised GeoTIFFs, a page to pan and zoom.
+
+The Zarr array is the mosaic; all else is made from it by window and can be thrown away. Each file is written under another
+name and renamed, so that what has its name is whole, and is not made again.
+"""
+
+import json
+from functools import partial
+from pathlib import Path
+from typing import Any, Callable, Sequence
+
+from rsdiff.console import SETTINGS
+from rsdiff.data.images import write_image
+from rsdiff.errors import BadInput
+from rsdiff.mosaic.cog import need_rasterio, write_cog
+from rsdiff.mosaic.plan import UPSCALE
+from rsdiff.mosaic.store import GROUP, StageArray
+from rsdiff.mosaic.viewer import LARGEST_VIEWER, Layer, count_tiles, write_viewer
+from rsdiff.mosaic.work import Claims, share_out
+
+FORMATS = 'zarr', 'png', 'tif', 'viewer'
+# A PNG beyond this many pixels helps nobody.
+LARGEST_PNG = 100_000_000
+
+
+def check_formats(formats: Sequence[str] | None, condition_shape: tuple[int, ...], stages: int) -> None:
+    """Raises BadInput where `export` could not make `formats` of a mosaic of this size, or not on this machine."""
+    height, width = (UPSCALE**stages * side for side in condition_shape[:2])
+    for name in formats or ():
+        if name not in FORMATS:
+            raise BadInput(f'format {name!r} is none of {", ".join(FORMATS)}')
+    if 'png' in (formats or ()) and height * width > LARGEST_PNG:
+        raise BadInput(f'{width}×{height} px are too many for a PNG, which has to be read whole; ask for {LARGEST_PNG:,} '
+                       'at most by --region, or for tif')
+    if 'tif' in (formats or ()):
+        need_rasterio()
+    if 'viewer' in (formats or ()):
+        tiles = sum(count_tiles(condition_shape, 2 * stage) for stage in range(stages + 1))
+        if tiles > LARGEST_VIEWER:
+            raise BadInput(f'a viewer of {width}×{height} px would be {tiles:,} files, more than {LARGEST_VIEWER:,}; ask for '
+                           'tif, which is one file to zoom in, or for a part by --region')
+
+
+def export(out: Path, formats: Sequence[str] | None = None, condition: Any = None, show: bool = True) -> list[str]:
+    """Writes the stages of the finished mosaic in `out`, those that are not there yet, beside any number of processes that
+    do the same.
+
+    Args:
+      formats: 'png' → stage_<n>.png; 'tif' → stage_<n>.tif; 'viewer' → viewer/index.html; 'zarr' is there already. None:
+        png where it is small enough.
+      condition: what the mosaic was made from, uint8, with a (height, width, 3) `shape` and slices, to be seen in the
+        viewer beneath the stages.
+    Returns:
+      The paths of all that was asked for.
+    Raises:
+      BadInput: `out` holds no mosaic or an unfinished one; or as `check_formats`.
+    """
+    out = Path(out)
+    settings, stages = open_finished(out)
+    check_formats(formats, settings['condition_px'], settings['stages'])
+    if formats is None:
+        formats = ['png'] if stages[-1].height * stages[-1].width <= LARGEST_PNG else []
+    jobs: dict[Path, Callable[[], None]] = {}
+    for number, stage in enumerate(stages, 1):
+        png, tif = out / f'stage_{number}.png', out / f'stage_{number}.tif'
+        if 'png' in formats:
+            jobs[png] = partial(_write_png, png, stage)
+        if 'tif' in formats:
+            jobs[tif] = partial(write_cog, tif, stage, {'rsdiff': json.dumps(settings)}, show)
+    if 'viewer' in formats:
+        layers = [] if condition is None else [Layer('condition', condition, settings['gsd_m'], 0)]
+        layers += [Layer(f'stage_{number}', stage.array, stage.attributes['gsd_m'], 2 * number)
+                   for number, stage in enumerate(stages, 1)]
+        jobs[out / 'viewer' / 'index.html'] = partial(
+            write_viewer, out / 'viewer', out.resolve().name, layers, settings['condition_px'], settings['gsd_m'],
+            stages[-1].attributes, show)
+    claims = Claims(out / 'claims')
+    done = share_out(jobs, Path.exists, lambda path: jobs[path](), lambda path: claims.claim(path.name))
+    return sorted(str(path) for path, _ in done)
+
+
+def open_finished(out: Path) -> tuple[dict[str, Any], list[StageArray]]:
+    """The settings of the mosaic in `out` (`cascade.claim`) and its stages. Raises BadInput if it is none or unfinished."""
+    try:
+        settings = json.loads((out / SETTINGS).read_text())
+        (height, width), stages, tile_px = (settings[key] for key in ('condition_px', 'stages', 'supertile_px'))
+    except (OSError, ValueError, KeyError, TypeError):
+        raise BadInput(f'{out} holds no mosaic; name the folder that sample.py --tiles has filled') from None
+    opened, missing, total = [], 0, 0
+    for number in range(1, stages + 1):
+        path = out / GROUP / f'stage_{number}'
+        sides = [UPSCALE**number * side for side in (height, width)]
+        tiles = -(-sides[0] // tile_px) * -(-sides[1] // tile_px)
+        total += tiles
+        if (path / 'zarr.json').exists():
+            opened.append(array := StageArray(path, *sides, tile_px, json.loads((path / 'zarr.json').read_text())['attributes']))
+            missing += sum(not array.is_done(tile) for tile in array.tiles())
+        else:
+            missing += tiles
+    if missing:
+        raise BadInput(f'{out}: {missing:,} of {total:,} supertiles are missing; run sample.py again, as before, to make them')
+    return settings, opened
+
+
+def _write_png(path: Path, stage: StageArray) -> None:
+    write_image(path, stage.read())

@@ -1,0 +1,215 @@
+"""What is made of a mosaic shows the mosaic's own pixels, is whole or not there, and is refused where it can't be made."""
+
+import json
+import re
+import shutil
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from rsdiff.data.images import read_image
+from rsdiff.errors import BadInput
+from rsdiff.mosaic import cog, export as export_module
+from rsdiff.mosaic.cascade import MosaicSettings, claim
+from rsdiff.mosaic.export import check_formats, export
+from rsdiff.mosaic.plan import make_plan
+from rsdiff.mosaic.store import GROUP, StageArray
+from rsdiff.mosaic.viewer import count_tiles
+
+SETTINGS = MosaicSettings(gsd_m=160.0, stages=2, plan=make_plan('fast', 32), supertile_px=160)
+SUPERTILES = 2 * 1 + 5 * 4
+CONDITION_PX = 44, 37
+TRANSFORM = [10, 0, 500_000, 0, -10, 4_000_000]
+
+
+def fill(out, images, **place):
+    """A finished mosaic of these pixels."""
+    claim(images[0], out, SETTINGS, {'checkpoint': 'abc'})
+    for number, image in enumerate(images[1:], 1):
+        array = StageArray(out / GROUP / f'stage_{number}', *image.shape[:2], SETTINGS.supertile_px,
+                           {'gsd_m': SETTINGS.stage_gsd_m(number), **place})
+        for tile in array.tiles():
+            array.write(tile, array.box(tile).crop(image))
+    return out
+
+
+@pytest.fixture(scope='module')
+def images():
+    """The condition and two stages, the last one of 704 × 592 px; no two pixels of them alike."""
+    rng = np.random.default_rng(0)
+    return [rng.integers(0, 256, (*(4**stage * side for side in CONDITION_PX), 3), np.uint8) for stage in range(3)]
+
+
+@pytest.fixture
+def mosaic(images, tmp_path):
+    return fill(tmp_path / 'mosaic', images)
+
+
+def names(folder):
+    """Whatever is in a mosaic's folder beside the mosaic."""
+    ours = {'settings.json', GROUP, 'claims'}
+    return {path.name for path in folder.iterdir()} - ours
+
+
+class Stopped(BaseException):
+    """Like KeyboardInterrupt, which would end the test run."""
+
+
+class StopsAfter:
+    """An array that can be read so many times."""
+
+    def __init__(self, array, reads):
+        self.array, self.reads, self.shape = array, reads, array.shape
+
+    def __getitem__(self, key):
+        self.reads -= 1
+        if self.reads < 0:
+            raise Stopped
+        return np.asarray(self.array[key])
+
+
+def stop_reading(monkeypatch, reads):
+    """The last stage of a mosaic breaks off after so many reads."""
+    opened = export_module.open_finished
+
+    def stopping(out):
+        settings, stages = opened(out)
+        stages[-1].array = StopsAfter(stages[-1].array, reads)
+        return settings, stages
+
+    monkeypatch.setattr(export_module, 'open_finished', stopping)
+
+
+def test_pictures_are_made_where_nothing_is_said_and_left_out_where_others_are_named(mosaic, images):
+    assert export(mosaic, ['zarr']) == [] and not names(mosaic)
+    assert [path.rsplit('/', 1)[1] for path in export(mosaic)] == ['stage_1.png', 'stage_2.png']
+    np.testing.assert_array_equal(read_image(mosaic / 'stage_2.png'), images[2])
+    assert names(mosaic) == {'stage_1.png', 'stage_2.png'}
+
+
+def test_what_is_there_is_not_made_again(mosaic):
+    (mosaic / 'stage_1.png').write_text('mine')
+    export(mosaic, ['png'])
+    assert (mosaic / 'stage_1.png').read_text() == 'mine' and (mosaic / 'stage_2.png').exists()
+
+
+def test_a_geotiff_is_valid_lies_in_its_place_and_holds_the_pixels(images, tmp_path):
+    rasterio = pytest.importorskip('rasterio', reason='GeoTIFF needs the `geo` extra')
+    validate = pytest.importorskip('rio_cogeo', reason='the reference for valid files').cog_validate
+    mosaic = fill(tmp_path / 'm', images, crs=rasterio.crs.CRS.from_epsg(32633).to_wkt(), transform=TRANSFORM)
+    assert export(mosaic, ['tif'], show=False) == [str(mosaic / 'stage_1.tif'), str(mosaic / 'stage_2.tif')]
+    valid, errors, warnings = validate(mosaic / 'stage_2.tif', strict=True)
+    assert valid and not errors and not warnings
+    with rasterio.open(mosaic / 'stage_2.tif') as file:
+        np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1), images[2])
+        assert file.crs.to_epsg() == 32633 and list(file.transform)[:6] == TRANSFORM
+        assert file.overviews(1) == [2] and file.block_shapes == [(512, 512)] * 3
+        assert file.compression.name == 'deflate' and [band.name for band in file.colorinterp] == ['red', 'green', 'blue']
+        tags = file.tags()
+        assert float(tags['gsd_m']) == 10 and json.loads(tags['rsdiff'])['checkpoint'] == 'abc'
+        assert 'invented' in tags['TIFFTAG_IMAGEDESCRIPTION']
+    with rasterio.open(mosaic / 'stage_2.tif', overview_level=0) as file:
+        half = np.asarray(Image.fromarray(images[2]).reduce(2)).astype(int)
+        assert np.abs(np.moveaxis(file.read(), 0, -1) - half).max() <= 1
+    assert names(mosaic) == {'stage_1.tif', 'stage_2.tif'}
+
+
+def test_a_mosaic_of_no_known_place_is_a_geotiff_too(mosaic, images):
+    rasterio = pytest.importorskip('rasterio', reason='GeoTIFF needs the `geo` extra')
+    export(mosaic, ['tif'], show=False)
+    with rasterio.open(mosaic / 'stage_1.tif') as file:
+        np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1), images[1])
+        assert file.crs is None and file.transform.is_identity
+
+
+@pytest.mark.parametrize('name', ['tif', 'viewer'])
+def test_an_interrupted_export_leaves_nothing_half_and_ends_the_same(mosaic, images, tmp_path, monkeypatch, name):
+    pytest.importorskip('rasterio', reason='GeoTIFF needs the `geo` extra')
+    monkeypatch.setattr(cog, 'WINDOW_PX', 256)
+    last = mosaic / {'tif': 'stage_2.tif', 'viewer': 'viewer/index.html'}[name]
+    with monkeypatch.context() as broken, pytest.raises(Stopped):
+        stop_reading(broken, 3)
+        export(mosaic, [name], images[0], show=False)
+    assert not last.exists() and not list(mosaic.glob('.*'))
+    tiles = {path: (path.stat().st_ino, path.read_bytes()) for path in mosaic.glob('viewer/**/*.png')}
+    export(mosaic, [name], images[0], show=False)
+    whole = fill(tmp_path / 'whole' / 'mosaic', images)
+    export(whole, [name], images[0], show=False)
+    assert {path: (path.stat().st_ino, path.read_bytes()) for path in tiles} == tiles
+    made = [{path.relative_to(out): path.read_bytes() for path in out.glob('**/*') if path.is_file() and GROUP not in path.parts}
+            for out in (mosaic, whole)]
+    assert made[0] == made[1] and last.exists()
+
+
+def pyramid(folder, zoom, height, width):
+    """The tiles of a zoom put together, without what lies beyond (height, width)."""
+    rows, columns = -(-height // 256), -(-width // 256)
+    tiles = [[np.asarray(Image.open(folder / str(zoom) / str(y) / f'{x}.png').convert('RGBA')) for x in range(columns)]
+             for y in range(rows)]
+    assert len(list((folder / str(zoom)).glob('*/*'))) == rows * columns
+    whole = np.concatenate([np.concatenate(row, 1) for row in tiles])
+    assert (whole[:height, :width, 3] == 255).all() and not whole[height:, :, 3].any() and not whole[:, width:, 3].any()
+    return whole[:height, :width, :3]
+
+
+def test_the_tiles_of_a_viewer_are_the_mosaic_and_means_of_it(mosaic, images):
+    export(mosaic, ['viewer'], images[0], show=False)
+    for name, zoom, image in (('condition', 0, images[0]), ('stage_1', 2, images[1]), ('stage_2', 4, images[2])):
+        tiles = mosaic / 'viewer' / 'tiles' / name
+        np.testing.assert_array_equal(pyramid(tiles, zoom, *image.shape[:2]), image)
+        assert len(list(tiles.rglob('*.png'))) == count_tiles(CONDITION_PX, zoom)
+        for coarser in reversed(range(zoom)):
+            image = np.asarray(Image.fromarray(image).reduce(2))
+            shown = pyramid(tiles, coarser, *image.shape[:2])
+            assert np.abs(shown.astype(int) - image).max() <= 1 and (shown != image).mean() < 0.3  # halves are rounded
+            image = shown
+
+
+def test_the_page_of_a_mosaic_is_no_place_for_a_script(images, tmp_path):
+    mosaic = fill(tmp_path / '<script>alert(1)<', images)
+    page = export(mosaic, ['viewer'], show=False)[0]
+    known = re.search(r'const mosaic = (.*);\n', open(page, encoding='utf-8').read())[1]
+    assert '<' not in known and json.loads(known)['title'] == '<script>alert(1)<'
+    assert [layer['name'] for layer in json.loads(known)['layers']] == ['stage_1', 'stage_2']
+
+
+@pytest.mark.parametrize('formats, side, message', [
+    (['jpg'], 8, "format 'jpg' is none of zarr, png, tif, viewer"),
+    (['zarr', 'png'], 2501, '10004×10004 px are too many for a PNG, .* 100,000,000 at most'),
+    (['viewer'], 40_000, 'a viewer of 160000×160000 px would be .* files, more than 200,000; ask for tif'),
+])
+def test_what_can_not_be_made_is_refused_before_anything_is_sampled(formats, side, message):
+    with pytest.raises(BadInput, match=message):
+        check_formats(formats, (side, side, 3), 1)
+    check_formats(formats[:-1], (side, side, 3), 1)
+
+
+def test_a_geotiff_needs_rasterio_and_room(mosaic, monkeypatch):
+    monkeypatch.setattr(shutil, 'disk_usage', lambda path: SimpleNamespace(free=1000))
+    with pytest.raises(BadInput, match=r'stage_1.tif: may take 208,384 bytes while it is made, and 1,000 are free'):
+        pytest.importorskip('rasterio', reason='GeoTIFF needs the `geo` extra')
+        export(mosaic, ['tif'], show=False)
+    monkeypatch.setattr(cog, 'import_rasterio', lambda: None)
+    with pytest.raises(BadInput, match=r"written by rasterio; pip install 'rsdiff-jax\[geo\]'"):
+        check_formats(['tif'], CONDITION_PX, 2)
+    assert not names(mosaic)
+
+
+def test_an_unfinished_mosaic_and_none_are_refused(mosaic, tmp_path):
+    array = mosaic / GROUP / 'stage_2'
+    (array / 'c' / '1' / '3' / '0').unlink()
+    (array / 'c' / '0' / '0' / '0').write_bytes(b'')
+    with pytest.raises(BadInput, match=f'2 of {SUPERTILES} supertiles are missing; run sample.py again'):
+        export(mosaic)
+    shutil.rmtree(array)
+    with pytest.raises(BadInput, match=f'20 of {SUPERTILES} supertiles are missing'):
+        export(mosaic)
+    (tmp_path / 'other').mkdir()
+    (tmp_path / 'images').mkdir()
+    (tmp_path / 'images' / 'settings.json').write_text('{"mode": "folder"}')
+    for path in (tmp_path / 'nowhere', tmp_path / 'other', tmp_path / 'images', mosaic / 'settings.json'):
+        with pytest.raises(BadInput, match='holds no mosaic; name the folder that sample.py --tiles has filled'):
+            export(path)
+    assert not names(mosaic)
