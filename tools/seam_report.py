@@ -7,12 +7,10 @@ mosaic, measured on its own. For what the figures mean see rsdiff/evaluation/sea
 OUT/seams.json, which is also the last line.
 """
 
-import json
 import sys
 from pathlib import Path
 from typing import Any
 
-import tensorstore as ts
 from absl import flags
 from tqdm import tqdm
 
@@ -21,7 +19,7 @@ from rsdiff.data.images import read_image
 from rsdiff.errors import BadInput
 from rsdiff.evaluation.interval import Interval
 from rsdiff.evaluation.seams import Grid, seam_report
-from rsdiff.mosaic.cascade import GROUP
+from rsdiff.mosaic.export import open_finished
 from rsdiff.mosaic.plan import Phase, Plan
 
 CONTROL = flags.DEFINE_multi_string('control', [], 'NAME=IMAGE or NAME=OUT, any number of times.')
@@ -32,14 +30,10 @@ BLOCK_PX = flags.DEFINE_integer('block_px', 512, 'Side of the squares that are r
 
 def open_mosaic(out: Path) -> tuple[Any, dict]:
     """The array of a stage, and the settings that it was made with."""
-    try:
-        settings = json.loads((out / console.SETTINGS).read_text())
-        stage = STAGE.value or settings['stages']
-        array = ts.open({'driver': 'zarr3', 'kvstore': {'driver': 'file', 'path': f'{(out / GROUP / f"stage_{stage}").resolve()}/'}},
-                        open=True).result()
-    except (OSError, ValueError, KeyError) as error:
-        raise BadInput(f'{out}: not a mosaic of sample.py --tiles ({" ".join(str(error).split())[:150]})') from None
-    return array, settings
+    settings, stages = open_finished(out)
+    if STAGE.value and STAGE.value > len(stages):
+        raise BadInput(f'--stage is {STAGE.value}; {out} has {len(stages)}')
+    return stages[(STAGE.value or len(stages)) - 1].array, settings
 
 
 def grids(settings: dict, height: int, width: int) -> list[Grid]:

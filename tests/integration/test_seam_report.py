@@ -71,10 +71,10 @@ def test_the_bad_control_is_caught_on_the_grid_that_made_it_and_the_others_pass(
 
 @pytest.mark.parametrize('arguments, message', [
     ([], 'the first argument must be the folder of a mosaic'),
-    (['.'], 'not a mosaic of sample.py --tiles'),
+    (['.'], 'holds no mosaic'),
     (['GOOD', '--control', 'SMALL'], 'say NAME=IMAGE'),
     (['GOOD', '--control', 'real=SMALL'], '40×30 px'),
-    (['GOOD', '--stage', '7'], 'not a mosaic of sample.py --tiles'),
+    (['GOOD', '--stage', '7'], '--stage is 7; '),
 ])
 def test_what_is_wrong_is_said_in_a_line(folders, tmp_path, arguments, message):
     write_image(tmp_path / 'small.png', np.zeros((30, 40, 3), np.uint8))
