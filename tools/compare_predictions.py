@@ -123,14 +123,14 @@ def scores(images: np.ndarray, truth: np.ndarray, conditions: np.ndarray, lpips:
     `tint` is the standard deviation over chips of each one's mean colour error, root mean square over the channels.
     """
     colour_error = (images.astype(np.float64) - truth).mean((1, 2))
-    energy = lambda chips: np.mean([detail(chip) ** 2 for chip in chips]) ** 0.5
-    tall = lambda chips: chips.reshape(1, -1, *chips.shape[2:])[0]  # one under another
+    energy = lambda chips: np.mean(detail(chips) ** 2) ** 0.5
+    tall = lambda chips: chips.reshape(1, -1, *chips.shape[2:])  # one under another, one image
     distances = None if lpips is None else np.concatenate(
         [lpips(to_float(images[i : i + 16]), to_float(truth[i : i + 16])) for i in range(0, len(images), 16)])
-    return {'lr_consistency_db': round(lr_consistency(tall(images), tall(conditions)), 2),
+    return {'lr_consistency_db': round(float(lr_consistency(tall(images), tall(conditions))[0]), 2),
             'tint': round(float(np.sqrt(np.mean(colour_error.std(0) ** 2))), 2),
             'lpips': None if distances is None else round(float(distances.mean()), 4),
-            'psnr_db': round(psnr(images, truth), 2),
+            'psnr_db': round(float(psnr(tall(images), tall(truth))[0]), 2),
             'detail_ratio': round(float(energy(images) / energy(truth)), 3)}
 
 

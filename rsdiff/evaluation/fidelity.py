@@ -1,38 +1,195 @@
-"""How close an image is to the truth, to its condition, and in its amount of detail. uint8 (h, w, 3) in, floats out.
+"""How close images are to the truth, to the conditions they were made from, and to it in their amount of detail.
+
+Every function takes batches (n, h, w, c) of grey levels 0 … 255, uint8 or finite floats, and returns float64 (n,), one
+figure a pair, so that thousands of pairs can pass by a batch at a time.
 
 PSNR rewards blur: the mean of all plausible images beats any one of them. It stands beside `detail_ratio`, which blur
-lowers and noise raises; the truth has 1.
+lowers and noise raises; the truth has 1. SSIM (Wang et al. 2004) compares means μ, variances σ² and the covariance
+under a Gaussian window of 11 × 11 pixels, σ = 1.5, at every place where the window lies within the image:
+
+    SSIM = (2 μ_a μ_b + C₁) (2 σ_ab + C₂) / ((μ_a² + μ_b² + C₁) (σ_a² + σ_b² + C₂))       (1)
+
+Images of different sensors lie some pixels apart and differ in brightness, which says nothing of their quality. So
+super-resolution is scored as in ESA's PROBA-V challenge (Märtens et al. 2019): without a border of B pixels the image
+is compared with each of the (2B + 1)² windows of its size in the truth, each channel's mean error being taken away:
+
+    cPSNR = max_{u,v} PSNR(image_BB + bias, truth_uv),   bias = mean(truth_uv - image_BB)                       (2)
+
+and the same for SSIM.
 """
 
+import itertools
+from typing import Callable
+
 import numpy as np
+from scipy.ndimage import correlate1d
 
 from rsdiff.data.images import box_downscale
+from rsdiff.errors import BadInput
+
+PEAK = 255
+WINDOW_RADIUS, WINDOW_SIGMA = 5, 1.5
+WINDOW = np.exp(-0.5 * (np.arange(-WINDOW_RADIUS, WINDOW_RADIUS + 1) / WINDOW_SIGMA) ** 2)
+WINDOW /= WINDOW.sum()
+C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 
 
-def psnr(image: np.ndarray, truth: np.ndarray) -> float:
-    """Peak signal-to-noise ratio in dB, peak 255; infinite for equal images.
+def checked_pairs(images: np.ndarray, truth: np.ndarray, least_px: int = 1) -> tuple[np.ndarray, np.ndarray]:
+    """Both as float64.
 
     Raises:
-      ValueError: the shapes differ.
+      ValueError: the shapes differ, are not (n, h, w, c), or h or w is below `least_px`.
+      BadInput: a pixel is not finite.
     """
-    if image.shape != truth.shape:
-        raise ValueError(f'shapes {image.shape} and {truth.shape} differ')
-    error = np.mean((image.astype(np.float64) - truth.astype(np.float64)) ** 2)
-    return float('inf') if error == 0 else float(10 * np.log10(255.0**2 / error))
+    if images.shape != truth.shape or images.ndim != 4 or 0 in images.shape[1:]:
+        raise ValueError(f'shapes {images.shape} and {truth.shape}; two batches (n, h, w, c) alike are compared')
+    if min(images.shape[1:3]) < least_px:
+        raise ValueError(f'images of {images.shape[1]} × {images.shape[2]} pixels; this needs {least_px} each way')
+    for batch in (images, truth):
+        finite = np.isfinite(batch).all((1, 2, 3))
+        if not finite.all():
+            raise BadInput(f'image {np.argmin(finite)} of {len(batch)} has pixels that are NaN or infinite; mend or leave it out')
+    return np.asarray(images, np.float64), np.asarray(truth, np.float64)
 
 
-def lr_consistency(image: np.ndarray, condition: np.ndarray) -> float:
-    """PSNR in dB of the image's block means against the condition it was made from, (h / k, w / k, 3)."""
-    return psnr(box_downscale(image, image.shape[0] // condition.shape[0]), condition)
+def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio in dB, peak 255, of all pixels; infinite for equal images.
+
+    Raises:
+      ValueError: the shapes differ, or are not (n, h, w, c).
+      BadInput: a pixel is not finite.
+    """
+    images, truth = checked_pairs(images, truth)
+    return _decibels(((images - truth) ** 2).mean((1, 2, 3)))
 
 
-def detail(image: np.ndarray) -> float:
-    """Root mean square of the 4-neighbour Laplacian, in grey levels: the energy of the finest structure."""
-    x = image.astype(np.float64)
-    laplacian = 4 * x[1:-1, 1:-1] - x[:-2, 1:-1] - x[2:, 1:-1] - x[1:-1, :-2] - x[1:-1, 2:]
-    return float(np.sqrt(np.mean(laplacian**2)))
+def ssim(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Mean of (1) over places and channels, at most 1, which only equal images have.
+
+    The 5 pixels along the edges are never the window's centre. Flat images are compared by their means alone.
+
+    Raises:
+      ValueError: as `psnr`, or the images are smaller than the window.
+      BadInput: a pixel is not finite.
+    """
+    images, truth = checked_pairs(images, truth, least_px=len(WINDOW))
+
+    def similarity(a, b):
+        (mean_a, variance_a), (mean_b, variance_b) = _local_moments(a), _local_moments(b)
+        return _similarity(mean_a, mean_b, variance_a, variance_b, _local_mean(a * b) - mean_a * mean_b)
+
+    return np.array([similarity(a, b) for a, b in zip(images, truth)])
 
 
-def detail_ratio(image: np.ndarray, truth: np.ndarray) -> float:
-    """`detail` of the image over that of the truth."""
-    return detail(image) / detail(truth)
+def cpsnr(images: np.ndarray, truth: np.ndarray, border_px: int = 4, satlas_compat: bool = False) -> np.ndarray:
+    """(2) in dB, over every shift up to `border_px`; infinite for images equal but for shift and bias, so for flat ones.
+
+    Args:
+      border_px: B of (2). PROBA-V has 3 for images of 384². 4 is one pixel of a condition that is four times smaller.
+      satlas_compat: as allenai/satlas-super-resolution, whose border is 4: where (2) moves the truth's window from edge
+        to edge, both move, against each other. So the shifts go twice as far, and odd ones are left out.
+    Raises:
+      ValueError: as `psnr`, or nothing is left within the border.
+      BadInput: a pixel is not finite.
+    """
+    images, truth = checked_pairs(images, truth, least_px=2 * border_px + 2)  # a single pixel is nothing but bias
+    starts = [(2 * border_px - start if satlas_compat else border_px, start) for start in range(2 * border_px + 1)]
+    height, width = (size - 2 * border_px for size in images.shape[1:3])
+
+    def least_error(image, truth):
+        # channels first, so that each is one run of memory
+        image, truth = image.transpose(2, 0, 1).copy(), truth.transpose(2, 0, 1).copy()
+        errors = []
+        for (i, u), (j, v) in itertools.product(starts, starts):
+            error = truth[:, u : u + height, v : v + width] - image[:, i : i + height, j : j + width]
+            error = error.reshape(len(error), -1)
+            squares, bias = np.einsum('cp,cp->c', error, error) / error.shape[1], error.mean(1)
+            errors.append((squares - bias**2).mean())
+        return max(min(errors), 0)  # not a rounding error below it
+
+    return _decibels(np.array([least_error(a, b) for a, b in zip(images, truth)]))
+
+
+def cssim(images: np.ndarray, truth: np.ndarray, border_px: int = 4) -> np.ndarray:
+    """SSIM as `cpsnr` is PSNR: the best over every shift up to `border_px`, each channel's mean error taken away.
+
+    Raises:
+      ValueError: as `psnr`, or what is left within the border is smaller than SSIM's window.
+      BadInput: a pixel is not finite.
+    """
+    images, truth = checked_pairs(images, truth, least_px=2 * border_px + len(WINDOW))
+    height, width = (size - 2 * border_px for size in images.shape[1:3])
+
+    def best(image, truth):
+        image = image[border_px : border_px + height, border_px : border_px + width]
+        (mean_a, variance_a), (mean_b, variance_b) = _local_moments(image), _local_moments(truth)
+        scores = []
+        for u, v in itertools.product(range(2 * border_px + 1), repeat=2):
+            target = truth[u : u + height, v : v + width]
+            here = slice(u, u + len(mean_a)), slice(v, v + mean_a.shape[1])
+            covariance = _local_mean(image * target) - mean_a * mean_b[here]
+            bias = (target - image).mean((0, 1))
+            scores.append(_similarity(mean_a + bias, mean_b[here], variance_a, variance_b[here], covariance))
+        return max(scores)
+
+    return np.array([best(a, b) for a, b in zip(images, truth)])
+
+
+def lr_consistency(images: np.ndarray, conditions: np.ndarray,
+                   degrade: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
+    """PSNR in dB of the images, made small again, against the conditions they were made from.
+
+    Args:
+      images: uint8 (n, h, w, 3).
+      conditions: uint8 (n, h / k, w / k, 3).
+      degrade: what made the conditions: (h, w, 3) → (h / k, w / k, 3), in grey levels; by default the mean of blocks.
+    Raises:
+      ValueError: the images do not become as large as their conditions.
+      BadInput: a pixel is not finite.
+    """
+    factor = max(1, images.shape[1] // max(1, conditions.shape[1]))
+    degrade = degrade or (lambda image: box_downscale(image, factor))
+    return psnr(np.stack([degrade(image) for image in images]), conditions)
+
+
+def detail(images: np.ndarray) -> np.ndarray:
+    """Root mean square of the 4-neighbour Laplacian, in grey levels: the energy of the finest structure.
+
+    Raises:
+      ValueError: the images are smaller than 3 × 3 pixels.
+      BadInput: a pixel is not finite.
+    """
+    x, _ = checked_pairs(images, images, least_px=3)
+    laplacian = 4 * x[:, 1:-1, 1:-1] - x[:, :-2, 1:-1] - x[:, 2:, 1:-1] - x[:, 1:-1, :-2] - x[:, 1:-1, 2:]
+    return np.sqrt((laplacian**2).mean((1, 2, 3)))
+
+
+def detail_ratio(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """`detail` of the images over that of the truth: 1 where neither has any, infinite where only the truth has none."""
+    ours, theirs = (detail(batch) for batch in checked_pairs(images, truth))
+    with np.errstate(divide='ignore', invalid='ignore'):
+        return np.where(ours == theirs, 1, ours / theirs)
+
+
+def _decibels(squared_error: np.ndarray) -> np.ndarray:
+    with np.errstate(divide='ignore'):
+        return 10 * np.log10(PEAK**2 / squared_error)
+
+
+def _local_mean(x: np.ndarray) -> np.ndarray:
+    """(h, w, c) → (h - 10, w - 10, c): mean under the window, where it lies within the image."""
+    inside = slice(WINDOW_RADIUS, -WINDOW_RADIUS)
+    return correlate1d(correlate1d(x, WINDOW, axis=0)[inside], WINDOW, axis=1)[:, inside]
+
+
+def _local_moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Local mean and variance."""
+    mean = _local_mean(x)
+    return mean, _local_mean(x**2) - mean**2
+
+
+def _similarity(mean_a, mean_b, variance_a, variance_b, covariance) -> float:
+    """The mean of (1)."""
+    brightness = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
+    structure = (2 * covariance + C2) / (variance_a + variance_b + C2)
+    return (brightness * structure).mean()
