@@ -72,8 +72,9 @@ def correctness(images: np.ndarray, truth: np.ndarray, conditions: np.ndarray,
 
     d_ref, d_im, d_om = distance(enlarged, truth), distance(images, truth), distance(images, enlarged)
     if threshold is None:
-        rank = int(QUANTILE * d_ref[0].size) - 1
-        threshold = np.partition(d_ref.reshape(len(d_ref), -1), rank)[:, rank, None, None]
+        pixels = images.shape[1] * images.shape[2]
+        rank = int(QUANTILE * pixels) - 1
+        threshold = np.partition(d_ref.reshape(-1, pixels), rank)[:, rank, None, None]
     counts = np.maximum(np.maximum(d_ref, d_im), d_om) > threshold
     # where nothing was lacking, d_im = d_om = ∞: whatever came there is hallucinated
     with np.errstate(divide='ignore', invalid='ignore'):
