@@ -1,52 +1,107 @@
+"""Correctness against opensr-test itself, where it is installed, and at the corners of its triangle."""
+
+import importlib
+import importlib.util
+import sys
+import types
+
 import numpy as np
 import pytest
-from scipy.special import softmax
+from scipy.ndimage import zoom
 
-from rsdiff.data.images import bicubic, box_downscale
-from rsdiff.evaluation import opensr
-from rsdiff.evaluation.opensr import correctness
+from rsdiff.data.images import box_downscale
+from rsdiff.errors import BadInput
+from rsdiff.evaluation.opensr import correctness, normalised_difference
 
 
 @pytest.fixture
 def triple(smooth_image):
-    truths = np.stack([smooth_image(64, 64, seed) for seed in range(3)])
-    conditions = np.stack([box_downscale(truth, 4) for truth in truths])
-    return truths, conditions, np.stack([bicubic(lr, 64, 64) for lr in conditions])
+    """Samples of several kinds, their truths, and the conditions; uint8 (n, 32, 24, 3) and (n, 8, 6, 3)."""
+    truth, other = smooth_image(32, 24), smooth_image(32, 24, 1)
+    noise = np.random.default_rng(0).integers(0, 256, truth.shape)
+    condition = box_downscale(truth, 4)
+    bilinear = zoom(condition, (4, 4, 1), order=1, mode='nearest', grid_mode=True)
+    images = np.stack([truth, bilinear, noise, other, (bilinear / 2 + truth / 2), truth // 2 + 60]).astype(np.uint8)
+    return images, np.stack([truth] * len(images)), np.stack([condition] * len(images))
 
 
-def shares(images, truths, conditions):
-    found = correctness(images, truths, conditions)
-    assert sum(found.values()) == pytest.approx(1) and list(found) == list(opensr.NAMES)
-    return found
+@pytest.fixture
+def opensr_test(monkeypatch):
+    """opensr-test's own `Metrics`. Its package imports plots and image registration, which these scores do not need;
+    so `pip install --no-deps opensr-test` is enough."""
+    for name in ('torch', 'skimage', 'pydantic'):
+        pytest.importorskip(name, reason='opensr-test needs it; pip install rsdiff-jax[parity]')
+    spec = importlib.util.find_spec('opensr_test')
+    if spec is None:
+        pytest.skip('the reference is missing; pip install --no-deps opensr-test')
+    package = types.ModuleType('opensr_test')
+    package.__path__ = list(spec.submodule_search_locations)
+    for name, module in {'opensr_test': package, 'opensr_test.plot': types.ModuleType('opensr_test.plot'),
+                         'satalign': types.ModuleType('satalign')}.items():
+        monkeypatch.setitem(sys.modules, name, module)
+    yield importlib.import_module('opensr_test.main')
+    for name in [name for name in sys.modules if name.startswith('opensr_test')]:
+        monkeypatch.delitem(sys.modules, name)
 
 
-def test_each_corner_of_the_triangle_has_its_name(triple):
-    truths, conditions, enlarged = triple
-    noise = np.random.default_rng(0).integers(0, 256, truths.shape, np.uint8)
-    for corner, images in (('improvement', truths), ('omission', enlarged), ('hallucination', noise)):
-        found = shares(images, truths, conditions)
-        assert (found[corner] > 0.85).all(), corner
+@pytest.mark.parametrize('threshold', [None, 0.1, 0.01])
+@pytest.mark.parametrize('distance', ['nd', 'l1'])
+def test_the_shares_are_those_of_opensr_test(triple, opensr_test, threshold, distance):
+    import torch
+    images, truth, conditions = triple
+    metrics = opensr_test.Metrics(border_mask=0, harm_apply_spectral=False, harm_apply_spatial=False,
+                                  correctness_distance=distance)
+    tensor = lambda x: torch.from_numpy(x / 255).permute(2, 0, 1).float()
+    theirs = [metrics.correctness(tensor(condition), tensor(image), tensor(target),
+                                  gradient_threshold='auto' if threshold is None else threshold)
+              for image, target, condition in zip(images, truth, conditions)]
+    ours = correctness(images, truth, conditions, threshold=threshold,
+                       distance=normalised_difference if distance == 'nd' else lambda x, y: np.abs(x - y).mean(-1))
+    for name in ('improvement', 'omission', 'hallucination'):
+        expected = [row[f'{name[:2]}_metric'] for row in theirs]
+        assert np.ptp(expected) > 0.3
+        np.testing.assert_allclose(getattr(ours, name), expected, atol=1e-4)
 
 
-def test_half_way_to_the_truth_is_half_an_improvement_and_beyond_it_is_invention(triple):
-    truths, conditions, enlarged = triple
-    towards = lambda part: np.clip(np.rint(enlarged + part * (truths.astype(float) - enlarged)), 0, 255).astype(np.uint8)
-    half, wrong = shares(towards(0.5), truths, conditions), shares(towards(-2.0), truths, conditions)
-    assert half['improvement'] == pytest.approx(half['omission'], abs=0.05)
-    assert (half['hallucination'] < 0.15).all() and (wrong['hallucination'] > 0.5).all()
+def test_truth_condition_and_noise_are_the_three_corners(triple):
+    improvement, omission, hallucination = correctness(*triple)
+    assert np.argmax(improvement) == 0 and improvement[0] > 0.95
+    assert np.argmax(omission) == 1 and omission[1] > 0.95
+    assert np.argmax(hallucination[:4]) in (2, 3) and hallucination[2] > 0.8
+    np.testing.assert_allclose(improvement + omission + hallucination, 1)
 
 
-def test_shares_are_the_softmin_of_the_three_distances():
-    """Constant images, so that one number each stands for d: of LR 100, HR 160, SR 130 + 45."""
-    full = lambda value: np.full((1, 32, 32, 3), value, np.uint8)
-    found = correctness(full(175), full(160), full(100)[:, ::4, ::4])
-    d_im, d_om = 15 / 60, 75 / 60
-    bend = 1 - np.exp(-0.05 * (d_im + d_om - 1))
-    # no distance to the truth exceeds the percentile of equal ones, that to the condition does
-    expected = softmax(-np.array([d_im + d_om * bend, d_om + d_im * bend, np.exp(-0.05 * d_im * d_om)]) / 0.25)
-    assert [found[name][0] for name in opensr.NAMES] == pytest.approx(list(expected), abs=1e-6)
+def test_more_of_the_truth_is_more_improvement_and_less_omission(triple):
+    _, (truth, *_), (condition, *_) = triple
+    bilinear = zoom(condition.astype(float), (4, 4, 1), order=1, mode='nearest', grid_mode=True)
+    mixed = np.stack([(1 - share) * bilinear + share * truth for share in np.linspace(0, 1, 6)])
+    scores = correctness(mixed, np.stack([truth] * 6), np.stack([condition] * 6))
+    assert np.all(np.diff(scores.improvement) > 0) and np.all(np.diff(scores.omission) < 0)
 
 
-def test_nothing_to_add_and_nothing_added_is_no_fault():
-    flat = np.full((1, 32, 32, 3), 90, np.uint8)
-    assert shares(flat, flat, flat[:, ::4, ::4])['improvement'] == 1
+def test_detail_where_there_is_none_is_hallucinated():
+    flat = np.full((1, 16, 16, 3), 90, np.uint8)
+    checkers = flat + np.uint8(40) * (np.indices((16, 16)).sum(0)[None, ..., None] % 2).astype(np.uint8)
+    assert correctness(checkers, flat, flat[:, ::4, ::4]) == (0, 0, 1)
+    assert np.isnan(correctness(flat, flat, flat[:, ::4, ::4])).all()
+
+
+def test_an_image_is_scored_by_itself_and_a_batch_may_be_empty(triple):
+    whole = correctness(*triple)
+    for number in range(len(triple[0])):
+        alone = correctness(*(x[number : number + 1] for x in triple))
+        np.testing.assert_allclose(np.ravel(alone), [score[number] for score in whole])
+    assert [score.shape for score in correctness(*(x[:0] for x in triple))] == [(0,)] * 3
+
+
+def test_what_does_not_fit_is_refused(triple):
+    images, truth, conditions = triple
+    for wrong in ((images[:, :-1], truth, conditions), (images, truth, conditions[:1]), (images, truth, conditions[:, 1:]),
+                  (images, truth, conditions[0]), (conditions, conditions, images)):
+        with pytest.raises(ValueError):
+            correctness(*wrong)
+    for number in range(3):
+        broken = [x.astype(float) for x in triple]
+        broken[number][1, 2, 3, 0] = np.nan
+        with pytest.raises(BadInput, match='image 1 of 6 has pixels that are NaN'):
+            correctness(*broken)

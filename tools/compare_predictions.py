@@ -124,7 +124,7 @@ def scores(images: np.ndarray, truth: np.ndarray, conditions: np.ndarray, lpips:
     """
     colour_error = (images.astype(np.float64) - truth).mean((1, 2))
     energy = lambda chips: np.mean(detail(chips) ** 2) ** 0.5
-    tall = lambda chips: chips.reshape(1, -1, *chips.shape[2:])  # one under another
+    tall = lambda chips: chips.reshape(1, -1, *chips.shape[2:])  # one under another, one image
     distances = None if lpips is None else np.concatenate(
         [lpips(to_float(images[i : i + 16]), to_float(truth[i : i + 16])) for i in range(0, len(images), 16)])
     return {'lr_consistency_db': round(float(lr_consistency(tall(images), tall(conditions))[0]), 2),

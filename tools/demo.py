@@ -56,18 +56,18 @@ def report(out: Path) -> dict:
         if not path.exists():
             raise BadInput(f'{path} is missing; run tools/demo.sh again to finish it')
     truth, condition = read_image(out / 'truth.png'), read_image(out / 'condition.png')
-    generated = read_image(out / 'mosaic' / 'stage_2.png')
-    enlarged = bicubic(condition, *truth.shape[:2])
-    write_image(out / 'compare.png', beside({'bicubic': enlarged, 'generated': generated, 'real': truth}))
-    stride = json.loads((out / 'mosaic' / 'settings.json').read_text())['phases'][-1]['stride_px']
+    images = {'bicubic': bicubic(condition, *truth.shape[:2]), 'generated': read_image(out / 'mosaic' / 'stage_2.png'),
+              'real': truth}
+    write_image(out / 'compare.png', beside(images))
+    stride = json.loads((out / 'mosaic' / 'settings.json').read_text())['window_px'] // 2
     # equal images have an infinite PSNR, which JSON does not know
     decibels = lambda value: round(value, 2) if math.isfinite(value) else None
-    alone = lambda measure, *images: float(measure(*(image[None] for image in images))[0])
-    fidelity = {name: {'psnr_db': decibels(alone(psnr, image, truth)),
-                       'lr_consistency_db': decibels(alone(lr_consistency, image, condition)),
-                       'detail_ratio': round(alone(detail_ratio, image, truth), 3),
+    pair = lambda score, image, other: float(score(image[None], other[None])[0])
+    fidelity = {name: {'psnr_db': decibels(pair(psnr, image, truth)),
+                       'lr_consistency_db': decibels(pair(lr_consistency, image, condition)),
+                       'detail_ratio': round(pair(detail_ratio, image, truth), 3),
                        'seam_ratio': round(seam_ratio(image, stride), 3)}
-                for name, image in (('bicubic', enlarged), ('generated', generated), ('real', truth))}
+                for name, image in images.items()}
     print(f'\n{"":10} {"PSNR dB":>8} {"LR-consistency dB":>18} {"detail":>7} {"seams":>6}')
     for name, row in fidelity.items():
         psnr_db, consistency_db = ('∞' if row[key] is None else row[key] for key in ('psnr_db', 'lr_consistency_db'))

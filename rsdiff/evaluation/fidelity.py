@@ -1,137 +1,195 @@
-"""How close images are to the truth, to their condition, and in their amount of detail.
+"""How close images are to the truth, to the conditions they were made from, and to it in their amount of detail.
 
-uint8 (n, h, w, 3) in, float64 (n,) out; one value an image. Of these PSNR, SSIM and cPSNR reward blur: the mean of all
-plausible images beats any one of them. `detail_ratio` stands beside them, which blur lowers and noise raises; the truth
-has 1.
+Every function takes batches (n, h, w, c) of grey levels 0 … 255, uint8 or finite floats, and returns float64 (n,), one
+figure a pair, so that thousands of pairs can pass by a batch at a time.
+
+PSNR rewards blur: the mean of all plausible images beats any one of them. It stands beside `detail_ratio`, which blur
+lowers and noise raises; the truth has 1. SSIM (Wang et al. 2004) compares means μ, variances σ² and the covariance
+under a Gaussian window of 11 × 11 pixels, σ = 1.5, at every place where the window lies within the image:
+
+    SSIM = (2 μ_a μ_b + C₁) (2 σ_ab + C₂) / ((μ_a² + μ_b² + C₁) (σ_a² + σ_b² + C₂))       (1)
+
+Images of different sensors lie some pixels apart and differ in brightness, which says nothing of their quality. So
+super-resolution is scored as in ESA's PROBA-V challenge (Märtens et al. 2019): without a border of B pixels the image
+is compared with each of the (2B + 1)² windows of its size in the truth, each channel's mean error being taken away:
+
+    cPSNR = max_{u,v} PSNR(image_BB + bias, truth_uv),   bias = mean(truth_uv - image_BB)                       (2)
+
+and the same for SSIM.
 """
 
+import itertools
 from typing import Callable
 
 import numpy as np
-from einops import reduce
-from scipy.ndimage import gaussian_filter
+from scipy.ndimage import correlate1d
 
+from rsdiff.data.images import box_downscale
 from rsdiff.errors import BadInput
 
-PEAK = 255.0
-SSIM_RADIUS_PX = 5
-SHIFT_PX = 8
+PEAK = 255
+WINDOW_RADIUS, WINDOW_SIGMA = 5, 1.5
+WINDOW = np.exp(-0.5 * (np.arange(-WINDOW_RADIUS, WINDOW_RADIUS + 1) / WINDOW_SIGMA) ** 2)
+WINDOW /= WINDOW.sum()
+C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 
 
-def psnr(images: np.ndarray, truths: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB; infinite for equal images.
-
-    Raises:
-      ValueError: the shapes differ.
-    """
-    images, truths = _pair(images, truths)
-    return _decibels(np.mean((images - truths) ** 2, axis=(1, 2, 3)))
-
-
-def ssim(images: np.ndarray, truths: np.ndarray) -> np.ndarray:
-    """Structural similarity (Wang et al. 2004, IEEE TIP 13, eq. 13): Gaussian windows of 11 × 11 px, σ = 1.5, K = 0.01
-    and 0.03, mean over channels and all places where a window is whole. Equal constant images have 1.
-
-    Raises:
-      ValueError: the shapes differ, or the images are smaller than a window.
-    """
-    a, b = _pair(images, truths)
-    margin = SSIM_RADIUS_PX
-    if min(a.shape[1:3]) <= 2 * margin:
-        raise ValueError(f'{a.shape[2]}×{a.shape[1]} px; SSIM needs more than {2 * margin} a side')
-    blur = lambda x: gaussian_filter(x, 1.5, radius=margin, axes=(1, 2))
-    mean_a, mean_b = blur(a), blur(b)
-    covariance = blur(a * b) - mean_a * mean_b
-    variances = blur(a * a) - mean_a**2 + blur(b * b) - mean_b**2
-    c1, c2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
-    index = ((2 * mean_a * mean_b + c1) * (2 * covariance + c2)) / ((mean_a**2 + mean_b**2 + c1) * (variances + c2))
-    return index[:, margin:-margin, margin:-margin].mean((1, 2, 3))
-
-
-def cpsnr(images: np.ndarray, truths: np.ndarray, satlas_compat: bool = False) -> np.ndarray:
-    """The best PSNR over all shifts of up to `SHIFT_PX` pixels along both axes, without the mean error of each channel
-    (Märtens et al. 2019, arXiv 1907.01821, eqs. 1 to 3): what a shifted or differently exposed sensor costs does not count.
-
-    For the shift d, the image's crop begins at ⌊(S + d) / 2⌋ and the truth's at ⌊(S - d) / 2⌋, S = `SHIFT_PX`; both
-    leave out S pixels, whatever d is.
-
-    Args:
-      satlas_compat: only even shifts, as in allenai/satlas-super-resolution, whose crops move both at once.
-    Raises:
-      ValueError: the shapes differ, or the images are not larger than `SHIFT_PX`.
-    """
-    images, truths = _pair(images, truths)
-    if min(images.shape[1:3]) <= SHIFT_PX:
-        raise ValueError(f'{images.shape[2]}×{images.shape[1]} px; cPSNR needs more than {SHIFT_PX} a side')
-    shifts = range(-SHIFT_PX, SHIFT_PX + 1, 2 if satlas_compat else 1)
-    return _decibels(np.array([_least_error(image, truth, shifts) for image, truth in zip(images, truths)]))
-
-
-def _least_error(image: np.ndarray, truth: np.ndarray, shifts: range) -> float:
-    """Mean over channels of the variance of the difference, at the best shift."""
-    height, width, _ = (side - SHIFT_PX for side in image.shape)
-
-    def difference(a: np.ndarray, b: np.ndarray, dy: int, dx: int) -> np.ndarray:
-        (y, v), (x, u) = (((SHIFT_PX + d) // 2, (SHIFT_PX - d) // 2) for d in (dy, dx))
-        return a[y : y + height, x : x + width] - b[v : v + height, u : u + width]
-
-    # found in float32, for speed, then computed in float64
-    rough = [(x - x.mean((0, 1))).astype(np.float32) for x in (image, truth)]
-    ones = np.ones(height * width, np.float32)  # a matrix product sums faster than `sum` along the first axis
-
-    def roughly(dy: int, dx: int) -> float:
-        error = difference(*rough, dy, dx).reshape(-1, 3)
-        return np.vdot(error, error) / len(error) - np.sum((ones @ error / len(error)) ** 2)
-
-    best = min(((dy, dx) for dy in shifts for dx in shifts), key=lambda shift: roughly(*shift))
-    return float(np.mean(np.var(difference(image, truth, *best), axis=(0, 1))))
-
-
-def block_means(images: np.ndarray, factor: int) -> np.ndarray:
-    """Means over factor × factor pixels, not rounded: (n, h, w, c) → float64 (n, h / factor, w / factor, c)."""
-    return reduce(np.asarray(images, np.float64), 'n (h fh) (w fw) c -> n h w c', 'mean', fh=factor, fw=factor)
-
-
-def lr_consistency(images: np.ndarray, conditions: np.ndarray,
-                   degrade: Callable[[np.ndarray, int], np.ndarray] = block_means) -> np.ndarray:
-    """PSNR in dB of the images made coarse again against the conditions they were made from, (n, h / k, w / k, 3).
-
-    A truth whose block means were rounded to make its condition has 58.9 dB: 255 over the 12^-½ that rounding costs.
-
-    Args:
-      degrade: (images, k) → what their conditions should be.
-    """
-    return psnr(degrade(images, images.shape[1] // conditions.shape[1]), conditions)
-
-
-def detail(images: np.ndarray) -> np.ndarray:
-    """Root mean square of the 4-neighbour Laplacian, in grey levels: the energy of the finest structure."""
-    x = np.asarray(images, np.float64)
-    laplacian = 4 * x[:, 1:-1, 1:-1] - x[:, :-2, 1:-1] - x[:, 2:, 1:-1] - x[:, 1:-1, :-2] - x[:, 1:-1, 2:]
-    return np.sqrt(np.mean(laplacian**2, axis=(1, 2, 3)))
-
-
-def detail_ratio(images: np.ndarray, truths: np.ndarray) -> np.ndarray:
-    """`detail` of the images over that of the truths; two without any have 1."""
-    own, real = detail(images), detail(truths)
-    return np.divide(own, real, out=np.where(own > 0, np.inf, 1.0), where=real > 0)
-
-
-def _pair(images: np.ndarray, truths: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+def checked_pairs(images: np.ndarray, truth: np.ndarray, least_px: int = 1) -> tuple[np.ndarray, np.ndarray]:
     """Both as float64.
 
     Raises:
-      ValueError: the shapes differ, or are not those of images.
+      ValueError: the shapes differ, are not (n, h, w, c), or h or w is below `least_px`.
       BadInput: a pixel is not finite.
     """
-    if images.shape != truths.shape or images.ndim != 4:
-        raise ValueError(f'shapes {images.shape} and {truths.shape}; two (n, h, w, 3) alike are needed')
-    for array in (images, truths):
-        if not np.isfinite(array).all():
-            raise BadInput('an image has pixels that are not finite; mend or leave it out')
-    return images.astype(np.float64), truths.astype(np.float64)
+    if images.shape != truth.shape or images.ndim != 4 or 0 in images.shape[1:]:
+        raise ValueError(f'shapes {images.shape} and {truth.shape}; two batches (n, h, w, c) alike are compared')
+    if min(images.shape[1:3]) < least_px:
+        raise ValueError(f'images of {images.shape[1]} × {images.shape[2]} pixels; this needs {least_px} each way')
+    for batch in (images, truth):
+        finite = np.isfinite(batch).all((1, 2, 3))
+        if not finite.all():
+            raise BadInput(f'image {np.argmin(finite)} of {len(batch)} has pixels that are NaN or infinite; mend or leave it out')
+    return np.asarray(images, np.float64), np.asarray(truth, np.float64)
 
 
-def _decibels(mean_square: np.ndarray) -> np.ndarray:
+def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Peak signal-to-noise ratio in dB, peak 255, of all pixels; infinite for equal images.
+
+    Raises:
+      ValueError: the shapes differ, or are not (n, h, w, c).
+      BadInput: a pixel is not finite.
+    """
+    images, truth = checked_pairs(images, truth)
+    return _decibels(((images - truth) ** 2).mean((1, 2, 3)))
+
+
+def ssim(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """Mean of (1) over places and channels, at most 1, which only equal images have.
+
+    The 5 pixels along the edges are never the window's centre. Flat images are compared by their means alone.
+
+    Raises:
+      ValueError: as `psnr`, or the images are smaller than the window.
+      BadInput: a pixel is not finite.
+    """
+    images, truth = checked_pairs(images, truth, least_px=len(WINDOW))
+
+    def similarity(a, b):
+        (mean_a, variance_a), (mean_b, variance_b) = _local_moments(a), _local_moments(b)
+        return _similarity(mean_a, mean_b, variance_a, variance_b, _local_mean(a * b) - mean_a * mean_b)
+
+    return np.array([similarity(a, b) for a, b in zip(images, truth)])
+
+
+def cpsnr(images: np.ndarray, truth: np.ndarray, border_px: int = 4, satlas_compat: bool = False) -> np.ndarray:
+    """(2) in dB, over every shift up to `border_px`; infinite for images equal but for shift and bias, so for flat ones.
+
+    Args:
+      border_px: B of (2). PROBA-V has 3 for images of 384². 4 is one pixel of a condition that is four times smaller.
+      satlas_compat: as allenai/satlas-super-resolution, whose border is 4: where (2) moves the truth's window from edge
+        to edge, both move, against each other. So the shifts go twice as far, and odd ones are left out.
+    Raises:
+      ValueError: as `psnr`, or nothing is left within the border.
+      BadInput: a pixel is not finite.
+    """
+    images, truth = checked_pairs(images, truth, least_px=2 * border_px + 2)  # a single pixel is nothing but bias
+    starts = [(2 * border_px - start if satlas_compat else border_px, start) for start in range(2 * border_px + 1)]
+    height, width = (size - 2 * border_px for size in images.shape[1:3])
+
+    def least_error(image, truth):
+        # channels first, so that each is one run of memory
+        image, truth = image.transpose(2, 0, 1).copy(), truth.transpose(2, 0, 1).copy()
+        errors = []
+        for (i, u), (j, v) in itertools.product(starts, starts):
+            error = truth[:, u : u + height, v : v + width] - image[:, i : i + height, j : j + width]
+            error = error.reshape(len(error), -1)
+            squares, bias = np.einsum('cp,cp->c', error, error) / error.shape[1], error.mean(1)
+            errors.append((squares - bias**2).mean())
+        return max(min(errors), 0)  # not a rounding error below it
+
+    return _decibels(np.array([least_error(a, b) for a, b in zip(images, truth)]))
+
+
+def cssim(images: np.ndarray, truth: np.ndarray, border_px: int = 4) -> np.ndarray:
+    """SSIM as `cpsnr` is PSNR: the best over every shift up to `border_px`, each channel's mean error taken away.
+
+    Raises:
+      ValueError: as `psnr`, or what is left within the border is smaller than SSIM's window.
+      BadInput: a pixel is not finite.
+    """
+    images, truth = checked_pairs(images, truth, least_px=2 * border_px + len(WINDOW))
+    height, width = (size - 2 * border_px for size in images.shape[1:3])
+
+    def best(image, truth):
+        image = image[border_px : border_px + height, border_px : border_px + width]
+        (mean_a, variance_a), (mean_b, variance_b) = _local_moments(image), _local_moments(truth)
+        scores = []
+        for u, v in itertools.product(range(2 * border_px + 1), repeat=2):
+            target = truth[u : u + height, v : v + width]
+            here = slice(u, u + len(mean_a)), slice(v, v + mean_a.shape[1])
+            covariance = _local_mean(image * target) - mean_a * mean_b[here]
+            bias = (target - image).mean((0, 1))
+            scores.append(_similarity(mean_a + bias, mean_b[here], variance_a, variance_b[here], covariance))
+        return max(scores)
+
+    return np.array([best(a, b) for a, b in zip(images, truth)])
+
+
+def lr_consistency(images: np.ndarray, conditions: np.ndarray,
+                   degrade: Callable[[np.ndarray], np.ndarray] | None = None) -> np.ndarray:
+    """PSNR in dB of the images, made small again, against the conditions they were made from.
+
+    Args:
+      images: uint8 (n, h, w, 3).
+      conditions: uint8 (n, h / k, w / k, 3).
+      degrade: what made the conditions: (h, w, 3) → (h / k, w / k, 3), in grey levels; by default the mean of blocks.
+    Raises:
+      ValueError: the images do not become as large as their conditions.
+      BadInput: a pixel is not finite.
+    """
+    factor = max(1, images.shape[1] // max(1, conditions.shape[1]))
+    degrade = degrade or (lambda image: box_downscale(image, factor))
+    return psnr(np.stack([degrade(image) for image in images]), conditions)
+
+
+def detail(images: np.ndarray) -> np.ndarray:
+    """Root mean square of the 4-neighbour Laplacian, in grey levels: the energy of the finest structure.
+
+    Raises:
+      ValueError: the images are smaller than 3 × 3 pixels.
+      BadInput: a pixel is not finite.
+    """
+    x, _ = checked_pairs(images, images, least_px=3)
+    laplacian = 4 * x[:, 1:-1, 1:-1] - x[:, :-2, 1:-1] - x[:, 2:, 1:-1] - x[:, 1:-1, :-2] - x[:, 1:-1, 2:]
+    return np.sqrt((laplacian**2).mean((1, 2, 3)))
+
+
+def detail_ratio(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
+    """`detail` of the images over that of the truth: 1 where neither has any, infinite where only the truth has none."""
+    ours, theirs = (detail(batch) for batch in checked_pairs(images, truth))
+    with np.errstate(divide='ignore', invalid='ignore'):
+        return np.where(ours == theirs, 1, ours / theirs)
+
+
+def _decibels(squared_error: np.ndarray) -> np.ndarray:
     with np.errstate(divide='ignore'):
-        return 10 * np.log10(PEAK**2 / mean_square)
+        return 10 * np.log10(PEAK**2 / squared_error)
+
+
+def _local_mean(x: np.ndarray) -> np.ndarray:
+    """(h, w, c) → (h - 10, w - 10, c): mean under the window, where it lies within the image."""
+    inside = slice(WINDOW_RADIUS, -WINDOW_RADIUS)
+    return correlate1d(correlate1d(x, WINDOW, axis=0)[inside], WINDOW, axis=1)[:, inside]
+
+
+def _local_moments(x: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Local mean and variance."""
+    mean = _local_mean(x)
+    return mean, _local_mean(x**2) - mean**2
+
+
+def _similarity(mean_a, mean_b, variance_a, variance_b, covariance) -> float:
+    """The mean of (1)."""
+    brightness = (2 * mean_a * mean_b + C1) / (mean_a**2 + mean_b**2 + C1)
+    structure = (2 * covariance + C2) / (variance_a + variance_b + C2)
+    return (brightness * structure).mean()
