@@ -48,6 +48,7 @@ def test_the_interval_of_a_mean_shrinks_with_the_root_of_the_number():
     few, many = mean_interval(rng.normal(5, 2, 100)), mean_interval(rng.normal(5, 2, 10_000))
     assert few.low < few.value < few.high and (many.high - many.low) == pytest.approx(2 * 1.96 * 2 / 100, rel=0.1)
     assert (few.high - few.low) / (many.high - many.low) == pytest.approx(10, rel=0.25)
+    assert mean_interval(np.array([3.0, np.nan])) == Interval(3.0) and np.isnan(mean_interval(np.array([np.nan])).value)
     assert mean_interval(np.array([3.0])) == Interval(3.0) and mean_interval(np.array([np.inf, 1.0])).low is None
 
 

@@ -59,7 +59,7 @@ def report(out: Path) -> dict:
     images = {'bicubic': bicubic(condition, *truth.shape[:2]), 'generated': read_image(out / 'mosaic' / 'stage_2.png'),
               'real': truth}
     write_image(out / 'compare.png', beside(images))
-    stride = json.loads((out / 'mosaic' / 'settings.json').read_text())['window_px'] // 2
+    stride = json.loads((out / 'mosaic' / 'settings.json').read_text())['phases'][-1]['stride_px']
     # equal images have an infinite PSNR, which JSON does not know
     decibels = lambda value: round(value, 2) if math.isfinite(value) else None
     pair = lambda score, image, other: float(score(image[None], other[None])[0])

@@ -128,8 +128,9 @@ def _stacked(group) -> tuple[list[int], list[np.ndarray]]:
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
-    """The mean, and a 95 % interval from resampling the images."""
-    mean = float(np.mean(values))
+    """The mean, and a 95 % interval from resampling the images. Images that have no value do not count."""
+    values = values[~np.isnan(values)]
+    mean = float(np.mean(values)) if len(values) else np.nan
     if len(values) < 2 or not np.isfinite(mean):
         return Interval(mean)
     chosen = np.random.default_rng(seed).integers(0, len(values), (RESAMPLES, len(values)))

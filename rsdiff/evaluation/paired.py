@@ -32,8 +32,8 @@ def paired_measures(names: Sequence[str]) -> Measure:
         'lr_consistency': lambda image, truth, condition: fidelity.lr_consistency(image, condition),
     }
     groups: list[Measure] = [lambda *images, name=name: {name: simple[name](*images)} for name in names if name in simple]
-    if {*names} & {*opensr.NAMES}:
-        groups.append(lambda image, truth, condition: opensr.correctness(image, truth, condition))
+    if {*names} & {*opensr.Correctness._fields}:
+        groups.append(lambda *images: opensr.correctness(*images)._asdict())
     for network in ('vgg16', 'alexnet'):
         if f'lpips_{network}' in names:
             groups.append(_lpips(network))
