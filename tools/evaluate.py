@@ -31,7 +31,7 @@ from rsdiff.diffusion.noise import name_key
 from rsdiff.errors import BadInput
 from rsdiff.evaluation import columns, comparison, pairs, report
 from rsdiff.evaluation.comparison import Row
-from rsdiff.evaluation.features import Extractor, clip_tower, efflite0, inception
+from rsdiff.evaluation.features import named_extractor
 from rsdiff.evaluation.paired import paired_measures
 from rsdiff.evaluation.pairs import SCALE, Pair
 
@@ -47,10 +47,8 @@ UNPAIRED = flags.DEFINE_bool('unpaired', False, 'Compare --generated with --refe
 DEGRADATION = flags.DEFINE_enum('degradation', 'bicubic', sorted(PRESETS), 'What makes the condition, where the manifest '
                                 'names none.')
 METRICS = flags.DEFINE_list('metrics', [column.name for column in columns.PAIRED], 'The paired measures.')
-FEATURES = flags.DEFINE_list('features', ['efflite0'], 'Networks to compare sets in: efflite0, inception, clip; or none.')
-INCEPTION = flags.DEFINE_string('inception', None, "For FID proper: pt_inception-2015-12-05-6726825d.pth, or a "
-                                'safetensors file of the same tensors.')
-CLIP = flags.DEFINE_string('clip', None, 'Folder of a CLIP in Hugging Face format.')
+FEATURES = flags.DEFINE_list('features', ['efflite0'], 'Networks to compare sets in: efflite0, the folder of a CLIP in '
+                             'Hugging Face format, or for FID proper the file pt_inception-2015-12-05-6726825d.pth.')
 LIMIT = flags.DEFINE_integer('limit', None, 'Take this many references, evenly spread.', lower_bound=1)
 GSD_M = flags.DEFINE_float('gsd_m', None, 'Metres a pixel of references whose manifest does not say.')
 STEPS = flags.DEFINE_integer('steps', 20, 'Network evaluations a sample.', lower_bound=1)
@@ -64,7 +62,7 @@ def main() -> None:
     folder, truths = references()
     generated, checkpoints = named('generated', GENERATED.value), named('checkpoint', CHECKPOINT.value)
     check(generated, checkpoints)
-    measure, extractors = paired_measures(METRICS.value), chosen_extractors()
+    measure, extractors = paired_measures(METRICS.value), [named_extractor(name) for name in FEATURES.value]
     console.enable_compilation_cache()
     console.claim_folder(out, settings(folder, truths, generated, checkpoints))
     rows_of = make_conditions(folder, truths, out / 'conditions')
@@ -119,18 +117,6 @@ def check(generated: dict[str, Path], checkpoints: dict[str, Path]) -> None:
         raise BadInput(f'--generated and --checkpoint both have {both.pop()!r}; rename one by NAME=DIR')
     if UNPAIRED.value and (checkpoints or not FEATURES.value):
         raise BadInput('--unpaired compares folders of images by --features; --checkpoint makes pairs')
-    for flag, needed in (('inception', INCEPTION), ('clip', CLIP)):
-        if (flag in FEATURES.value) != (needed.value is not None):
-            raise BadInput(f'--features {flag} and --{flag} PATH go together; give both or neither')
-
-
-def chosen_extractors() -> list[Extractor]:
-    """Of --features."""
-    make = {'efflite0': efflite0, 'inception': lambda: inception(INCEPTION.value), 'clip': lambda: clip_tower(CLIP.value)}
-    for name in FEATURES.value:
-        if name not in make:
-            raise BadInput(f'--features {name}: there are {", ".join(make)}')
-    return [make[name]() for name in FEATURES.value]
 
 
 def settings(folder: Path, truths: list[Entry], generated: dict[str, Path], checkpoints: dict[str, Path]) -> dict:

@@ -122,6 +122,21 @@ def clip_tower(folder: Path | str) -> Network:
                    lambda image: bicubic(image, size_px, size_px), forward)
 
 
+def named_extractor(name: str) -> Network:
+    """'efflite0', or the CLIP in the folder `name`, or Inception-v3 with the weights in the file `name`.
+
+    Raises:
+      BadInput: it is none of these, or can't be used.
+    """
+    if name == 'efflite0':
+        return efflite0()
+    if Path(name).is_dir():
+        return clip_tower(name)
+    if Path(name).is_file():
+        return inception(name)
+    raise BadInput(f'features {name!r}: neither efflite0, nor the folder of a CLIP, nor a file of Inception weights')
+
+
 def _imagenet(name: str, model: Any, params: dict[str, Any]) -> Network:
     size_px = model.INPUT_PX
     return Network(name, model.FEATURES, weights.digest(params, name, 'clean bicubic'), params,

@@ -117,7 +117,7 @@ def test_a_sensors_pairs_are_taken_as_they_are(folders, tmp_path, smooth_image):
     (['--generated', 'BLURRED'], 'give --reference DIR or --pairs DIR'),
     (['--reference', 'REAL:val', '--generated', 'BLURRED'], "no image has split 'val'"),
     (['--reference', 'REAL', '--metrics', 'beauty'], "no paired measure 'beauty'"),
-    (['--reference', 'REAL', '--generated', 'BLURRED', '--features', 'inception'], '--features inception and --inception PATH'),
+    (['--reference', 'REAL', '--generated', 'BLURRED', '--features', 'beauty'], "features 'beauty': neither efflite0"),
     (['--reference', 'BLURRED', '--generated', 'SHORT', *NO_NETWORKS], '9 of 10 reference images have no partner by name: '),
     (['--reference', 'REAL', '--generated', 'truth=BLURRED'], "'truth' is taken"),
 ])
