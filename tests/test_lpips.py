@@ -100,6 +100,36 @@ def test_the_distance_is_that_of_torch(params_of, network, height, width):
 
 
 @pytest.mark.parametrize('network', NETWORKS)
+def test_where_convolutions_are_the_backends_own_it_is_the_same(monkeypatch, network):
+    a, b = images(2, 32, 32, 0), images(2, 32, 32, 1)
+    on_cpu = lpips.LPIPS(network, random_params(network))
+    monkeypatch.setattr(jax, 'default_backend', lambda: 'gpu')
+    elsewhere = lpips.LPIPS(network, random_params(network))
+    kernels = lambda distance: sum(leaf.ndim == 4 for leaf in jax.tree.leaves(distance._state))
+    assert kernels(on_cpu) < kernels(elsewhere) == len(random_params(network)['convs'])
+    np.testing.assert_allclose(elsewhere(a, b), on_cpu(a, b), rtol=1e-5)
+
+
+def test_however_many_pairs_there_are_each_is_measured_by_itself(monkeypatch):
+    a, b, distance = images(7, 32, 32), images(7, 32, 32, 1), lpips.LPIPS('alexnet', random_params('alexnet'))
+    at_once = distance(a, b)
+    monkeypatch.setattr(lpips.LPIPS, 'PIXELS', 3 * 32**2)
+    in_turn = lpips.LPIPS('alexnet', random_params('alexnet'))
+    np.testing.assert_allclose(in_turn(a, b), at_once, rtol=1e-5)
+    assert np.ptp(at_once) > 1e-3 * at_once.mean() and in_turn(a[:0], b[:0]).shape == (0,)
+
+
+def test_nan_and_infinity_are_refused_by_number():
+    distance = lpips.LPIPS('alexnet', random_params('alexnet'))
+    for value in (np.nan, np.inf):
+        broken = images(7, 32, 32)
+        broken[4, 0, 31, 2] = value
+        for pair in ((broken, images(7, 32, 32, 1)), (images(7, 32, 32, 1), broken)):
+            with pytest.raises(BadInput, match='pair 4 of 7 has pixels that are NaN'):
+                distance(*pair)
+
+
+@pytest.mark.parametrize('network', NETWORKS)
 def test_it_is_a_distance_that_grows_with_the_damage(params_of, network, smooth_image):
     image = smooth_image(64, 64)
     pixels = lambda x: np.asarray(x, np.float32) / 127.5 - 1

