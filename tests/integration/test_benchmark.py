@@ -69,6 +69,7 @@ def test_evaluate_measures_both_and_their_results_agree(tmp_path):
     result = json.loads(run('evaluate', '--network', 'alexnet', '--pairs', 2, '--pairs', 3, '--size_px', 32, '--rounds', 3,
                             '--out', tmp_path / 'out.json').stdout.splitlines()[-1])
     assert [(row['network'], row['size_px'], row['pairs']) for row in result['lpips']] == [('alexnet', 32, 2), ('alexnet', 32, 3)]
+    assert result['efflite0']['relative_difference'] < 1e-4 and result['efflite0']['ours_per_second']['lowest'] > 0
     for row in result['lpips']:
         assert row['relative_difference'] < 1e-4 and all(seconds > 0 for seconds in row['first_call_seconds'].values())
         assert row['ours_over_theirs']['rounds'] == pytest.approx(
