@@ -110,10 +110,11 @@ def test_where_convolutions_are_the_backends_own_it_is_the_same(monkeypatch, net
     np.testing.assert_allclose(elsewhere(a, b), on_cpu(a, b), rtol=1e-5)
 
 
-def test_however_many_pairs_there_are_each_is_measured_by_itself(monkeypatch):
+@pytest.mark.parametrize('pixels', [3 * 32**2, 1])
+def test_however_many_pairs_there_are_each_is_measured_by_itself(monkeypatch, pixels):
     a, b, distance = images(7, 32, 32), images(7, 32, 32, 1), lpips.LPIPS('alexnet', random_params('alexnet'))
     at_once = distance(a, b)
-    monkeypatch.setattr(lpips.LPIPS, 'PIXELS', 3 * 32**2)
+    monkeypatch.setattr(lpips.LPIPS, 'PIXELS', pixels)
     in_turn = lpips.LPIPS('alexnet', random_params('alexnet'))
     np.testing.assert_allclose(in_turn(a, b), at_once, rtol=1e-5)
     assert np.ptp(at_once) > 1e-3 * at_once.mean() and in_turn(a[:0], b[:0]).shape == (0,)

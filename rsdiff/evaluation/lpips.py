@@ -120,13 +120,14 @@ class LPIPS:
         params = load_params(network) if params is None else params
         net = nnx.merge(nnx.split(_abstract(network))[0], nnx.State(params))
         if jax.default_backend() == 'cpu':
+            # two thirds of the time in every call, for some seconds more of compiling
             net.convs = nnx.List([Conv3x3(conv) if conv.kernel_size == (3, 3) and conv.in_features >= 64 else conv
                                   for conv in net.convs])
         graphdef, self._state = nnx.split(net)
 
         def distances(state, a, b):
             net, (count, height, width, _) = nnx.merge(graphdef, state), a.shape
-            batches = max(1, -(-count * height * width // self.PIXELS))
+            batches = max(1, -(-count // max(1, self.PIXELS // (height * width))))
             size = -(-count // batches)
             padding = ((0, batches * size - count), (0, 0), (0, 0), (0, 0))
             a, b = (jnp.pad(x, padding).reshape(batches, size, height, width, 3) for x in (a, b))
