@@ -54,7 +54,7 @@ flags.DEFINE_integer('supertile', None, 'With --tiles: side in pixels of what is
 flags.DEFINE_string('region', None, 'With --tiles: y,x,height,width in pixels of the result; make this alone, as a PNG.')
 flags.DEFINE_bool('dry_run', False, 'With --tiles: tell size, cost and time, and make nothing.')
 flags.DEFINE_integer('workers', 1, 'With --tiles: processes to share the work, on machines without accelerators.')
-flags.DEFINE_string('bands', None, "With --tiles: of a GeoTIFF, those for red, green and blue, such as 4,3,2.")
+flags.DEFINE_string('bands', None, 'With --tiles: of a GeoTIFF, those for red, green and blue, such as 4,3,2.')
 flags.DEFINE_string('value_range', None, 'With --tiles: of a GeoTIFF, the values for black and white, such as 0,3000.')
 flags.DEFINE_list('format', None, 'With --tiles: of zarr (always), png, tif, viewer; by default png while small.')
 FOLDERS = 'variants', 'split', 'degrade'

@@ -12,10 +12,9 @@ import pytest
 
 from rsdiff.console import claim_folder
 from rsdiff.data.boxes import Box
-from rsdiff.data.images import read_image, to_uint8, write_image
-from rsdiff.diffusion import noise
+from rsdiff.data.images import read_image, write_image
 from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule
-from rsdiff.diffusion.solvers import integrate, sample, solver_steps
+from rsdiff.diffusion.solvers import integrate, solver_steps
 from rsdiff.errors import BadInput
 from rsdiff.mosaic import work
 from rsdiff.mosaic.cascade import (MosaicSettings, estimate, extent, lazy_mosaic, sample_mosaic, sample_region,
@@ -274,6 +273,12 @@ def test_an_estimate_says_what_a_mosaic_then_costs(condition, whole):
     made = {key: whole[1][key] for key in told if key in whole[1]}
     assert made.items() <= told.items() and len(made) > 5
     assert told['disk_bytes_at_most'] == 3 * (36 * 52 + 144 * 208) and told['estimated_seconds'] > 0
+
+
+@pytest.mark.parametrize('side', [0, 8, 1009])
+def test_a_supertile_without_sensible_chunks_is_refused(side):
+    with pytest.raises(BadInput, match=f'a supertile of {side} px'):
+        MosaicSettings(1.0, 1, PLAN, side)
 
 
 def test_a_condition_of_one_pixel_is_enough(tmp_path):

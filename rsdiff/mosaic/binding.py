@@ -20,7 +20,7 @@ def bind_windows(generator: Generator, params: dict, plan: Plan, mesh: Mesh, pro
     """gsd_m of the result → a `WindowSampler`. Each device of `mesh` takes a part of every batch, as if it were alone, so
     that more of them change no rounding."""
     whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
-    batch, margin = windows_a_call(plan.window_px, batch_size), UP_REACH_PX
+    batch, margin = windows_a_call(plan.window_px, batch_size, mesh.size), UP_REACH_PX
     params = jax.device_put(params, NamedSharding(mesh, whole))
 
     def on_devices(function, *specs):

@@ -38,6 +38,10 @@ class MosaicSettings:
     noise: Kind = 'anchored'
     wrap_x: bool = False
 
+    def __post_init__(self):
+        if self.supertile_px < 16 or self.supertile_px % 16:
+            raise BadInput(f'a supertile of {self.supertile_px} px; its side must be a multiple of 16')
+
     def manifest(self) -> dict[str, Any]:
         """All of it, a key for each thing that may differ between two runs."""
         flat = {key: value for key, value in dataclasses.asdict(self).items() if key != 'plan'}

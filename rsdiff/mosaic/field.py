@@ -32,10 +32,9 @@ first_noise = jax.jit(noise.windows, static_argnums=(0, 3, 4))
 CPU_BATCH_PX = 2**15
 
 
-def windows_a_call(window_px: int, batch_size: int) -> int:
+def windows_a_call(window_px: int, batch_size: int, devices: int) -> int:
     """How many windows every call has: on accelerators `batch_size`, rounded up so that devices share them evenly; on CPUs
     what their caches like, whatever `batch_size` is, so that it changes no rounding."""
-    devices = jax.device_count()
     on_cpu = jax.default_backend() == 'cpu'
     return devices * (max(CPU_BATCH_PX // window_px**2, 1) if on_cpu else -(-batch_size // devices))
 

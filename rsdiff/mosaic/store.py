@@ -93,10 +93,11 @@ class StageArray:
 
     def write(self, tile: tuple[int, int], pixels: np.ndarray) -> None:
         """Writes a whole supertile, uint8; it is on disk when this returns."""
+        box = self.box(tile)
+        if not self.is_done(tile):
+            self.shard(tile).unlink(missing_ok=True)  # cut short, it could not be opened to be replaced
         # without the transaction, each chunk would be added to the file by itself
         with ts.Transaction() as transaction:
-            box = self.box(tile)
-            self.shard(tile).unlink(missing_ok=True)  # what is there was cut short
             self.array.with_transaction(transaction)[box.y0 : box.y1, box.x0 : box.x1] = pixels
 
     def read(self) -> np.ndarray:

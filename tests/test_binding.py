@@ -1,0 +1,77 @@
+"""A real network in windows, on the smallest there is."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from rsdiff.data.boxes import Box
+from rsdiff.data.images import to_float
+from rsdiff.diffusion import noise
+from rsdiff.diffusion.consistency import Projection, smooth_up
+from rsdiff.diffusion.objective import ObjectiveConfig
+from rsdiff.errors import BadInput
+from rsdiff.generator import Generator, GeneratorConfig
+from rsdiff.models.unet import UNetConfig
+from rsdiff.mosaic.binding import bind_windows, make_projection
+from rsdiff.mosaic.field import Field
+from rsdiff.mosaic.plan import make_plan
+from rsdiff.mosaic.plane import Plane
+from rsdiff.training.mesh import make_mesh
+
+TINY = UNetConfig(width=16, multipliers=(1,), blocks=1, attention_levels=(), head_width=16, patch=4,
+                  rrdb_features=8, rrdb_growth=4, rrdb_blocks=1)
+GENERATOR = Generator(GeneratorConfig(TINY, objective=ObjectiveConfig(prediction='v'), residual_scale=0.1))
+PLAN = make_plan('fast', 32, steps=3)
+KEY = noise.name_key(0, 1)
+
+
+@pytest.fixture(scope='module')
+def params():
+    leaves, structure = jax.tree.flatten(jax.jit(GENERATOR.init)(jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    return structure.unflatten([p + 0.05 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)])
+
+
+def field(params, image, devices=1, **options):
+    sampler_at = bind_windows(GENERATOR, params, PLAN, make_mesh(devices=jax.devices()[:devices]), **options)
+    return Field(sampler_at(10.0), PLAN, Plane(image), KEY)
+
+
+def test_a_window_translates_what_it_is_given_and_what_it_says(params):
+    """By hand: take z with respect to the whole's enlargement to the window's own, predict, and take it back."""
+    whole = np.asarray(jax.random.uniform(KEY, (1, 12, 12, 3), minval=-0.5, maxval=0.5))
+    padded = np.pad(whole, ((0, 0), (4, 4), (4, 4), (0, 0)), 'reflect')
+    lr, gsd_m, t = whole[:, 2:-2, 2:-2], jnp.array([10.0]), jnp.array([300])
+    zt = jax.random.normal(KEY, (1, 32, 32, 3))
+    d = (smooth_up(padded, 4)[:, 24:56, 24:56] - smooth_up(lr, 4)) / 0.1
+    own = GENERATOR.predictor(params, lr, gsd_m, Projection())
+    expected = own(zt + float(GENERATOR.schedule.alpha(300)) * d, t) - d
+    np.testing.assert_allclose(GENERATOR.predictor(params, whole, gsd_m, Projection(), margin=2)(zt, t), expected, atol=1e-4)
+    assert float(jnp.abs(d).max()) > 0.1 and float(jnp.abs(d[:, 8:-8, 8:-8]).max()) < 1e-4
+
+
+def test_the_projection_ends_where_it_is_told_to(params, smooth_image):
+    lr, gsd_m = to_float(smooth_image(8, 8))[None], jnp.array([10.0])
+    zt = jax.random.normal(KEY, (1, 32, 32, 3))
+    on, ended, off = (GENERATOR.predictor(params, lr, gsd_m, p) for p in (Projection(), Projection(end=300), None))
+    for t, same in ((301, on), (300, off)):
+        np.testing.assert_array_equal(ended(zt, jnp.array([t])), same(zt, jnp.array([t])))
+    assert make_projection(GENERATOR, 10, end_step=10) == make_projection(GENERATOR, 10) == Projection(end=0)
+    assert make_projection(GENERATOR, 10, 8, 0.5, end_step=5) == Projection(8, 0.5, 250)
+    with pytest.raises(BadInput, match='steps is 1001'):
+        make_projection(GENERATOR, 1001)
+
+
+def test_place_in_the_batch_batch_size_and_devices_do_not_enter(params, smooth_image):
+    image = smooth_image(15, 20)
+    whole = field(params, image).region(Box(0, 0, 60, 80))
+    np.testing.assert_array_equal(field(params, image, batch_size=3).region(Box(20, 8, 50, 73)), whole[20:50, 8:73])
+    np.testing.assert_array_equal(field(params, image, devices=8).region(Box(0, 0, 60, 80)), whole)
+
+
+def test_the_mosaic_agrees_with_its_condition(params, smooth_image):
+    image = smooth_image(15, 20)
+    error = lambda made: np.abs(made.reshape(15, 4, 20, 4, 3).mean((1, 3)) - image).mean()
+    on, off = (field(params, image, projection=p).region(Box(0, 0, 60, 80)) for p in (Projection(), None))
+    assert error(on) < 0.3 * error(off)
