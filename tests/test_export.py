@@ -197,6 +197,14 @@ def test_a_geotiff_needs_rasterio_and_room(mosaic, monkeypatch):
     assert not names(mosaic)
 
 
+def test_a_geotiff_that_can_not_be_written_leaves_nothing(mosaic, monkeypatch):
+    pytest.importorskip('rasterio', reason='GeoTIFF needs the `geo` extra')
+    monkeypatch.setattr(cog, 'OPTIONS', ('BLOCKSIZE=7',))
+    with pytest.raises(BadInput, match=r'stage_1.tif: could not be written \(.+\)'):
+        export(mosaic, ['tif'], show=False)
+    assert not names(mosaic)
+
+
 def test_an_unfinished_mosaic_and_none_are_refused(mosaic, tmp_path):
     array = mosaic / GROUP / 'stage_2'
     (array / 'c' / '1' / '3' / '0').unlink()

@@ -6,20 +6,29 @@ disk, the copy and what it is made from take up to eight bytes a pixel.
 """
 
 import shutil
+import subprocess
+import sys
 from pathlib import Path
 
 import numpy as np
 from tqdm import tqdm
 
-from rsdiff.data.boxes import Box
 from rsdiff.data.scenes import import_rasterio
-from rsdiff.errors import BadInput
+from rsdiff.errors import BadInput, one_line
 from rsdiff.mosaic.store import StageArray
 
 # of the window copied at once: a multiple of the blocks of the TIFF and of the chunks of the array
 WINDOW_PX = 1024
 BYTES_A_PIXEL = 8
 BLOCK_PX = 512
+OPTIONS = ('COMPRESS=DEFLATE', 'PREDICTOR=YES', f'BLOCKSIZE={BLOCK_PX}', 'OVERVIEWS=IGNORE_EXISTING',
+           'OVERVIEW_RESAMPLING=AVERAGE', 'BIGTIFF=IF_SAFER', 'NUM_THREADS=ALL_CPUS')
+# in a process of its own, since nothing interrupts GDAL while it copies
+COPY = """
+import sys
+from rasterio.shutil import copy
+copy(sys.argv[1], sys.argv[2], driver='COG', **dict(option.split('=') for option in sys.argv[3:]))
+"""
 DESCRIPTION = 'Generated imagery: detail finer than its condition is invented.'
 
 
@@ -37,38 +46,42 @@ def write_cog(path: Path, stage: StageArray, tags: dict[str, str], show: bool = 
     Args:
       tags: kept in the file, beside the stage's metres a pixel (`gsd_m`).
     Raises:
-      BadInput: rasterio is missing, or the disk has less room than it may take.
+      BadInput: rasterio is missing, the disk has less room than it may take, or it can not be written.
     """
     rasterio = need_rasterio()
-    from rasterio.shutil import copy
-    height, width = stage.height, stage.width
-    partial = path.with_name(f'.{path.name}.partial')  # a folder, since GDAL puts files of its own beside what it writes
-    shutil.rmtree(partial, ignore_errors=True)
-    need, free = BYTES_A_PIXEL * height * width, shutil.disk_usage(path.parent).free
+    need, free = BYTES_A_PIXEL * stage.height * stage.width, shutil.disk_usage(path.parent).free
     if need > free:
         raise BadInput(f'{path}: may take {need:,} bytes while it is made, and {free:,} are free; make room and run the same '
                        'command again')
-    boxes = [Box(y, x, min(y + WINDOW_PX, height), min(x + WINDOW_PX, width))
-             for y in range(0, height, WINDOW_PX) for x in range(0, width, WINDOW_PX)]
+    partial = path.with_name(f'.{path.name}.partial')  # a folder, since GDAL puts files of its own beside what it writes
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir()
+    try:
+        _write_plain(rasterio, partial / 'plain.tif', stage, tags, tqdm(
+            total=stage.height * stage.width, unit='px', unit_scale=True, dynamic_ncols=True, disable=not show, desc=path.name))
+        copying = subprocess.run([sys.executable, '-c', COPY, partial / 'plain.tif', partial / 'cog.tif', *OPTIONS],
+                                 capture_output=True, text=True)
+        if copying.returncode:
+            raise BadInput(f'{path}: could not be written ({(copying.stderr.splitlines() or ["GDAL was ended"])[-1]})')
+        (partial / 'cog.tif').replace(path)
+    except rasterio.errors.RasterioError as error:
+        raise BadInput(f'{path}: could not be written ({one_line(error.__cause__ or error)})') from None
+    finally:
+        shutil.rmtree(partial)
+
+
+def _write_plain(rasterio, path: Path, stage: StageArray, tags: dict[str, str], bar: tqdm) -> None:
     where = {'crs': stage.attributes.get('crs')}
     if 'transform' in stage.attributes:
         where['transform'] = rasterio.Affine(*stage.attributes['transform'])
-    partial.mkdir()
-    try:
-        with rasterio.open(partial / 'plain.tif', 'w', driver='GTiff', height=height, width=width, count=3, dtype='uint8',
-                           photometric='RGB', interleave='pixel', tiled=True, blockxsize=BLOCK_PX, blockysize=BLOCK_PX,
-                           BIGTIFF='IF_SAFER', **where) as plain, \
-                tqdm(total=height * width, unit='px', unit_scale=True, dynamic_ncols=True, disable=not show,
-                     desc=path.name) as bar:
-            plain.update_tags(**tags | {'gsd_m': stage.attributes['gsd_m'], 'TIFFTAG_IMAGEDESCRIPTION': DESCRIPTION})
-            for box in boxes:
-                size = box.y1 - box.y0, box.x1 - box.x0
-                pixels = np.asarray(stage.array[box.y0 : box.y1, box.x0 : box.x1])
-                plain.write(np.moveaxis(pixels, -1, 0), window=rasterio.windows.Window(box.x0, box.y0, size[1], size[0]))
-                bar.update(size[0] * size[1])
-            bar.set_postfix_str('… and its overviews')
-        copy(partial / 'plain.tif', partial / 'cog.tif', driver='COG', COMPRESS='DEFLATE', PREDICTOR='YES', BLOCKSIZE=BLOCK_PX,
-             OVERVIEW_RESAMPLING='AVERAGE', OVERVIEWS='IGNORE_EXISTING', BIGTIFF='IF_SAFER', NUM_THREADS='ALL_CPUS')
-        (partial / 'cog.tif').replace(path)
-    finally:
-        shutil.rmtree(partial)
+    with bar, rasterio.open(path, 'w', driver='GTiff', height=stage.height, width=stage.width, count=3, dtype='uint8',
+                            photometric='RGB', interleave='pixel', tiled=True, blockxsize=BLOCK_PX, blockysize=BLOCK_PX,
+                            BIGTIFF='IF_SAFER', **where) as file:
+        file.update_tags(**tags | {'gsd_m': stage.attributes['gsd_m'], 'TIFFTAG_IMAGEDESCRIPTION': DESCRIPTION})
+        for y in range(0, stage.height, WINDOW_PX):
+            for x in range(0, stage.width, WINDOW_PX):
+                pixels = np.asarray(stage.array[y : min(y + WINDOW_PX, stage.height), x : min(x + WINDOW_PX, stage.width)])
+                height, width, _ = pixels.shape
+                file.write(np.moveaxis(pixels, -1, 0), window=rasterio.windows.Window(x, y, width, height))
+                bar.update(height * width)
+        bar.set_postfix_str('… then its overviews')

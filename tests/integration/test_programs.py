@@ -88,6 +88,12 @@ def test_sample_and_downstream_follow_from_it(trained, tmp_path):
     np.testing.assert_array_equal(read_image(region['picture']),
                                   read_image(tmp_path / 'tiles' / 'stage_2.png')[50:80, 60:130])
 
+    # another format, later, is no other setting, and samples nothing
+    before = stored(tmp_path / 'tiles')
+    again = run(*mosaic, '--out', tmp_path / 'tiles', '--format', 'viewer')
+    assert again['files'] == [str(tmp_path / 'tiles' / 'viewer' / 'index.html')] and again['seconds'] == tiles['seconds']
+    assert len(list((tmp_path / 'tiles' / 'viewer' / 'tiles').iterdir())) == 3 and stored(tmp_path / 'tiles') == before
+
     made = run('sample.py', '--checkpoint', workdir, '--condition', images, '--split', 'train', '--degrade', '--variants',
                2, '--steps', 2, '--out', tmp_path / 'synthetic')
     assert made['images'] == 20 == len(read_folder(tmp_path / 'synthetic'))
@@ -197,6 +203,7 @@ def test_train_says_what_is_wrong(trained, tmp_path, arguments, message):
     ({'--plan': 'spot', '--overlap': '4'}, 'plan spot has no overlap'),
     ({'--plan': 'slow'}, 'plan'),
     ({'--consistency_strength': '2'}, '--consistency_strength is 2'),
+    ({'--format': 'png,jpg'}, "format 'jpg' is none of zarr, png, tif, viewer"),
     ({'--condition': 'deep.tif'}, 'uint16 values; value_range has to tell'),
     ({'--condition': 'deep.tif', '--bands': '1,2,9', '--value_range': '0,9'}, 'bands'),
     ({'--gsd_m': '0'}, '--gsd_m is 0'),
