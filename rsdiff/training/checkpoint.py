@@ -223,11 +223,14 @@ def load_parameters(path: epath.PathLike, config: GeneratorConfig) -> dict[str, 
 
 
 def release(trained: Trained, folder: epath.PathLike) -> None:
-    """Writes `config.json` and `model.safetensors`, bfloat16, from which `load_generator` reads."""
-    folder = epath.Path(folder)
+    """Writes `config.json` and `model.safetensors`, bfloat16, from which `load_generator` reads. Of the paths in the
+    config, which are of one machine, the last names are kept."""
+    folder, config = epath.Path(folder), to_dict(trained.config)
+    for holder, key in ((config['data'], 'source'), (config['data'], 'tfds_data_dir'), (config, 'init_from')):
+        holder[key] = holder[key] and epath.Path(holder[key]).name
     flat = {name: np.asarray(x, jnp.bfloat16) for name, x in weights.flatten(trained.params).items()}
     weights.write_safetensors(folder / RELEASE, flat, {'images_seen': str(trained.images_seen)})
-    write_text_atomically(folder / CONFIG, json.dumps(to_dict(trained.config), indent=2) + '\n')
+    write_text_atomically(folder / CONFIG, json.dumps(config, indent=2) + '\n')
 
 
 def _restore_ema(path: epath.Path) -> tuple[dict[str, Any], int]:
