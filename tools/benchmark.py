@@ -365,7 +365,8 @@ def alternate(ours: Callable[[], np.ndarray], theirs: Callable[[], np.ndarray], 
     if not difference < 1e-3:
         raise FloatingPointError(f'results differ by {difference:.2g} of the largest')
     rates = [[count / timed(run)[1] for run in (ours, theirs)] for _ in range(rounds)]
-    return {'ours_per_second': spread([rate for rate, _ in rates]), 'theirs_per_second': spread([rate for _, rate in rates]),
+    return {'ours_per_second': spread([rate for rate, _ in rates]),
+            'theirs_per_second': spread([rate for _, rate in rates]),
             'ours_over_theirs': spread([ours / theirs for ours, theirs in rates]),
             'first_call_seconds': {'ours': our_first, 'theirs': their_first}, 'relative_difference': difference}
 

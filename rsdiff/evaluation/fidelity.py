@@ -48,7 +48,7 @@ def checked_pairs(images: np.ndarray, truth: np.ndarray, least_px: int = 1) -> t
     for batch in (images, truth):
         finite = np.isfinite(batch).all((1, 2, 3))
         if not finite.all():
-            raise BadInput(f'image {np.argmin(finite)} of {len(batch)} has pixels that are NaN or infinite; mend or leave it out')
+            raise BadInput(f'image {np.argmin(finite)} of {len(batch)} has pixels that are NaN or infinite; leave it out')
     return np.asarray(images, np.float64), np.asarray(truth, np.float64)
 
 

@@ -18,9 +18,9 @@ over the pixels where any of the three d before (1) exceeds the 75th percentile 
 add. The distance is the normalised difference, mean over channels of |x - y| / (x + y).
 
 opensr-test also matches the sample's histogram to the truth's, moves it over the truth by phase correlation, and crops
-16 pixels from each side first: cures for images of two sensors. Here none of this is done (there, `Config(border_mask=0,
-harm_apply_spectral=False, harm_apply_spatial=False)`), and images are grey levels for the screen, not reflectances. So these
-figures do not belong into one table with published ones.
+16 pixels from each side first: cures for images of two sensors. Here none of this is done (there, `Config(
+border_mask=0, harm_apply_spectral=False, harm_apply_spatial=False)`), and images are grey levels for the screen, not
+reflectances. So these figures do not belong into one table with published ones.
 """
 
 from typing import Callable, NamedTuple
