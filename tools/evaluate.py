@@ -29,7 +29,7 @@ from rsdiff.data.folder import Entry, read_folder, write_manifest
 from rsdiff.data.images import read_image, to_float, to_uint8, write_image
 from rsdiff.diffusion.noise import name_key
 from rsdiff.errors import BadInput
-from rsdiff.evaluation import columns, comparison, pairs, report
+from rsdiff.evaluation import columns, comparison, fidelity, pairs, report
 from rsdiff.evaluation.comparison import Row
 from rsdiff.evaluation.features import named_extractor
 from rsdiff.evaluation.paired import paired_measures
@@ -62,7 +62,8 @@ def main() -> None:
     folder, truths = references()
     generated, checkpoints = named('generated', GENERATED.value), named('checkpoint', CHECKPOINT.value)
     check(generated, checkpoints)
-    measure, extractors = paired_measures(METRICS.value), [named_extractor(name) for name in FEATURES.value]
+    measure = paired_measures(METRICS.value, degradation(folder, truths))
+    extractors = [named_extractor(name) for name in FEATURES.value]
     console.enable_compilation_cache()
     console.claim_folder(out, settings(folder, truths, generated, checkpoints))
     rows_of = make_conditions(folder, truths, out / 'conditions')
@@ -94,6 +95,15 @@ def references() -> tuple[Path, list[Entry]]:
     if len({*stems}) < len(stems):
         raise BadInput(f'{folder}: two images differ only in their suffix; rename one of them')
     return folder, entries
+
+
+def degradation(folder: Path, truths: list[Entry]) -> fidelity.Degrade:
+    """What made the conditions, as far as it is known: of a sensor's, block means."""
+    if any(pairs.sensor_condition(folder, truth) for truth in truths):
+        return fidelity.block_means
+    reduce = jax.jit(lambda images, keys: degrade(images, keys, PRESETS[DEGRADATION.value]))
+    return lambda images, factor: 127.5 * (np.asarray(reduce(
+        to_float(images), jax.random.split(name_key(SEED.value), len(images))), np.float64) + 1)
 
 
 def named(flag: str, given: list[str]) -> dict[str, Path]:

@@ -27,6 +27,9 @@ from scipy.ndimage import correlate1d
 
 from rsdiff.errors import BadInput
 
+# (images (n, h, w, c), k) → what their conditions should be, (n, h / k, w / k, c), in grey levels
+Degrade = Callable[[np.ndarray, int], np.ndarray]
+
 PEAK = 255
 WINDOW_RADIUS, WINDOW_SIGMA = 5, 1.5
 WINDOW = np.exp(-0.5 * (np.arange(-WINDOW_RADIUS, WINDOW_RADIUS + 1) / WINDOW_SIGMA) ** 2)
@@ -141,7 +144,7 @@ def block_means(images: np.ndarray, factor: int) -> np.ndarray:
 
 
 def lr_consistency(images: np.ndarray, conditions: np.ndarray,
-                   degrade: Callable[[np.ndarray, int], np.ndarray] = block_means) -> np.ndarray:
+                   degrade: Degrade = block_means) -> np.ndarray:
     """PSNR in dB of the images, made small again, against the conditions they were made from.
 
     A truth whose block means were rounded to make its condition has 58.9 dB, 255 over the 12^-½ that rounding costs.
@@ -149,7 +152,7 @@ def lr_consistency(images: np.ndarray, conditions: np.ndarray,
     Args:
       images: uint8 (n, h, w, 3).
       conditions: uint8 (n, h / k, w / k, 3).
-      degrade: what made the conditions: (images, k) → (n, h / k, w / k, 3), in grey levels.
+      degrade: what made the conditions.
     Raises:
       ValueError: the images do not become as large as their conditions.
       BadInput: a pixel is not finite.

@@ -14,9 +14,11 @@ from rsdiff.evaluation.lpips import LPIPS
 Measure = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
 
-def paired_measures(names: Sequence[str]) -> Measure:
+def paired_measures(names: Sequence[str], degrade: fidelity.Degrade = fidelity.block_means) -> Measure:
     """The measures `names`, of those in `columns.PAIRED`, as one function.
 
+    Args:
+      degrade: what made the conditions, for `lr_consistency`.
     Raises:
       BadInput: there is no such measure, or the weights that it needs are not there.
     """
@@ -29,7 +31,7 @@ def paired_measures(names: Sequence[str]) -> Measure:
         'ssim': lambda image, truth, condition: fidelity.ssim(image, truth),
         'cpsnr': lambda image, truth, condition: fidelity.cpsnr(image, truth),
         'detail_ratio': lambda image, truth, condition: fidelity.detail_ratio(image, truth),
-        'lr_consistency': lambda image, truth, condition: fidelity.lr_consistency(image, condition),
+        'lr_consistency': lambda image, truth, condition: fidelity.lr_consistency(image, condition, degrade),
     }
     groups: list[Measure] = [lambda *images, name=name: {name: simple[name](*images)} for name in names if name in simple]
     if {*names} & {*opensr.Correctness._fields}:

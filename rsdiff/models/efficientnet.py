@@ -34,6 +34,7 @@ BATCH_NORM_EPSILON = 1e-3
 
 
 def relu6(x):
+    """min(max(x, 0), 6)."""
     return jnp.clip(x, 0, 6)
 
 
