@@ -13,7 +13,7 @@ leave is averaged with their weights (`windows.Profile`). The last phase leaves 
 
 Overlap is what costs: a stride of W/2 computes every pixel four times. `fast` has little: its edges lie elsewhere in each
 phase, by half a window, so that what an edge of one phase has left apart, windows of the next see whole. It can't do with
-none: a hard edge, even where there is nearly nothing but noise, is a sharp line, which the network takes for one to keep.
+none: what a hard edge of the first phase leaves, where there is little but noise, is still there in the image.
 """
 
 import dataclasses
