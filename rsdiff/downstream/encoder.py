@@ -43,7 +43,7 @@ class Encoder:
 
     @property
     def image_size_px(self) -> int:
-        return self.config.vision_config.image_size
+        return self.config.image_size_px
 
     def initial_params(self, seed: int) -> dict[str, Any]:
         """The parameters a training run with this seed starts from."""
@@ -61,10 +61,22 @@ class Encoder:
         """uint8 (batch, size, size, 3) → float32, as the image tower takes them."""
         return clip.normalise_images(images.astype('float32') / 127.5 - 1.0, self.image_mean, self.image_std)
 
+    def encode_images(self, params: dict[str, Any], pixels: jax.Array) -> jax.Array:
+        """uint8 (batch, size, size, 3) → embeddings of unit length, float32 (batch, dim)."""
+        return clip.encode_images(self.config, params, self.normalise(pixels))
+
+    def encode_texts(self, params: dict[str, Any], ids: jax.Array, mask: jax.Array) -> jax.Array:
+        """What `tokenize` gives → embeddings of unit length, float32 (batch, dim)."""
+        return clip.encode_texts(self.config, params, ids, mask)
+
+    def logits(self, params: dict[str, Any], images: jax.Array, texts: jax.Array) -> jax.Array:
+        """Embeddings (n, dim) and (m, dim) → what the encoder was trained to score their fit by, (n, m)."""
+        return clip.logits(params, images, texts)
+
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
         """Texts → ids and mask, int32 (texts, length of the longest); longer than the tower takes is cut off."""
         tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors='np',
-                                max_length=self.config.text_config.max_position_embeddings)
+                                max_length=self.config.text_length)
         return tokens['input_ids'].astype(np.int32), tokens['attention_mask'].astype(np.int32)
 
 

@@ -23,9 +23,6 @@ import optax
 from rsdiff.downstream.encoder import Encoder
 from rsdiff.downstream.task import Images
 from rsdiff.downstream.zero_shot import prompt_tokens
-from rsdiff.models import clip
-
-LARGEST_LOGIT_SCALE = float(np.log(100.0))  # Radford et al. 2021, section 2.5
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,10 +53,9 @@ class Trainer:
         optimizer = _optimizer(recipe)
 
         def loss(params, pixels, labels, template):
-            images = clip.encode_images(encoder.config, params, encoder.normalise(pixels))
-            texts = clip.encode_texts(encoder.config, params, jnp.asarray(ids)[template], jnp.asarray(mask)[template])
-            scale = jnp.exp(jnp.minimum(params['logit_scale'], LARGEST_LOGIT_SCALE))
-            return contrastive_loss(scale * images @ texts.T, labels)
+            images = encoder.encode_images(params, pixels)
+            texts = encoder.encode_texts(params, jnp.asarray(ids)[template], jnp.asarray(mask)[template])
+            return contrastive_loss(encoder.logits(params, images, texts), labels)
 
         def step(params, moments, key, pixels, labels):
             turn_key, template_key = jax.random.split(key)

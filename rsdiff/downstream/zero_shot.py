@@ -8,7 +8,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from rsdiff.downstream.encoder import Encoder
-from rsdiff.models import clip
 
 
 def readable(label: str) -> str:
@@ -25,7 +24,7 @@ def prompt_tokens(encoder: Encoder, classes: Sequence[str]) -> tuple[np.ndarray,
 def class_embeddings(encoder: Encoder, params: dict[str, Any], ids: jax.Array, mask: jax.Array) -> jax.Array:
     """(templates, classes, length) → (classes, dim): the mean over templates of unit vectors, made a unit vector."""
     length = ids.shape[-1]
-    embeddings = clip.encode_texts(encoder.config, params, ids.reshape(-1, length), mask.reshape(-1, length))
+    embeddings = encoder.encode_texts(params, ids.reshape(-1, length), mask.reshape(-1, length))
     mean = embeddings.reshape(*ids.shape[:2], -1).mean(0)
     return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
 
@@ -43,7 +42,7 @@ class ZeroShot:
 
         @jax.jit
         def nearest(params, text, pixels):
-            return jnp.argmax(clip.encode_images(encoder.config, params, encoder.normalise(pixels)) @ text.T, axis=-1)
+            return jnp.argmax(encoder.encode_images(params, pixels) @ text.T, axis=-1)
 
         self._texts, self._nearest = texts, nearest
 

@@ -12,6 +12,7 @@ The modules are only ever a recipe: the functions below take a `CLIPConfig` and 
 
 import dataclasses
 import functools
+import math
 from typing import Any
 
 import einops
@@ -24,6 +25,8 @@ from rsdiff.errors import BadInput
 # Per-channel statistics of CLIP's training images, for pixel values in [0, 1].
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
 IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
+
+LARGEST_LOGIT_SCALE = math.log(100.0)  # Radford et al. 2021, section 2.5
 
 ACTIVATIONS = {
     'quick_gelu': lambda x: x * jax.nn.sigmoid(1.702 * x),
@@ -106,6 +109,15 @@ class CLIPConfig:
         except BadInput as error:
             raise BadInput(f'{where}: {error}') from None
 
+    @property
+    def image_size_px(self) -> int:
+        return self.vision_config.image_size
+
+    @property
+    def text_length(self) -> int:
+        """The most tokens of a text."""
+        return self.text_config.max_position_embeddings
+
     def to_json(self) -> dict[str, Any]:
         """The `config.json` from which transformers builds the same model."""
         row = dataclasses.asdict(self)
@@ -164,6 +176,11 @@ def encode_texts(config: CLIPConfig, params: dict[str, Any], ids: jax.Array, mas
       (batch, projection_dim), of unit length.
     """
     return _unit(_module(config, params).project_texts(ids, mask))
+
+
+def logits(params: dict[str, Any], images: jax.Array, texts: jax.Array) -> jax.Array:
+    """Equation (3) of unit vectors (n, dim) and (m, dim): (n, m)."""
+    return jnp.exp(jnp.minimum(params['logit_scale'], LARGEST_LOGIT_SCALE)) * images @ texts.T
 
 
 class Attention(nnx.Module):
