@@ -1,0 +1,30 @@
+#!/usr/bin/env bash
+# The whole Earth: Blue Marble shrunk to 118 km a pixel, enlarged 16× in two stages, joined at the dateline; as a picture,
+# as a page to pan and zoom (OUT/mosaic/viewer/index.html), and judged for seams beside the real image. Run it again to go on.
+#
+#   bash tools/whole_earth.sh [OUT] [CHECKPOINT]          runs/whole_earth and weights/earth if not given
+set -euo pipefail
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" demo
+out=${1:-$root/runs/whole_earth} checkpoint=${2:-$root/weights/earth}
+mkdir -p "$out"
+cd "$root"
+gsd_m=$(python - "$out" <<'PYTHON'
+import sys
+from pathlib import Path
+
+import numpy as np
+from PIL import Image
+
+from rsdiff.data import blue_marble
+from rsdiff.data.images import write_image
+
+out, earth = Path(sys.argv[1]), blue_marble.load()
+height, width = (round(side / 16) for side in earth.shape[:2])
+write_image(out / 'real.png', earth)
+write_image(out / 'condition.png', np.asarray(Image.fromarray(earth).resize((width, height), Image.Resampling.BOX)))
+print(f'{blue_marble.GSD_M * earth.shape[1] / width:.1f}')
+PYTHON
+)
+python sample.py --checkpoint "$checkpoint" --condition "$out/condition.png" --gsd_m "$gsd_m" --stages 2 --tiles --wrap_x \
+    --format png,viewer --out "$out/mosaic"
+python tools/seam_report.py "$out/mosaic" --control real="$out/real.png"
