@@ -1,6 +1,10 @@
 """Pictures that are known again, and pictures that are not."""
 
 import io
+import json
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -8,7 +12,11 @@ from PIL import Image
 
 from rsdiff.data.fingerprints import (FILE, carry_fingerprints, fingerprint, near_duplicates, orientations,
                                       read_fingerprints, write_fingerprints)
+from rsdiff.data.folder import read_folder
+from rsdiff.data.images import read_image, write_image
 from rsdiff.errors import BadInput
+
+TOOL = Path(__file__).parents[1] / 'tools' / 'fingerprint.py'
 
 
 @pytest.fixture(scope='module')
@@ -80,3 +88,16 @@ def test_another_file_is_bad_input(tmp_path):
     np.savez(path, names=np.array([{}], object), fingerprints=np.zeros((1, 160), np.uint8))  # a pickle
     with pytest.raises(BadInput, match='not a file of fingerprints'):
         read_fingerprints(path)
+
+
+def test_the_tool_notes_pictures_and_leaves_scenes_out(image_folder, smooth_image, tmp_path):
+    write_image(image_folder / 'a/a0.png', smooth_image(40, 40))
+    command = [sys.executable, str(TOOL), '--images', f'{image_folder}:train', '--largest_px', '36', '--out', tmp_path / 'out']
+    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    result = json.loads(done.stdout.splitlines()[-1])
+    names, bits = read_fingerprints(tmp_path / 'out' / FILE)
+    entries = [entry for entry in read_folder(image_folder, 'train') if entry.file_name != 'a/a0.png']
+    assert result['images'] == len(names) == len(entries) == 7 and result['scenes_left_out'] == 1
+    assert names == [f'images:train/{entry.file_name}' for entry in entries]
+    queries = np.stack([orientations(read_image(entry.path)) for entry in entries])
+    assert {(n, n) for n in range(7)} <= {*near_duplicates(queries, bits)}
