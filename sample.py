@@ -75,20 +75,11 @@ def check_flags() -> None:
         raise BadInput(f'--gsd_m is {FLAGS.gsd_m}; it must be a positive number of metres')
     if not 0 <= FLAGS.consistency_strength <= 1:
         raise BadInput(f'--consistency_strength is {FLAGS.consistency_strength}; it must be from 0 to 1')
+    if FLAGS.region and FLAGS.format:
+        raise BadInput('--format does not go with --region, which makes a PNG and nothing else')
     for name in FOLDERS if FLAGS.tiles else TILED:
         if FLAGS[name].value != FLAGS[name].default:
             raise BadInput(f'--{name} does not go with --tiles' if FLAGS.tiles else f'--{name} needs --tiles')
-
-
-def numbers(name: str, count: int, kind: type) -> tuple | None:
-    """The value of a flag that is a list, or None."""
-    try:
-        values = None if FLAGS[name].value is None else tuple(map(kind, FLAGS[name].value.split(',')))
-    except ValueError:
-        values = ()
-    if values is not None and len(values) != count:
-        raise BadInput(f'--{name} is {FLAGS[name].value}; it must be {count} numbers with commas between them')
-    return values
 
 
 def projection(trained: Trained, steps: int):
@@ -100,6 +91,7 @@ def projection(trained: Trained, steps: int):
 
 def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
     """A canvas, a part of it, or what it will cost."""
+    numbers = console.flag_numbers
     condition = Condition(FLAGS.condition, numbers('bands', 3, int), numbers('value_range', 2, float))
     region, gsd_m = numbers('region', 4, int), FLAGS.gsd_m or condition.gsd_m
     if gsd_m is None:
@@ -132,6 +124,7 @@ def folder(trained: Trained, provenance: dict, out: Path) -> dict:
 
 def main() -> None:
     check_flags()
+    console.share_one_heap()
     console.enable_compilation_cache()
     trained, out = load_generator(FLAGS.checkpoint), Path(FLAGS.out)
     provenance = {'checkpoint': trained.digest, 'checkpoint_images_seen': trained.images_seen}

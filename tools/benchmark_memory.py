@@ -32,7 +32,7 @@ WINDOW_PX, SUPERTILE_PX = 64, 1024  # of sample.py with weights/earth
 
 
 def peak_bytes() -> int:
-    """The most resident memory of this process so far. Linux alone tells it without that of the parent."""
+    """The most resident memory of this process so far. Of what the system tells, this alone is without the parent's."""
     try:
         status = Path('/proc/self/status').read_text()
     except OSError:
@@ -48,6 +48,7 @@ def pointwise(lr: jax.Array):
 
 def measure(side_px: int) -> dict[str, Any]:
     """Makes side_px × side_px pixels and tells what that took."""
+    console.share_one_heap()  # as sample.py does
     plan = make_plan('fast', WINDOW_PX)
     settings = MosaicSettings(160.0, 2, plan, SUPERTILE_PX)
     advance = jax.jit(lambda lr, x, x0, steps: integrate(pointwise(lr), steps, x, x0))
