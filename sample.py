@@ -78,6 +78,8 @@ def check_flags() -> None:
         raise BadInput(f'--gsd_m is {FLAGS.gsd_m}; it must be a positive number of metres')
     if not 0 <= FLAGS.consistency_strength <= 1:
         raise BadInput(f'--consistency_strength is {FLAGS.consistency_strength}; it must be from 0 to 1')
+    if FLAGS.region and FLAGS.format:
+        raise BadInput('--format does not go with --region, which makes a PNG and nothing else')
     for name in FOLDERS if FLAGS.tiles else TILED:
         if FLAGS[name].value != FLAGS[name].default:
             raise BadInput(f'--{name} does not go with --tiles' if FLAGS.tiles else f'--{name} needs --tiles')
@@ -126,6 +128,7 @@ def folder(trained: Trained, provenance: dict, out: Path) -> dict:
 
 def main() -> None:
     check_flags()
+    console.share_one_heap()
     console.enable_compilation_cache()
     trained, out = load_generator(FLAGS.checkpoint), Path(FLAGS.out)
     provenance = {'checkpoint': trained.digest, 'checkpoint_images_seen': trained.images_seen}

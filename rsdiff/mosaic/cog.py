@@ -80,7 +80,7 @@ def _write_plain(rasterio, path: Path, stage: StageArray, tags: dict[str, str], 
         file.update_tags(**tags | {'gsd_m': stage.attributes['gsd_m'], 'TIFFTAG_IMAGEDESCRIPTION': DESCRIPTION})
         for y in range(0, stage.height, WINDOW_PX):
             for x in range(0, stage.width, WINDOW_PX):
-                pixels = np.asarray(stage.array[y : min(y + WINDOW_PX, stage.height), x : min(x + WINDOW_PX, stage.width)])
+                pixels = stage[y : min(y + WINDOW_PX, stage.height), x : min(x + WINDOW_PX, stage.width)]
                 height, width, _ = pixels.shape
                 file.write(np.moveaxis(pixels, -1, 0), window=rasterio.windows.Window(x, y, width, height))
                 bar.update(height * width)

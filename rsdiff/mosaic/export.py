@@ -69,7 +69,7 @@ def export(out: Path, formats: Sequence[str] | None = None, condition: Any = Non
             jobs[tif] = partial(write_cog, tif, stage, {'rsdiff': json.dumps(settings)}, show)
     if 'viewer' in formats:
         layers = [] if condition is None else [Layer('condition', condition, settings['gsd_m'], 0)]
-        layers += [Layer(f'stage_{number}', stage.array, stage.attributes['gsd_m'], 2 * number)
+        layers += [Layer(f'stage_{number}', stage, stage.attributes['gsd_m'], 2 * number)
                    for number, stage in enumerate(stages, 1)]
         jobs[out / 'viewer' / 'index.html'] = partial(
             write_viewer, out / 'viewer', out.resolve().name, layers, settings['condition_px'], settings['gsd_m'],

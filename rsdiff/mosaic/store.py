@@ -2,11 +2,13 @@
 
 A shard is a file. It appears whole or not at all, and has one writer, so that what exists is what is done; within it are
 chunks small enough for a viewer. At its end stands the index of its chunks (Zarr v3, ZEP 2): offset and length of each,
-and a checksum. A file that was cut short, by a disk that filled up or a copy that broke off, does not end in its index.
+and a checksum. A file that was cut short, by a disk that filled up or a copy that broke off, does not end in its index. Each
+chunk has a checksum too, so that what has rotted on disk is told when it is read, and not shown.
 """
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any, Iterator
 
@@ -15,7 +17,7 @@ import tensorstore as ts
 
 from rsdiff.console import write_text_atomically
 from rsdiff.data.boxes import Box
-from rsdiff.errors import BadInput
+from rsdiff.errors import BadInput, one_line
 
 GROUP = 'mosaic.zarr'
 CHUNK_PX = 256  # at most
@@ -29,18 +31,18 @@ def make_group(path: Path, attributes: dict[str, Any]) -> None:
 
 
 class StageArray:
-    """uint8 (height, width, 3) on disk, written supertile by supertile, (i, j) counted from the top left. `array` reads like
-    a NumPy array, by window."""
+    """uint8 (height, width, 3) on disk, written supertile by supertile, (i, j) counted from the top left. It reads like a
+    NumPy array, by window."""
 
     def __init__(self, path: Path, height: int, width: int, tile_px: int, attributes: dict[str, Any] | None = None):
         self.path, self.height, self.width, self.tile_px = Path(path), height, width, tile_px
-        self.attributes = attributes or {}
+        self.shape, self.attributes = (height, width, 3), attributes or {}
         chunk_px = next(n for n in range(min(CHUNK_PX, tile_px), 0, -1) if tile_px % n == 0)
         self.chunks = (tile_px // chunk_px) ** 2
-        bytes_ = {'name': 'bytes'}
+        checksum = {'name': 'crc32c'}
         sharding = {'chunk_shape': [chunk_px, chunk_px, 3], 'index_location': 'end',
-                    'codecs': [bytes_, {'name': 'zstd', 'configuration': {'level': 3}}],
-                    'index_codecs': [{'name': 'bytes', 'configuration': {'endian': 'little'}}, {'name': 'crc32c'}]}
+                    'codecs': [{'name': 'bytes'}, {'name': 'zstd', 'configuration': {'level': 3}}, checksum],
+                    'index_codecs': [{'name': 'bytes', 'configuration': {'endian': 'little'}}, checksum]}
         spec = {
             'driver': 'zarr3',
             'kvstore': {'driver': 'file', 'path': str(self.path.resolve()) + '/'},
@@ -92,14 +94,47 @@ class StageArray:
         return sum(length for length in lengths if length != _MISSING) + index_bytes == size
 
     def write(self, tile: tuple[int, int], pixels: np.ndarray) -> None:
-        """Writes a whole supertile, uint8; it is on disk when this returns."""
+        """Writes a whole supertile, uint8; it is on disk when this returns, and else nothing of it.
+
+        Raises:
+          OSError: with the system's reason, such as a full disk.
+        """
         box = self.box(tile)
         if not self.is_done(tile):
             self.shard(tile).unlink(missing_ok=True)  # cut short, it could not be opened to be replaced
-        # without the transaction, each chunk would be added to the file by itself
-        with ts.Transaction() as transaction:
-            self.array.with_transaction(transaction)[box.y0 : box.y1, box.x0 : box.x1] = pixels
+        try:
+            # without the transaction, each chunk would be added to the file by itself
+            with ts.Transaction() as transaction:
+                self.array.with_transaction(transaction)[box.y0 : box.y1, box.x0 : box.x1] = pixels
+        except ValueError as error:
+            code = re.search(r"os_error_code='(\d+)'", str(error))
+            if code is None:
+                raise
+            raise OSError(int(code[1]), os.strerror(int(code[1])), str(self.shard(tile))) from None
+
+    def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
+        """The pixels of [y0:y1, x0:x1], uint8.
+
+        Raises:
+          BadInput: a shard has rotted; it is named.
+        """
+        try:
+            return self.array[key].read().result()
+        except ValueError:
+            (y0, y1, _), (x0, x1, _) = (part.indices(size) for part, size in zip(key, self.shape))
+            for i in range(y0 // self.tile_px, -(-y1 // self.tile_px)):
+                for j in range(x0 // self.tile_px, -(-x1 // self.tile_px)):
+                    self._check((i, j))
+            raise
 
     def read(self) -> np.ndarray:
         """Everything, in memory."""
-        return self.array.read().result()
+        return self[:, :]
+
+    def _check(self, tile: tuple[int, int]) -> None:
+        box = self.box(tile)
+        try:
+            self.array[box.y0 : box.y1, box.x0 : box.x1].read().result()
+        except ValueError as error:
+            raise BadInput(f'{self.shard(tile)}: damaged ({one_line(error)[:120]}); remove it and run the command again that '
+                           'made it') from None
