@@ -134,7 +134,8 @@ def _answer(bootstrap: PairedBootstrap, arms: dict[str, list[Cell]], rows: Seque
     judged = {row['arm']: row for row in rows if row['gain'] is not None}
     mixtures = [arm for arm in judged if is_mixture(arm)] or [arm for arm in judged if arm == SYNTHETIC] or [*judged]
     best = max(mixtures, key=lambda arm: judged[arm]['gain'])
-    controls = [arm for arm in judged if not is_mixture(arm) and arm not in (SYNTHETIC, RANDOM, best)]
+    # the controls that beat `real`: else the best arm without generated images is `real` itself
+    controls = [arm for arm in judged if not is_mixture(arm) and arm not in (SYNTHETIC, RANDOM) and judged[arm]['gain'] > 0]
     row = judged[best]
     verdict = 'no evidence of a change' if not row['significant'] else (
         'evidence of a gain' if row['gain'] > 0 else 'evidence of a loss')
@@ -142,7 +143,7 @@ def _answer(bootstrap: PairedBootstrap, arms: dict[str, list[Cell]], rows: Seque
     answer |= {'verdict': verdict, 'compared': len(judged), 'control': None, 'over_control': None}
     text = (f'{best} changes accuracy by {points(row["gain"], row["gain_low"], row["gain_high"])[:-1]}, '
             f'p {_equals(row["p"])}, after Holm over {len(judged)} arms {p_text(row["p_holm"])}): {verdict}.')
-    if controls:
+    if controls and best not in controls:
         control = max(controls, key=lambda arm: judged[arm]['gain'])
         if _paired(arms[control], arms[best]):
             over = _change(bootstrap, arms[control], arms[best]).accuracy
