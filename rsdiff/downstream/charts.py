@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from rsdiff.downstream.summary import MIXTURE, RANDOM, REAL, SYNTHETIC, is_mixture, shots_text
+from rsdiff.downstream.summary import MIXTURE, RANDOM, REAL, SYNTHETIC, is_mixture, setting_text
 
 BLUE, ORANGE, GREEN, SKY, PURPLE, RED = '#0072B2', '#E69F00', '#009E73', '#56B4E9', '#CC79A7', '#D55E00'
 COLOURS = {REAL: BLUE, SYNTHETIC: ORANGE, MIXTURE: GREEN, 'bicubic': PURPLE, 'real repeated': '#595959', RANDOM: RED,
@@ -61,7 +61,7 @@ def accuracy(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart:
                      label=f'chance, {100 * summary["chance"]:.1f} %')
         bars.set_yticks(places, [row['arm'] for row in rows], fontsize=SMALL_PT + 0.5)
         bars.set_ylim(len(rows) - 0.4, -0.6)
-        bars.set_title(_setting(rows[0]), loc='left', fontsize=FONT_PT)
+        bars.set_title(setting_text(rows[0]), loc='left', fontsize=FONT_PT)
         _draw_gains(gains, rows)
     grid[0, 0].set_xlim(0, 118)
     grid[0, 0].set_xticks(range(0, 101, 20))
@@ -71,7 +71,7 @@ def accuracy(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart:
     grid[0, 0].legend(frameon=False, loc='lower right', fontsize=SMALL_PT, bbox_to_anchor=(1, 1.0), borderaxespad=0.1)
     for axes in grid.flat:
         _plain(axes, 'x')
-    told = '; '.join(f'{_setting(rows[0])}: ' + ', '.join(
+    told = '; '.join(f'{setting_text(rows[0])}: ' + ', '.join(
         f'{row["arm"]} {_percent(row["accuracy"], row["accuracy_ci95"])} %' for row in rows) for rows in panels)
     return Chart(figure, 'Accuracy of every arm, and its gain over real', f'Bars of accuracy and gains. {told}.')
 
@@ -89,7 +89,7 @@ def ratio_curve(summary: Summary) -> Chart | None:
             if row['arm'] in BANDS:
                 half = row['accuracy_ci95'] or 0
                 axes.axhspan(100 * (row['accuracy'] - half), 100 * (row['accuracy'] + half), color=colour(row['arm']),
-                             alpha=0.18, linewidth=0)
+                             alpha=0.13, linewidth=0)
                 axes.axhline(100 * row['accuracy'], color=colour(row['arm']), label=row['arm'],
                              linestyle={'real repeated': '--'}.get(row['arm'], ':'))
         ratios = [row['ratio'] or 0 for row in curve]
@@ -97,9 +97,9 @@ def ratio_curve(summary: Summary) -> Chart | None:
         _curve(axes, [0], [row for row in curve if row['arm'] == REAL], REAL)
         axes.set_xticks(ratios)
         axes.set_xlabel('synthetic images for each real one', fontsize=FONT_PT)
-        axes.set_title(_setting(curve[0]), loc='left', fontsize=FONT_PT)
+        axes.set_title(setting_text(curve[0]), loc='left', fontsize=FONT_PT)
         axes.legend(frameon=False, fontsize=SMALL_PT)
-        told.append(f'{_setting(curve[0])}: ' + ', '.join(f'{ratio} {_percent(row["accuracy"], row["accuracy_ci95"])} %'
+        told.append(f'{setting_text(curve[0])}: ' + ', '.join(f'{ratio} {_percent(row["accuracy"], row["accuracy_ci95"])} %'
                                                          for ratio, row in zip(ratios, curve)))
     return Chart(figure, 'Accuracy by ratio', f'Accuracy over synthetic images for each real one. {"; ".join(told)}.')
 
@@ -147,8 +147,8 @@ def confusion(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart | None
                          if _key(cell) == (headline['method'], arm, headline['shots'])], axis=0)
         shares[arm] = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     difference = shares[headline['arm']] - shares[REAL]
-    side = 1.5 + 0.24 * len(classes)
-    figure = Figure(figsize=(3 * side + 2.2, side + 1.6), layout='constrained')
+    side = 1.2 + 0.19 * len(classes)
+    figure = Figure(figsize=(3 * side + 1.8, side + 0.9), layout='constrained')
     panels = figure.subplots(1, 3, sharey=True)
     for panel, (arm, share) in zip(panels, shares.items()):
         image = _matrix(panel, share, classes, arm, 'cividis', 0, 100)
@@ -158,7 +158,7 @@ def confusion(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart | None
     image = _matrix(panels[2], difference, classes, f'{headline["arm"]} − {REAL}', 'RdBu', -most, most)
     _colour_bar(figure, image, panels[2], 'points')
     gained, lost = int(np.diag(difference).argmax()), int(np.diag(difference).argmin())
-    return Chart(figure, f'Confusions, {_setting(headline)}',
+    return Chart(figure, f'Confusions, {setting_text(headline)}',
                  f'Confusion matrices of {REAL} and {headline["arm"]}, and their difference. On the diagonal it is from '
                  f'{difference[lost, lost]:+.1f} points ({classes[lost]}) to {difference[gained, gained]:+.1f} ({classes[gained]}).')
 
@@ -181,7 +181,7 @@ def per_class(summary: Summary) -> Chart | None:
     both[0].set_yticks(range(len(rows)), [row['class'] for row in rows], fontsize=SMALL_PT)
     both[0].set_ylim(-0.7, len(rows) - 0.3)
     told = ', '.join(f'{row["class"]} {100 * row["recall_gain"]:+.1f}' for row in reversed(rows))
-    return Chart(figure, f'Change by class: {headline["arm"]} against {REAL}, {_setting(headline)}',
+    return Chart(figure, f'Change by class: {headline["arm"]} against {REAL}, {setting_text(headline)}',
                  f'Change of recall in points: {told}.')
 
 
@@ -236,7 +236,7 @@ def _matrix(panel: Axes, values: np.ndarray, classes: Sequence[str], title: str,
     panel.set_title(title, fontsize=FONT_PT)
     if len(classes) <= NUMBERED_CLASSES:
         for (i, j), value in np.ndenumerate(values):
-            if abs(value) >= 0.5:
+            if abs(value) >= 1:
                 red, green, blue, _ = image.cmap(image.norm(value))
                 dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
                 panel.text(j, i, f'{value:.0f}', ha='center', va='center', fontsize=SMALL_PT - 2,
@@ -279,10 +279,6 @@ def _by_ratio(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _key(row: dict[str, Any]) -> tuple:
     return row['method'], row['arm'], row['shots']
-
-
-def _setting(row: dict[str, Any]) -> str:
-    return f'{row["method"]}, {shots_text(row["shots"])} real images{"" if row["shots"] is None else " a class"}'
 
 
 def _percent(mean: float, half: float | None) -> str:

@@ -10,6 +10,7 @@ Nothing is trained here: the report of finished cells can be written again.
 """
 
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any, Sequence
@@ -19,7 +20,7 @@ import numpy as np
 
 from rsdiff.console import write_text_atomically
 from rsdiff.downstream import charts, samples
-from rsdiff.downstream.summary import p_text, shots_text, summarise
+from rsdiff.downstream.summary import p_text, setting_text, shots_text, summarise
 from rsdiff.evaluation import tables
 from rsdiff.evaluation.tables import Shown
 
@@ -54,6 +55,17 @@ COLUMNS = (
     Shown('p', lambda row: '' if row['p'] is None else p_text(row['p'])),
     Shown('p, Holm', lambda row: '' if row['p_holm'] is None else p_text(row['p_holm'])),
 )
+# on the page, where the rows of a setting stand together under its name
+GROUPED = COLUMNS[1:2] + COLUMNS[3:]
+ANSWERS = (
+    Shown('setting', setting_text, number=False),
+    Shown('best with synthetic images', lambda answer: answer['arm'], number=False),
+    Shown('gain over real, points', lambda answer: _change(answer, '')),
+    Shown('p, Holm', lambda answer: p_text(answer['p_holm'])),
+    Shown('answer', lambda answer: answer['verdict'], number=False),
+    Shown('best without', lambda answer: answer['control'] or 'real', number=False),
+    Shown('gain over that, points', lambda answer: _change(answer['over_control'] or answer, '')),
+)
 CLASS_COLUMNS = (
     Shown('class', lambda row: row['class'], number=False),
     Shown('images', lambda row: str(row['images'])),
@@ -78,7 +90,7 @@ def write_report(out: Path | str, settings: dict[str, Any], cells: Sequence[dict
     """
     out = Path(out)
     summary = summarise(settings, cells, labels, dropped)
-    drawn = {name: chart for name, chart in charts.draw(summary, cells).items()}
+    drawn = charts.draw(summary, cells)
     pictures = {}
     for name, chart in drawn.items():
         encoded = io.BytesIO()
@@ -103,7 +115,8 @@ def write_report(out: Path | str, settings: dict[str, Any], cells: Sequence[dict
 def markdown(summary: dict[str, Any]) -> str:
     """The answer, the table that people paste into a paper, and what its numbers are."""
     answer = f'{summary["headline"]["text"]}\n\n' if summary['headline'] else ''
-    return f'{answer}{tables.markdown(COLUMNS, summary["rows"])}\n{caption(summary)}\n'
+    every = f'{tables.markdown(ANSWERS, summary["answers"])}\n' if len(summary['answers']) > 1 else ''
+    return f'{answer}{every}{tables.markdown(COLUMNS, summary["rows"])}\n{caption(summary)}\n'
 
 
 def caption(summary: dict[str, Any]) -> str:
@@ -125,9 +138,9 @@ def page(summary: dict[str, Any], settings: dict[str, Any], cells: Sequence[dict
     own = [row for row in summary['per_class'] if headline and all(row[key] == headline[key]
                                                                     for key in ('method', 'arm', 'shots'))]
     return environment.from_string(TEMPLATE.read_text(encoding='utf-8')).render(
-        summary=summary, headline=headline, caption=caption(summary), columns=COLUMNS, rows=summary['rows'],
-        class_columns=CLASS_COLUMNS, class_rows=own, shots_text=shots_text,
-        others=[answer for answer in summary['answers'] if answer is not headline],
+        summary=summary, headline=headline, caption=caption(summary), answer_columns=ANSWERS, columns=GROUPED,
+        groups=[(name, list(rows)) for name, rows in itertools.groupby(summary['rows'], setting_text)],
+        class_columns=CLASS_COLUMNS, class_rows=own, setting_text=setting_text,
         charts=[(name, chart, samples.data_uri(pictures[name], 'png')) for name, chart in drawn.items()],
         arms=[(arm, charts.colour(arm), _purpose(arm)) for arm in arms],
         strips=samples.strips(real, synthetic, classes), provenance=samples.provenance(real, synthetic, classes),

@@ -71,7 +71,7 @@ class PairedBootstrap:
         self.counts = np.empty((len(self.labels), draws), np.uint16)
         for first in range(0, draws, DRAWS_AT_ONCE):
             some = slice(first, min(first + DRAWS_AT_ONCE, draws))
-            for members in (np.flatnonzero(self.labels == label) for label in range(classes)):
+            for members in (np.flatnonzero(self.labels == label) for label in np.unique(self.labels)):
                 self.counts[members, some] = _resample(generator, len(members), some.stop - some.start).T
         self.generator_seed = [1, seed]
 

@@ -72,6 +72,11 @@ def shots_text(shots: int | None) -> str:
     return 'all' if shots is None else str(shots)
 
 
+def setting_text(row: dict[str, Any]) -> str:
+    """'linear, 8 real images a class', 'linear, all real images'."""
+    return f'{row["method"]}, {shots_text(row["shots"])} real images{"" if row["shots"] is None else " a class"}'
+
+
 def is_mixture(arm: str) -> bool:
     """Whether real and synthetic images are both in it."""
     return arm.startswith(MIXTURE)
@@ -130,10 +135,11 @@ def _class_rows(classes: Sequence[str], labels: np.ndarray, own: Sequence[Cell],
 
 
 def _answer(bootstrap: PairedBootstrap, arms: dict[str, list[Cell]], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What one setting says: its best arm with synthetic images against `real`, and against the best arm without them."""
+    """What one setting says: its best arm with synthetic images, the one whose interval begins highest, against `real`, and
+    against the best arm without them."""
     judged = {row['arm']: row for row in rows if row['gain'] is not None}
     mixtures = [arm for arm in judged if is_mixture(arm)] or [arm for arm in judged if arm == SYNTHETIC] or [*judged]
-    best = max(mixtures, key=lambda arm: judged[arm]['gain'])
+    best = max(mixtures, key=lambda arm: judged[arm]['gain_low'])
     # the controls that beat `real`: else the best arm without generated images is `real` itself
     controls = [arm for arm in judged if not is_mixture(arm) and arm not in (SYNTHETIC, RANDOM) and judged[arm]['gain'] > 0]
     row = judged[best]
@@ -144,10 +150,10 @@ def _answer(bootstrap: PairedBootstrap, arms: dict[str, list[Cell]], rows: Seque
     text = (f'{best} changes accuracy by {points(row["gain"], row["gain_low"], row["gain_high"])[:-1]}, '
             f'p {_equals(row["p"])}, after Holm over {len(judged)} arms {p_text(row["p_holm"])}): {verdict}.')
     if controls and best not in controls:
-        control = max(controls, key=lambda arm: judged[arm]['gain'])
+        control = max(controls, key=lambda arm: judged[arm]['gain_low'])
         if _paired(arms[control], arms[best]):
             over = _change(bootstrap, arms[control], arms[best]).accuracy
-            answer |= {'control': control, 'over_control': {'gain': over.value, 'low': over.low, 'high': over.high}}
+            answer |= {'control': control, 'over_control': {'gain': over.value, 'gain_low': over.low, 'gain_high': over.high}}
             text += f' Against {control}, the best arm without generated images: {points(over.value, over.low, over.high)}.'
     return answer | {'text': text}
 
