@@ -148,7 +148,7 @@ def confusion(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart | None
         shares[arm] = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     difference = shares[headline['arm']] - shares[REAL]
     side = 1.2 + 0.19 * len(classes)
-    figure = Figure(figsize=(3 * side + 1.8, side + 0.9), layout='constrained')
+    figure = Figure(figsize=(max(9, 3 * side + 1.8), max(3.2, side + 0.9)), layout='constrained')
     panels = figure.subplots(1, 3, sharey=True)
     for panel, (arm, share) in zip(panels, shares.items()):
         image = _matrix(panel, share, classes, arm, 'cividis', 0, 100)
@@ -178,7 +178,7 @@ def per_class(summary: Summary) -> Chart | None:
         axes.axvline(0, color='black', linewidth=1)
         axes.set_title(f'change of {name}, points', loc='left', fontsize=FONT_PT)
         _plain(axes, 'x')
-    both[0].set_yticks(range(len(rows)), [row['class'] for row in rows], fontsize=SMALL_PT)
+    both[0].set_yticks(range(len(rows)), [_short(row['class']) for row in rows], fontsize=SMALL_PT, parse_math=False)
     both[0].set_ylim(-0.7, len(rows) - 0.3)
     told = ', '.join(f'{row["class"]} {100 * row["recall_gain"]:+.1f}' for row in reversed(rows))
     return Chart(figure, f'Change by class: {headline["arm"]} against {REAL}, {setting_text(headline)}',
@@ -230,8 +230,9 @@ def _curve(axes: Axes, places: Sequence[float], rows: Sequence[dict[str, Any]], 
 
 def _matrix(panel: Axes, values: np.ndarray, classes: Sequence[str], title: str, colours: str, low: float, high: float):
     image = panel.imshow(values, vmin=low, vmax=high, cmap=matplotlib.colormaps[colours])
-    panel.set_xticks(range(len(classes)), classes, rotation=90, fontsize=SMALL_PT - 1)
-    panel.set_yticks(range(len(classes)), classes, fontsize=SMALL_PT - 1)
+    names = [_short(name) for name in classes]
+    panel.set_xticks(range(len(classes)), names, rotation=90, fontsize=SMALL_PT - 1, parse_math=False)
+    panel.set_yticks(range(len(classes)), names, fontsize=SMALL_PT - 1, parse_math=False)
     panel.set_xlabel('predicted', fontsize=FONT_PT)
     panel.set_title(title, fontsize=FONT_PT)
     if len(classes) <= NUMBERED_CLASSES:
@@ -279,6 +280,11 @@ def _by_ratio(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
 
 def _key(row: dict[str, Any]) -> tuple:
     return row['method'], row['arm'], row['shots']
+
+
+def _short(name: str) -> str:
+    """A class name that leaves room for the chart."""
+    return name if len(name) <= 24 else f'{name[:23]}…'
 
 
 def _percent(mean: float, half: float | None) -> str:

@@ -13,12 +13,12 @@ known (Bouthillier et al. 2021, arXiv 2103.03098). A draw r of the bootstrap ren
 * Images are resampled with replacement, the same for both arms and all seeds: the paired bootstrap of Koehn 2004
   (ACL W04-3250). Each class keeps its number, as a test split fixes it, so that no draw lacks a class.
 * Seeds are resampled parametrically: t_r is drawn from Student's t with S − 1 degrees of freedom. Drawing five seeds with
-  replacement is too narrow by √(4/5) and has no heavy tails (Hesterberg 2015, arXiv 1411.5279, §4.1); Student's
-  have the width that so few seeds deserve.
+  replacement is too narrow by √(4/5) and has no heavy tails (Hesterberg 2015, arXiv 1411.5279); Student's have the width that
+  so few seeds deserve.
 
 With one seed (2) is Koehn's bootstrap. Where images do not matter it is the paired t-test. What a seed does to an image
 alone enters through both terms, which errs to the side of caution, by less than resampling rows and columns would (Owen 2007,
-arXiv 0712.1111).
+"The pigeonhole bootstrap", Annals of Applied Statistics 1).
 
 The null is that the gain is 0. The interval holds the middle 95 % of the draws, and
 
