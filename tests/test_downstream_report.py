@@ -12,7 +12,7 @@ import pytest
 from PIL import Image
 
 from rsdiff.data.images import read_image, write_image
-from rsdiff.downstream import report, scores
+from rsdiff.downstream import charts, report, scores
 from rsdiff.downstream.samples import MOST_THUMBNAILS, THUMBNAIL_PX, provenance, strips
 from rsdiff.downstream.summary import summarise
 from rsdiff.errors import BadInput
@@ -26,7 +26,7 @@ FILES = ('table.csv', 'table.md', 'table.tex', 'per_class.csv', 'report.json', '
 
 
 def settings(**others):
-    return {'encoder': 'made_up', 'classes': list(CLASSES), 'evaluate_on': 'test', 'methods': ['linear', 'clip'],
+    return {'encoder': 'made_up', 'real_per_class': None, 'classes': list(CLASSES), 'evaluate_on': 'test', 'methods': ['linear', 'clip'],
             'chosen': {'linear': {'regularisation': 0.1}}} | others
 
 
@@ -55,7 +55,7 @@ def study(gain=0.2, seeds=4):
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
-    """Four training images of each class, two made from each but the last; its own two name no source."""
+    """Three training images of each class, two made from each; two more, one from none, and one that does not say."""
     where, rng = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
     rows = {'real': [], 'synthetic': []}
     for number, label in enumerate(CLASSES):
@@ -66,7 +66,7 @@ def folders(tmp_path_factory):
                 name = f'{number}_{i}-{variant}.png'
                 write_image(where / 'synthetic' / name, np.full((64, 64, 3), 40 * number + i, np.uint8))
                 rows['synthetic'].append({'file_name': name, 'label': label, 'variant': variant, 'checkpoint': 'abc<i>', 'steps': i}
-                                         | ({'source': f'{number}_{i}.png'} if i < 3 else {}))
+                                         | ({'source': f'{number}_{i}.png'} if i < 3 else {'source': None} if variant else {}))
     for name, own in rows.items():
         (where / name / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, own)))
     return where / 'real', where / 'synthetic'
@@ -136,6 +136,12 @@ def test_the_answer_says_what_the_figures_say(gain, verdict):
     # `augmented` beats `real` by 0.02, and is what synthetic images have to beat
     assert headline['control'] == 'augmented'
     assert headline['over_control']['gain'] == pytest.approx(headline['gain'] - 0.02, abs=0.02)
+
+
+def test_the_headline_is_of_the_comparison_of_all_arms():
+    summary = summarise(settings(real_per_class=4), study(), LABELS)
+    assert summary['headline'] is summary['answers'][0] and summary['headline']['shots'] == 4
+    assert {panel[0]['shots'] for panel in charts._all_arms(summary).values()} == {4}
 
 
 def test_no_control_is_called_the_best_arm_that_is_worse_than_real():
@@ -234,7 +240,7 @@ def test_thumbnails_are_small_and_few(folders, tmp_path):
 def test_provenance_is_what_the_manifests_say(folders):
     found = provenance(*folders, CLASSES)
     assert found['counts'] == [{'class': name, 'train': 3, 'test': 1, 'synthetic': 8} for name in CLASSES]
-    assert (found['sources'], found['without_source']) == (9, 6)
+    assert (found['sources'], found['from_none'], found['without_source']) == (9, 3, 3)
     assert found['fields'] == {'checkpoint': 'abc<i>', 'steps': '4 different values'}
 
 

@@ -7,11 +7,11 @@
 #
 # --variants, --gsd_m and --steps are those of sample.py: images made from each training image, metres a pixel where the
 # manifest does not say, network evaluations an image. They need --checkpoint.
-# MORE: --encoder embedded|tiny|FOLDER, --seeds 5, --methods LIST, --jobs N, and after -- any other flag of
-# tools/downstream.py, such as -- --steps 250, the optimiser's. OUT/comparison/report.html is the report.
+# MORE: --encoder embedded|tiny|FOLDER (a CLIP; embedded comes with the project), --seeds 5, --methods LIST, --jobs N, and after
+# -- any other flag of tools/downstream.py, such as -- --steps 250, the optimiser's. OUT/comparison/report.html is the report.
 set -euo pipefail
 refuse() { echo "error: $1; --help tells how it is used" >&2; exit 2; }
-real='' synthetic='' checkpoint='' out=''
+real='' synthetic='' checkpoint='' out='' encoder=embedded
 sampling=() comparing=()
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -25,7 +25,7 @@ while [ $# -gt 0 ]; do
         *) refuse "unknown argument $1" ;;
     esac
     case "$1" in
-        --real|--synthetic|--checkpoint|--out) printf -v "${1#--}" %s "$2" ;;
+        --real|--synthetic|--checkpoint|--out|--encoder) printf -v "${1#--}" %s "$2" ;;
         --variants|--gsd_m|--steps) sampling+=("$1" "$2") ;;
         *) comparing+=("$1" "$2") ;;
     esac
@@ -47,5 +47,5 @@ if [ -n "$checkpoint" ]; then
     python "$root/sample.py" --checkpoint "$checkpoint" --condition "$real" --split train --degrade --variants 5 --steps 20 \
         --out "$synthetic" ${sampling[@]+"${sampling[@]}"}
 fi
-python "$root/tools/downstream.py" --real "$real" --synthetic "$synthetic" --out "$out/comparison" \
+python "$root/tools/downstream.py" --real "$real" --synthetic "$synthetic" --encoder "$encoder" --out "$out/comparison" \
     ${comparing[@]+"${comparing[@]}"}

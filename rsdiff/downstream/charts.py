@@ -40,9 +40,8 @@ def draw(summary: Summary, cells: Sequence[dict[str, Any]]) -> dict[str, Chart]:
 
 
 def accuracy(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart:
-    """Bars of accuracy with intervals and every seed as a dot; beside them the gain over `real`. A panel a method, at its
-    most real images."""
-    panels = list(_most_real(summary).values())
+    """Bars of accuracy with intervals and every seed as a dot; beside them the gain over `real`. A panel a method."""
+    panels = list(_all_arms(summary).values())
     figure = Figure(figsize=(9, 0.9 + sum(0.34 * len(rows) + 0.55 for rows in panels)), layout='constrained')
     grid = figure.subplots(len(panels), 2, sharex='col', squeeze=False, width_ratios=(3, 2),
                            height_ratios=[len(rows) + 1 for rows in panels])
@@ -78,14 +77,14 @@ def accuracy(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart:
 
 def ratio_curve(summary: Summary) -> Chart | None:
     """Accuracy over the number of synthetic images for each real one, with the controls as bands."""
-    panels = {method: sorted(_by_ratio(rows), key=lambda row: row['ratio'] or 0) for method, rows in _most_real(summary).items()}
+    panels = {method: sorted(_by_ratio(rows), key=lambda row: row['ratio'] or 0) for method, rows in _all_arms(summary).items()}
     panels = {method: curve for method, curve in panels.items() if len(curve) > 2}
     if not panels:
         return None
     figure, grid = _side_by_side(len(panels))
     told = []
     for axes, (method, curve) in zip(grid, panels.items()):
-        for row in _most_real(summary)[method]:
+        for row in _all_arms(summary)[method]:
             if row['arm'] in BANDS:
                 half = row['accuracy_ci95'] or 0
                 axes.axhspan(100 * (row['accuracy'] - half), 100 * (row['accuracy'] + half), color=colour(row['arm']),
@@ -267,11 +266,12 @@ def _plain(axes: Axes, grid: str) -> None:
     axes.tick_params(labelsize=SMALL_PT)
 
 
-def _most_real(summary: Summary) -> dict[str, list[dict[str, Any]]]:
-    """For each method the rows of its setting with the most real images: rows are in growing order of them."""
-    last = {row['method']: row['shots'] for row in summary['rows']}
-    return {method: [row for row in summary['rows'] if row['method'] == method and row['shots'] == shots]
-            for method, shots in last.items()}
+def _all_arms(summary: Summary) -> dict[str, list[dict[str, Any]]]:
+    """For each method the rows of the comparison of all arms; where a method has none, of its last."""
+    found = {}
+    for row in summary['rows']:
+        found.setdefault(row['method'], {}).setdefault(row['shots'], []).append(row)
+    return {method: settings.get(summary['real_per_class'], [*settings.values()][-1]) for method, settings in found.items()}
 
 
 def _by_ratio(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -32,13 +32,20 @@ PURPOSES = {
     'synthetic': 'generated images alone: how far they can stand in for real ones',
     'real+synthetic': 'the question: real images and n generated ones for each',
     'real repeated': 'as many more images, all of them the same: what more draws of the same do',
-    'augmented': 'classical augmentation: what a few lines of code do',
+    'augmented': 'other views of the real images, turned, cropped and of other colours: what a few lines of code do',
     'mixup': 'blends of two images and their labels (Zhang et al. 2018)',
     'cutout': 'images with a square left out (DeVries & Taylor 2017)',
     'cutmix': 'images with a patch of another, labels in proportion (Yun et al. 2019)',
-    'bicubic': 'the same pipeline with interpolation in place of the generator: what the generator itself adds',
-    'random labels': 'labels drawn at random: what is above chance here is a leak',
+    'bicubic': 'real images made coarser and enlarged by interpolation: what the generator was given, without what it added',
+    'random labels': 'the mixture with the labels of its generated images shuffled: do they matter?',
     'untrained': 'the encoder before any step',
+}
+METHODS = {
+    'zero_shot': 'the encoder and its prompts, untrained',
+    'linear': 'a linear classifier on frozen features',
+    'classifier': 'the same, which begins as the prompts (He et al. 2023)',
+    'clip': 'the whole encoder by its contrastive loss, classified by its prompts',
+    'cross_entropy': 'the image tower and a linear classifier by their cross-entropy',
 }
 
 COLUMNS = (
@@ -134,6 +141,7 @@ def page(summary: dict[str, Any], settings: dict[str, Any], cells: Sequence[dict
     """`report.html`: whatever comes from data is escaped."""
     classes, headline = summary['classes'], summary['headline']
     environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    methods = list(dict.fromkeys(row['method'] for row in summary['rows']))
     arms = list(dict.fromkeys(row['arm'] for row in summary['rows']))
     own = [row for row in summary['per_class'] if headline and all(row[key] == headline[key]
                                                                     for key in ('method', 'arm', 'shots'))]
@@ -142,7 +150,7 @@ def page(summary: dict[str, Any], settings: dict[str, Any], cells: Sequence[dict
         groups=[(name, list(rows)) for name, rows in itertools.groupby(summary['rows'], setting_text)],
         class_columns=CLASS_COLUMNS, class_rows=own, setting_text=setting_text,
         charts=[(name, chart, samples.data_uri(pictures[name], 'png')) for name, chart in drawn.items()],
-        arms=[(arm, charts.colour(arm), _purpose(arm)) for arm in arms],
+        arms=[(arm, charts.colour(arm), _purpose(arm)) for arm in arms], methods={name: METHODS.get(name, '') for name in methods},
         strips=samples.strips(real, synthetic, classes), provenance=samples.provenance(real, synthetic, classes),
         settings=_flat(settings), dropped=dropped, hours=sum(cell['seconds'] for cell in cells) / 3600)
 

@@ -58,7 +58,8 @@ def provenance(real: Path | str, synthetic: Path | str, classes: Sequence[str]) 
     the synthetic ones have in common, such as the digest of their generator.
 
     Returns:
-      {'counts': a row for each class, 'sources', 'without_source', 'fields': name → what it says}.
+      {'counts': a row for each class, 'sources': how many, 'from_none': images whose source is null, 'without_source': images
+      that have no such field, 'fields': name → what it says}.
     """
     originals, made = read_folder(real), read_folder(synthetic)
     splits = list(dict.fromkeys(entry.split for entry in originals))
@@ -69,7 +70,9 @@ def provenance(real: Path | str, synthetic: Path | str, classes: Sequence[str]) 
     named = [entry.extra['source'] for entry in made if entry.extra.get('source') is not None]
     keys = [key for key in dict.fromkeys(key for entry in made for key in entry.extra) if key not in OF_ONE_IMAGE]
     fields = {key: _values([entry.extra.get(key) for entry in made]) for key in keys}
-    return {'counts': counts, 'sources': len({*named}), 'without_source': len(made) - len(named), 'fields': fields}
+    unsaid = sum('source' not in entry.extra for entry in made)
+    return {'counts': counts, 'sources': len({*named}), 'from_none': len(made) - len(named) - unsaid, 'without_source': unsaid,
+            'fields': fields}
 
 
 def data_uri(encoded: bytes, kind: str) -> str:

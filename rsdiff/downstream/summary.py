@@ -30,7 +30,7 @@ def summarise(settings: dict[str, Any], cells: Sequence[Cell], labels: np.ndarra
       `rows`, one for each (method, arm, shots), with means over seeds and half the widths of their 95 % t-intervals
       (`*_ci95`, None with one seed), and the gains over `real` with intervals and p of seeds and test images (None for `real`,
       for what saw no image, and where there is no `real`); `per_class`, one for each row and class; `answers`, one for
-      each setting; `headline`, that of the first method with the most real images.
+      each setting; `headline`, that of the first method with `real_per_class` real images, where all arms are compared.
     """
     classes = settings['classes']
     bootstrap = PairedBootstrap(labels, len(classes))
@@ -52,7 +52,7 @@ def summarise(settings: dict[str, Any], cells: Sequence[Cell], labels: np.ndarra
     return {
         'encoder': settings['encoder'], 'evaluate_on': settings['evaluate_on'], 'classes': list(classes),
         'chance': 1 / len(classes), 'evaluation_images': len(labels), 'dropped_duplicates': len(dropped),
-        'headline': _headline(answers), 'answers': answers, 'rows': rows, 'per_class': per_class}
+        'real_per_class': settings['real_per_class'], 'headline': _headline(answers, settings['real_per_class']), 'answers': answers, 'rows': rows, 'per_class': per_class}
 
 
 def points(change: float, low: float, high: float) -> str:
@@ -162,6 +162,5 @@ def _equals(p: float) -> str:
     return p_text(p) if p < 0.001 else f'= {p_text(p)}'
 
 
-def _headline(answers: Sequence[dict[str, Any]]) -> dict[str, Any] | None:
-    own = [answer for answer in answers if answer['method'] == answers[0]['method']]
-    return own[-1] if own else None
+def _headline(answers: Sequence[dict[str, Any]], real_per_class: int | None) -> dict[str, Any] | None:
+    return next((answer for answer in answers if answer['shots'] == real_per_class), answers[0] if answers else None)
