@@ -15,7 +15,7 @@ import pytest
 from PIL import Image
 
 from rsdiff.data.images import write_image
-from rsdiff.downstream import compare, report, scores, zero_shot
+from rsdiff.downstream import compare, scores, zero_shot
 from rsdiff.downstream.encoder import byte_tokenizer, load_encoder, tiny_encoder
 from rsdiff.downstream.finetune import Recipe, Trainer, batches, contrastive_loss, turned
 from rsdiff.downstream.task import ARMS, BOTH, REAL, SYNTHETIC, load_task, training_images
@@ -349,22 +349,6 @@ def test_finished_cells_are_not_run_again_and_settings_may_not_change(folders, e
     write_image(folders[1] / 'lake/0_0.png', np.zeros((SIZE_PX, SIZE_PX, 3), np.uint8))
     with pytest.raises(BadInput, match=r'other settings .synthetic_images.'):
         compare.compare(load_task(*folders, encoder), encoder, short, 2, 2, tmp_path / 'out', 'test')
-
-
-def test_the_gain_is_paired_by_seed(folders, encoder):
-    task = load_task(*folders, encoder)
-    # The seeds differ widely, the arms always by 0.1 or 0.12: paired, the gain is certain; unpaired, it would not be.
-    accuracy = {REAL: (0.2, 0.8, 0.5), BOTH: (0.3, 0.92, 0.6), SYNTHETIC: (0.5, 0.5, 0.5),
-                compare.UNTRAINED: (0.3,) * 3}
-    cells = [{'arm': arm, 'seed': seed, 'steps': 1, 'real_images': 1, 'synthetic_images': 1, 'accuracy': value,
-              'macro_f1': value, 'confusion': np.eye(3, dtype=int).tolist()}
-             for arm, values in accuracy.items() for seed, value in enumerate(values)]
-    settings = {'evaluate_on': 'test', 'encoder': 'made up', 'real_per_class': None}
-    rows = {row['arm']: row for row in report.summarise(task, settings, cells)['rows']}
-    assert rows[BOTH]['gain'] == pytest.approx(0.32 / 3)
-    assert rows[BOTH]['gain_ci95'] == pytest.approx(4.303 * np.std([0.1, 0.12, 0.1], ddof=1) / np.sqrt(3), rel=1e-3)
-    assert rows[BOTH]['significant'] and not rows[SYNTHETIC]['significant']
-    assert rows[REAL]['gain'] is None and rows[compare.UNTRAINED]['gain'] is None
 
 
 def test_the_program_writes_the_table_the_charts_and_one_json_line(folders, tmp_path):

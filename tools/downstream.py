@@ -53,7 +53,7 @@ def main():
 
     task = load_task(REAL.value, SYNTHETIC.value, encoder, EVALUATE_ON.value)
     settings, cells = compare(task, encoder, recipe, SEEDS.value, REAL_PER_CLASS.value, OUT.value, EVALUATE_ON.value)
-    summary = write_report(OUT.value, task, settings, cells)
+    summary = write_report(OUT.value, settings, cells, task.evaluation.labels, task.dropped, REAL.value, SYNTHETIC.value)
     print(markdown(summary))
     console.finish(summary, Path(OUT.value) / 'summary.json')
 

@@ -1,31 +1,51 @@
 #!/usr/bin/env bash
-# Does synthetic data help? One table from a folder of labelled images (metadata.jsonl with label and split) and a
-# generator, or synthetic images that exist already, from here or elsewhere.
+# Does synthetic data help? One report from a folder of labelled images (metadata.jsonl with label and split) and a
+# generator, or synthetic images that exist already, from here or elsewhere (docs/downstream.md). Run it again to continue.
 #
-#   bash tools/downstream.sh --real DIR --checkpoint DIR --out DIR [--variants 5] [--gsd_m 0.3] [--steps 20] [-- MORE]
-#   bash tools/downstream.sh --real DIR --synthetic DIR  --out DIR [-- MORE]
+#   bash tools/downstream.sh --real DIR --checkpoint DIR --out DIR [--variants 5] [--gsd_m 0.3] [--steps 20] [MORE]
+#   bash tools/downstream.sh --real DIR --synthetic DIR  --out DIR [MORE]
 #
-# MORE goes to tools/downstream.py: --encoder FOLDER, --seeds 5, --real_per_class 16, --steps 250, …
+# --variants, --gsd_m and --steps are those of sample.py: images made from each training image, metres a pixel where the
+# manifest does not say, network evaluations an image. They need --checkpoint.
+# MORE: --encoder embedded|tiny|FOLDER (a CLIP; embedded comes with the project), --seeds 5, --methods LIST, --jobs N, and after
+# -- any other flag of tools/downstream.py, such as -- --steps 250, the optimiser's. OUT/comparison/report.html is the report.
 set -euo pipefail
-usage() { sed -n '2,9s/^# \{0,1\}//p' "${BASH_SOURCE[0]}" >&2; echo "error: $1" >&2; exit 2; }
-real= synthetic= checkpoint= out= variants=5 gsd_m= steps=20
+refuse() { echo "error: $1; --help tells how it is used" >&2; exit 2; }
+real='' synthetic='' checkpoint='' out='' encoder=embedded
+sampling=() comparing=()
 while [ $# -gt 0 ]; do
     case "$1" in
-        --) shift; break ;;
-        --real|--synthetic|--checkpoint|--out|--variants|--gsd_m|--steps)
-            [ $# -ge 2 ] || usage "$1 needs a value"
-            printf -v "${1#--}" %s "$2"; shift 2 ;;
-        *) usage "unknown argument $1" ;;
+        --) shift; comparing+=("$@"); break ;;
+        -h|--help) sed -n '2,/^set /s/^# \{0,1\}//p' "${BASH_SOURCE[0]}"; exit ;;
+        --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}"; continue ;;
     esac
+    case "$1" in
+        --real|--synthetic|--checkpoint|--out|--variants|--gsd_m|--steps|--encoder|--seeds|--methods|--jobs)
+            [ $# -ge 2 ] && [ -n "$2" ] && [ "${2#--}" = "$2" ] || refuse "$1 needs a value" ;;
+        *) refuse "unknown argument $1" ;;
+    esac
+    case "$1" in
+        --real|--synthetic|--checkpoint|--out|--encoder) printf -v "${1#--}" %s "$2" ;;
+        --variants|--gsd_m|--steps) sampling+=("$1" "$2") ;;
+        *) comparing+=("$1" "$2") ;;
+    esac
+    shift 2
 done
-[ -n "$real" ] && [ -n "$out" ] || usage "give --real and --out"
-[ -n "$checkpoint$synthetic" ] || usage "give --checkpoint or --synthetic"
-[ -z "$checkpoint" ] || [ -z "$synthetic" ] || usage "give --checkpoint or --synthetic, not both"
+[ -n "$real" ] && [ -n "$out" ] || refuse "give --real and --out"
+[ -n "$checkpoint$synthetic" ] || refuse "give --checkpoint or --synthetic"
+[ -z "$checkpoint" ] || [ -z "$synthetic" ] || refuse "give --checkpoint or --synthetic, not both"
+[ -n "$checkpoint" ] || [ ${#sampling[@]} = 0 ] || refuse "${sampling[0]} needs --checkpoint: $synthetic is made already"
+for folder in "$real" "$checkpoint" "$synthetic"; do
+    [ -z "$folder" ] || [ -d "$folder" ] || [[ "$folder" = *://* ]] || refuse "$folder: no such folder"
+done
 
+# shellcheck source=tools/venv.sh
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" demo
-if [ -z "$synthetic" ]; then
+if [ -n "$checkpoint" ]; then
     synthetic="$out/synthetic"
-    python "$root/sample.py" --checkpoint "$checkpoint" --condition "$real" --split train --degrade --variants "$variants" \
-        --steps "$steps" ${gsd_m:+--gsd_m "$gsd_m"} --out "$synthetic"
+    # what is given later counts
+    python "$root/sample.py" --checkpoint "$checkpoint" --condition "$real" --split train --degrade --variants 5 --steps 20 \
+        --out "$synthetic" ${sampling[@]+"${sampling[@]}"}
 fi
-python "$root/tools/downstream.py" --real "$real" --synthetic "$synthetic" --out "$out/comparison" "$@"
+python "$root/tools/downstream.py" --real "$real" --synthetic "$synthetic" --encoder "$encoder" --out "$out/comparison" \
+    ${comparing[@]+"${comparing[@]}"}

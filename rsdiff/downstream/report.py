@@ -1,157 +1,184 @@
-"""The finished cells as a table, charts and one JSON object.
+"""A comparison as files, all from one summary.
 
-`table.csv` and `table.md` have a row for each arm; `accuracy.png` is the same as bars; `confusion.png` shows where
-each arm errs; `report.json` has all of it with every cell.
+    table.csv table.md table.tex    a row for each (method, arm, number of real images)
+    per_class.csv                   recall and F1 of each row and class, with their changes against `real`
+    accuracy.png ratio.png learning_curve.png confusion.png per_class.png
+    report.html                     all of it on a page that needs no other file, with images beside their sources
+    report.json                     every figure, setting and cell; predictions stay in cells/
+
+Nothing is trained here: the report of finished cells can be written again.
 """
 
-import csv
 import io
+import itertools
 import json
 from pathlib import Path
 from typing import Any, Sequence
 
-import matplotlib
+import jinja2
 import numpy as np
-from matplotlib.figure import Figure
 
 from rsdiff.console import write_text_atomically
-from rsdiff.downstream import scores
-from rsdiff.downstream.compare import UNTRAINED
-from rsdiff.downstream.task import ARMS, REAL, Task
+from rsdiff.downstream import charts, samples
+from rsdiff.downstream.summary import p_text, setting_text, shots_text, summarise
+from rsdiff.evaluation import tables
+from rsdiff.evaluation.tables import Shown
 
-COLOURS = {UNTRAINED: '#b8b8b8', 'real': '#2f6f9f', 'synthetic': '#d98c3f', 'real+synthetic': '#4f8f57'}
-LABEL_FONT_PT = 9
+TEMPLATE = Path(__file__).parent / 'report.html'
+
+# what an arm is there for; of a mixture the ratio is in its name
+PURPOSES = {
+    'real': 'the baseline: real images alone',
+    'synthetic': 'generated images alone: how far they can stand in for real ones',
+    'real+synthetic': 'the question: real images and n generated ones for each',
+    'real repeated': 'as many more images, all of them the same: what more draws of the same do',
+    'augmented': 'other views of the real images, turned, cropped and of other colours: what a few lines of code do',
+    'mixup': 'blends of two images and their labels (Zhang et al. 2018)',
+    'cutout': 'images with a square left out (DeVries & Taylor 2017)',
+    'cutmix': 'images with a patch of another, labels in proportion (Yun et al. 2019)',
+    'bicubic': 'real images made coarser and enlarged by interpolation: what the generator was given, without what it added',
+    'random labels': 'the mixture with the labels of its generated images shuffled: do they matter?',
+    'untrained': 'the encoder before any step',
+}
+METHODS = {
+    'zero_shot': 'the encoder and its prompts, untrained',
+    'linear': 'a linear classifier on frozen features',
+    'classifier': 'the same, which begins as the prompts (He et al. 2023)',
+    'clip': 'the whole encoder by its contrastive loss, classified by its prompts',
+    'cross_entropy': 'the image tower and a linear classifier by their cross-entropy',
+}
+
+COLUMNS = (
+    Shown('method', lambda row: row['method'], number=False),
+    Shown('training images', lambda row: row['arm'], number=False),
+    Shown('real a class', lambda row: shots_text(row['shots'])),
+    Shown('real', lambda row: str(row['real_images'])),
+    Shown('extra', lambda row: str(row['extra_images'])),
+    Shown('steps', lambda row: str(row['steps'])),
+    Shown('seeds', lambda row: str(row['seeds'])),
+    Shown('accuracy %', lambda row: _plus_minus(row['accuracy'], row['accuracy_ci95'])),
+    Shown('macro-F1 %', lambda row: _plus_minus(row['macro_f1'], row['macro_f1_ci95'])),
+    Shown('gain over real, points', lambda row: _change(row, '')),
+    Shown('p', lambda row: '' if row['p'] is None else p_text(row['p'])),
+    Shown('p, Holm', lambda row: '' if row['p_holm'] is None else p_text(row['p_holm'])),
+)
+# on the page, where the rows of a setting stand together under its name
+GROUPED = COLUMNS[1:2] + COLUMNS[3:]
+ANSWERS = (
+    Shown('setting', setting_text, number=False),
+    Shown('best with synthetic images', lambda answer: answer['arm'], number=False),
+    Shown('gain over real, points', lambda answer: _change(answer, '')),
+    Shown('p, Holm', lambda answer: p_text(answer['p_holm'])),
+    Shown('answer', lambda answer: answer['verdict'], number=False),
+    Shown('best without', lambda answer: answer['control'] or 'real', number=False),
+    Shown('gain over that, points', lambda answer: _change(answer['over_control'] or answer, '')),
+)
+CLASS_COLUMNS = (
+    Shown('class', lambda row: row['class'], number=False),
+    Shown('images', lambda row: str(row['images'])),
+    Shown('recall %', lambda row: f'{100 * row["recall"]:.1f}'),
+    Shown('change, points', lambda row: _change(row, 'recall_')),
+    Shown('F1 %', lambda row: f'{100 * row["f1"]:.1f}'),
+    Shown('change, points', lambda row: _change(row, 'f1_')),
+)
 
 
-def summarise(task: Task, settings: dict[str, Any], cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Means over seeds, and the gain of each arm over `real` paired by seed.
+def write_report(out: Path | str, settings: dict[str, Any], cells: Sequence[dict[str, Any]], labels: np.ndarray,
+                 dropped: Sequence[str], real: Path | str, synthetic: Path | str) -> dict[str, Any]:
+    """Writes the files above into `out` and returns `summarise`'s object without its `per_class`.
 
-    Returns:
-      {'rows': one for each arm, 'chance': 1 / classes, …}. Intervals (`*_ci95`) are half widths, and None with one
-      seed, and so are the gain of `real` over itself and that of `untrained`. A gain whose interval excludes 0 has
-      `significant` true.
+    Args:
+      settings, cells: of `compare`.
+      labels: int (images,), the true classes of the evaluation images.
+      dropped: names of the images that were left out.
+      real, synthetic: the folders that were compared.
+    Raises:
+      BadInput: a folder or an image of it can't be read.
     """
-    by_arm = {arm: [c for c in cells if c['arm'] == arm] for arm in (UNTRAINED, *ARMS)}
-    rows = []
-    for arm, own in by_arm.items():
-        row = {'arm': arm, 'seeds': len(own), 'steps': own[0]['steps'],
-               'real_images': round(np.mean([c['real_images'] for c in own])),
-               'synthetic_images': round(np.mean([c['synthetic_images'] for c in own]))}
-        for score in ('accuracy', 'macro_f1'):
-            row[score], row[f'{score}_ci95'] = scores.mean_interval([c[score] for c in own])
-        # The same seed means the same initial parameters and the same real images, so the difference is paired.
-        gains = [c['accuracy'] - r['accuracy'] for c, r in zip(own, by_arm[REAL], strict=True)]
-        row['gain'], row['gain_ci95'] = (None, None) if arm in (REAL, UNTRAINED) else scores.mean_interval(gains)
-        row['significant'] = None if row['gain_ci95'] is None else abs(row['gain']) > row['gain_ci95']
-        rows.append(row)
-    return {
-        'metric': f'zero-shot prompt classification, {settings["evaluate_on"]} split, after the last step',
-        'encoder': settings['encoder'], 'classes': list(task.classes), 'chance': 1 / len(task.classes),
-        'evaluation_images': len(task.evaluation), 'real_per_class': settings['real_per_class'],
-        'dropped_duplicates': len(task.dropped),
-        'synthetic_images_without_source': sum(source is None for source in task.synthetic.sources), 'rows': rows}
-
-
-def write_report(out: Path | str, task: Task, settings: dict[str, Any],
-                 cells: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Writes the five files into `out` and returns `summarise`'s object."""
     out = Path(out)
-    summary = summarise(task, settings, cells)
-    confusions = {arm: np.sum([c['confusion'] for c in cells if c['arm'] == arm], axis=0) for arm in ARMS}
-    write_text_atomically(out / 'table.csv', _csv(summary['rows']))
+    summary = summarise(settings, cells, labels, dropped)
+    drawn = charts.draw(summary, cells)
+    pictures = {}
+    for name, chart in drawn.items():
+        encoded = io.BytesIO()
+        chart.figure.savefig(encoded, format='png', dpi=charts.DOTS_AN_INCH)
+        pictures[name] = encoded.getvalue()
+    out.mkdir(parents=True, exist_ok=True)
+    for name, encoded in pictures.items():
+        (out / f'{name}.png').write_bytes(encoded)
+
+    rows = summary['rows']
+    write_text_atomically(out / 'table.csv', tables.csv_text(rows))
+    write_text_atomically(out / 'per_class.csv', tables.csv_text(summary['per_class']))
     write_text_atomically(out / 'table.md', markdown(summary))
+    write_text_atomically(out / 'table.tex', tables.latex(COLUMNS, rows, caption(summary), 'tab:downstream'))
+    plain = [{key: value for key, value in cell.items() if key != 'predictions'} for cell in cells]
     write_text_atomically(out / 'report.json', json.dumps(
-        summary | {'settings': settings, 'dropped': list(task.dropped), 'cells': list(cells)}, indent=1) + '\n')
-    _draw_bars(summary, cells).savefig(out / 'accuracy.png', dpi=160)
-    _draw_confusions(summary, confusions).savefig(out / 'confusion.png', dpi=160)
-    return summary
+        summary | {'settings': settings, 'dropped': list(dropped), 'cells': plain}, indent=1) + '\n')
+    write_text_atomically(out / 'report.html', page(summary, settings, cells, drawn, pictures, dropped, real, synthetic))
+    return {key: value for key, value in summary.items() if key != 'per_class'}
 
 
 def markdown(summary: dict[str, Any]) -> str:
-    """The table people paste into a paper; percentages, mean ± half of the 95 % interval."""
-    lines = ['| training images | real | synthetic | steps | accuracy % | macro-F1 % | gain over real, points |',
-             '|---|---:|---:|---:|---:|---:|---:|']
-    for row in summary['rows']:
-        gain = '' if row['gain'] is None else _percent(row['gain'], row['gain_ci95'], sign='+')
-        lines.append(f'| {row["arm"]} | {row["real_images"]} | {row["synthetic_images"]} | {row["steps"]} | '
-                     f'{_percent(row["accuracy"], row["accuracy_ci95"])} | '
-                     f'{_percent(row["macro_f1"], row["macro_f1_ci95"])} | {gain} |')
-    return '\n'.join(lines) + (
-        f'\n\n{summary["encoder"]}; {summary["metric"]}; {summary["evaluation_images"]} images of '
-        f'{len(summary["classes"])} classes, chance {100 * summary["chance"]:.1f} %; {_trust(summary)}; '
-        'gains are paired by seed.\n')
+    """The answer, the table that people paste into a paper, and what its numbers are."""
+    answer = f'{summary["headline"]["text"]}\n\n' if summary['headline'] else ''
+    every = f'{tables.markdown(ANSWERS, summary["answers"])}\n' if len(summary['answers']) > 1 else ''
+    return f'{answer}{every}{tables.markdown(COLUMNS, summary["rows"])}\n{caption(summary)}\n'
 
 
-def _trust(summary: dict[str, Any]) -> str:
-    seeds = summary['rows'][0]['seeds']
-    return 'one seed, no interval' if seeds == 1 else f'mean ± 95 % t-interval over {seeds} seeds'
+def caption(summary: dict[str, Any]) -> str:
+    """What the numbers of the table are."""
+    seeds = {row['seeds'] for row in summary['rows']}
+    spread = 'one seed, no interval' if seeds == {1} else f'mean ± 95 % t-interval over {_range(seeds)} seeds'
+    return (f'{summary["encoder"]}, {summary["evaluate_on"]} split after the last step: {summary["evaluation_images"]} images of '
+            f'{len(summary["classes"])} classes, chance {100 * summary["chance"]:.1f} %; {spread}. Gains are paired by seed and '
+            'image; their 95 % intervals and p are of a bootstrap of test images and seeds together; Holm corrects over '
+            'the arms of a method and number of real images.')
 
 
-def _percent(mean: float, half: float | None, sign: str = '') -> str:
-    return f'{100 * mean:{sign}.1f}' + ('' if half is None else f' ± {100 * half:.1f}')
+def page(summary: dict[str, Any], settings: dict[str, Any], cells: Sequence[dict[str, Any]], drawn: dict[str, charts.Chart],
+         pictures: dict[str, bytes], dropped: Sequence[str], real: Path | str, synthetic: Path | str) -> str:
+    """`report.html`: whatever comes from data is escaped."""
+    classes, headline = summary['classes'], summary['headline']
+    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    methods = list(dict.fromkeys(row['method'] for row in summary['rows']))
+    arms = list(dict.fromkeys(row['arm'] for row in summary['rows']))
+    own = [row for row in summary['per_class'] if headline and all(row[key] == headline[key]
+                                                                    for key in ('method', 'arm', 'shots'))]
+    return environment.from_string(TEMPLATE.read_text(encoding='utf-8')).render(
+        summary=summary, headline=headline, caption=caption(summary), answer_columns=ANSWERS, columns=GROUPED,
+        groups=[(name, list(rows)) for name, rows in itertools.groupby(summary['rows'], setting_text)],
+        class_columns=CLASS_COLUMNS, class_rows=own, setting_text=setting_text,
+        charts=[(name, chart, samples.data_uri(pictures[name], 'png')) for name, chart in drawn.items()],
+        arms=[(arm, charts.colour(arm), _purpose(arm)) for arm in arms], methods={name: METHODS.get(name, '') for name in methods},
+        strips=samples.strips(real, synthetic, classes), provenance=samples.provenance(real, synthetic, classes),
+        settings=_flat(settings), dropped=dropped, hours=sum(cell['seconds'] for cell in cells) / 3600)
 
 
-def _csv(rows: Sequence[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
+def _purpose(arm: str) -> str:
+    return PURPOSES.get('real+synthetic' if arm.startswith('real+synthetic') else arm, '')
 
 
-def _draw_bars(summary: dict[str, Any], cells: Sequence[dict[str, Any]]) -> Figure:
-    """Mean accuracy with its interval, every seed as a dot, and chance as a line."""
-    figure = Figure(figsize=(6.4, 4.0), layout='constrained')
-    axes = figure.subplots()
-    for x, row in enumerate(summary['rows']):
-        axes.bar(x, 100 * row['accuracy'], width=0.62, color=COLOURS[row['arm']], zorder=2)
-        own = [100 * c['accuracy'] for c in cells if c['arm'] == row['arm']]
-        axes.scatter(x + np.linspace(-0.18, 0.18, len(own) + 2)[1:-1], own, s=12, color='white', edgecolor='black',
-                     linewidth=0.6, zorder=3)
-        half = 100 * (row['accuracy_ci95'] or 0.0)
-        axes.errorbar(x, 100 * row['accuracy'], half, color='black', capsize=4, linewidth=1.2, zorder=4)
-        top = max([100 * row['accuracy'] + half, *own])
-        axes.annotate(_percent(row['accuracy'], row['accuracy_ci95']), (x, top), xytext=(0, 5),
-                      textcoords='offset points', ha='center', fontsize=LABEL_FONT_PT)
-    chance = 100 * summary['chance']
-    axes.axhline(chance, color='#a03030', linestyle='--', linewidth=1, zorder=5, label=f'chance, {chance:.1f} %')
-    axes.set_xticks(range(len(summary['rows'])), [f'{row["arm"]}\n{_images(row)}' for row in summary['rows']])
-    axes.set_ylim(0, min(112, 1.15 * axes.get_ylim()[1]))
-    axes.set_ylabel('accuracy, %')
-    axes.set_title(f'{summary["encoder"]}\n{len(summary["classes"])} classes, {summary["evaluation_images"]} images; '
-                   f'{_trust(summary)}', fontsize=LABEL_FONT_PT)
-    axes.spines[['top', 'right']].set_visible(False)
-    axes.grid(axis='y', color='#e4e4e4', zorder=0)
-    axes.legend(frameon=False, loc='upper left', fontsize=LABEL_FONT_PT)
-    return figure
+def _flat(values: dict[str, Any], before: str = '') -> list[tuple[str, str]]:
+    """Nested settings as (name, text); names of what is nested are joined by points."""
+    found = []
+    for key, value in values.items():
+        if isinstance(value, dict):
+            found += _flat(value, f'{before}{key}.')
+        else:
+            text = ', '.join(map(str, value)) if isinstance(value, (list, tuple)) else '–' if value is None else str(value)
+            found.append((f'{before}{key}', text))
+    return found
 
 
-def _draw_confusions(summary: dict[str, Any], confusions: dict[str, np.ndarray]) -> Figure:
-    """One panel for each arm, rows normalised to 100 %, summed over seeds."""
-    classes = summary['classes']
-    side = 1.6 + 0.22 * len(classes)
-    figure = Figure(figsize=(side * len(confusions) + 1.6, side + 1.8), layout='constrained')
-    panels = figure.subplots(1, len(confusions), sharey=True)
-    colour_map = matplotlib.colormaps['Blues']
-    for panel, (arm, counts) in zip(panels, confusions.items()):
-        share = 100 * counts / counts.sum(1, keepdims=True)
-        image = panel.imshow(share, vmin=0, vmax=100, cmap=colour_map)
-        panel.set_xticks(range(len(classes)), classes, rotation=90, fontsize=LABEL_FONT_PT - 2)
-        panel.set_yticks(range(len(classes)), classes, fontsize=LABEL_FONT_PT - 2)
-        panel.set_title(arm, fontsize=LABEL_FONT_PT + 1)
-        panel.set_xlabel('predicted', fontsize=LABEL_FONT_PT)
-        if len(classes) <= 12:
-            for (i, j), value in np.ndenumerate(share):
-                if value >= 1:
-                    panel.text(j, i, f'{value:.0f}', ha='center', va='center', fontsize=LABEL_FONT_PT - 3,
-                               color='white' if value > 55 else 'black')
-    panels[0].set_ylabel('true', fontsize=LABEL_FONT_PT)
-    bar = figure.colorbar(image, ax=panels, shrink=0.8)
-    bar.set_label('% of the true class', fontsize=LABEL_FONT_PT)
-    bar.ax.tick_params(labelsize=LABEL_FONT_PT - 2)
-    return figure
+def _range(numbers: set[int]) -> str:
+    return str(min(numbers)) if len(numbers) == 1 else f'{min(numbers)} to {max(numbers)}'
 
 
-def _images(row: dict[str, Any]) -> str:
-    parts = [f'{row[key]} {key.split("_")[0]}' for key in ('real_images', 'synthetic_images') if row[key]]
-    return ' +\n'.join(parts) or 'no step'
+def _plus_minus(mean: float, half: float | None) -> str:
+    return f'{100 * mean:.1f}' + ('' if half is None else f' ± {100 * half:.1f}')
+
+
+def _change(row: dict[str, Any], score: str) -> str:
+    value, low, high = (row[f'{score}gain{end}'] for end in ('', '_low', '_high'))
+    return '' if value is None else f'{100 * value:+.1f} ({100 * low:+.1f} to {100 * high:+.1f})'

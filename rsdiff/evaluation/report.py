@@ -1,7 +1,5 @@
 """A comparison as files: `table.md`, `table.csv`, `per_image.csv`, and `grid.png` to look at."""
 
-import csv
-import io
 from pathlib import Path
 from typing import Sequence
 
@@ -11,6 +9,7 @@ from PIL import Image, ImageDraw
 
 from rsdiff.console import write_text_atomically
 from rsdiff.data.images import write_image
+from rsdiff.evaluation import tables
 from rsdiff.evaluation.columns import Column
 from rsdiff.evaluation.comparison import Table
 from rsdiff.evaluation.interval import Interval
@@ -31,11 +30,11 @@ def write_tables(out: Path, table: Table, image_names: Sequence[str]) -> None:
              'better': column.better, 'rewards': column.rewards}
             for row, values in table.values.items() for column in table.columns
             if (value := values.get(column.name)) is not None]
-    write_text_atomically(out / 'table.csv', _csv(long))
+    write_text_atomically(out / 'table.csv', tables.csv_text(long))
     images = [{'row': row, 'image': image, **{name: numbers[number] for name, numbers in measures.items()}}
               for row, measures in table.per_image.items() if measures for number, image in enumerate(image_names)]
     if images:
-        write_text_atomically(out / 'per_image.csv', _csv(images))
+        write_text_atomically(out / 'per_image.csv', tables.csv_text(images))
 
 
 def markdown(table: Table) -> str:
@@ -49,11 +48,9 @@ def markdown(table: Table) -> str:
 
 
 def _markdown_part(table: Table, own: Sequence[Column], meaning: str) -> str:
-    lines = [f'| {meaning} | {" | ".join(column.heading for column in own)} |', '|---|' + '---:|' * len(own)]
-    for row, values in table.values.items():
-        cells = [_cell(values.get(column.name), column.digits) for column in own]
-        lines.append(f'| {row} | {" | ".join(cells)} |')
-    return '\n'.join(lines) + '\n'
+    numbers = [tables.Shown(column.heading, lambda row, column=column: _cell(row[1].get(column.name), column.digits))
+               for column in own]
+    return tables.markdown([tables.Shown(meaning, lambda row: row[0], number=False), *numbers], list(table.values.items()))
 
 
 def _cell(value: Interval | None, digits: int) -> str:
@@ -63,14 +60,6 @@ def _cell(value: Interval | None, digits: int) -> str:
         return '∞' if value.value > 0 else '–'
     text = f'{value.value:.{digits}f}'
     return text if value.low is None else f'{text} ({value.low:.{digits}f} to {value.high:.{digits}f})'
-
-
-def _csv(rows: Sequence[dict]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 def write_grid(path: Path, examples: Sequence[dict[str, np.ndarray]], truth: str, error_of: Sequence[str]) -> None:

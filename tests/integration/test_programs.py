@@ -109,8 +109,8 @@ def test_the_downstream_script_makes_its_own_synthetic_images(trained, tmp_path)
     images, workdir, _ = trained
     env = {**os.environ, 'XLA_FLAGS': '', 'RSDIFF_NO_VENV': '1', 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
     script = ['bash', ROOT / 'tools' / 'downstream.sh']
-    done = subprocess.run([*script, '--real', images, '--checkpoint', workdir, '--out', 'out', '--variants', '1', '--steps',
-                           '2', '--', '--seeds', '1', '--steps', '2', '--image_size_px', '16', '--batch', '4'],
+    done = subprocess.run([*script, '--real', images, '--checkpoint', workdir, '--out', 'out', '--variants=1', '--steps',
+                           '2', '--encoder', 'tiny', '--seeds', '1', '--', '--steps', '2', '--image_size_px', '16', '--batch', '4'],
                           cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])

@@ -1,0 +1,291 @@
+"""The charts of the report. Colours are those of Okabe & Ito, which colour-blind readers tell apart, and stay with an arm in
+every chart; nothing is told by colour alone."""
+
+from typing import Any, NamedTuple, Sequence
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from rsdiff.downstream.summary import MIXTURE, RANDOM, REAL, SYNTHETIC, is_mixture, setting_text
+
+BLUE, ORANGE, GREEN, SKY, PURPLE, RED = '#0072B2', '#E69F00', '#009E73', '#56B4E9', '#CC79A7', '#D55E00'
+COLOURS = {REAL: BLUE, SYNTHETIC: ORANGE, MIXTURE: GREEN, 'bicubic': PURPLE, 'real repeated': '#595959', RANDOM: RED,
+           'untrained': '#B5B5B5', 'augmented': SKY, 'mixup': SKY, 'cutout': SKY, 'cutmix': SKY}
+BANDS = 'real repeated', 'augmented'
+MARKERS = {REAL: 'o', SYNTHETIC: 's', MIXTURE: 'D', 'bicubic': '^', 'augmented': 'v', 'real repeated': 'P'}
+FONT_PT, SMALL_PT, DOTS_AN_INCH = 10, 8.5, 150
+GRID = '#E3E3E3'
+# more classes than this and numbers in a confusion matrix can't be read
+NUMBERED_CLASSES = 12
+
+Summary = dict[str, Any]
+
+
+class Chart(NamedTuple):
+    """`alternative` says what it shows to who can't see it."""
+
+    figure: Figure
+    title: str
+    alternative: str
+
+
+def draw(summary: Summary, cells: Sequence[dict[str, Any]]) -> dict[str, Chart]:
+    """The charts that these rows can fill, by the name of their file: `accuracy`, `ratio`, `learning_curve`, `confusion` and
+    `per_class`."""
+    made = {'accuracy': accuracy(summary, cells), 'ratio': ratio_curve(summary), 'learning_curve': learning_curve(summary),
+            'confusion': confusion(summary, cells), 'per_class': per_class(summary)}
+    return {name: chart for name, chart in made.items() if chart}
+
+
+def accuracy(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart:
+    """Bars of accuracy with intervals and every seed as a dot; beside them the gain over `real`. A panel a method."""
+    panels = list(_all_arms(summary).values())
+    figure = Figure(figsize=(9, 0.9 + sum(0.34 * len(rows) + 0.55 for rows in panels)), layout='constrained')
+    grid = figure.subplots(len(panels), 2, sharex='col', squeeze=False, width_ratios=(3, 2),
+                           height_ratios=[len(rows) + 1 for rows in panels])
+    for (bars, gains), rows in zip(grid, panels):
+        places = np.arange(len(rows))
+        for y, row in zip(places, rows):
+            bars.barh(y, 100 * row['accuracy'], height=0.66, color=colour(row['arm']), zorder=2)
+            half = 100 * (row['accuracy_ci95'] or 0)
+            bars.errorbar(100 * row['accuracy'], y, xerr=half, color='black', capsize=3, linewidth=1.1, zorder=4)
+            own = [100 * cell['accuracy'] for cell in cells if _key(cell) == _key(row)]
+            bars.scatter(own, y + np.linspace(-0.2, 0.2, len(own) + 2)[1:-1], s=11, color='white', edgecolor='black',
+                         linewidth=0.6, zorder=3)
+            bars.annotate(_percent(row['accuracy'], row['accuracy_ci95']), (max([100 * row['accuracy'] + half, *own]), y),
+                          xytext=(5, 0), textcoords='offset points', va='center', fontsize=SMALL_PT)
+        bars.axvline(100 * summary['chance'], color='black', linestyle='--', linewidth=1, zorder=5,
+                     label=f'chance, {100 * summary["chance"]:.1f} %')
+        bars.set_yticks(places, [row['arm'] for row in rows], fontsize=SMALL_PT + 0.5)
+        bars.set_ylim(len(rows) - 0.4, -0.6)
+        bars.set_title(setting_text(rows[0]), loc='left', fontsize=FONT_PT)
+        _draw_gains(gains, rows)
+    grid[0, 0].set_xlim(0, 118)
+    grid[0, 0].set_xticks(range(0, 101, 20))
+    _limit_gains(grid[0, 1], panels)
+    grid[-1, 0].set_xlabel('accuracy, %', fontsize=FONT_PT)
+    grid[-1, 1].set_xlabel('gain over real, points', fontsize=FONT_PT)
+    grid[0, 0].legend(frameon=False, loc='lower right', fontsize=SMALL_PT, bbox_to_anchor=(1, 1.0), borderaxespad=0.1)
+    for axes in grid.flat:
+        _plain(axes, 'x')
+    told = '; '.join(f'{setting_text(rows[0])}: ' + ', '.join(
+        f'{row["arm"]} {_percent(row["accuracy"], row["accuracy_ci95"])} %' for row in rows) for rows in panels)
+    return Chart(figure, 'Accuracy of every arm, and its gain over real', f'Bars of accuracy and gains. {told}.')
+
+
+def ratio_curve(summary: Summary) -> Chart | None:
+    """Accuracy over the number of synthetic images for each real one, with the controls as bands."""
+    panels = {method: sorted(_by_ratio(rows), key=lambda row: row['ratio'] or 0) for method, rows in _all_arms(summary).items()}
+    panels = {method: curve for method, curve in panels.items() if len(curve) > 2}
+    if not panels:
+        return None
+    figure, grid = _side_by_side(len(panels))
+    told = []
+    for axes, (method, curve) in zip(grid, panels.items()):
+        for row in _all_arms(summary)[method]:
+            if row['arm'] in BANDS:
+                half = row['accuracy_ci95'] or 0
+                axes.axhspan(100 * (row['accuracy'] - half), 100 * (row['accuracy'] + half), color=colour(row['arm']),
+                             alpha=0.13, linewidth=0)
+                axes.axhline(100 * row['accuracy'], color=colour(row['arm']), label=row['arm'],
+                             linestyle={'real repeated': '--'}.get(row['arm'], ':'))
+        ratios = [row['ratio'] or 0 for row in curve]
+        _curve(axes, ratios, curve, MIXTURE)
+        _curve(axes, [0], [row for row in curve if row['arm'] == REAL], REAL)
+        axes.set_xticks(ratios)
+        axes.set_xlabel('synthetic images for each real one', fontsize=FONT_PT)
+        axes.set_title(setting_text(curve[0]), loc='left', fontsize=FONT_PT)
+        axes.legend(frameon=False, fontsize=SMALL_PT)
+        told.append(f'{setting_text(curve[0])}: ' + ', '.join(f'{ratio} {_percent(row["accuracy"], row["accuracy_ci95"])} %'
+                                                         for ratio, row in zip(ratios, curve)))
+    return Chart(figure, 'Accuracy by ratio', f'Accuracy over synthetic images for each real one. {"; ".join(told)}.')
+
+
+def learning_curve(summary: Summary) -> Chart | None:
+    """Accuracy over real images a class, for `real`, the mixture that the headline is about, and the plainest controls."""
+    headline = summary['headline']
+    shown = [REAL, SYNTHETIC, 'bicubic', 'augmented', *([headline['arm']] if headline and is_mixture(headline['arm']) else [])]
+    classes, panels = len(summary['classes']), {}
+    for method in dict.fromkeys(row['method'] for row in summary['rows']):
+        rows = [row for row in summary['rows'] if row['method'] == method]
+        per_class = {row['shots']: row['real_images'] / classes for row in rows if row['arm'] == REAL}
+        if len({*per_class.values()}) > 1:
+            panels[method] = per_class, {arm: [row for row in rows if row['arm'] == arm and row['shots'] in per_class]
+                                         for arm in shown}
+    if not panels:
+        return None
+    figure, grid = _side_by_side(len(panels))
+    told = []
+    for axes, (method, (per_class, curves)) in zip(grid, panels.items()):
+        for number, (arm, rows) in enumerate(curves.items()):
+            if rows:
+                shift = 1.025 ** (number - 2)  # intervals of equal places would hide one another
+                _curve(axes, [per_class[row['shots']] * shift for row in rows], rows, arm)
+        axes.set_xscale('log')
+        places = sorted({*per_class.values()})
+        axes.set_xticks(places, [f'{place:.0f}' for place in places])
+        axes.minorticks_off()
+        axes.set_xlabel('real images a class', fontsize=FONT_PT)
+        axes.set_title(method, loc='left', fontsize=FONT_PT)
+        axes.legend(frameon=False, fontsize=SMALL_PT)
+        told += [f'{method}, {arm}: ' + ', '.join(f'{per_class[row["shots"]]:.0f} images {100 * row["accuracy"]:.1f} %'
+                                                  for row in rows) for arm, rows in curves.items() if rows]
+    return Chart(figure, 'Learning curve', f'Accuracy over real images a class. {"; ".join(told)}.')
+
+
+def confusion(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart | None:
+    """Confusions of `real` and of the arm that the headline is about, in per cent of the true class, and their difference."""
+    headline, classes = summary['headline'], summary['classes']
+    if headline is None:
+        return None
+    shares = {}
+    for arm in (REAL, headline['arm']):
+        counts = np.sum([cell['confusion'] for cell in cells
+                         if _key(cell) == (headline['method'], arm, headline['shots'])], axis=0)
+        shares[arm] = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
+    difference = shares[headline['arm']] - shares[REAL]
+    side = 1.2 + 0.19 * len(classes)
+    figure = Figure(figsize=(max(9, 3 * side + 1.8), max(3.2, side + 0.9)), layout='constrained')
+    panels = figure.subplots(1, 3, sharey=True)
+    for panel, (arm, share) in zip(panels, shares.items()):
+        image = _matrix(panel, share, classes, arm, 'cividis', 0, 100)
+    panels[0].set_ylabel('true', fontsize=FONT_PT)
+    _colour_bar(figure, image, panels[:2], '% of the true class')
+    most = max(1.0, np.abs(difference).max())
+    image = _matrix(panels[2], difference, classes, f'{headline["arm"]} − {REAL}', 'RdBu', -most, most)
+    _colour_bar(figure, image, panels[2], 'points')
+    gained, lost = int(np.diag(difference).argmax()), int(np.diag(difference).argmin())
+    return Chart(figure, f'Confusions, {setting_text(headline)}',
+                 f'Confusion matrices of {REAL} and {headline["arm"]}, and their difference. On the diagonal it is from '
+                 f'{difference[lost, lost]:+.1f} points ({classes[lost]}) to {difference[gained, gained]:+.1f} ({classes[gained]}).')
+
+
+def per_class(summary: Summary) -> Chart | None:
+    """What the arm that the headline is about changes for each class, in recall and in F1."""
+    headline = summary['headline']
+    if headline is None:
+        return None
+    rows = [row for row in summary['per_class'] if _key(row) == _key(headline)]
+    rows.sort(key=lambda row: row['recall_gain'])
+    figure = Figure(figsize=(9, 1.3 + 0.3 * len(rows)), layout='constrained')
+    both = figure.subplots(1, 2, sharey=True, sharex=True)
+    for axes, score, name in zip(both, ('recall', 'f1'), ('recall', 'F1')):
+        for y, row in enumerate(rows):
+            _gain_mark(axes, y, row[f'{score}_gain'], row[f'{score}_gain_low'], row[f'{score}_gain_high'], headline['arm'])
+        axes.axvline(0, color='black', linewidth=1)
+        axes.set_title(f'change of {name}, points', loc='left', fontsize=FONT_PT)
+        _plain(axes, 'x')
+    both[0].set_yticks(range(len(rows)), [_short(row['class']) for row in rows], fontsize=SMALL_PT, parse_math=False)
+    both[0].set_ylim(-0.7, len(rows) - 0.3)
+    told = ', '.join(f'{row["class"]} {100 * row["recall_gain"]:+.1f}' for row in reversed(rows))
+    return Chart(figure, f'Change by class: {headline["arm"]} against {REAL}, {setting_text(headline)}',
+                 f'Change of recall in points: {told}.')
+
+
+def colour(arm: str) -> str:
+    """Of an arm, whatever its ratio."""
+    return COLOURS.get(MIXTURE if is_mixture(arm) else arm, '#404040')
+
+
+def _draw_gains(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
+    for y, row in enumerate(rows):
+        if row['gain'] is not None:
+            _gain_mark(axes, y, row['gain'], row['gain_low'], row['gain_high'], row['arm'])
+    axes.axvline(0, color='black', linewidth=1)
+    axes.set_yticks(range(len(rows)), [''] * len(rows))
+    axes.set_ylim(len(rows) - 0.4, -0.6)
+
+
+def _gain_mark(axes: Axes, y: float, gain: float, low: float, high: float, arm: str) -> None:
+    """A dot with its interval, which is hollow where the interval holds 0."""
+    sure = low > 0 or high < 0
+    axes.plot([100 * low, 100 * high], [y, y], color=colour(arm), linewidth=2.2, solid_capstyle='butt', zorder=2)
+    axes.plot(100 * gain, y, 'o', markersize=6, color=colour(arm), markerfacecolor=colour(arm) if sure else 'white', zorder=3)
+
+
+def _limit_gains(axes: Axes, panels: Sequence[Sequence[dict[str, Any]]]) -> None:
+    """Random labels lose so much that on their scale nothing else could be told apart: they are cut off, and say so."""
+    shown = [100 * row[key] for rows in panels for row in rows for key in ('gain_low', 'gain_high')
+             if row['gain'] is not None and row['arm'] != RANDOM]
+    if shown:
+        low, high = min(0, *shown), max(0, *shown)
+        margin = 0.08 * (high - low) + 0.5
+        axes.set_xlim(max(-100, low - margin), min(100, high + margin))
+    for other, rows in zip(axes.figure.axes[1::2], panels):
+        for y, row in enumerate(rows):
+            if row['gain'] is not None and 100 * row['gain'] < axes.get_xlim()[0]:
+                other.annotate(f'← {100 * row["gain"]:+.1f}', (0.01, y), xycoords=('axes fraction', 'data'), va='center',
+                               fontsize=SMALL_PT)
+
+
+def _curve(axes: Axes, places: Sequence[float], rows: Sequence[dict[str, Any]], arm: str) -> None:
+    halves = [100 * (row['accuracy_ci95'] or 0) for row in rows]
+    marker = MARKERS.get(MIXTURE if is_mixture(arm) else arm, 'x')
+    axes.errorbar(places, [100 * row['accuracy'] for row in rows], halves, color=colour(arm), marker=marker, markersize=6,
+                  capsize=3, linewidth=1.6, label=arm, zorder=3)
+
+
+def _matrix(panel: Axes, values: np.ndarray, classes: Sequence[str], title: str, colours: str, low: float, high: float):
+    image = panel.imshow(values, vmin=low, vmax=high, cmap=matplotlib.colormaps[colours])
+    names = [_short(name) for name in classes]
+    panel.set_xticks(range(len(classes)), names, rotation=90, fontsize=SMALL_PT - 1, parse_math=False)
+    panel.set_yticks(range(len(classes)), names, fontsize=SMALL_PT - 1, parse_math=False)
+    panel.set_xlabel('predicted', fontsize=FONT_PT)
+    panel.set_title(title, fontsize=FONT_PT)
+    if len(classes) <= NUMBERED_CLASSES:
+        for (i, j), value in np.ndenumerate(values):
+            if abs(value) >= 1:
+                red, green, blue, _ = image.cmap(image.norm(value))
+                dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
+                panel.text(j, i, f'{value:.0f}', ha='center', va='center', fontsize=SMALL_PT - 2,
+                           color='white' if dark else 'black')
+    return image
+
+
+def _colour_bar(figure: Figure, image, panels, label: str) -> None:
+    bar = figure.colorbar(image, ax=panels, shrink=0.75)
+    bar.set_label(label, fontsize=SMALL_PT)
+    bar.ax.tick_params(labelsize=SMALL_PT - 1)
+
+
+def _side_by_side(panels: int) -> tuple[Figure, Sequence[Axes]]:
+    figure = Figure(figsize=(max(5.6, 4.5 * panels), 3.9), layout='constrained')
+    grid = figure.subplots(1, panels, squeeze=False)[0]
+    for axes in grid:
+        _plain(axes, 'y')
+    grid[0].set_ylabel('accuracy, %', fontsize=FONT_PT)
+    return figure, grid
+
+
+def _plain(axes: Axes, grid: str) -> None:
+    axes.spines[['top', 'right']].set_visible(False)
+    axes.grid(axis=grid, color=GRID, zorder=0)
+    axes.set_axisbelow(True)
+    axes.tick_params(labelsize=SMALL_PT)
+
+
+def _all_arms(summary: Summary) -> dict[str, list[dict[str, Any]]]:
+    """For each method the rows of the comparison of all arms; where a method has none, of its last."""
+    found = {}
+    for row in summary['rows']:
+        found.setdefault(row['method'], {}).setdefault(row['shots'], []).append(row)
+    return {method: settings.get(summary['real_per_class'], [*settings.values()][-1]) for method, settings in found.items()}
+
+
+def _by_ratio(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:
+    return [row for row in rows if row['arm'] == REAL or (is_mixture(row['arm']) and row['ratio'] is not None)]
+
+
+def _key(row: dict[str, Any]) -> tuple:
+    return row['method'], row['arm'], row['shots']
+
+
+def _short(name: str) -> str:
+    """A class name that leaves room for the chart."""
+    return name if len(name) <= 24 else f'{name[:23]}…'
+
+
+def _percent(mean: float, half: float | None) -> str:
+    return f'{100 * mean:.1f}' + ('' if half is None else f' ± {100 * half:.1f}')
