@@ -16,8 +16,9 @@ from matplotlib.figure import Figure
 
 from rsdiff.console import write_text_atomically
 from rsdiff.downstream import scores
+from rsdiff.downstream.arms import REAL
 from rsdiff.downstream.compare import UNTRAINED
-from rsdiff.downstream.task import ARMS, REAL, Task
+from rsdiff.downstream.task import Task
 
 COLOURS = {UNTRAINED: '#b8b8b8', 'real': '#2f6f9f', 'synthetic': '#d98c3f', 'real+synthetic': '#4f8f57'}
 LABEL_FONT_PT = 9
@@ -31,17 +32,18 @@ def summarise(task: Task, settings: dict[str, Any], cells: Sequence[dict[str, An
       seed, and so are the gain of `real` over itself and that of `untrained`. A gain whose interval excludes 0 has
       `significant` true.
     """
-    by_arm = {arm: [c for c in cells if c['arm'] == arm] for arm in (UNTRAINED, *ARMS)}
+    by_arm = {arm: [c for c in cells if c['arm'] == arm] for arm in dict.fromkeys(c['arm'] for c in cells)}
     rows = []
     for arm, own in by_arm.items():
         row = {'arm': arm, 'seeds': len(own), 'steps': own[0]['steps'],
                'real_images': round(np.mean([c['real_images'] for c in own])),
-               'synthetic_images': round(np.mean([c['synthetic_images'] for c in own]))}
+               'extra_images': round(np.mean([c['extra_images'] for c in own]))}
         for score in ('accuracy', 'macro_f1'):
             row[score], row[f'{score}_ci95'] = scores.mean_interval([c[score] for c in own])
         # The same seed means the same initial parameters and the same real images, so the difference is paired.
-        gains = [c['accuracy'] - r['accuracy'] for c, r in zip(own, by_arm[REAL], strict=True)]
-        row['gain'], row['gain_ci95'] = (None, None) if arm in (REAL, UNTRAINED) else scores.mean_interval(gains)
+        gains = [c['accuracy'] - r['accuracy'] for c, r in zip(own, by_arm.get(REAL, ()))]
+        known = gains and arm not in (REAL, UNTRAINED)
+        row['gain'], row['gain_ci95'] = scores.mean_interval(gains) if known else (None, None)
         row['significant'] = None if row['gain_ci95'] is None else abs(row['gain']) > row['gain_ci95']
         rows.append(row)
     return {
@@ -57,7 +59,7 @@ def write_report(out: Path | str, task: Task, settings: dict[str, Any],
     """Writes the five files into `out` and returns `summarise`'s object."""
     out = Path(out)
     summary = summarise(task, settings, cells)
-    confusions = {arm: np.sum([c['confusion'] for c in cells if c['arm'] == arm], axis=0) for arm in ARMS}
+    confusions = {arm: np.sum([c['confusion'] for c in cells if c['arm'] == arm], axis=0) for arm in dict.fromkeys(c['arm'] for c in cells)}
     write_text_atomically(out / 'table.csv', _csv(summary['rows']))
     write_text_atomically(out / 'table.md', markdown(summary))
     write_text_atomically(out / 'report.json', json.dumps(
@@ -69,11 +71,11 @@ def write_report(out: Path | str, task: Task, settings: dict[str, Any],
 
 def markdown(summary: dict[str, Any]) -> str:
     """The table people paste into a paper; percentages, mean ± half of the 95 % interval."""
-    lines = ['| training images | real | synthetic | steps | accuracy % | macro-F1 % | gain over real, points |',
+    lines = ['| training images | real | extra | steps | accuracy % | macro-F1 % | gain over real, points |',
              '|---|---:|---:|---:|---:|---:|---:|']
     for row in summary['rows']:
         gain = '' if row['gain'] is None else _percent(row['gain'], row['gain_ci95'], sign='+')
-        lines.append(f'| {row["arm"]} | {row["real_images"]} | {row["synthetic_images"]} | {row["steps"]} | '
+        lines.append(f'| {row["arm"]} | {row["real_images"]} | {row["extra_images"]} | {row["steps"]} | '
                      f'{_percent(row["accuracy"], row["accuracy_ci95"])} | '
                      f'{_percent(row["macro_f1"], row["macro_f1_ci95"])} | {gain} |')
     return '\n'.join(lines) + (
@@ -104,7 +106,7 @@ def _draw_bars(summary: dict[str, Any], cells: Sequence[dict[str, Any]]) -> Figu
     figure = Figure(figsize=(6.4, 4.0), layout='constrained')
     axes = figure.subplots()
     for x, row in enumerate(summary['rows']):
-        axes.bar(x, 100 * row['accuracy'], width=0.62, color=COLOURS[row['arm']], zorder=2)
+        axes.bar(x, 100 * row['accuracy'], width=0.62, color=COLOURS.get(row['arm'], '#7a7a9a'), zorder=2)
         own = [100 * c['accuracy'] for c in cells if c['arm'] == row['arm']]
         axes.scatter(x + np.linspace(-0.18, 0.18, len(own) + 2)[1:-1], own, s=12, color='white', edgecolor='black',
                      linewidth=0.6, zorder=3)
@@ -153,5 +155,5 @@ def _draw_confusions(summary: dict[str, Any], confusions: dict[str, np.ndarray])
 
 
 def _images(row: dict[str, Any]) -> str:
-    parts = [f'{row[key]} {key.split("_")[0]}' for key in ('real_images', 'synthetic_images') if row[key]]
+    parts = [f'{row[key]} {key.split("_")[0]}' for key in ('real_images', 'extra_images') if row[key]]
     return ' +\n'.join(parts) or 'no step'
