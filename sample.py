@@ -18,6 +18,8 @@ from pathlib import Path
 from absl import flags
 
 from rsdiff import console
+from rsdiff.console import flag_numbers
+from rsdiff.data.fingerprints import carry_fingerprints
 from rsdiff.data.folder import Entry, read_folder
 from rsdiff.diffusion import noise
 from rsdiff.errors import BadInput
@@ -57,10 +59,11 @@ flags.DEFINE_integer('workers', 1, 'With --tiles: processes to share the work, o
 flags.DEFINE_string('bands', None, 'With --tiles: of a GeoTIFF, those for red, green and blue, such as 4,3,2.')
 flags.DEFINE_string('value_range', None, 'With --tiles: of a GeoTIFF, the values for black and white, such as 0,3000.')
 flags.DEFINE_list('format', None, 'With --tiles: of zarr (always), png, tif, viewer; by default png while small.')
-FOLDERS = 'variants', 'split', 'degrade'
+FOLDERS = 'variants', 'split', 'degrade', 'strength'
 flags.DEFINE_integer('variants', 1, 'Without --tiles: images to make of each.')
 flags.DEFINE_string('split', None, 'Without --tiles: take only this split of the folder.')
 flags.DEFINE_bool('degrade', False, 'Without --tiles: the images are the truth; degrade them first.')
+flags.DEFINE_float('strength', 1.0, 'With --degrade: below 1, start so far from the real image, not from noise alone.')
 
 
 def check_flags() -> None:
@@ -80,17 +83,6 @@ def check_flags() -> None:
             raise BadInput(f'--{name} does not go with --tiles' if FLAGS.tiles else f'--{name} needs --tiles')
 
 
-def numbers(name: str, count: int, kind: type) -> tuple | None:
-    """The value of a flag that is a list, or None."""
-    try:
-        values = None if FLAGS[name].value is None else tuple(map(kind, FLAGS[name].value.split(',')))
-    except ValueError:
-        values = ()
-    if values is not None and len(values) != count:
-        raise BadInput(f'--{name} is {FLAGS[name].value}; it must be {count} numbers with commas between them')
-    return values
-
-
 def projection(trained: Trained, steps: int):
     """The `Projection` that the flags ask for, or None."""
     numbers = int(FLAGS.consistency_scale), FLAGS.consistency_strength, FLAGS.consistency_end
@@ -100,8 +92,8 @@ def projection(trained: Trained, steps: int):
 
 def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
     """A canvas, a part of it, or what it will cost."""
-    condition = Condition(FLAGS.condition, numbers('bands', 3, int), numbers('value_range', 2, float))
-    region, gsd_m = numbers('region', 4, int), FLAGS.gsd_m or condition.gsd_m
+    condition = Condition(FLAGS.condition, flag_numbers('bands', int, 3), flag_numbers('value_range', float, 2))
+    region, gsd_m = flag_numbers('region', int, 4), FLAGS.gsd_m or condition.gsd_m
     if gsd_m is None:
         raise BadInput(f'--tiles needs --gsd_m, the metres a pixel of the condition; {FLAGS.condition} does not say')
     window_px = trained.config.data.size_px
@@ -125,9 +117,11 @@ def folder(trained: Trained, provenance: dict, out: Path) -> dict:
     project = projection(trained, steps)
     provenance |= {'projection': repr(project)}
     settings = FolderSettings(FLAGS.stages, trained.config.data.size_px, steps, FLAGS.gsd_m, FLAGS.variants,
-                              FLAGS.degrade, FLAGS.seed, -(-FLAGS.batch_size // mesh.size) * mesh.size)
-    sample = bind_images(trained.generator, trained.params, steps, mesh, project)
-    return sample_folder(sample, trained.config.degradation, entries, out, settings, provenance)
+                              FLAGS.degrade, FLAGS.strength, FLAGS.seed, -(-FLAGS.batch_size // mesh.size) * mesh.size)
+    sample = bind_images(trained.generator, trained.params, steps, mesh, project, FLAGS.strength)
+    result = sample_folder(sample, trained.config.degradation, entries, out, settings, provenance)
+    carry_fingerprints(FLAGS.checkpoint, out)
+    return result
 
 
 def main() -> None:

@@ -115,6 +115,22 @@ class FolderLock:
 SETTINGS = 'settings.json'
 
 
+def flag_numbers(name: str, kind: type, count: int | None = None) -> tuple | None:
+    """The value of a flag that is `count` numbers, or any number of them, with commas between; None where it is not given.
+
+    Raises:
+      BadInput: it is something else.
+    """
+    text = flags.FLAGS[name].value
+    try:
+        values = None if text is None else tuple(map(kind, text.split(',')))
+    except ValueError:
+        values = ()
+    if values is not None and len(values) != (count or max(len(values), 1)):
+        raise BadInput(f'--{name} is {text}; it must be {count or ""} numbers with commas between'.replace('  ', ' '))
+    return values
+
+
 def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     """Writes the settings that the contents of `folder` depend on, or checks them against those that are there.
 

@@ -114,8 +114,9 @@ class Generator:
         return predict
 
     def sample(self, params, lr, gsd_m, noise, steps: int, projection: Projection | None = Projection(),
-               solver: solvers.Solver = 'ddim'):
-        """One 4× stage in one piece.
+               solver: solvers.Solver = 'ddim', guide=None, strength: float = 1.0):
+        """One 4× stage in one piece: from noise, or from a real image noised part of the way (SDEdit, Meng et al. 2022,
+        arXiv 2108.01073; He et al. 2023 call it real guidance), which the result then resembles.
 
         Args:
           lr: float32 (b, h, w, 3) in [-1, 1].
@@ -123,9 +124,13 @@ class Generator:
           noise: standard normal (b, 4h, 4w, 3).
           steps: network evaluations.
           projection: of each predicted x_0 onto the condition (`diffusion.consistency`); None leaves it.
+          guide: float32 (b, 4h, 4w, 3), the real image; needed if strength < 1.
+          strength: share of the timesteps to run; 1 starts from noise alone.
         Returns:
           float32 (b, 4h, 4w, 3), in [-1, 1].
         """
-        predict = self.predictor(params, lr, gsd_m, projection)
-        z0 = solvers.sample(predict, self.schedule, 'x0', noise, steps, solver=solver)
+        predict, start = self.predictor(params, lr, gsd_m, projection), round(strength * self.schedule.timesteps)
+        if strength < 1:
+            noise = self.schedule.alpha(start) * self.to_diffused(guide, lr) + self.schedule.sigma(start) * noise
+        z0 = solvers.sample(predict, self.schedule, 'x0', noise, steps, solver=solver, start=start)
         return jnp.clip(self.to_image(z0, lr), -1.0, 1.0)

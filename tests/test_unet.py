@@ -126,6 +126,14 @@ def test_sampling_with_consistency_agrees_with_the_condition(tiny):
     assert error(sample(X, Projection())) < 0.25 * error(sample(X, None))
 
 
+def test_the_less_strength_the_closer_to_the_real_image(tiny):
+    generator, params = tiny
+    real = jnp.clip(X / 3, -1, 1)
+    sample = jax.jit(lambda n, s: generator.sample(params, LR, GSD, n, 3, None, guide=real, strength=s), static_argnums=1)
+    away = [float(jnp.abs(sample(X[::-1], strength) - real).mean()) for strength in (0.01, 0.3, 1.0)]
+    assert away[0] < away[1] < away[2] and away[0] < 0.2 * away[2]
+
+
 def test_sinusoid_is_the_published_code():
     code = np.asarray(sinusoid(jnp.array([0.0, 3.0]), 8))
     frequency = 10_000.0 ** (-np.arange(4) / 4)

@@ -14,9 +14,9 @@ from rsdiff.errors import BadInput
 from rsdiff.mosaic.whole import FolderSettings, sample_folder
 
 
-def sample(lr, eps, gsd_m):
-    """The condition enlarged, a little of its noise, and nothing of its neighbours."""
-    return jnp.repeat(jnp.repeat(lr, 4, 1), 4, 2) + 0.05 * eps
+def sample(lr, eps, gsd_m, truth):
+    """The condition enlarged, or the truth, a little of its noise, and nothing of its neighbours."""
+    return (jnp.repeat(jnp.repeat(lr, 4, 1), 4, 2) if truth is None else truth) + 0.05 * eps
 
 
 def settings(**options):
@@ -50,6 +50,15 @@ def test_without_degrading_the_image_is_the_condition(image_folder, tmp_path):
     assert image.shape == (512, 512, 3) and made.gsd_m == 10 / 16
     condition = read_image(image_folder / made.extra['source'])
     assert np.abs(box_downscale(image, 16).astype(int) - condition).mean() < 3
+
+
+@pytest.mark.parametrize('stages, window_px', [(1, 32), (2, 8)])
+def test_a_real_image_guides_every_stage(image_folder, tmp_path, stages, window_px):
+    run(image_folder, tmp_path / 'out', stages=stages, window_px=window_px, degraded=True, strength=0.5)
+    for entry in read_folder(tmp_path / 'out'):
+        assert entry.extra['strength'] == 0.5
+        real = read_image(image_folder / entry.extra['source'])
+        assert np.abs(read_image(entry.path).astype(float) - real).mean() < 0.05 * 127.5
 
 
 @pytest.mark.parametrize('other', [dict(batch_size=1), dict(batch_size=5)])
@@ -98,6 +107,8 @@ def test_unusable_images_are_skipped_and_counted(image_folder, tmp_path, smooth_
 @pytest.mark.parametrize('spoil, options, message', [
     (lambda f: (f / 'metadata.jsonl').unlink(), {}, '12 images have no gsd_m'),
     (lambda f: [p.write_bytes(b'') for p in f.rglob('*.png')], {}, 'none of 12 images'),
+    (lambda f: None, {'degraded': True, 'strength': 0.0}, 'strength is 0.0'),
+    (lambda f: None, {'strength': 0.5}, 'only --degrade has'),
     (lambda f: None, {'window_px': 256}, r'32×32 px; this generator needs 64 px'),
     (lambda f: [shutil.copy(f / 'a/a0.png', f / 'a/a0.jpg'), (f / 'metadata.jsonl').unlink()], {'gsd_m': 1.0}, 'suffix'),
 ])

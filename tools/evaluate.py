@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from rsdiff import console
 from rsdiff.data.degradation import PRESETS, degrade
-from rsdiff.data.folder import Entry, read_folder, write_manifest
+from rsdiff.data.folder import Entry, read_folder, split_of, write_manifest
 from rsdiff.data.images import read_image, to_float, to_uint8, write_image
 from rsdiff.diffusion.noise import name_key
 from rsdiff.errors import BadInput
@@ -85,10 +85,8 @@ def references() -> tuple[Path, list[Entry]]:
     """The folder of the real images, and which of them are taken."""
     if (REFERENCE.value is None) == (PAIRS.value is None):
         raise BadInput('give --reference DIR or --pairs DIR, one of them')
-    given = REFERENCE.value or PAIRS.value
-    name, _, split = (given, '', '') if Path(given).exists() else given.rpartition(':')
-    folder = Path(name or given)
-    entries = read_folder(folder, split or None)
+    path, split = split_of(REFERENCE.value or PAIRS.value)
+    folder, entries = Path(path), read_folder(path, split)
     if LIMIT.value and LIMIT.value < len(entries):
         entries = [entries[number * len(entries) // LIMIT.value] for number in range(LIMIT.value)]
     stems = [Path(entry.file_name).with_suffix('') for entry in entries]

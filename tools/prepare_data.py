@@ -24,6 +24,7 @@ from tqdm import tqdm
 from rsdiff import console
 from rsdiff.data import chips
 from rsdiff.data.crops import FolderImages
+from rsdiff.data.folder import split_of
 from rsdiff.data.records import CHIPS, write_chips
 from rsdiff.errors import BadInput
 
@@ -34,10 +35,10 @@ SPLITS = {
 OUT = flags.DEFINE_string('out', None, 'A local folder for the dataset.', required=True)
 SIZE_PX = flags.DEFINE_integer('size_px', 64, 'Side of a chip.', lower_bound=1)
 STRIDE = flags.DEFINE_integer('stride', None, 'From chip to chip; --size_px if not given.', lower_bound=1)
-REDUCTIONS = flags.DEFINE_list('reductions', ['1'], 'Chips show the image reduced by each of these.')
+REDUCTIONS = flags.DEFINE_string('reductions', '1', 'Chips show the image reduced by each of these.')
 GSD_M = flags.DEFINE_float('gsd_m', None, 'Metres a pixel of images that do not say it themselves.')
-BANDS = flags.DEFINE_list('bands', None, 'Bands of GeoTIFFs that become red, green, blue, counted from 1: 4,3,2.')
-VALUE_RANGE = flags.DEFINE_list('value_range', None, 'Values of GeoTIFFs that become 0 and 255: 0,3000.')
+BANDS = flags.DEFINE_string('bands', None, 'Bands of GeoTIFFs that become red, green, blue, counted from 1: 4,3,2.')
+VALUE_RANGE = flags.DEFINE_string('value_range', None, 'Values of GeoTIFFs that become 0 and 255: 0,3000.')
 MAX_CHIPS = flags.DEFINE_integer('max_chips_per_source', None, 'Of each source at most this many chips: as many at '
                                  'every reduction where there are enough, evenly over the images.', lower_bound=1)
 ENCODING = flags.DEFINE_enum('encoding', 'png', ['png', 'jpeg'], 'Of chips; JPEG at quality 95.')
@@ -62,30 +63,19 @@ class Source(NamedTuple):
 
 def open_source(split: str, argument: str, bands, value_range) -> Source:
     """The images of 'DIR', 'DIR:SPLIT' or a single image."""
-    path, of_split = argument, None
+    path, of_split = split_of(argument)
     if not Path(path).exists():
-        path, colon, of_split = argument.rpartition(':')
-        if not colon or not Path(path).exists():
-            raise BadInput(f'{argument}: no such folder or image')
+        raise BadInput(f'{argument}: no such folder or image')
     images = FolderImages(path, of_split, GSD_M.value, bands, value_range)
     return Source(split, argument, Path(path).resolve().name, images)
 
 
-def numbers(flag: flags.FlagHolder, kind: type) -> tuple | None:
-    """The values of a list flag."""
-    try:
-        return None if flag.value is None else tuple(kind(value) for value in flag.value)
-    except ValueError:
-        raise BadInput(f'--{flag.name} is {",".join(flag.value)}; it must be numbers with commas between') from None
-
-
 def main() -> None:
     started, out = time.monotonic(), Path(OUT.value)
-    reductions, bands, value_range = numbers(REDUCTIONS, int), numbers(BANDS, int), numbers(VALUE_RANGE, float)
-    if not reductions or min(reductions) < 1 or len({*reductions}) < len(reductions):
-        raise BadInput(f'--reductions is {",".join(REDUCTIONS.value)}; it must be different whole numbers from 1')
-    if value_range is not None and len(value_range) != 2:
-        raise BadInput(f'--value_range is {",".join(VALUE_RANGE.value)}; it must be two numbers, as in 0,3000')
+    reductions, bands = console.flag_numbers('reductions', int), console.flag_numbers('bands', int)
+    value_range = console.flag_numbers('value_range', float, 2)
+    if min(reductions) < 1 or len({*reductions}) < len(reductions):
+        raise BadInput(f'--reductions is {REDUCTIONS.value}; it must be different whole numbers from 1')
     if GSD_M.value is not None and not GSD_M.value > 0:
         raise BadInput(f'--gsd_m is {GSD_M.value}; it must be a positive number of metres')
     limits = chips.Limits(**{name: flag.value for name, flag in LIMITS.items()})

@@ -13,6 +13,7 @@ from absl import flags
 from matplotlib.figure import Figure
 
 from rsdiff import console
+from rsdiff.data.fingerprints import carry_fingerprints
 from rsdiff.errors import BadInput
 from rsdiff.training.checkpoint import RELEASE, load_generator, release
 
@@ -48,6 +49,7 @@ def main() -> None:
     if (out / 'config.json').exists() and not (out / 'release.json').exists():
         raise BadInput(f'{out} holds a config.json that is not of a release; use another --out')
     release(load_generator(run), out)
+    carry_fingerprints(run, out)
     released = load_generator(out)
     size = (out / RELEASE).stat().st_size
     if pictures := sorted((run / 'samples').glob('*.png')):

@@ -74,6 +74,12 @@ def read_folder(folder: Path | str, split: str | None = None) -> list[Entry]:
     return entries
 
 
+def split_of(argument: str) -> tuple[str, str | None]:
+    """'DIR' or 'DIR:SPLIT', as tools take it → (DIR, SPLIT or None). What exists is taken as it is, colons and all."""
+    folder, colon, split = argument.rpartition(':')
+    return (folder, split) if colon and split and not epath.Path(argument).exists() else (argument, None)
+
+
 def write_manifest(folder: Path | str, entries: Iterable[Entry]) -> None:
     """Writes `metadata.jsonl` into `folder` for images that already lie there."""
     lines = [json.dumps(entry.to_json()) for entry in entries]

@@ -119,20 +119,20 @@ def integrate(predict: Denoise, steps: Steps, x, x0, step_noise: Callable[[jax.A
 
 
 def sample(denoise: Denoise, schedule: Schedule, kind: Prediction, x, steps: int, *, solver: Solver = 'ddim',
-           eta: float = 0.0, step_noise: Callable[[jax.Array], jax.Array] | None = None):
-    """Runs a solver from `x` at t = T down to t = 0.
+           eta: float = 0.0, step_noise: Callable[[jax.Array], jax.Array] | None = None, start: int | None = None):
+    """Runs a solver from `x` at t = `start`, or T, down to t = 0.
 
     Args:
       denoise: (x, t) → prediction of `kind`; t is int32 (batch,).
-      x: (batch, height, width, channels), standard normal.
-      steps: how many network evaluations, 1 to T.
+      x: (batch, height, width, channels), at T standard normal.
+      steps: how many network evaluations, 1 to `start`.
       eta: η of (2), of DDIM; above 0 it needs `step_noise`.
     Returns:
       The sample, the shape of `x`.
     """
     if eta > 0 and (step_noise is None or solver != 'ddim'):
         raise ValueError('eta > 0 needs step_noise and DDIM')
-    grid = timestep_grid(schedule.timesteps, steps)
+    grid = timestep_grid(start or schedule.timesteps, steps)
     table = ddim(schedule, grid, eta) if solver == 'ddim' else dpm_2m(schedule, grid)
     predict = lambda xt, t: to_x0(schedule, kind, denoise(xt, t), xt, t)
     return integrate(predict, table, x, jnp.zeros_like(x), step_noise if eta > 0 else None)[0]

@@ -40,14 +40,17 @@ def bind_windows(generator: Generator, params: dict, plan: Plan, mesh: Mesh, pro
     return at
 
 
-def bind_images(generator: Generator, params: dict, steps: int, mesh: Mesh,
-                projection: Projection | None = Projection()) -> SampleImages:
+def bind_images(generator: Generator, params: dict, steps: int, mesh: Mesh, projection: Projection | None = Projection(),
+                strength: float = 1.0) -> SampleImages:
     """What `whole.sample_folder` takes: batches of whole images, split over the devices of `mesh`."""
     whole, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(mesh.axis_names)))
     params = jax.device_put(params, whole)
-    run = jax.jit(lambda params, lr, noise, gsd_m: generator.sample(params, lr, gsd_m, noise, steps, projection),
-                  in_shardings=(whole, split, split, split), out_shardings=split)
-    return lambda lr, noise, gsd_m: run(params, lr, noise, gsd_m)
+
+    def run(params, lr, noise, gsd_m, guide):
+        return generator.sample(params, lr, gsd_m, noise, steps, projection, 'ddim', guide, strength)
+
+    run = jax.jit(run, in_shardings=(whole, split, split, split, split), out_shardings=split)
+    return lambda lr, noise, gsd_m, guide=None: run(params, lr, noise, gsd_m, guide)
 
 
 def make_projection(generator: Generator, steps: int, factor: int = 4, strength: float = 1.0,

@@ -22,14 +22,16 @@ from rsdiff.data.images import read_image, to_float, to_uint8, write_image
 from rsdiff.diffusion import noise
 from rsdiff.errors import BadInput
 
-# (condition (b, h, w, 3), noise (b, 4h, 4w, 3), gsd_m of the output (b,)) → sample (b, 4h, 4w, 3), in [-1, 1]
-SampleImages = Callable[[jax.Array, jax.Array, jax.Array], jax.Array]
+# (condition (b, h, w, 3), noise (b, 4h, 4w, 3), gsd_m of the output (b,), real image or None) → sample (b, 4h, 4w, 3),
+# in [-1, 1]
+SampleImages = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderSettings:
     """How a folder is sampled. `gsd_m`, of the images given, stands in where an entry has none. `degraded`: the images
-    are the truth; each variant degrades them by 4^stages first, and the result has their resolution again."""
+    are the truth; each variant degrades them by 4^stages first, and the result has their resolution again. `strength` below
+    1: every stage starts part of the way from the truth, and so resembles it."""
 
     stages: int
     window_px: int
@@ -37,6 +39,7 @@ class FolderSettings:
     gsd_m: float | None = None
     variants: int = 1
     degraded: bool = False
+    strength: float = 1.0
     seed: int = 0
     batch_size: int = 16
 
@@ -68,6 +71,7 @@ def sample_folder(sample: SampleImages, degradation: DegradationConfig, entries:
       BadInput: no image can be used, no gsd_m is known, or `out` holds something else.
     """
     start = time.monotonic()
+    _check_strength(settings)
     _require_gsd(entries, settings)
     jobs = _plan(entries, settings)
     fixed = {key: value for key, value in dataclasses.asdict(settings).items() if key != 'batch_size'}
@@ -135,13 +139,15 @@ def _enlarge_function(sample: SampleImages, degradation: DegradationConfig, sett
                      static_argnums=(1, 2))
 
     def run(images, gsd_m, keys):
+        truths = [None] * settings.stages
         if settings.degraded:
             for number in range(settings.stages):
+                truths[number] = images if settings.strength < 1 else None
                 images, gsd_m = degrade_once(images, folded(keys, 1000 + number)), gsd_m * 4
-        for stage in range(1, settings.stages + 1):
+        for stage, truth in enumerate(reversed(truths), 1):
             gsd_m = gsd_m / 4
             _, height, width, _ = images.shape
-            images = sample(images, noises(folded(keys, stage), 4 * height, 4 * width), gsd_m)
+            images = sample(images, noises(folded(keys, stage), 4 * height, 4 * width), gsd_m, truth)
         return images
 
     return run
@@ -162,6 +168,13 @@ def _sample_batch(enlarge, batch: list[_Job], settings: FolderSettings) -> list[
             for sample, image in zip(samples, images)]
 
 
+def _check_strength(settings: FolderSettings) -> None:
+    if not 0 < settings.strength <= 1:
+        raise BadInput(f'strength is {settings.strength}; it must be above 0, and 1 at most')
+    if settings.strength < 1 and not settings.degraded:
+        raise BadInput(f'strength {settings.strength} starts from the real image, which only --degrade has; leave one of them')
+
+
 def _require_gsd(entries: list[Entry], settings: FolderSettings) -> None:
     unknown = [entry.file_name for entry in entries if entry.gsd_m is None]
     if settings.gsd_m is None and unknown:
@@ -172,7 +185,8 @@ def _manifest_row(job: _Job, out: Path, settings: FolderSettings, provenance: di
     source = job.entry
     gsd_m = source.gsd_m or settings.gsd_m
     extra = {'source': source.file_name, 'source_sha256': job.source_sha256, 'seed': settings.seed,
-             'variant': job.variant, 'degraded': settings.degraded, 'steps': settings.steps, **provenance}
+             'variant': job.variant, 'degraded': settings.degraded, 'strength': settings.strength,
+             'steps': settings.steps, **provenance}
     return Entry(out / job.out_name, job.out_name, source.split, source.label, source.captions,
                  gsd_m if settings.degraded else gsd_m / 4**settings.stages, extra)
 

@@ -11,6 +11,7 @@ from clu import parameter_overview
 from etils import epath
 
 from rsdiff.console import FolderLock, write_text_atomically
+from rsdiff.data.fingerprints import carry_fingerprints
 from rsdiff.data.pipeline import Source, batch_indices, batches, make_source
 from rsdiff.training import hosts
 from rsdiff.training import mesh as meshes
@@ -44,7 +45,8 @@ def train(config: TrainConfig, workdir: epath.PathLike, allow_config_change: boo
     meshes.check_batch(mesh, config.batch_size, config.accumulation)
     source, unseen = make_source(config.data), make_source(config.data, validation=True)
     try:
-        hosts.first_does(lambda: (lock.acquire(), claim_workdir(workdir, config, allow_config_change)))
+        hosts.first_does(lambda: (lock.acquire(), claim_workdir(workdir, config, allow_config_change),
+                                  carry_fingerprints(config.data.source, workdir)))
         return _train(config, workdir, mesh, source, unseen, show and hosts.is_first(), judge)
     finally:
         lock.release()
