@@ -37,18 +37,18 @@ IMAGE_SIZE_PX = flags.DEFINE_integer('image_size_px', None, f'Input side of {TIN
 METHODS = flags.DEFINE_list('methods', None, f'Of {", ".join(compare.METHODS[1:])}; if not given clip for {TINY!r}, else linear '
                             'and classifier.')
 ARMS = flags.DEFINE_list('arms', list(arms.KINDS), 'What to train on.')
-RATIOS = flags.DEFINE_list('ratios', None, 'Synthetic images for each real one; if not given 1 to 4, as far as they reach.')
+RATIOS = flags.DEFINE_string('ratios', None, 'Synthetic images for each real one; if not given 1 to 4, as far as they reach.')
 SEEDS = flags.DEFINE_integer('seeds', 5, 'Runs of each arm.', lower_bound=1)
 REAL_PER_CLASS = flags.DEFINE_integer('real_per_class', None, 'Draw this many real images of each class for each '
                                       'seed, and use only the synthetic images made from them.', lower_bound=1)
-SHOTS = flags.DEFINE_list('shots', [], 'More such numbers, for the learning curves of real, real+synthetic and bicubic.')
+SHOTS = flags.DEFINE_string('shots', None, 'More such numbers, for the learning curves of real, real+synthetic and bicubic.')
 STEPS = flags.DEFINE_integer('steps', None, f'Optimiser steps of every arm; if not given {HEADS[compare.LINEAR].steps} for heads, '
                              f'{WHOLE_STEPS} for whole encoders.', lower_bound=1)
 BATCH = flags.DEFINE_integer('batch', None, f'Examples a step; if not given {HEADS[compare.LINEAR].batch} for heads, {WHOLE_BATCH} '
                              'for whole encoders.', lower_bound=2)
-LEARNING_RATES = flags.DEFINE_list('learning_rates', None, 'Peaks to choose from on val, for every method; if not given '
+LEARNING_RATES = flags.DEFINE_string('learning_rates', None, 'Peaks to choose from on val, for every method; if not given '
                                    f'{PRETRAINED_RATE} for whole encoders, {SCRATCH_RATE} from scratch, a grid for heads.')
-WEIGHT_DECAYS = flags.DEFINE_list('weight_decays', None, 'Of AdamW, to choose from on val.')
+WEIGHT_DECAYS = flags.DEFINE_string('weight_decays', None, 'Of AdamW, to choose from on val.')
 REAL_FRACTION = flags.DEFINE_float('real_fraction', 0.5, 'Real share of a batch in the arms with extra images.',
                                    lower_bound=0.0, upper_bound=1.0)
 FILTER = flags.DEFINE_enum('filter', filters.NONE, filters.FILTERS, 'Keep synthetic images that the encoder believes (cf), or '
@@ -71,20 +71,8 @@ def load(name: str):
     return encoder
 
 
-def numbers(flag, kind: type, least: float) -> tuple | None:
-    """The numbers of a flag that is a list, without repeats."""
-    if flag.value is None:
-        return None
-    try:
-        values = tuple(dict.fromkeys(map(kind, flag.value)))
-    except ValueError:
-        values = (least - 1,)
-    if any(not least <= value < float('inf') for value in values):
-        raise BadInput(f'--{flag.name} is {",".join(flag.value)}; it must be numbers from {least}, with commas between')
-    return values
-
-
 def names(flag, value: list[str], known: tuple[str, ...]) -> tuple[str, ...]:
+    """The names that a flag lists, if all of them are known."""
     if strange := [name for name in value if name not in known]:
         raise BadInput(f'--{flag.name}: {strange[0]!r} is none of {", ".join(known)}')
     return tuple(value)
@@ -95,8 +83,8 @@ def recipe(method: str, is_pretrained: bool) -> Recipe:
     rate = PRETRAINED_RATE if is_pretrained else SCRATCH_RATE
     own = HEADS.get(method, Recipe(WHOLE_STEPS, WHOLE_BATCH, (rate,)))
     return Recipe(STEPS.value or own.steps, BATCH.value or own.batch,
-                  numbers(LEARNING_RATES, float, 0) or own.learning_rates,
-                  numbers(WEIGHT_DECAYS, float, 0) or own.weight_decays, REAL_FRACTION.value)
+                  console.flag_numbers('learning_rates', float) or own.learning_rates,
+                  console.flag_numbers('weight_decays', float) or own.weight_decays, REAL_FRACTION.value)
 
 
 def main():
@@ -106,10 +94,11 @@ def main():
     methods = names(METHODS, METHODS.value or ([compare.LINEAR, compare.CLASSIFIER] if is_pretrained else [compare.CLIP]),
                     compare.METHODS[1:])
     recipes = {method: recipe(method, is_pretrained) for method in methods}
-    kinds, shots, ratios = names(ARMS, ARMS.value, arms.KINDS), numbers(SHOTS, int, 1), numbers(RATIOS, int, 1)
+    kinds = names(ARMS, ARMS.value, arms.KINDS)
+    shots, ratios = console.flag_numbers('shots', int) or (), console.flag_numbers('ratios', int)
 
     task = load_task(REAL.value, SYNTHETIC.value, encoder, EVALUATE_ON.value, DROP_DUPLICATES.value)
-    ratios = tuple(sorted(ratios or range(1, min(4, arms.largest_ratio(task)) + 1)))
+    ratios = ratios or tuple(range(1, min(4, arms.largest_ratio(task)) + 1))
     study = compare.Study(recipes, kinds, ratios, REAL_PER_CLASS.value, shots, SEEDS.value, FILTER.value, SOFT_TARGETS.value,
                           EVALUATE_ON.value)
     settings, cells = compare.compare(task, encoder, study, OUT.value, JOBS.value)

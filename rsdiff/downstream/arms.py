@@ -54,7 +54,7 @@ class Arm:
 
 def arms_of(kinds: tuple[str, ...], ratios: tuple[int, ...]) -> tuple[Arm, ...]:
     """The arms of these kinds; only 'real+synthetic' has every ratio, the others the largest, R."""
-    own = {REAL: (0,), BOTH: ratios, BICUBIC: (1,)}
+    own = {REAL: (0,), BOTH: sorted(ratios), BICUBIC: (1,)}
     return tuple(Arm(kind, ratio) for kind in KINDS if kind in kinds for ratio in own.get(kind, (max(ratios),)))
 
 

@@ -70,11 +70,18 @@ class Study:
     soft_targets: bool = False
     evaluate_on: str = 'test'
 
+    def __post_init__(self):
+        for name in 'ratios', 'shots':
+            if any(number < 1 for number in getattr(self, name)):
+                raise BadInput(f'{name} are {getattr(self, name)}; they must be at least 1')
+        if not (self.ratios and self.kinds and self.recipes):
+            raise BadInput('nothing to compare: give at least one method, arm and ratio')
+
     def cells(self) -> list['Cell']:
         """What is to be made; a seed's cells of one arm are neighbours, having the same features."""
         untrained = [Cell(ZERO_SHOT, Arm(UNTRAINED, 0), 0, seed) for seed in range(self.seeds)]
         every = arms.arms_of(self.kinds, self.ratios)
-        curve = tuple(arm for arm in arms.arms_of(self.kinds, self.ratios[-1:]) if arm.kind in ON_CURVE)
+        curve = tuple(arm for arm in arms.arms_of(self.kinds, (max(self.ratios),)) if arm.kind in ON_CURVE)
         of_shots = {self.real_per_class: every} | {shots: curve for shots in self.shots if shots != self.real_per_class}
         return untrained + [Cell(method, arm, shots, seed) for shots, group in of_shots.items() for seed in range(self.seeds)
                             for arm in group for method in self.recipes]

@@ -67,14 +67,15 @@ class WholeTuner:
             params, encoder.encode_images(params, pixels), texts))
         self._head_logits = jax.jit(lambda params, pixels: _head_logits(encoder, params, pixels))
 
-    def fit(self, examples: Examples, validation: Images | None, seed: int) -> tuple[Fitted, float | None]:
-        """The best of the grid, and its accuracy on the validation images."""
+    def fit(self, examples: Examples, validation: Images | None, seed: int) -> tuple[Fitted, float | None, float]:
+        """The best of the grid, its accuracy on the validation images, and the seconds that training took."""
         return choose(self._candidates(examples, seed), validation)
 
     def _candidates(self, examples: Examples, seed: int) -> Iterator[Fitted]:
         for candidate in self.recipe.candidates:
+            started = time.monotonic()
             params, losses = self.train(examples, candidate, seed)
-            yield Fitted(*candidate, self._classifier(params), losses)
+            yield Fitted(*candidate, self._classifier(params), losses, time.monotonic() - started)
 
     def train(self, examples: Examples, candidate: tuple[float, float], seed: int) -> tuple[dict[str, Any], np.ndarray]:
         """Trains from the encoder's initial parameters for exactly `recipe.steps` steps.

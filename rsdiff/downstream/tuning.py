@@ -22,6 +22,7 @@ import numpy as np
 import optax
 
 from rsdiff.downstream.task import Images
+from rsdiff.errors import BadInput
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,6 +42,10 @@ class Recipe:
     learning_rates: tuple[float, ...]
     weight_decays: tuple[float, ...] = (0.1,)
     real_fraction: float = 0.5
+
+    def __post_init__(self):
+        if not self.candidates or min(self.learning_rates) <= 0 or min(self.weight_decays) < 0:
+            raise BadInput(f'learning rates {self.learning_rates} must be above 0, weight decays {self.weight_decays} not below')
 
     @property
     def candidates(self) -> tuple[tuple[float, float], ...]:
