@@ -28,7 +28,7 @@ from rsdiff.mosaic.cascade import MosaicSettings, estimate, sample_mosaic, save_
 from rsdiff.mosaic.condition import Condition
 from rsdiff.mosaic.plan import PlanName, make_plan
 from rsdiff.mosaic.whole import FolderSettings, sample_folder
-from rsdiff.mosaic.work import is_local_worker
+from rsdiff.work import is_local_worker
 from rsdiff.training.checkpoint import Trained, load_generator
 from rsdiff.training.mesh import make_mesh
 

@@ -1,5 +1,6 @@
 """Eight fake devices, one compile cache for the whole run, and small things that several tests build."""
 
+import json
 import os
 from pathlib import Path
 
@@ -43,3 +44,28 @@ def image_folder(tmp_path, smooth_image):
         entries.append(Entry(folder / name, name, split, label, (f'a picture of {label}',), 10.0))
     write_manifest(folder, entries)
     return folder
+
+
+@pytest.fixture
+def scene_folders(tmp_path):
+    """Three classes of differently coloured noise: 6 train, 2 val and 5 test images each, 2 made from each train."""
+    size_px, colours = 16, {'lake': (30, 60, 160), 'sandDune': (210, 190, 120), 'wood_land': (30, 110, 40)}
+    generator, where = np.random.default_rng(0), tmp_path
+
+    def picture(label, size=(size_px, size_px)):
+        return np.clip(np.asarray(colours[label]) + generator.normal(0, 25, (*size, 3)), 0, 255).astype(np.uint8)
+
+    real, synthetic = [], []
+    for label in colours:
+        for split, count in (('train', 6), ('val', 2), ('test', 5)):
+            for i in range(count):
+                name = f'{label}/{split}{i}.png'
+                write_image(where / 'real' / name, picture(label, (20, 12) if i == 1 else (size_px, size_px)))
+                real.append({'file_name': name, 'label': label, 'split': split})
+                for variant in range(2 * (split == 'train')):
+                    made = f'{label}/{i}_{variant}.png'
+                    write_image(where / 'synthetic' / made, picture(label))
+                    synthetic.append({'file_name': made, 'label': label, 'source': name, 'variant': variant})
+    for folder, rows in ((where / 'real', real), (where / 'synthetic', synthetic)):
+        (folder / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)) + '\n')
+    return where / 'real', where / 'synthetic'

@@ -14,18 +14,23 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rsdiff.data.fingerprints import FILE, fingerprint, write_fingerprints
 from rsdiff.data.images import write_image
-from rsdiff.downstream import compare, scores, zero_shot
+from rsdiff.downstream import arms, compare, scores, zero_shot
+from rsdiff.downstream.arms import BOTH, REAL, SYNTHETIC
+from rsdiff.downstream.compare import METHODS, Study
 from rsdiff.downstream.encoder import byte_tokenizer, load_encoder, tiny_encoder
-from rsdiff.downstream.finetune import Recipe, Trainer, batches, contrastive_loss, turned
-from rsdiff.downstream.task import ARMS, BOTH, REAL, SYNTHETIC, load_task, training_images
+from rsdiff.downstream.finetune import WholeTuner, contrastive_loss, turned
+from rsdiff.downstream.task import load_task
+from rsdiff.downstream.tuning import Recipe
 from rsdiff.errors import BadInput
 from rsdiff.models import clip, weights
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'downstream.py'
 COLOURS = {'lake': (30, 60, 160), 'sandDune': (210, 190, 120), 'wood_land': (30, 110, 40)}
 SIZE_PX = 16
-RECIPE = Recipe(steps=40, batch=12, learning_rate=3e-3, weight_decay=0.1, real_fraction=0.5)
+RECIPE = Recipe(steps=40, batch=12, learning_rates=(3e-3,))
+KINDS = REAL, SYNTHETIC, BOTH
 
 
 @pytest.fixture(scope='module')
@@ -34,29 +39,8 @@ def encoder():
 
 
 @pytest.fixture
-def folders(tmp_path):
-    """Three classes of differently coloured noise: 6 train, 2 val and 5 test images each, 2 made from each train."""
-    return make_folders(tmp_path, np.random.default_rng(0))
-
-
-def make_folders(where, generator):
-    def picture(label, size=(SIZE_PX, SIZE_PX)):
-        return np.clip(np.asarray(COLOURS[label]) + generator.normal(0, 25, (*size, 3)), 0, 255).astype(np.uint8)
-
-    real, synthetic = [], []
-    for label in COLOURS:
-        for split, count in (('train', 6), ('val', 2), ('test', 5)):
-            for i in range(count):
-                name = f'{label}/{split}{i}.png'
-                write_image(where / 'real' / name, picture(label, (20, 12) if i == 1 else (SIZE_PX, SIZE_PX)))
-                real.append({'file_name': name, 'label': label, 'split': split})
-                for variant in range(2 * (split == 'train')):
-                    made = f'{label}/{i}_{variant}.png'
-                    write_image(where / 'synthetic' / made, picture(label))
-                    synthetic.append({'file_name': made, 'label': label, 'source': name, 'variant': variant})
-    write_rows(where / 'real', real)
-    write_rows(where / 'synthetic', synthetic)
-    return where / 'real', where / 'synthetic'
+def folders(scene_folders):
+    return scene_folders
 
 
 def rows_of(folder):
@@ -103,13 +87,14 @@ def test_interval_covers_the_mean_19_times_in_20():
 def test_loss_is_clips_where_every_class_is_there_once():
     logits = jnp.asarray(np.random.default_rng(0).normal(size=(5, 5)))
     both = [-jnp.diag(jax.nn.log_softmax(logits, axis)).mean() for axis in (0, 1)]
-    assert contrastive_loss(logits, jnp.arange(5)) == pytest.approx(float(sum(both)) / 2, rel=1e-6)
+    assert contrastive_loss(logits, jnp.eye(5)) == pytest.approx(float(sum(both)) / 2, rel=1e-6)
 
 
 def test_loss_knows_neither_order_nor_absent_classes_negatives():
     generator = np.random.default_rng(0)
     logits, labels = generator.normal(size=(6, 4)), np.array([0, 2, 2, 0, 0, 2])
     order = generator.permutation(6)
+    labels = np.eye(4)[labels]
     loss = contrastive_loss(jnp.asarray(logits), labels)
     assert contrastive_loss(jnp.asarray(logits[order]), labels[order]) == pytest.approx(float(loss), rel=1e-6)
     # Text → image: with all logits equal, each class present pays log(images), whatever its share of them.
@@ -121,19 +106,6 @@ def test_turning_reaches_the_eight_orientations_and_no_more():
     found = {np.asarray(i).tobytes() for i in turned(jax.random.key(0), jnp.asarray(np.repeat(image[None], 200, 0)))}
     quarter_turns = [np.rot90(image, k) for k in range(4)]
     assert found == {np.ascontiguousarray(i).tobytes() for q in quarter_turns for i in (q, q[:, ::-1])}
-
-
-@pytest.mark.parametrize('arm', ARMS)
-def test_every_arm_has_the_same_steps_and_shapes_and_shows_all_its_images(folders, encoder, arm):
-    real, synthetic = training_images(load_task(*folders, encoder), arm, None, seed=0)
-    drawn = list(batches(real, synthetic, RECIPE, seed=0))
-    assert len(drawn) == RECIPE.steps
-    assert {(pixels.shape, labels.shape) for pixels, labels in drawn} == {((12, SIZE_PX, SIZE_PX, 3), (12,))}
-    used = {image.tobytes() for images in (real, synthetic) for image in images.pixels}
-    assert {image.tobytes() for pixels, _ in drawn for image in pixels} == used
-    share = {REAL: 12, SYNTHETIC: 0, BOTH: 6}[arm]
-    reals = {image.tobytes() for image in real.pixels}
-    assert {sum(image.tobytes() in reals for image in pixels) for pixels, _ in drawn} == {share}
 
 
 # The task.
@@ -148,29 +120,51 @@ def test_the_task_is_what_the_folders_say(folders, encoder):
         assert [task.classes[i] for i in images.labels] == [name.split('/')[0] for name in images.names]
 
 
-def test_real_per_class_draws_by_seed_and_takes_what_was_made_from_the_draw(folders, encoder):
-    task = load_task(*folders, encoder)
-    drawn = []
-    for seed in range(6):
-        real, synthetic = training_images(task, BOTH, 2, seed)
-        assert np.bincount(real.labels).tolist() == [2, 2, 2] and np.bincount(synthetic.labels).tolist() == [4, 4, 4]
-        assert set(synthetic.sources) == set(real.names)
-        assert training_images(task, REAL, 2, seed)[0].names == real.names
-        assert training_images(task, SYNTHETIC, 2, seed)[1].names == synthetic.names
-        drawn.append(real.names)
-    assert len(set(drawn)) > 1
+def copy_picture(real, original, copy, **change):
+    with Image.open(real / original) as image:
+        (image.rotate(90, expand=True) if change.get('turned') else image).save(real / copy, **change.get('save', {}))
 
 
-def test_a_training_copy_of_a_held_out_image_is_left_out_with_all_that_was_made_from_it(folders, encoder):
-    real, _ = folders
-    for held_out, copy in (('lake/test0.png', 'lake/train3.png'), ('lake/val1.png', 'lake/train4.png')):
-        with Image.open(real / held_out) as image:
-            image.save(real / copy, compress_level=1)  # another file with the same pixels
-    task = load_task(*folders, encoder)
-    assert set(task.dropped) == {'lake/train3.png', 'lake/train4.png', 'lake/3_0.png', 'lake/3_1.png', 'lake/4_0.png',
-                                 'lake/4_1.png'}
+def test_a_training_copy_of_a_held_out_image_stops_the_run_or_is_left_out_with_all_that_was_made_from_it(folders, encoder):
+    real, synthetic = folders
+    copy_picture(real, 'lake/test0.png', 'lake/train3.png', save={'compress_level': 1})  # another file, the same pixels
+    copy_picture(real, 'lake/val1.png', 'lake/train4.png', turned=True)
+    with pytest.raises(BadInput, match='image lake/train3.png is the same picture as held-out lake/test0.png .and 1 more') as raised:
+        load_task(*folders, encoder)
+    assert '\n' not in str(raised.value) and '--drop_duplicates' in str(raised.value)
+    task = load_task(*folders, encoder, drop_duplicates=True)
+    assert task.dropped == ('lake/train3.png', 'lake/train4.png', 'lake/3_0.png', 'lake/3_1.png', 'lake/4_0.png', 'lake/4_1.png')
     assert not set(task.dropped) & {*task.train.names, *task.synthetic.names}
-    assert (len(task.train), len(task.synthetic)) == (16, 32)
+    assert (len(task.train), len(task.synthetic), len(task.evaluation)) == (16, 32, 15)
+
+
+def test_what_the_generator_was_trained_on_may_not_be_scored(folders, encoder):
+    real, synthetic = folders
+    seen = [np.asarray(Image.open(real / name)) for name in ('lake/train0.png', 'lake/test2.png')]
+    write_fingerprints(synthetic / FILE, ['a', 'chip 7'], np.stack([fingerprint(np.rot90(image)) for image in seen]))
+    with pytest.raises(BadInput, match='generator was trained on held-out lake/test2.png of .*, as chip 7;'):
+        load_task(*folders, encoder)
+    task = load_task(*folders, encoder, drop_duplicates=True)
+    assert task.dropped == ('lake/test2.png',) and len(task.evaluation) == 14 and len(task.train) == 18
+    write_fingerprints(synthetic / FILE, ['a'], fingerprint(seen[0])[None])
+    assert load_task(*folders, encoder).dropped == ()
+
+
+def test_settings_are_not_chosen_by_a_picture_that_is_scored(folders, encoder):
+    copy_picture(folders[0], 'lake/test0.png', 'lake/val0.png')
+    with pytest.raises(BadInput, match='lake/val0.png, by which settings are chosen, is the same picture as lake/test0.png'):
+        load_task(*folders, encoder)
+    task = load_task(*folders, encoder, drop_duplicates=True)
+    assert len(task.validation) == 5 and len(task.evaluation) == 15
+    # what is scored on val learns nothing of test
+    assert len(load_task(*folders, encoder, evaluate_on='val').evaluation) == 6
+
+
+def test_a_class_that_duplicates_leave_empty_is_named(folders, encoder):
+    for i in range(6):
+        copy_picture(folders[0], 'lake/test0.png', f'lake/train{i}.png')
+    with pytest.raises(BadInput, match="train split, without duplicates: no image of class 'lake'"):
+        load_task(*folders, encoder, drop_duplicates=True)
 
 
 def change_first(folder, **fields):
@@ -190,9 +184,9 @@ SPOILT = {
     'source that is no name': (lambda r, s: change_first(s, source=['a']), "has source ['a']"),
     'wrong class': (lambda r, s: change_first(s, source='wood_land/train0.png'), "labelled 'lake' but was made from"),
     'copied test image': (lambda r, s: write_image(s / 'lake/0_0.png', np.asarray(Image.open(r / 'lake/test2.png'))),
-                          'lake/0_0.png is pixel for pixel the held-out image lake/test2.png'),
+                          'lake/0_0.png is the same picture as held-out lake/test2.png'),
     'copied val image': (lambda r, s: write_image(s / 'lake/0_0.png', np.asarray(Image.open(r / 'lake/val0.png'))),
-                         'lake/0_0.png is pixel for pixel the held-out image lake/val0.png'),
+                         'lake/0_0.png is the same picture as held-out lake/val0.png'),
     'no label': (lambda r, s: change_first(r, label=None), 'lake/train0.png has no label'),
     'no split': (lambda r, s: change_first(r, split=None), 'lake/train0.png has no split'),
     'no synthetic label': (lambda r, s: change_first(s, label=None), 'lake/0_0.png has no label'),
@@ -203,6 +197,8 @@ SPOILT = {
     'class without train': (lambda r, s: keep(r, lambda row: 'lake/train' not in row['file_name']),
                             "class 'lake' is not in the real training images"),
     'class without synthetic': (lambda r, s: keep(s, lambda row: row['label'] != 'lake'), "no image of class 'lake'"),
+    'one class': (lambda r, s: keep(r, lambda row: row['label'] == 'lake'), "has one class, 'lake'"),
+    'spoilt fingerprints': (lambda r, s: (s / FILE).write_bytes(b'no'), 'not a file of fingerprints'),
     'class of its own': (lambda r, s: change_first(s, label='moon'), "class 'moon' is not in the real"),
 }
 
@@ -216,18 +212,34 @@ def test_what_would_be_no_fair_comparison_is_refused_in_one_line(folders, encode
     assert message in str(raised.value) and '\n' not in str(raised.value)
 
 
-def test_more_real_images_than_there_are_is_refused_before_anything_is_written(folders, encoder, tmp_path):
-    with pytest.raises(BadInput, match="real_per_class is 7; class 'lake' has only 6"):
-        compare.compare(load_task(*folders, encoder), encoder, RECIPE, 1, 7, tmp_path / 'out', 'test')
+REFUSED = {
+    'more real images than there are': (
+        {'real_per_class': 7}, "7 real images of each class are asked for; class 'lake' has only 6 to train on"),
+    'more shots than there are': ({'shots': (2, 8)}, "8 real images of each class are asked for; class 'lake' has only 6"),
+    'more synthetic images than there are': (
+        {'ratios': (1, 3)}, "1:3 needs 6 synthetic images of class 'lake' for seed 0, there are 4 of its real images"),
+    'a filter that knows nothing': ({'filter': 'cf'}, 'has seen nothing by which it could filter'),
+    'ratio 0': ({'ratios': (0, 1)}, 'must be at least 1'), 'no arm': ({'kinds': ()}, 'nothing to compare')}
+
+
+@pytest.mark.parametrize('name', REFUSED)
+def test_what_cannot_be_run_is_refused_before_anything_is_written(folders, encoder, tmp_path, name):
+    wrong, message = REFUSED[name]
+    with pytest.raises(BadInput) as raised:
+        study = Study(**({'recipes': {'clip': RECIPE}, 'kinds': KINDS, 'ratios': (1,), 'real_per_class': 2} | wrong))
+        compare.compare(load_task(*folders, encoder), encoder, study, tmp_path / 'out')
+    assert message in str(raised.value) and '\n' not in str(raised.value)
     assert not (tmp_path / 'out').exists()
 
 
-def test_real_per_class_needs_sources(folders, encoder):
-    change_first(folders[1], source=None)
+def test_what_chooses_needs_a_validation_split(folders, encoder, tmp_path):
+    keep(folders[0], lambda row: row['split'] != 'val')
     task = load_task(*folders, encoder)
-    assert len(training_images(task, SYNTHETIC, None, seed=0)[1]) == 36
-    with pytest.raises(BadInput, match='lake/0_0.png has no "source"'):
-        training_images(task, SYNTHETIC, 2, seed=0)
+    several = dataclasses.replace(RECIPE, learning_rates=(1e-3, 1e-2))
+    with pytest.raises(BadInput, match="no image has split 'val', on which linear chooses between 2 settings"):
+        compare.compare(task, encoder, Study({'linear': several}, KINDS, (1,), 2), tmp_path / 'out')
+    _, cells = compare.compare(task, encoder, Study({'linear': RECIPE}, KINDS, (1,), 2, seeds=1), tmp_path / 'out')
+    assert {cell.get('validation_accuracy') for cell in cells} == {None}
 
 
 # The encoder.
@@ -289,86 +301,145 @@ def test_a_folder_without_tokenizer_or_with_too_many_tokens_is_bad_input(tmp_pat
 # The comparison.
 
 
-def test_a_separable_task_is_learned_and_random_labels_are_not(folders, encoder):
+@pytest.mark.parametrize('method', METHODS[1:])
+def test_a_separable_task_is_learned_and_random_labels_are_not(folders, encoder, tmp_path, method):
+    rate = 3e-3 if method in ('clip', 'cross_entropy') else 3e-2
+    study = Study({method: dataclasses.replace(RECIPE, learning_rates=(rate,))}, (REAL, SYNTHETIC), (2,), None, seeds=1)
     task = load_task(*folders, encoder)
-    trainer, classifier = Trainer(encoder, task.classes, RECIPE), zero_shot.ZeroShot(encoder, task.classes)
-    real, nothing = training_images(task, REAL, None, seed=0)
-    params, losses = trainer.train(real, nothing, seed=0)
-    assert np.mean(losses[-5:]) < np.mean(losses[:5])
-    assert (classifier.predict(params, task.evaluation.pixels) == task.evaluation.labels).mean() > 0.9
+    real, made = compare.compare(task, encoder, study, tmp_path / 'out')[1][1:]
+    assert real['accuracy'] > 0.9 and made['accuracy'] > 0.9
 
-    # Each colour carries each label twice: there is nothing to learn, and chance is 1/3.
-    real.labels[:] = np.tile([0, 1, 2], 6)
-    hits = []
-    for seed in range(3):
-        params, _ = trainer.train(real, nothing, seed)
-        hits.append(classifier.predict(params, task.evaluation.pixels) == task.evaluation.labels)
-    assert np.mean(hits) < 0.7
+    # Each colour carries each label as often: there is nothing to learn, and chance is 1/3.
+    task.synthetic.labels[:] = np.tile([0, 1, 2], 12)
+    study = dataclasses.replace(study, kinds=(SYNTHETIC,), seeds=3)
+    assert np.mean([cell['accuracy'] for cell in compare.compare(task, encoder, study, tmp_path / 'random')[1][3:]]) < 0.7
 
 
 def test_predictions_do_not_depend_on_what_else_is_in_the_batch(folders, encoder):
     task = load_task(*folders, encoder)
-    params = encoder.initial_params(0)
-    whole = zero_shot.ZeroShot(encoder, task.classes, batch=4).predict(params, task.evaluation.pixels)
-    assert whole.shape == (15,)
-    alone = zero_shot.ZeroShot(encoder, task.classes, batch=7).predict(params, task.evaluation.pixels[9:10])
-    assert alone == whole[9:10]
+    tuner = WholeTuner(encoder, task.classes, RECIPE, by_prompts=True)
+    logits = tuner._classifier(encoder.initial_params(0))
+    whole, alone = logits(task.evaluation.pixels), logits(task.evaluation.pixels[9:10])
+    assert whole.shape == (15, 3)
+    np.testing.assert_allclose(alone, whole[9:10], atol=1e-5)
+
+
+SHORT = Recipe(steps=3, batch=6, learning_rates=(1e-3, 1e-2))
+SMALL = Study({'clip': dataclasses.replace(SHORT, learning_rates=(1e-3,)), 'classifier': SHORT}, KINDS, (1, 2), 2, seeds=2)
+TIMES = 'seconds', 'training_seconds'
+
+
+def timeless(cell):
+    return {key: value for key, value in cell.items() if key not in TIMES}
 
 
 def test_finished_cells_are_not_run_again_and_settings_may_not_change(folders, encoder, tmp_path, monkeypatch):
     task = load_task(*folders, encoder)
-    short = Recipe(steps=3, batch=6, learning_rate=1e-3, weight_decay=0.1, real_fraction=0.5)
-    runs = []
-    run_cell = compare._run_cell
+    runs, run = [], compare._Laboratory.run
 
-    def counted(*arguments):
-        runs.append(arguments[4:6])
-        if len(runs) == 3:
+    def counted(self, cell):
+        runs.append(cell.name)
+        if len(runs) == 4:
             raise KeyboardInterrupt
-        return run_cell(*arguments)
+        run(self, cell)
 
-    monkeypatch.setattr(compare, '_run_cell', counted)
+    monkeypatch.setattr(compare._Laboratory, 'run', counted)
+    once = dataclasses.replace(SMALL, seeds=1)
     with pytest.raises(KeyboardInterrupt):
-        compare.compare(task, encoder, short, 1, 2, tmp_path / 'out', 'test')
-    _, cells = compare.compare(task, encoder, short, 2, 2, tmp_path / 'out', 'test')
-    every = list(itertools.product((compare.UNTRAINED, *ARMS), range(2)))
-    assert sorted((cell['arm'], cell['seed']) for cell in cells) == sorted(every)
-    assert sorted(runs) == sorted([*every, runs[2]])  # the interrupted one ran twice, nothing else did
-    assert {cell['arm']: cell['steps'] for cell in cells} == {compare.UNTRAINED: 0} | dict.fromkeys(ARMS, 3)
+        compare.compare(task, encoder, once, tmp_path / 'out')
+    settings, cells = compare.compare(task, encoder, SMALL, tmp_path / 'out')
+    every = [cell.name for cell in SMALL.cells()]
+    assert len(every) == len(set(every)) == 2 * (1 + 2 * 4)
+    assert sorted(runs) == sorted([*every, runs[3]])  # the interrupted one ran twice, nothing else did
+    assert [(tmp_path / 'out' / 'cells' / f'{name}.json').exists() for name in every] == [True] * len(every)
     assert {sum(map(sum, cell['confusion'])) for cell in cells} == {15}
+    for cell in cells:
+        hits = np.equal(cell['predictions'], task.evaluation.labels)
+        assert hits.mean() == cell['accuracy'] and cell['steps'] == (0 if cell['method'] == 'zero_shot' else 3)
+    assert settings['steps_per_second'].keys() == {'clip', 'classifier'} and settings['counts']['validation'] == 6
+    assert sum(settings['chosen']['classifier']['learning_rate'].values()) == 8
 
-    again = compare.compare(task, encoder, short, 2, 2, tmp_path / 'out', 'test')[1]
-    assert again == cells
-    _, fresh = compare.compare(task, encoder, short, 1, 2, tmp_path / 'elsewhere', 'test')
-    strip = ('seconds',)
-    assert [{k: v for k, v in c.items() if k not in strip} for c in fresh] == [
-        {k: v for k, v in c.items() if k not in strip} for c in cells[:4]]
+    assert compare.compare(task, encoder, SMALL, tmp_path / 'out')[1] == cells
+    _, fresh = compare.compare(task, encoder, once, tmp_path / 'elsewhere')
+    assert list(map(timeless, fresh)) == [timeless(cell) for cell in cells if cell['seed'] == 0]
 
-    with pytest.raises(BadInput, match='real_per_class 2 → 3'):
-        compare.compare(task, encoder, short, 2, 3, tmp_path / 'out', 'test')
+    # more arms, methods, shots and seeds go into the same folder; what would change a cell does not
+    more = dataclasses.replace(SMALL, kinds=(*KINDS, arms.CUTMIX), shots=(1, 3), seeds=3)
+    assert len(compare.compare(task, encoder, more, tmp_path / 'out')[1]) == 3 * (1 + 2 * (4 + 1 + 2 * 2))
+    with pytest.raises(BadInput, match='evaluate_on .test. → .val.'):
+        compare.compare(task, encoder, dataclasses.replace(SMALL, evaluate_on='val'), tmp_path / 'out')
+    with pytest.raises(BadInput, match='extra_per_real 2 → 1'):
+        compare.compare(task, encoder, dataclasses.replace(SMALL, ratios=(1,)), tmp_path / 'out')
+    longer = dataclasses.replace(SMALL, recipes={'classifier': dataclasses.replace(SHORT, steps=4)})
+    with pytest.raises(BadInput, match='real_k2_seed0.json: belongs to a comparison with other settings'):
+        compare.compare(task, encoder, longer, tmp_path / 'out')
     write_image(folders[1] / 'lake/0_0.png', np.zeros((SIZE_PX, SIZE_PX, 3), np.uint8))
     with pytest.raises(BadInput, match=r'other settings .synthetic_images.'):
-        compare.compare(load_task(*folders, encoder), encoder, short, 2, 2, tmp_path / 'out', 'test')
+        compare.compare(load_task(*folders, encoder), encoder, SMALL, tmp_path / 'out')
+
+
+@pytest.mark.parametrize('method', METHODS[1:])
+def test_the_images_that_are_scored_are_not_read_before_a_model_is_chosen(folders, encoder, tmp_path, monkeypatch, method):
+    """They are replaced by what raises when it is looked at, until the fit has returned."""
+    task, reads = load_task(*folders, encoder), []
+
+    class Sealed:
+        def __init__(self, images):
+            self.images, self.labels = images, images.labels
+
+        def __len__(self):
+            return len(self.images)
+
+        def digest(self):
+            return self.images.digest()
+
+        @property
+        def pixels(self):
+            assert fits and not fits[-1], 'read while choosing'
+            reads.append(1)
+            return self.images.pixels
+
+    fits = []
+    tuner = compare.HeadTuner if method in compare.FROZEN else compare.WholeTuner
+    fit = tuner.fit
+
+    def watched(self, examples, validation, seed):
+        assert validation is task.validation
+        fits.append(True)
+        result = fit(self, examples, validation, seed)
+        fits[-1] = False
+        return result
+
+    monkeypatch.setattr(tuner, 'fit', watched)
+    monkeypatch.setattr(compare.Study, 'cells', lambda self: [compare.Cell(method, arms.Arm(REAL, 0), 2, 0)])
+    sealed = dataclasses.replace(task, evaluation=Sealed(task.evaluation))
+    compare.compare(sealed, encoder, Study({method: SHORT}, (REAL,), (1,), 2), tmp_path / 'out')
+    assert reads == [1] and fits == [False]
 
 
 def test_the_program_writes_the_table_the_charts_and_one_json_line(folders, tmp_path):
-    command = [sys.executable, TOOL, f'--real={folders[0]}', f'--synthetic={folders[1]}', f'--out={tmp_path}/out',
-               '--encoder=tiny', '--image_size_px=16', '--seeds=2', '--steps=3', '--batch=4', '--real_per_class=2']
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
+    command = [sys.executable, TOOL, f'--real={folders[0]}', f'--synthetic={folders[1]}', f'--encoder=tiny', '--image_size_px=16',
+               '--seeds=2', '--steps=3', '--batch=4', '--real_per_class=2', '--arms=real,synthetic,real+synthetic,mixup']
+    done = subprocess.run([*command, f'--out={tmp_path}/out'], capture_output=True, text=True, check=True)
     summary = json.loads(done.stdout.splitlines()[-1])
     out = tmp_path / 'out'
     assert summary == json.loads((out / 'summary.json').read_text())
     rows = {row['arm']: row for row in summary['rows']}
-    assert set(rows) == {compare.UNTRAINED, *ARMS} and summary['chance'] == 1 / 3
-    assert [(rows[arm]['real_images'], rows[arm]['synthetic_images'], rows[arm]['steps']) for arm in ARMS] == [
-        (6, 0, 3), (0, 12, 3), (6, 12, 3)]
+    assert [(arm, row['real_images'], row['extra_images'], row['steps']) for arm, row in rows.items()] == [
+        (compare.UNTRAINED, 0, 0, 0), ('real', 6, 0, 3), ('synthetic', 0, 12, 3), ('real+synthetic 1:1', 6, 6, 3),
+        ('real+synthetic 1:2', 6, 12, 3), ('mixup', 6, 12, 3)]
     with open(out / 'table.csv', newline='') as file:
         table = {row['arm']: float(row['accuracy']) for row in csv.DictReader(file)}
     assert table == {arm: row['accuracy'] for arm, row in rows.items()}
     assert (out / 'table.md').read_text() in done.stdout
-    full = json.loads((out / 'report.json').read_text())
-    for arm in ARMS:
-        assert table[arm] == pytest.approx(np.mean([cell['accuracy'] for cell in full['cells'] if cell['arm'] == arm]))
     for name in ('accuracy.png', 'confusion.png'):
         with Image.open(out / name) as image:
             assert min(image.size) > 200 and len(image.convert('RGB').getcolors(1 << 24)) > 20
+
+    # two processes make the same cells, and a flag that is wrong is named
+    subprocess.run([*command, f'--out={tmp_path}/two', '--jobs=2'], capture_output=True, text=True, check=True)
+    one, two = ({path.relative_to(folder): timeless(json.loads(path.read_text())) for path in folder.rglob('*_seed*.json')}
+                for folder in (out, tmp_path / 'two'))
+    assert one == two and len(one) == 12
+    wrong = subprocess.run([*command, f'--out={tmp_path}/x', '--methods=svm'], capture_output=True, text=True)
+    assert wrong.returncode == 2 and "--methods: 'svm' is none of linear" in wrong.stderr

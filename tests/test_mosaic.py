@@ -10,20 +10,20 @@ import jax
 import numpy as np
 import pytest
 
+from rsdiff import work
 from rsdiff.console import claim_folder
 from rsdiff.data.boxes import Box
 from rsdiff.data.images import read_image, write_image
 from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule
 from rsdiff.diffusion.solvers import integrate, solver_steps
 from rsdiff.errors import BadInput
-from rsdiff.mosaic import work
 from rsdiff.mosaic.cascade import (MosaicSettings, estimate, extent, lazy_mosaic, sample_mosaic, sample_region,
                                    save_region)
 from rsdiff.mosaic.condition import Condition
 from rsdiff.mosaic.field import WindowSampler
 from rsdiff.mosaic.plan import make_plan
 from rsdiff.mosaic.store import StageArray
-from rsdiff.mosaic.work import Claims, share_out
+from rsdiff.work import Claims, share_out
 
 SCHEDULE = make_schedule(ScheduleConfig())
 WINDOW = 32

@@ -1,98 +1,242 @@
-"""Trains every arm with every seed and keeps each result: a stopped comparison goes on where it was.
+"""Trains every arm with every seed, in every way of tuning, and keeps each result: a stopped comparison goes on where it was.
 
-    out/settings.json                    what all cells share; it may not change within one folder
-    out/cells/<arm>_seed<n>.json         one finished (arm, seed)
+    out/settings.json                                  what all cells share; it may not change within one folder
+    out/cells/<method>/<arm>_k<K>_seed<n>.json         one finished cell
+    out/features                                       embeddings of frozen towers, by content
 
-Arms differ in their images alone. Initial parameters, number of steps, batch size, augmentation and schedule are the
-same, and the score is computed once, after the last step: nothing is selected on the images it is computed on.
+A cell is a function of what settings.json holds, its method's recipe, its arm, number of real images and seed, so any number
+of processes make the same cells in any order. Arms differ in their images alone. A cell chooses its hyper-parameters on
+validation (`tuning.choose`); then the images that scores are computed on are read, once. Methods:
+
+    zero_shot       the encoder and its prompts, before any step; its one arm is `untrained`
+    linear          a line through frozen features, from nothing
+    classifier      the same, from the prompts (He et al. 2023)
+    clip            the whole encoder by its contrastive loss, classified by its prompts
+    cross_entropy   the image tower and a head by their cross-entropy
 """
 
 import dataclasses
+import functools
 import hashlib
 import json
 import time
+from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from rsdiff.console import claim_folder, write_text_atomically
-from rsdiff.downstream import scores
+from rsdiff.downstream import arms, filters, scores
+from rsdiff.downstream.arms import Arm
 from rsdiff.downstream.encoder import Encoder
-from rsdiff.downstream.finetune import Recipe, Trainer
-from rsdiff.downstream.task import ARMS, Task, training_images
-from rsdiff.downstream.zero_shot import ZeroShot
+from rsdiff.downstream.finetune import WholeTuner
+from rsdiff.downstream.heads import HeadTuner, Towers, Untrained
+from rsdiff.downstream.task import VALIDATION, Task
+from rsdiff.downstream.tuning import Recipe
 from rsdiff.errors import BadInput
+from rsdiff.work import Claims, end_without_parent, is_local_worker, local_workers, share_out
 
 UNTRAINED = 'untrained'
+ZERO_SHOT, LINEAR, CLASSIFIER, CLIP, CROSS_ENTROPY = METHODS = 'zero_shot', 'linear', 'classifier', 'clip', 'cross_entropy'
+FROZEN = LINEAR, CLASSIFIER
+ON_CURVE = arms.REAL, arms.BOTH, arms.BICUBIC
 
 
-def compare(task: Task, encoder: Encoder, recipe: Recipe, seeds: int, real_per_class: int | None, out: Path | str,
-            evaluate_on: str) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+@dataclasses.dataclass(frozen=True)
+class Study:
+    """What is compared.
+
+    Attributes:
+      recipes: of every method but 'zero_shot', by its name; its keys are the methods.
+      kinds: of arms, of `arms.KINDS`.
+      ratios: synthetic images for each real one, of 'real+synthetic'; the largest is that of the other arms.
+      real_per_class: real images of each class in the comparison of all arms; None: all there are.
+      shots: more numbers of real images, for the learning curves of real, real+synthetic (largest ratio) and bicubic.
+      seeds: number of seeds, from 0.
+      filter: of `filters.FILTERS`, for synthetic images.
+      soft_targets: whether labels of synthetic images are softened by the encoder's own judgement.
+      evaluate_on: the split that `task.evaluation` is.
+    """
+
+    recipes: dict[str, Recipe]
+    kinds: tuple[str, ...]
+    ratios: tuple[int, ...]
+    real_per_class: int | None
+    shots: tuple[int, ...] = ()
+    seeds: int = 5
+    filter: str = filters.NONE
+    soft_targets: bool = False
+    evaluate_on: str = 'test'
+
+    def __post_init__(self):
+        for name in 'ratios', 'shots':
+            if any(number < 1 for number in getattr(self, name)):
+                raise BadInput(f'{name} are {getattr(self, name)}; they must be at least 1')
+        if not (self.ratios and self.kinds and self.recipes):
+            raise BadInput('nothing to compare: give at least one method, arm and ratio')
+
+    def cells(self) -> list['Cell']:
+        """What is to be made; a seed's cells of one arm are neighbours, having the same features."""
+        untrained = [Cell(ZERO_SHOT, Arm(UNTRAINED, 0), 0, seed) for seed in range(self.seeds)]
+        every = arms.arms_of(self.kinds, self.ratios)
+        curve = tuple(arm for arm in arms.arms_of(self.kinds, (max(self.ratios),)) if arm.kind in ON_CURVE)
+        of_shots = {self.real_per_class: every} | {shots: curve for shots in self.shots if shots != self.real_per_class}
+        return untrained + [Cell(method, arm, shots, seed) for shots, group in of_shots.items() for seed in range(self.seeds)
+                            for arm in group for method in self.recipes]
+
+
+@dataclasses.dataclass(frozen=True)
+class Cell:
+    """One training: of `arm` with `shots` real images of each class (None: all), tuned by `method`."""
+
+    method: str
+    arm: Arm
+    shots: int | None
+    seed: int
+
+    @property
+    def name(self) -> str:
+        shots = 'all' if self.shots is None else self.shots
+        return f'{self.method}/{self.arm.slug}_k{shots}_seed{self.seed}'
+
+
+def compare(task: Task, encoder: Encoder, study: Study, out: Path | str,
+            jobs: int = 1) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Runs the cells that are not there yet.
 
     Args:
-      seeds: number of seeds, from 0; may grow from one call to the next.
-      real_per_class: see `training_images`.
-      evaluate_on: the split that `task.evaluation` is; it is written down.
+      jobs: processes that share the cells: this program that often, with the same arguments (`work.local_workers`).
     Returns:
-      (settings, cells). Each cell has `arm`, `seed`, `steps`, `real_images`, `synthetic_images`, `accuracy`,
-      `macro_f1`, `confusion` (true × predicted), `final_loss` and `seconds`; the arm 'untrained' is the encoder
-      before any step.
+      (settings, cells). Each cell has `method`, `arm`, `shots`, `ratio` (extra images for each real one), `seed`, `steps`,
+      `real_images`, `extra_images`, `accuracy`, `macro_f1`, `confusion` (true × predicted), `predictions` (class indices of the
+      evaluated images, in their order), `final_loss`, `learning_rate` and `weight_decay` (as chosen),
+      `validation_accuracy`, `seconds`, `training_seconds` and `digest`.
     Raises:
-      BadInput: `out` holds a comparison with other settings or other images; or as `training_images`.
+      BadInput: `out` holds a comparison with other settings or other images; or as `arms.examples`; or settings are to be
+        chosen, and there is no validation split.
     """
-    out = Path(out)
-    settings = {
+    out, cells = Path(out), study.cells()
+    _check(task, study, cells)
+    fixed = {
         'encoder': encoder.name, 'encoder_digest': encoder.digest, 'image_size_px': encoder.image_size_px,
-        'classes': list(task.classes), 'real_per_class': real_per_class, 'evaluate_on': evaluate_on,
-        'real_images': task.train.digest(), 'synthetic_images': task.synthetic.digest(),
-        'evaluation_images': task.evaluation.digest(), **dataclasses.asdict(recipe)}
-    wanted = [(arm, seed) for seed in range(seeds) for arm in (UNTRAINED, *ARMS)]
-    for arm, seed in wanted:
-        if arm != UNTRAINED:
-            training_images(task, arm, real_per_class, seed)  # raises now what would otherwise stop cell 14 of 15
-    claim_folder(out, settings)
-    digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode()).hexdigest()
+        'classes': list(task.classes), 'evaluate_on': study.evaluate_on, 'extra_per_real': max(study.ratios),
+        'filter': study.filter, 'soft_targets': study.soft_targets, 'real_images': task.train.digest(),
+        'synthetic_images': task.synthetic.digest(), 'evaluation_images': task.evaluation.digest(),
+        'validation_images': None if task.validation is None else task.validation.digest()}
+    laboratory = _Laboratory(task, encoder, study, fixed, out)
+    claim_folder(out, fixed)
+    missing = [cell for cell in cells if laboratory.read(cell) is None]
+    if jobs > 1 and not is_local_worker():
+        laboratory.prepare(missing)
 
-    trainer = Trainer(encoder, task.classes, recipe)
-    classifier = ZeroShot(encoder, task.classes)
-    cells = []
-    for arm, seed in tqdm(wanted, desc='downstream', unit='cell'):
-        path = out / 'cells' / f'{arm}_seed{seed}.json'
-        cell = _read_cell(path, digest)
-        if cell is None:
-            cell = {'digest': digest} | _run_cell(task, encoder, trainer, classifier, arm, seed, real_per_class)
-            write_text_atomically(path, json.dumps(cell) + '\n')
-        cells.append(cell)
-    return settings, cells
-
-
-def _run_cell(task: Task, encoder: Encoder, trainer: Trainer, classifier: ZeroShot, arm: str, seed: int,
-              real_per_class: int | None) -> dict[str, Any]:
-    started = time.monotonic()
-    counts, losses = (0, 0), []
-    if arm == UNTRAINED:
-        params = encoder.initial_params(seed)
-    else:
-        images = training_images(task, arm, real_per_class, seed)
-        params, losses = trainer.train(*images, seed)
-        counts = tuple(map(len, images))
-    predictions = classifier.predict(params, task.evaluation.pixels)
-    confusion = scores.confusion_matrix(task.evaluation.labels, predictions, len(task.classes))
-    return {'arm': arm, 'seed': seed, 'steps': len(losses), 'real_images': counts[0], 'synthetic_images': counts[1],
-            'accuracy': scores.accuracy(confusion), 'macro_f1': scores.macro_f1(confusion),
-            'confusion': confusion.tolist(), 'final_loss': losses[-1] if losses else None,
-            'seconds': round(time.monotonic() - started, 2)}
+    claims = Claims(out / 'claims')
+    with local_workers(jobs), tqdm(total=len(cells), desc='downstream', unit='cell', dynamic_ncols=True,
+                                   disable=is_local_worker()) as bar:
+        for cell, _ in share_out(cells, lambda cell: laboratory.path(cell).exists(), laboratory.run,
+                                 lambda cell: claims.claim(cell.name.replace('/', '_'))):
+            end_without_parent()
+            bar.set_postfix_str(cell.name, refresh=False)
+            bar.update()
+    finished = [laboratory.read(cell) for cell in cells]
+    return _settings(task, study, fixed, finished), finished
 
 
-def _read_cell(path: Path, digest: str) -> dict[str, Any] | None:
-    if not path.exists():
-        return None
-    cell = _read_json(path)
-    if cell.get('digest') != digest:
-        raise BadInput(f'{path}: belongs to a comparison with other settings; remove it')
-    return cell
+class _Laboratory:
+    """Makes cells and finds those that are made."""
+
+    def __init__(self, task: Task, encoder: Encoder, study: Study, fixed: dict[str, Any], out: Path):
+        self.task, self.study, self.out = task, study, out
+        self.digests = {method: hashlib.sha256(json.dumps(
+            [fixed, dataclasses.asdict(study.recipes[method]) if method in study.recipes else None],
+            sort_keys=True).encode()).hexdigest() for method in METHODS}
+        towers = Towers(encoder, out / 'features')
+        self.towers, self.untrained = towers, Untrained(encoder, task.classes, towers)
+        self.screen = None
+        if study.filter != filters.NONE or study.soft_targets:
+            self.screen = filters.Screen(encoder, task.classes, towers(0), study.filter, study.soft_targets)
+        self.tuners = {
+            method: HeadTuner(encoder, task.classes, recipe, towers, method == CLASSIFIER) if method in FROZEN else
+            WholeTuner(encoder, task.classes, recipe, method == CLIP) for method, recipe in study.recipes.items()}
+        self.examples = functools.lru_cache(maxsize=1)(
+            lambda arm, shots, seed: arms.examples(task, arm, shots, seed, self.screen))
+
+    def path(self, cell: Cell) -> Path:
+        return self.out / 'cells' / f'{cell.name}.json'
+
+    def read(self, cell: Cell) -> dict[str, Any] | None:
+        """A finished cell, or None."""
+        path = self.path(cell)
+        if not path.exists():
+            return None
+        row = _read_json(path)
+        if row.get('digest') != self.digests[cell.method]:
+            raise BadInput(f'{path}: belongs to a comparison with other settings; remove it, or use another --out')
+        return row
+
+    def prepare(self, cells: list[Cell]) -> None:
+        """Computes the features that cells need, once, before several processes each begin to."""
+        frozen = dict.fromkeys((cell.arm, cell.shots, cell.seed) for cell in cells if cell.method in FROZEN)
+        for arm, shots, seed in tqdm(frozen, desc='features', unit='arm', dynamic_ncols=True):
+            for pixels in (self.examples(arm, shots, seed).pixels, *(images.pixels for images in (
+                    self.task.validation, self.task.evaluation) if images is not None)):
+                self.towers(seed)(pixels)
+        for seed in {cell.seed for cell in cells}:
+            self.towers(seed).store.save()
+
+    def run(self, cell: Cell) -> None:
+        """Trains a cell, chooses, evaluates, and writes it."""
+        started = time.monotonic()
+        row = {'digest': self.digests[cell.method], 'method': cell.method, 'arm': cell.arm.name, 'shots': cell.shots,
+               'ratio': cell.arm.ratio, 'seed': cell.seed}
+        if cell.method == ZERO_SHOT:
+            row |= {'steps': 0, 'real_images': 0, 'extra_images': 0, 'final_loss': None}
+            logits = self.untrained.logits(self.task.evaluation.pixels, cell.seed)
+        else:
+            examples = self.examples(cell.arm, cell.shots, cell.seed)
+            best, accuracy, seconds = self.tuners[cell.method].fit(examples, self.task.validation, cell.seed)
+            row |= {'steps': len(best.losses), 'real_images': examples.real, 'extra_images': len(examples) - examples.real,
+                    'final_loss': float(best.losses[-1]), 'learning_rate': best.learning_rate,
+                    'weight_decay': best.weight_decay, 'validation_accuracy': accuracy, 'training_seconds': round(seconds, 4)}
+            if not np.isfinite(best.losses).all():
+                raise FloatingPointError(f'cell {cell.name}: the loss is no longer finite; use a lower --learning_rates')
+            logits = best.logits(self.task.evaluation.pixels)
+        predictions = logits.argmax(1)
+        confusion = scores.confusion_matrix(self.task.evaluation.labels, predictions, len(self.task.classes))
+        row |= {'accuracy': scores.accuracy(confusion), 'macro_f1': scores.macro_f1(confusion),
+                'confusion': confusion.tolist(), 'predictions': predictions.tolist(),
+                'seconds': round(time.monotonic() - started, 2)}
+        write_text_atomically(self.path(cell), json.dumps(row) + '\n')
+
+
+def _check(task: Task, study: Study, cells: list[Cell]) -> None:
+    """Raises now what would otherwise stop cell 14 of 15."""
+    for method, recipe in study.recipes.items():
+        if len(recipe.candidates) > 1 and task.validation is None:
+            raise BadInput(f'{task.train.folder}: no image has split {VALIDATION!r}, on which {method} chooses between '
+                           f'{len(recipe.candidates)} settings; make one, or give one of --learning_rates and --weight_decays')
+    for arm, shots, seed in dict.fromkeys((cell.arm, cell.shots, cell.seed) for cell in cells if cell.method != ZERO_SHOT):
+        arms.check(task, arm, shots, seed)
+
+
+def _settings(task: Task, study: Study, fixed: dict[str, Any], cells: list[dict[str, Any]]) -> dict[str, Any]:
+    """What a report says of the whole."""
+    splits = {'train': task.train, 'synthetic': task.synthetic, 'validation': task.validation, 'evaluation': task.evaluation}
+    chosen, speed = {}, {}
+    for method, recipe in study.recipes.items():
+        own = [cell for cell in cells if cell['method'] == method]
+        chosen[method] = {key: {str(value): count for value, count in sorted(Counter(cell[key] for cell in own).items())}
+                          for key in ('learning_rate', 'weight_decay')}
+        # The median leaves out those that waited for the compiler.
+        speed[method] = round(float(np.median([len(recipe.candidates) * cell['steps'] / cell['training_seconds']
+                                               for cell in own])), 1)
+    return fixed | {
+        'methods': [ZERO_SHOT, *study.recipes], 'arms': [arm.name for arm in arms.arms_of(study.kinds, study.ratios)],
+        'ratios': list(study.ratios), 'real_per_class': study.real_per_class, 'shots': list(study.shots),
+        'seeds': study.seeds, 'recipes': {method: dataclasses.asdict(recipe) for method, recipe in study.recipes.items()},
+        'chosen': chosen, 'steps_per_second': speed, 'dropped': len(task.dropped),
+        'counts': {split: 0 if images is None else len(images) for split, images in splits.items()}}
 
 
 def _read_json(path: Path) -> dict[str, Any]:

@@ -1,89 +1,110 @@
-"""Fine-tunes both towers of a CLIP on labelled images, with CLIP's own symmetric loss.
+"""Fine-tunes a whole encoder on labelled images, in one of two ways.
 
-A batch has images u_i with classes y_i, and one text v_c for each class: its name in a template drawn for the step.
-With s_ic = exp(logit_scale) · u_i · v_c,
+By CLIP's own symmetric loss, both towers. A batch has images u_i with labels y_ic, and one text v_c for each class: its name
+in a template drawn for the step. With s_ic = exp(logit_scale) · u_i · v_c,
 
-    image → text:   mean over i of  −log softmax_c(s_ic) at c = y_i                                  (1)
+    image → text:   mean over i of  −Σ_c y_ic log softmax_c(s_ic)                                    (1)
     text → image:   mean over the batch's classes c of  −Σ_i q_ci log softmax_i(s_ic),
-                    q_ci = [y_i = c] / #{j : y_j = c}                                                (2)
+                    q_ci = y_ic / Σ_j y_jc                                                          (2)
 
 and the loss is the mean of (1) and (2). It is the contrastive loss of Radford et al. 2021 where images of the same
 class are all positives of their text instead of each other's negatives (Khosla et al. 2020, supervised contrastive
-learning); (1) is the classifier that `zero_shot` evaluates.
+learning); (1) is the classifier that prompts make.
+
+By cross-entropy, the image tower and a head that begins as the prompts' classifier (`heads.text_head`).
 """
 
-import dataclasses
-from typing import Any, Iterator
+import time
+from typing import Any, Callable, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rsdiff.downstream.arms import Examples
 from rsdiff.downstream.encoder import Encoder
+from rsdiff.downstream.heads import text_head
 from rsdiff.downstream.task import Images
-from rsdiff.downstream.zero_shot import prompt_tokens
+from rsdiff.downstream.tuning import Fitted, Recipe, batches, choose, cross_entropy, optimizer
+from rsdiff.downstream.zero_shot import class_embeddings, in_batches, prompt_tokens
 
 
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """How every arm is trained, whatever its images.
+class WholeTuner:
+    """Trains one encoder on one set of classes; the step is compiled once for all arms, seeds and candidates.
 
-    Attributes:
-      steps: optimiser steps.
-      batch: images a step.
-      learning_rate: peak of a cosine with 10 % warm-up.
-      weight_decay: of matrices, not of biases, scales or the temperature.
-      real_fraction: share of real images in a batch, for an arm that has both kinds.
+    Args:
+      by_prompts: the contrastive loss, not a head's cross-entropy.
     """
 
-    steps: int
-    batch: int
-    learning_rate: float
-    weight_decay: float
-    real_fraction: float
-
-
-class Trainer:
-    """Trains one encoder on one set of classes; the step is compiled once for all arms and seeds."""
-
-    def __init__(self, encoder: Encoder, classes: tuple[str, ...], recipe: Recipe):
-        self.encoder, self.recipe = encoder, recipe
+    def __init__(self, encoder: Encoder, classes: tuple[str, ...], recipe: Recipe, by_prompts: bool):
+        self.encoder, self.classes, self.recipe, self.by_prompts = encoder, classes, recipe, by_prompts
         ids, mask = prompt_tokens(encoder, classes)
-        optimizer = _optimizer(recipe)
 
-        def loss(params, pixels, labels, template):
+        def prompt_loss(params, pixels, labels, template):
             images = encoder.encode_images(params, pixels)
             texts = encoder.encode_texts(params, jnp.asarray(ids)[template], jnp.asarray(mask)[template])
             return contrastive_loss(encoder.logits(params, images, texts), labels)
 
-        def step(params, moments, key, pixels, labels):
+        def head_loss(params, pixels, labels, template):
+            return cross_entropy(_head_logits(encoder, params, pixels), labels)
+
+        loss = prompt_loss if by_prompts else head_loss
+
+        def step(params, moments, candidate, key, pixels, labels):
             turn_key, template_key = jax.random.split(key)
             template = jax.random.randint(template_key, (), 0, len(ids))
             value, gradient = jax.value_and_grad(loss)(params, turned(turn_key, pixels), labels, template)
-            updates, moments = optimizer.update(gradient, moments, params)
+            updates, moments = optimizer(recipe, *candidate).update(gradient, moments, params)
             return optax.apply_updates(params, updates), moments, value
 
-        self._start = jax.jit(optimizer.init)
-        self._step = jax.jit(step)
+        def texts(params):
+            return class_embeddings(encoder, params, ids, mask)
 
-    def train(self, real: Images, synthetic: Images, seed: int) -> tuple[dict[str, Any], list[float]]:
+        self._step, self._start = jax.jit(step), jax.jit(optimizer(recipe, 0.0, 0.0).init)
+        self._texts = jax.jit(texts)
+        self._prompt_logits = jax.jit(lambda params, texts, pixels: encoder.logits(
+            params, encoder.encode_images(params, pixels), texts))
+        self._head_logits = jax.jit(lambda params, pixels: _head_logits(encoder, params, pixels))
+
+    def fit(self, examples: Examples, validation: Images | None, seed: int) -> tuple[Fitted, float | None, float]:
+        """The best of the grid, its accuracy on the validation images, and the seconds that training took."""
+        return choose(self._candidates(examples, seed), validation)
+
+    def _candidates(self, examples: Examples, seed: int) -> Iterator[Fitted]:
+        for candidate in self.recipe.candidates:
+            started = time.monotonic()
+            params, losses = self.train(examples, candidate, seed)
+            yield Fitted(*candidate, self._classifier(params), losses, time.monotonic() - started)
+
+    def train(self, examples: Examples, candidate: tuple[float, float], seed: int) -> tuple[dict[str, Any], np.ndarray]:
         """Trains from the encoder's initial parameters for exactly `recipe.steps` steps.
 
         Args:
-          real, synthetic: one of them may be empty.
-          seed: decides initial parameters (where they are not pretrained), order, augmentation and templates.
+          candidate: learning rate and weight decay.
+          seed: decides initial parameters (where they are not pretrained), order, orientations and templates.
         Returns:
           (parameters after the last step, loss of every step).
         """
         params = self.encoder.initial_params(seed)
-        moments = self._start(params)
-        losses = []
-        for index, (pixels, labels) in enumerate(batches(real, synthetic, self.recipe, seed)):
-            key = jax.random.fold_in(jax.random.key(seed), index)
-            params, moments, value = self._step(params, moments, key, pixels, labels)
+        if not self.by_prompts:
+            size_px = self.encoder.image_size_px
+            example = jax.ShapeDtypeStruct((1, size_px, size_px, 3), np.uint8)
+            dim = jax.eval_shape(self.encoder.encode_images, params, example).shape[-1]
+            params = {'encoder': params, 'head': text_head(self.encoder, params, self.classes, dim)}
+        moments, losses = self._start(params), []
+        for number, chosen in enumerate(batches(examples.real, len(examples) - examples.real, self.recipe, seed)):
+            key = jax.random.fold_in(jax.random.key(seed), number)
+            params, moments, value = self._step(params, moments, candidate, key, examples.pixels[chosen],
+                                                examples.labels[chosen])
             losses.append(value)
-        return params, [float(value) for value in losses]
+        return params, np.asarray(jax.device_get(losses))
+
+    def _classifier(self, params: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+        if not self.by_prompts:
+            return lambda pixels: in_batches(lambda part: self._head_logits(params, part), pixels)
+        texts = self._texts(params)
+        return lambda pixels: in_batches(lambda part: self._prompt_logits(params, texts, part), pixels)
 
 
 def contrastive_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
@@ -91,15 +112,12 @@ def contrastive_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
     Args:
       logits: (images, classes), s_ic.
-      labels: (images,) class indices.
+      labels: (images, classes), y_ic; each row sums to 1.
     """
-    positive = jax.nn.one_hot(labels, logits.shape[1])
-    to_text = -(positive * jax.nn.log_softmax(logits, axis=1)).sum(1).mean()
-    count = positive.sum(0)
-    share = positive / jnp.maximum(count, 1)
+    count = labels.sum(0)
+    share = labels / jnp.where(count > 0, count, 1)
     per_class = -(share * jax.nn.log_softmax(logits, axis=0)).sum(0)
-    to_image = per_class.sum() / (count > 0).sum()
-    return (to_text + to_image) / 2
+    return (cross_entropy(logits, labels) + per_class.sum() / (count > 0).sum()) / 2
 
 
 def turned(key: jax.Array, pixels: jax.Array) -> jax.Array:
@@ -110,34 +128,6 @@ def turned(key: jax.Array, pixels: jax.Array) -> jax.Array:
     return jnp.where(mirror, pixels[:, :, ::-1], pixels)
 
 
-def batches(real: Images, synthetic: Images, recipe: Recipe, seed: int) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-    """`recipe.steps` batches of (pixels, labels), of one shape whatever the arm.
-
-    Each kind of image is passed through in shuffled epochs; with both kinds, `real_fraction` of each batch is real
-    (He et al. 2023, arXiv 2210.07574, mix the two within a step likewise).
-    """
-    share = recipe.real_fraction if len(real) and len(synthetic) else float(len(real) > 0)
-    n_real = round(recipe.batch * share)
-    from_real = _epochs(len(real), recipe.steps * n_real, [0, seed]).reshape(recipe.steps, -1)
-    from_made = _epochs(len(synthetic), recipe.steps * (recipe.batch - n_real), [1, seed]).reshape(recipe.steps, -1)
-    for i, j in zip(from_real, from_made):
-        yield (np.concatenate([real.pixels[i], synthetic.pixels[j]]),
-               np.concatenate([real.labels[i], synthetic.labels[j]]))
-
-
-def _epochs(n: int, count: int, seed: list[int]) -> np.ndarray:
-    """`count` indices below `n`: one shuffled pass after another."""
-    generator = np.random.default_rng(seed)
-    passes = [generator.permutation(n) for _ in range(-(-count // max(n, 1)))]
-    return np.concatenate([np.arange(0), *passes])[:count]
-
-
-def _optimizer(recipe: Recipe) -> optax.GradientTransformation:
-    warm_up = max(1, recipe.steps // 10)
-    schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, warm_up, max(recipe.steps, warm_up + 1))
-
-    def decayed(params):
-        return jax.tree.map(lambda leaf: leaf.ndim > 1, params)
-
-    return optax.chain(optax.clip_by_global_norm(1.0),
-                       optax.adamw(schedule, b2=0.98, eps=1e-6, weight_decay=recipe.weight_decay, mask=decayed))
+def _head_logits(encoder: Encoder, params: dict[str, Any], pixels: jax.Array) -> jax.Array:
+    head = params['head']
+    return encoder.encode_images(params['encoder'], pixels) @ head['weight'] + head['bias']

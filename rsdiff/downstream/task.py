@@ -1,9 +1,10 @@
 """A classification task from two image folders: real images with splits, and synthetic ones made from them.
 
-What is checked here is what would make a table a lie: a test image, or anything made from one, among the training
-images.
+What is checked here is what would make a table a lie: a held-out image, or anything made from one, among the images that
+the classifier or the generator was trained on, or a test image among those that settings are chosen by.
 """
 
+import concurrent.futures
 import dataclasses
 import hashlib
 import json
@@ -13,12 +14,15 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from rsdiff.data.fingerprints import fingerprint
 from rsdiff.data.folder import Entry, read_folder
 from rsdiff.data.images import read_image
 from rsdiff.downstream.encoder import Encoder
+from rsdiff.downstream.leaks import HeldOut, known_to_the_generator, pixel_hash, recognisable
 from rsdiff.errors import BadInput
 
-REAL, SYNTHETIC, BOTH = ARMS = ('real', 'synthetic', 'real+synthetic')
+TRAIN, VALIDATION = 'train', 'val'
+NO_SOURCE = ''
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,16 +32,21 @@ class Images:
     Attributes:
       pixels: uint8 (n, size, size, 3).
       labels: int32 (n,), indices into the task's classes.
-      names: file names relative to their folder.
-      sources: for each synthetic image the name of the real image it was made from, or None.
-      hashes: SHA-256 of the decoded pixels before resizing, with their shape.
+      folder: where their files are.
+      names: file names relative to it.
+      sources: for each synthetic image the name of the real image it was made from; `NO_SOURCE` if its manifest says that
+        it was made from none (`"source": null`), and None if it does not say.
+      hashes: of the decoded pixels before resizing.
+      fingerprints: of the same, uint8 (n, 160).
     """
 
     pixels: np.ndarray
     labels: np.ndarray
+    folder: Path
     names: tuple[str, ...]
     sources: tuple[str | None, ...]
     hashes: tuple[str, ...]
+    fingerprints: np.ndarray
 
     def __len__(self) -> int:
         return len(self.names)
@@ -46,8 +55,12 @@ class Images:
         def pick(values):
             return tuple(values[i] for i in indices)
 
-        return Images(self.pixels[indices], self.labels[indices], pick(self.names), pick(self.sources),
-                      pick(self.hashes))
+        indices = np.asarray(indices, np.int64)
+        return Images(self.pixels[indices], self.labels[indices], self.folder, pick(self.names), pick(self.sources),
+                      pick(self.hashes), self.fingerprints[indices])
+
+    def without(self, names: set[str]) -> 'Images':
+        return self.take(np.flatnonzero([name not in names for name in self.names])) if names else self
 
     def digest(self) -> str:
         """Changes with any pixel, name, label or source."""
@@ -61,117 +74,128 @@ class Task:
 
     Attributes:
       classes: the labels, sorted.
-      train: real training images without those that are copies of held-out images.
-      synthetic: images made from training images.
-      evaluation: the images that scores are computed on.
-      dropped: names of training images left out because they are pixel for pixel a held-out image, and of synthetic
-        images made from such.
+      train: real training images.
+      synthetic: images made from training images, the first of each before the second of any, and so on.
+      validation: the images that settings are chosen by, or None.
+      evaluation: the images that scores are computed on, after all that.
+      dropped: names of images that were left out so that no held-out picture is learnt from: real training images, what
+        was made from them, and held-out images that the generator or the validation split has.
     """
 
     classes: tuple[str, ...]
     train: Images
     synthetic: Images
+    validation: Images | None
     evaluation: Images
     dropped: tuple[str, ...]
 
 
-def load_task(real: Path | str, synthetic: Path | str, encoder: Encoder, evaluate_on: str = 'test') -> Task:
+def load_task(real: Path | str, synthetic: Path | str, encoder: Encoder, evaluate_on: str = 'test',
+              drop_duplicates: bool = False) -> Task:
     """Reads both folders and refuses what would not be a fair comparison.
 
     Args:
       real: a folder whose manifest gives every image a `label` and a `split` (train, test, perhaps val).
       synthetic: a folder whose manifest gives every image a `label` and, to be checked, a `source`: the `file_name`
-        of the real training image it was made from.
+        of the real training image it was made from, or null if from none. With a file `training_fingerprints.npz`, it
+        also says what its generator was trained on.
       encoder: decides the size the images are read at.
-      evaluate_on: the split to score on; choose settings on 'val', and report 'test'.
+      evaluate_on: the split to score on; try things out on 'val', and report 'test'.
+      drop_duplicates: go on without the images that would leak, instead of stopping at them.
     Raises:
       BadInput: a label or a split is missing; the folders' classes differ; a class has no image to train on or to
-        score on; a synthetic image has a source that is unknown, held out or of another class, or is itself a copy
-        of a held-out image.
+        score on; a synthetic image has a source that is unknown, held out or of another class; a held-out picture is
+        among the training images, the synthetic ones, or those that the generator was trained on, or an evaluated one
+        among those of the validation split.
     """
+    splits, made = _real_splits(real, evaluate_on), _made(synthetic)
+    classes = tuple(sorted({e.label for e in splits[TRAIN]}))
+    if len(classes) < 2:
+        raise BadInput(f'{real}: the train split has one class, {classes[0]!r}; there is nothing to tell apart')
+    scored = {split for split in (VALIDATION, evaluate_on) if split in splits}
+    for split in sorted(scored):
+        _check_classes(classes, [e.label for e in splits[split]], f'{real}: {split} split')
+    _check_classes(classes, [e.label for e in made], str(synthetic))
+    _check_sources([e for split in splits.values() for e in split], made, synthetic)
+
+    of_split = {split: _read(real, splits[split], classes, encoder) for split in {TRAIN} | scored}
+    task = Task(classes, of_split[TRAIN], _read(synthetic, made, classes, encoder), of_split.get(VALIDATION),
+                of_split[evaluate_on], ())
+    held_out = {split: recognisable(entries) for split, entries in splits.items() if split != TRAIN}
+    task = _without_leaks(task, held_out, evaluate_on, drop_duplicates)
+    for images, where in ((task.train, f'{real}: train split'), (task.synthetic, str(synthetic)),
+                          (task.validation, f'{real}: {VALIDATION} split'), (task.evaluation, f'{real}: {evaluate_on} split')):
+        if task.dropped and images is not None:
+            _check_classes(classes, [classes[label] for label in images.labels], f'{where}, without duplicates')
+    return task
+
+
+def _without_leaks(task: Task, held_out: dict[str, HeldOut], evaluate_on: str, drop: bool) -> Task:
+    """The task without the images that would leak; it stops at them unless they are to be dropped."""
+    real, synthetic = task.train.folder, task.synthetic.folder
+    copies, made_copies, known, chosen_by = {}, {}, {}, {}
+    for pictures in held_out.values():
+        copies |= _named(task.train, pictures)
+        made_copies |= _named(task.synthetic, pictures)
+        known |= known_to_the_generator(synthetic, pictures)
+    if evaluate_on != VALIDATION and task.validation is not None:
+        chosen_by = _named(task.validation, held_out[evaluate_on])
+    lines = [
+        *(f'{real}: training image {name} is the same picture as held-out {other}' for name, other in copies.items()),
+        *(f'{synthetic}: {name} is the same picture as held-out {other} of {real}' for name, other in made_copies.items()),
+        *(f'{synthetic}: its generator was trained on held-out {name} of {real}, as {other}' for name, other in known.items()),
+        *(f'{real}: {name}, by which settings are chosen, is the same picture as {other}, which is scored'
+          for name, other in chosen_by.items())]
+    if lines and not drop:
+        more = f' (and {len(lines) - 1} more like it)' if len(lines) > 1 else ''
+        raise BadInput(f'{lines[0]}{more}; mend the folders, or leave such images out with --drop_duplicates')
+    for line in lines:
+        logging.warning('%s; left out', line)
+    from_copies = {name for name, source in zip(task.synthetic.names, task.synthetic.sources) if source in copies}
+    made_out, held_back = {*made_copies} | from_copies, {*known} | {*chosen_by}
+    scored = [images for images in (task.validation, task.evaluation) if images is not None]
+    dropped = [*copies, *sorted(made_out), *sorted(held_back & {name for images in scored for name in images.names})]
+    return dataclasses.replace(
+        task, train=task.train.without({*copies}), synthetic=task.synthetic.without(made_out), dropped=tuple(dropped),
+        validation=task.validation and task.validation.without(held_back), evaluation=task.evaluation.without({*known}))
+
+
+def _named(images: Images, pictures: HeldOut) -> dict[str, str]:
+    """Names of the images that are held-out pictures, and of those."""
+    return {images.names[i]: name for i, name in pictures.among(images.fingerprints, images.hashes).items()}
+
+
+def _real_splits(real: Path | str, evaluate_on: str) -> dict[str, list[Entry]]:
     entries = read_folder(real)
     for entry in entries:
         if entry.label is None or entry.split is None:
             missing = 'label' if entry.label is None else 'split'
             raise BadInput(f'{real}: {entry.file_name} has no {missing}; every real image needs a label and a split')
-    splits = {split: [e for e in entries if e.split == split] for split in {e.split for e in entries}}
-    for split in ('train', evaluate_on):
+    splits = {split: [e for e in entries if e.split == split] for split in sorted({e.split for e in entries})}
+    for split in (TRAIN, evaluate_on):
         if split not in splits:
             raise BadInput(f'{real}: no image has split {split!r}; there are {sorted(splits)}')
-    made = read_folder(synthetic)
-    for entry in made:
+    return splits
+
+
+def _made(synthetic: Path | str) -> list[Entry]:
+    """Its entries, the first variant of each source before the second."""
+    entries = read_folder(synthetic)
+    for entry in entries:
         if entry.label is None:
             raise BadInput(f'{synthetic}: {entry.file_name} has no label')
-        if entry.split not in (None, 'train'):
+        if entry.split not in (None, TRAIN):
             raise BadInput(f'{synthetic}: {entry.file_name} has split {entry.split!r}; synthetic images only train')
-
-    classes = tuple(sorted({e.label for e in splits['train']}))
-    _check_classes(classes, splits[evaluate_on], f'{real}: {evaluate_on} split')
-    _check_classes(classes, made, str(synthetic))
-    _check_sources(entries, made, synthetic)
-
-    train = _read(splits['train'], classes, encoder)
-    evaluation = _read(splits[evaluate_on], classes, encoder)
-    held_out = dict(zip(evaluation.hashes, evaluation.names))
-    for split in sorted(set(splits) - {'train', evaluate_on}):
-        held_out |= {_pixel_hash(read_image(e.path)): e.file_name for e in splits[split]}
-
-    copies = {name: held_out[h] for name, h in zip(train.names, train.hashes) if h in held_out}
-    for copy, original in copies.items():
-        logging.warning('%s: training image %s is the same picture as held-out %s; left out', real, copy, original)
-    kept = np.flatnonzero([name not in copies for name in train.names])
-    train = train.take(kept)
-    _check_classes(classes, [e for e in splits['train'] if e.file_name not in copies], f'{real}: train split')
-
-    images = _read(made, classes, encoder)
-    for name, pixel_hash in zip(images.names, images.hashes):
-        if pixel_hash in held_out:
-            raise BadInput(f'{synthetic}: {name} is pixel for pixel the held-out image {held_out[pixel_hash]} of '
-                           f'{real}')
-    from_copies = [name for name, source in zip(images.names, images.sources) if source in copies]
-    images = images.take(np.flatnonzero([source not in copies for source in images.sources]))
-    return Task(classes, train, images, evaluation, tuple(copies) + tuple(from_copies))
+    seen, turns = Counter(), []
+    for entry in entries:
+        source = str(_source(entry))
+        turns.append(seen[source])
+        seen[source] += 1
+    return [entries[i] for i in np.argsort(turns, kind='stable')]
 
 
-def training_images(task: Task, arm: str, real_per_class: int | None, seed: int) -> tuple[Images, Images]:
-    """The real and the synthetic images one arm trains on with one seed.
-
-    With `real_per_class` K, the seed draws K real images of each class, and the synthetic ones are those made from
-    them; so all arms of a seed stand on the same K·classes pictures.
-
-    Returns:
-      (real, synthetic); the one that the arm does not use is empty.
-    Raises:
-      BadInput: a class has fewer than K real images, or K is given and a synthetic image does not name its source.
-    """
-    real, synthetic = task.train, task.synthetic
-    if real_per_class is not None:
-        unnamed = [name for name, source in zip(synthetic.names, synthetic.sources) if source is None]
-        if unnamed:
-            raise BadInput(f'real_per_class needs to know what each synthetic image was made from; {unnamed[0]} '
-                           'has no "source"')
-        real = real.take(_draw_per_class(real.labels, real_per_class, task.classes, seed))
-        synthetic = synthetic.take(np.flatnonzero([source in set(real.names) for source in synthetic.sources]))
-    nothing = np.arange(0)
-    used = {REAL: (real, synthetic.take(nothing)), SYNTHETIC: (real.take(nothing), synthetic), BOTH: (real, synthetic)}
-    for label, name in enumerate(task.classes):
-        if not any((images.labels == label).any() for images in used[arm]):
-            raise BadInput(f'arm {arm!r}, seed {seed}: class {name!r} has no training image')
-    return used[arm]
-
-
-def _draw_per_class(labels: np.ndarray, count: int, classes: tuple[str, ...], seed: int) -> np.ndarray:
-    drawn = []
-    for label, name in enumerate(classes):
-        members = np.flatnonzero(labels == label)
-        if len(members) < count:
-            raise BadInput(f'real_per_class is {count}; class {name!r} has only {len(members)} real training images')
-        drawn.append(np.random.default_rng([2, seed, label]).choice(members, count, replace=False))
-    return np.sort(np.concatenate(drawn))
-
-
-def _check_classes(classes: tuple[str, ...], entries: list[Entry], where: str) -> None:
-    counts = Counter(e.label for e in entries)
+def _check_classes(classes: tuple[str, ...], labels: list[str], where: str) -> None:
+    counts = Counter(labels)
     problems = [f'no image of class {name!r}' for name in classes if not counts[name]]
     problems += [f'class {name!r} is not in the real training images' for name in sorted(set(counts) - set(classes))]
     if problems:
@@ -180,20 +204,23 @@ def _check_classes(classes: tuple[str, ...], entries: list[Entry], where: str) -
 
 def _check_sources(real: list[Entry], made: list[Entry], synthetic: Path | str) -> None:
     by_name = {e.file_name: e for e in real}
+    digests = {}
     for entry in made:
         name = _source(entry)
-        if name is None:
+        if name in (None, NO_SOURCE):
             continue
         if not isinstance(name, str):
             raise BadInput(f'{synthetic}: {entry.file_name} has source {name!r}; it must be a file name')
         if name not in by_name:
             raise BadInput(f'{synthetic}: {entry.file_name} was made from {name}, which the real folder does not have')
         source = by_name[name]
-        if source.split != 'train':
+        if source.split != TRAIN:
             raise BadInput(f'{synthetic}: {entry.file_name} was made from {name}, a {source.split} image; '
                            'only training images may be expanded')
         stated = entry.extra.get('source_sha256')
-        if stated is not None and stated != hashlib.sha256(source.path.read_bytes()).hexdigest():
+        if stated is not None and name not in digests:
+            digests[name] = hashlib.sha256(source.path.read_bytes()).hexdigest()
+        if stated is not None and stated != digests[name]:
             raise BadInput(f'{synthetic}: {entry.file_name} was made from another file than the {name} that is there now')
         if source.label != entry.label:
             raise BadInput(f'{synthetic}: {entry.file_name} is labelled {entry.label!r} but was made from {name}, '
@@ -201,19 +228,22 @@ def _check_sources(real: list[Entry], made: list[Entry], synthetic: Path | str) 
 
 
 def _source(entry: Entry) -> str | None:
-    return entry.extra['source'] if 'source' in entry.extra else None
+    """What the manifest says: a name, `NO_SOURCE` for null, None for nothing."""
+    if 'source' not in entry.extra:
+        return None
+    return NO_SOURCE if entry.extra['source'] is None else entry.extra['source']
 
 
-def _read(entries: list[Entry], classes: tuple[str, ...], encoder: Encoder) -> Images:
+def _read(folder: Path | str, entries: list[Entry], classes: tuple[str, ...], encoder: Encoder) -> Images:
     pixels = np.empty((len(entries), encoder.image_size_px, encoder.image_size_px, 3), np.uint8)
-    hashes = []
-    for row, entry in zip(pixels, entries):
+
+    def look(row, entry):
         image = read_image(entry.path)
-        hashes.append(_pixel_hash(image))
         row[:] = encoder.resize(image)
+        return pixel_hash(image), fingerprint(image)
+
+    with concurrent.futures.ThreadPoolExecutor() as pool:
+        hashes, fingerprints = zip(*pool.map(look, pixels, entries))
     labels = np.asarray([classes.index(e.label) for e in entries], np.int32)
-    return Images(pixels, labels, tuple(e.file_name for e in entries), tuple(map(_source, entries)), tuple(hashes))
-
-
-def _pixel_hash(image: np.ndarray) -> str:
-    return hashlib.sha256(repr(image.shape).encode() + np.ascontiguousarray(image).tobytes()).hexdigest()
+    return Images(pixels, labels, Path(folder), tuple(e.file_name for e in entries), tuple(map(_source, entries)),
+                  hashes, np.stack(fingerprints))

@@ -1,7 +1,7 @@
 """Classification by prompts: the nearest class name wins (Radford et al. 2021, section 3.1)."""
 
 import re
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -29,27 +29,14 @@ def class_embeddings(encoder: Encoder, params: dict[str, Any], ids: jax.Array, m
     return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
 
 
-class ZeroShot:
-    """Predicts classes with any parameters of one encoder; compiled once."""
+def text_embeddings(encoder: Encoder, params: dict[str, Any], classes: Sequence[str]) -> jax.Array:
+    """Class names → `class_embeddings` of their prompts, (classes, dim)."""
+    return jax.jit(lambda params: class_embeddings(encoder, params, *prompt_tokens(encoder, classes)))(params)
 
-    def __init__(self, encoder: Encoder, classes: Sequence[str], batch: int = 64):
-        self.batch = batch
-        self.tokens = prompt_tokens(encoder, classes)
 
-        @jax.jit
-        def texts(params):
-            return class_embeddings(encoder, params, *self.tokens)
-
-        @jax.jit
-        def nearest(params, text, pixels):
-            return jnp.argmax(encoder.encode_images(params, pixels) @ text.T, axis=-1)
-
-        self._texts, self._nearest = texts, nearest
-
-    def predict(self, params: dict[str, Any], pixels: np.ndarray) -> np.ndarray:
-        """uint8 (n, size, size, 3) → class indices (n,)."""
-        text = self._texts(params)
-        # The last batch is filled up by repeating images, so that there is one shape to compile.
-        rows = np.resize(np.arange(len(pixels)), -(-len(pixels) // self.batch) * self.batch)
-        found = [self._nearest(params, text, pixels[part]) for part in rows.reshape(-1, self.batch)]
-        return np.concatenate([np.asarray(part) for part in found])[:len(pixels)]
+def in_batches(function: Callable[[np.ndarray], jax.Array], pixels: np.ndarray, batch: int = 64) -> np.ndarray:
+    """`function` of many images, a batch at a time. The last batch is filled up by repeating images, so that there is one shape
+    to compile."""
+    rows = np.resize(np.arange(len(pixels)), -(-len(pixels) // batch) * batch)
+    found = [function(pixels[part]) for part in rows.reshape(-1, batch)]
+    return np.concatenate([np.asarray(part) for part in found])[:len(pixels)]

@@ -72,7 +72,9 @@ class Network:
     def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
         with concurrent.futures.ThreadPoolExecutor() as pool:
             pixels = np.stack(list(pool.map(self.resize, images)))
-        return np.asarray(self._compiled(self.params, pixels), np.float32)
+        # Whole chunks, of one program: what is made of an image does not depend, to the bit, on how many there are.
+        whole = np.resize(np.arange(len(pixels)), -(-len(pixels) // CPU_CHUNK) * CPU_CHUNK)
+        return np.asarray(self._compiled(self.params, pixels[whole]), np.float32)[:len(pixels)]
 
     @functools.cached_property
     def _compiled(self) -> Callable:
@@ -144,22 +146,24 @@ def _imagenet(name: str, model: Any, params: dict[str, Any]) -> Network:
                    lambda params, pixels: model.forward(params, model.normalise(pixels))[0])
 
 
-def features_of(extractor: Extractor, images: Sequence[Image], cache: Path | str | None = None, batch_size: int = 32,
-                show: bool = True) -> np.ndarray:
+def features_of(extractor: Extractor, images: Sequence[Image], cache: 'Path | str | FeatureStore | None' = None,
+                batch_size: int = 32, show: bool = True) -> np.ndarray:
     """The features of many images, float32 (n, extractor.width), in their order.
 
     Args:
       images: each a path (local or in a bucket), a uint8 array (h, w, 3), or a function without arguments that loads
         such an array; of any sizes.
       cache: a folder that keeps the features of every image, by what is in it and by the extractor's digest: a second
-        call, or one after an interruption, only computes what is not there.
+        call, or one after an interruption, only computes what is not there. Or a `FeatureStore` of this extractor, which
+        also keeps them in memory from call to call.
       batch_size: images that go through the network at once; at most twice as many are in memory.
       show: whether a bar shows progress.
     Raises:
       BadInput: an image can't be read, is named; a file of the cache is spoilt.
       FloatingPointError: the network returns what is no number.
     """
-    store = _Store(extractor, None if cache is None else Path(cache) / f'{extractor.name}-{extractor.digest[:16]}')
+    store = cache if isinstance(cache, FeatureStore) else FeatureStore(extractor, cache)
+    store.refresh()
     keys, waiting, size = [], {}, min(batch_size, len(images))
 
     def run():
@@ -207,22 +211,31 @@ def _load(image: Image, number: int, known: dict[bytes, np.ndarray]) -> tuple[by
     return key, None if key in known else pixels
 
 
-class _Store:
-    """Features by hash, in memory and, a file for every `SHARD` images, in a folder. A file is whole or not there, and
-    named after what is in it, so that processes may share a folder."""
+class FeatureStore:
+    """Features by hash, in memory and, a file for every `SHARD` images, in a folder of `cache`. A file is whole or not
+    there, and named after what is in it, so that processes may share a folder."""
 
-    def __init__(self, extractor: Extractor, folder: Path | None):
-        self.extractor, self.folder, self.rows, self.unsaved = extractor, folder, {}, []
-        for path in sorted(folder.glob('*.safetensors')) if folder else []:
+    def __init__(self, extractor: Extractor, cache: Path | str | None):
+        self.extractor, self.rows, self.unsaved, self.seen = extractor, {}, [], set()
+        self.folder = None if cache is None else Path(cache) / f'{extractor.name}-{extractor.digest[:16]}'
+
+    def refresh(self) -> None:
+        """Reads the files of the folder that have come since the last time.
+
+        Raises:
+          BadInput: one of them is spoilt.
+        """
+        for path in sorted({*self.folder.glob('*.safetensors')} - self.seen) if self.folder else []:
             try:
                 shard = weights.read_safetensors(path)
             except BadInput as error:
                 raise BadInput(f'{error}; remove it') from None
             keys, features = shard.get('keys', np.empty(0)), shard.get('features', np.empty(0))
-            if keys.shape != (len(features), 32) or features.shape[1:] != (extractor.width,) \
+            if keys.shape != (len(features), 32) or features.shape[1:] != (self.extractor.width,) \
                     or not np.isfinite(features).all():
-                raise BadInput(f'{path}: not features of {extractor.name}; remove it')
+                raise BadInput(f'{path}: not features of {self.extractor.name}; remove it')
             self.rows |= zip(map(bytes, keys), features)
+            self.seen.add(path)
 
     def add(self, keys: list[bytes], features: np.ndarray) -> None:
         if not np.isfinite(features).all():
@@ -236,6 +249,8 @@ class _Store:
         if self.folder and self.unsaved:
             name = hashlib.sha256(b''.join(self.unsaved)).hexdigest()[:16]
             keys = np.frombuffer(b''.join(self.unsaved), np.uint8).reshape(-1, 32)
-            weights.write_safetensors(self.folder / f'{name}.safetensors',
-                                      {'keys': keys, 'features': np.stack([self.rows[key] for key in self.unsaved])})
+            path = self.folder / f'{name}.safetensors'
+            features = np.stack([self.rows[key] for key in self.unsaved])
+            weights.write_safetensors(path, {'keys': keys, 'features': features})
+            self.seen.add(path)
             self.unsaved = []

@@ -20,7 +20,7 @@ from rsdiff.mosaic.field import CachedField, Field, WindowSampler
 from rsdiff.mosaic.plan import UPSCALE, Plan
 from rsdiff.mosaic.plane import Plane
 from rsdiff.mosaic.store import GROUP, StageArray, make_group
-from rsdiff.mosaic.work import Claims, end_without_parent, is_local_worker, local_workers, share_out
+from rsdiff.work import Claims, end_without_parent, is_local_worker, local_workers, share_out
 
 SamplerAt = Callable[[float], WindowSampler]
 

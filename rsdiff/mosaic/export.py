@@ -16,7 +16,7 @@ from rsdiff.mosaic.cog import need_rasterio, write_cog
 from rsdiff.mosaic.plan import UPSCALE
 from rsdiff.mosaic.store import GROUP, StageArray
 from rsdiff.mosaic.viewer import LARGEST_VIEWER, Layer, count_tiles, write_viewer
-from rsdiff.mosaic.work import Claims, share_out
+from rsdiff.work import Claims, share_out
 
 FORMATS = 'zarr', 'png', 'tif', 'viewer'
 # A PNG beyond this many pixels helps nobody.

@@ -1,0 +1,192 @@
+"""What each arm of a comparison trains on: real images drawn by the seed, and extra ones.
+
+    real                  nothing extra
+    synthetic             the R synthetic images of each drawn real one, and no real image
+    real+synthetic 1:r    r synthetic images of each drawn real one                    r = 1 … R
+
+and the controls, without which a gain means nothing:
+
+    real repeated         each real image R times more: is it the number of examples?
+    augmented             R other views of each: flipped, turned, cropped, of other colours
+    mixup, cutout, cutmix R of each (`rsdiff.downstream.augment`)
+    bicubic               each real image 4 times coarser and enlarged: what a generator was given, without what it added
+    random labels         as real+synthetic 1:R, the synthetic images' labels shuffled: do the images' labels matter?
+
+With K shots the seed draws K real images of each class, and everything extra comes from those: all arms of a seed stand on
+the same K·classes pictures. The training (`tuning.batches`) knows real and extra examples, and no arm.
+"""
+
+import dataclasses
+import zlib
+from typing import Callable
+
+import numpy as np
+
+from rsdiff.data.images import bicubic, box_downscale, read_image
+from rsdiff.downstream import augment
+from rsdiff.downstream.filters import Screen
+from rsdiff.downstream.task import NO_SOURCE, Images, Task
+from rsdiff.errors import BadInput
+
+REAL, SYNTHETIC, BOTH, REPEATED, AUGMENTED, MIXUP, CUTOUT, CUTMIX, BICUBIC, RANDOM_LABELS = KINDS = (
+    'real', 'synthetic', 'real+synthetic', 'real repeated', 'augmented', 'mixup', 'cutout', 'cutmix', 'bicubic',
+    'random labels')
+FROM_SYNTHETIC = SYNTHETIC, BOTH, RANDOM_LABELS
+UPSCALE = 4
+
+
+@dataclasses.dataclass(frozen=True)
+class Arm:
+    """An arm; `ratio` is the number of extra images for each real one."""
+
+    kind: str
+    ratio: int
+
+    @property
+    def name(self) -> str:
+        return f'{self.kind} 1:{self.ratio}' if self.kind == BOTH else self.kind
+
+    @property
+    def slug(self) -> str:
+        """The name as part of a file name."""
+        return self.name.replace(' 1:', '_1to').replace(' ', '_')
+
+
+def arms_of(kinds: tuple[str, ...], ratios: tuple[int, ...]) -> tuple[Arm, ...]:
+    """The arms of these kinds; only 'real+synthetic' has every ratio, the others the largest, R."""
+    own = {REAL: (0,), BOTH: sorted(ratios), BICUBIC: (1,)}
+    return tuple(Arm(kind, ratio) for kind in KINDS if kind in kinds for ratio in own.get(kind, (max(ratios),)))
+
+
+@dataclasses.dataclass(frozen=True)
+class Examples:
+    """What one arm trains on with one seed.
+
+    Attributes:
+      pixels: uint8 (n, size, size, 3), real images first.
+      labels: float32 (n, classes); each row sums to 1.
+      real: how many of them are real images.
+    """
+
+    pixels: np.ndarray
+    labels: np.ndarray
+    real: int
+
+    def __len__(self) -> int:
+        return len(self.pixels)
+
+
+def examples(task: Task, arm: Arm, shots: int | None, seed: int, screen: Screen | None = None) -> Examples:
+    """The examples of one arm, a function of its arguments alone.
+
+    Args:
+      shots: real images of each class, K; or None: all of them.
+      screen: what filters the synthetic images and softens their labels, if anything does.
+    Raises:
+      BadInput: a class has fewer real images than K, or fewer synthetic ones than the ratio asks, or none after
+        filtering; K is given and a synthetic image does not say what it was made from.
+    """
+    real = draw(task, shots, seed)
+    one_hot = np.eye(len(task.classes), dtype=np.float32)
+    labels = one_hot[real.labels]
+    if arm.kind in FROM_SYNTHETIC:
+        made = made_from(task, real, arm.ratio, shots, seed)
+        made = made if screen is None else screen.keep(made, real)
+        _check_every_class(task, made, f'arm {arm.name!r}, seed {seed}: no synthetic image of class {{}} is left by the filter')
+        pixels, extra = made.pixels, one_hot[made.labels]
+        if arm.kind == RANDOM_LABELS:
+            extra = np.random.default_rng([4, seed]).permutation(extra)
+        elif screen is not None:
+            extra = screen.soften(made, extra)
+        if arm.kind == SYNTHETIC:
+            return Examples(pixels, extra, 0)
+    else:
+        pixels, extra = _views(arm, real, labels, seed)
+    return Examples(np.concatenate([real.pixels, pixels]), np.concatenate([labels, extra]), len(real))
+
+
+def check(task: Task, arm: Arm, shots: int | None, seed: int) -> None:
+    """Raises what `examples` would, before any filter, without making them."""
+    real = draw(task, shots, seed)
+    if arm.kind in FROM_SYNTHETIC:
+        made_from(task, real, arm.ratio, shots, seed)
+
+
+def draw(task: Task, shots: int | None, seed: int) -> Images:
+    """The real images of a seed: `shots` of each class, or all."""
+    if shots is None:
+        return task.train
+    drawn = []
+    for label, name in enumerate(task.classes):
+        members = np.flatnonzero(task.train.labels == label)
+        if len(members) < shots:
+            raise BadInput(f'{shots} real images of each class are asked for; class {name!r} has only {len(members)} to train '
+                           'on')
+        drawn.append(np.random.default_rng([2, seed, label]).permutation(members)[:shots])
+    return task.train.take(np.sort(np.concatenate(drawn)))
+
+
+def made_from(task: Task, real: Images, ratio: int, shots: int | None, seed: int) -> Images:
+    """For each class `ratio` times as many synthetic images as `real` has: the first of each source before the second of
+    any; then, in an order that the seed draws, those that were made from no real image."""
+    made, wanted = task.synthetic, {*real.names}
+    if shots is not None and None in made.sources:
+        raise BadInput(f'{made.folder}: {made.names[made.sources.index(None)]} has no "source"; a number of real images of '
+                       'each class means something only if what each synthetic image was made from is known (null: from none)')
+    order = np.random.default_rng([3, seed]).permutation(len(made))
+    free = [i for i in order if made.sources[i] in (None, NO_SOURCE)]
+    pool = np.asarray([i for i, source in enumerate(made.sources) if source in wanted] + free, np.int64)
+    chosen = []
+    for label, name in enumerate(task.classes):
+        members, count = pool[made.labels[pool] == label], ratio * int((real.labels == label).sum())
+        if len(members) < count:
+            raise BadInput(f'{made.folder}: 1:{ratio} needs {count} synthetic images of class {name!r} for seed {seed}, there are '
+                           f'{len(members)} of its real images; make more variants, or ask for smaller --ratios')
+        chosen.append(members[:count])
+    return made.take(np.concatenate(chosen))
+
+
+def largest_ratio(task: Task) -> int:
+    """How many synthetic images of each real one there are in every class."""
+    counts = [np.bincount(images.labels, minlength=len(task.classes)) for images in (task.synthetic, task.train)]
+    return max(1, int((counts[0] // counts[1]).min()))
+
+
+def _views(arm: Arm, real: Images, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+    """`arm.ratio` further examples from each real image, each a function of seed, name and number alone but for the other
+    image of a mix."""
+    pixels, targets = [real.pixels[:0]], [labels[:0]]
+    for index, name in enumerate(real.names):
+        for number in range(arm.ratio):
+            generator = np.random.default_rng([seed, zlib.crc32(name.encode()), number])
+            image, target = VIEWS[arm.kind](real, labels, index, generator)
+            pixels.append(image[None])
+            targets.append(target[None])
+    return np.concatenate(pixels), np.concatenate(targets)
+
+
+def _mixed(mix: Callable) -> Callable:
+    def view(real, labels, index, generator):
+        other = (index + generator.integers(1, len(real))) % len(real)
+        image, share = mix(real.pixels[index], real.pixels[other], generator)
+        return image, np.float32(share) * labels[index] + np.float32(1 - share) * labels[other]
+
+    return view
+
+
+def _coarse(real: Images, labels: np.ndarray, index: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+    image = read_image(real.folder / real.names[index])
+    return bicubic(box_downscale(image, UPSCALE), *real.pixels.shape[1:3]), labels[index]
+
+
+VIEWS = {
+    REPEATED: lambda real, labels, index, generator: (real.pixels[index], labels[index]),
+    AUGMENTED: lambda real, labels, index, generator: (augment.view(real.pixels[index], generator), labels[index]),
+    CUTOUT: lambda real, labels, index, generator: (augment.cutout(real.pixels[index], generator), labels[index]),
+    MIXUP: _mixed(augment.mixup), CUTMIX: _mixed(augment.cutmix), BICUBIC: _coarse}
+
+
+def _check_every_class(task: Task, images: Images, message: str) -> None:
+    for label, name in enumerate(task.classes):
+        if not (images.labels == label).any():
+            raise BadInput(message.format(repr(name)))

@@ -1,0 +1,58 @@
+"""Other views of a real image: what costs nothing, and what a generator has to do better than.
+
+    view      one of the eight orientations, a crop of half to all of the area, other colours; the label stays
+    mixup     λ a + (1 − λ) b                            label λ y_a + (1 − λ) y_b, λ ~ U(0, 1)          (1)
+    cutout    a with a square of mean colour in it       the label stays                                 (2)
+    cutmix    a with a rectangle of b in it              as (1), λ the share of a's pixels left          (3)
+
+(1) Zhang et al. 2018 (arXiv 1710.09412) with α = 1; (2) DeVries & Taylor 2017 (arXiv 1708.04552), a square of half the
+side whose centre lies anywhere; (3) Yun et al. 2019 (arXiv 1905.04899), α = 1. All take and return uint8 (n, n, 3).
+"""
+
+import numpy as np
+from PIL import Image, ImageEnhance
+
+LEAST_AREA = 0.5
+COLOUR_CHANGE = 0.3
+CUT_SIDE = 0.5
+
+
+def view(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """Flipped, turned, cropped and of other brightness, contrast and saturation."""
+    transpose, upside_down, mirror = generator.random(3) < 0.5
+    turned = image.swapaxes(0, 1) if transpose else image
+    turned = turned[::-1 if upside_down else 1, ::-1 if mirror else 1]
+    n = len(image)
+    side = n * np.sqrt(generator.uniform(LEAST_AREA, 1))
+    top, left = generator.uniform(0, n - side, 2)
+    seen = Image.fromarray(np.ascontiguousarray(turned)).resize((n, n), Image.BICUBIC, (left, top, left + side, top + side))
+    for kind in ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color:
+        seen = kind(seen).enhance(generator.uniform(1 - COLOUR_CHANGE, 1 + COLOUR_CHANGE))
+    return np.asarray(seen)
+
+
+def mixup(a: np.ndarray, b: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, float]:
+    """(1): the image, and λ."""
+    share = generator.random()
+    return np.rint(share * a + (1 - share) * b).astype(np.uint8), share
+
+
+def cutout(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """(2)."""
+    result = image.copy()
+    result[_window(len(image), CUT_SIDE, generator)] = np.rint(image.mean((0, 1)))
+    return result
+
+
+def cutmix(a: np.ndarray, b: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, float]:
+    """(3): the image, and λ."""
+    window = _window(len(a), np.sqrt(1 - generator.random()), generator)
+    result = a.copy()
+    result[window] = b[window]
+    return result, 1 - result[window].size / result.size
+
+
+def _window(n: int, share: float, generator: np.random.Generator) -> tuple[slice, slice]:
+    """A square of `share` of the side n around a point anywhere; what lies outside is cut off."""
+    half = share * n / 2
+    return tuple(slice(max(0, round(centre - half)), min(n, round(centre + half))) for centre in generator.uniform(0, n, 2))

@@ -1,0 +1,114 @@
+"""Classifiers on the embeddings of a frozen image tower: s = W z + b.
+
+    linear       W = 0 at first; z is the embedding x less the examples' mean, over the mean of its deviations
+    classifier   z = x, and W and b such that s is, at first, what the encoder scores its prompts by: for a CLIP
+                 exp(logit_scale) times the text embeddings (He et al. 2023, arXiv 2210.07574, section 3.1)
+    zero shot    the same, before any step
+
+An embedding is computed once; then a step is two small matrix products, and all candidates of a grid take it at once.
+"""
+
+import functools
+import time
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from rsdiff.downstream.arms import Examples
+from rsdiff.downstream.encoder import Encoder
+from rsdiff.downstream.frozen import FrozenTower
+from rsdiff.downstream.task import Images
+from rsdiff.downstream.tuning import Fitted, Recipe, batches, choose, cross_entropy, optimizer
+from rsdiff.downstream.zero_shot import text_embeddings
+
+
+class Towers:
+    """The frozen tower of every seed: one for all where the encoder is pretrained."""
+
+    def __init__(self, encoder: Encoder, cache: Path | str):
+        def tower(seed):
+            return FrozenTower(encoder, encoder.initial_params(seed), cache)
+
+        self.encoder = encoder
+        self._tower = functools.lru_cache(maxsize=2)(tower)
+
+    def __call__(self, seed: int) -> FrozenTower:
+        return self._tower(0 if self.encoder.pretrained is not None else seed)
+
+
+class HeadTuner:
+    """Trains heads on frozen features.
+
+    Args:
+      from_text: `classifier`, not `linear`.
+    """
+
+    def __init__(self, encoder: Encoder, classes: tuple[str, ...], recipe: Recipe, towers: Towers, from_text: bool):
+        self.encoder, self.classes, self.recipe, self.towers, self.from_text = encoder, classes, recipe, towers, from_text
+        self._train = jax.jit(jax.vmap(functools.partial(_train, recipe), in_axes=(0, 0, None, None, None, None)))
+
+    def fit(self, examples: Examples, validation: Images | None, seed: int) -> tuple[Fitted, float | None, float]:
+        """The best head of the grid, its accuracy on the validation images, and the seconds that training took."""
+        features = self.towers(seed)
+        x = features(examples.pixels)
+        mean, deviation = np.zeros(x.shape[1], np.float32), np.float32(1)
+        if self.from_text:
+            head = text_head(self.encoder, self.encoder.initial_params(seed), self.classes, x.shape[1])
+        else:
+            head = {'weight': jnp.zeros((x.shape[1], len(self.classes))), 'bias': jnp.zeros(len(self.classes))}
+            mean, deviation = x.mean(0), x.std(0).mean()
+        z = (x - mean) / deviation
+        index = batches(examples.real, len(examples) - examples.real, self.recipe, seed)
+        rates, decays = map(np.float32, zip(*self.recipe.candidates))
+        # few shapes to compile, whatever the arms' numbers of examples
+        room = 1 << (len(z) - 1).bit_length()
+        z, labels = (np.pad(values, ((0, room - len(values)), (0, 0))) for values in (z, examples.labels))
+        started = time.monotonic()
+        heads, losses = jax.device_get(self._train(rates, decays, head, z, labels, index))
+        seconds = (time.monotonic() - started) / len(rates)
+
+        def logits(number, pixels):
+            return (features(pixels) - mean) / deviation @ heads['weight'][number] + heads['bias'][number]
+
+        return choose((Fitted(*candidate, functools.partial(logits, number), losses[number], seconds)
+                       for number, candidate in enumerate(self.recipe.candidates)), validation)
+
+
+class Untrained:
+    """The encoder and its prompts, before any step."""
+
+    def __init__(self, encoder: Encoder, classes: tuple[str, ...], towers: Towers):
+        self.encoder, self.classes, self.towers = encoder, classes, towers
+
+    def logits(self, pixels: np.ndarray, seed: int) -> np.ndarray:
+        """uint8 (n, size, size, 3) → (n, classes)."""
+        params = self.encoder.initial_params(seed)
+        texts = text_embeddings(self.encoder, params, self.classes)
+        return np.asarray(self.encoder.logits(params, self.towers(seed)(pixels), texts))
+
+
+def text_head(encoder: Encoder, params: dict[str, Any], classes: tuple[str, ...], dim: int) -> dict[str, jax.Array]:
+    """weight (dim, classes) and bias (classes,) with which an embedding gets the encoder's own logits, affine in it."""
+    texts = text_embeddings(encoder, params, classes)
+    bias = encoder.logits(params, jnp.zeros((1, dim)), texts)
+    return {'weight': encoder.logits(params, jnp.eye(dim), texts) - bias, 'bias': bias[0]}
+
+
+def _train(recipe: Recipe, learning_rate: jax.Array, weight_decay: jax.Array, head: dict[str, jax.Array], z: jax.Array,
+           labels: jax.Array, index: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+    """(head after the last step, loss of every step) for one candidate."""
+    optimiser = optimizer(recipe, learning_rate, weight_decay)
+
+    def step(state, chosen):
+        head, moments = state
+        loss = lambda head: cross_entropy(z[chosen] @ head['weight'] + head['bias'], labels[chosen])
+        value, gradient = jax.value_and_grad(loss)(head)
+        updates, moments = optimiser.update(gradient, moments, head)
+        return (optax.apply_updates(head, updates), moments), value
+
+    (head, _), losses = jax.lax.scan(step, (head, optimiser.init(head)), index)
+    return head, losses
