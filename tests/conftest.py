@@ -8,11 +8,13 @@ os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_p
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(__file__).parents[1] / '.cache' / 'xla'))
 
 import jax
+import jax.numpy as jnp
 import numpy as np
 import pytest
 
 from rsdiff.data.folder import Entry, write_manifest
 from rsdiff.data.images import write_image
+from rsdiff.models import towers
 
 jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
@@ -29,6 +31,19 @@ def smooth_image():
             noise = rng.normal(size=(-(-height // cell), -(-width // cell), 3))
             image += cell * np.kron(noise, np.ones((cell, cell, 1)))[:height, :width]
         return np.clip(128 + 4 * image, 0, 255).astype(np.uint8)
+
+    return make
+
+
+@pytest.fixture(scope='session')
+def lively():
+    """A config of towers → parameters of which none is a constant, so that no bias, scale or position can be forgotten
+    unnoticed."""
+
+    def make(config, seed=0):
+        generator = np.random.default_rng(seed)
+        return jax.tree.map(lambda leaf: jnp.asarray(0.3 * generator.standard_normal(leaf.shape), jnp.float32),
+                            towers.abstract_params(config))
 
     return make
 

@@ -8,9 +8,10 @@ import numpy as np
 import pytest
 
 from rsdiff.errors import BadInput
-from rsdiff.models import clip, weights
+from rsdiff.models import clip, towers, weights
 
 EOS = 90
+TORCH = "the reference is transformers' PyTorch model; pip install rsdiff-jax[parity]"
 
 
 def small_config(hidden_act='quick_gelu', eos_token_id=EOS, image_size=64, patch_size=32):
@@ -24,23 +25,17 @@ def small_config(hidden_act='quick_gelu', eos_token_id=EOS, image_size=64, patch
         projection_dim=24)
 
 
-def lively_params(config, seed=0):
-    """Parameters of which none is a constant, so that no bias, scale or position can be forgotten unnoticed."""
-    generator = np.random.default_rng(seed)
-    return jax.tree.map(lambda leaf: jnp.asarray(0.3 * generator.standard_normal(leaf.shape), jnp.float32),
-                        clip.abstract_params(config))
+@functools.partial(jax.jit, static_argnums=0)
+def every_output(config, params, images, ids, mask):
+    module = towers.module(config, params)
+    u, v = towers.encode_images(config, params, images), towers.encode_texts(config, params, ids, mask)
+    return {'image pooled': module.vision_model(images), 'text pooled': module.text_model(ids, mask),
+            'image': u, 'text': v, 'logits': towers.logits(config, params, u, v)}
 
 
 @functools.partial(jax.jit, static_argnums=0)
-def every_output(config, params, images, ids, mask):
-    u, v = clip.encode_images(config, params, images), clip.encode_texts(config, params, ids, mask)
-    return {'image pooled': clip.pool_images(config, params, images),
-            'text pooled': clip.pool_texts(config, params, ids, mask),
-            'image': u, 'text': v, 'logits': jnp.exp(params['logit_scale']) * u @ v.T}
-
-
-pool_texts = jax.jit(clip.pool_texts, static_argnums=0)
-encode_images = jax.jit(clip.encode_images, static_argnums=0)
+def pool_texts(config, params, ids, mask):
+    return towers.module(config, params).text_model(ids, mask)
 
 
 def texts(largest_is_end):
@@ -58,11 +53,11 @@ def texts(largest_is_end):
 @pytest.fixture
 def torch_clip(tmp_path):
     """Saves our parameters and has transformers load them: (config, params) → CLIPModel."""
-    pytest.importorskip('torch', reason='the reference is transformers\' PyTorch model; pip install rsdiff-jax[parity]')
+    pytest.importorskip('torch', reason=TORCH)
     from transformers import CLIPModel
 
     def load(config, params):
-        weights.save_clip(tmp_path, config, params)
+        towers.save(tmp_path, config, params)
         model, loading = CLIPModel.from_pretrained(tmp_path, output_loading_info=True)
         assert not any(loading.values()), loading
         return model.eval()
@@ -70,12 +65,15 @@ def torch_clip(tmp_path):
     return load
 
 
-@pytest.mark.parametrize('hidden_act, eos_token_id, image_size, patch_size',
-                         [('quick_gelu', EOS, 64, 32), ('gelu', EOS, 48, 8), ('quick_gelu', 2, 64, 32)])
-def test_every_output_is_that_of_transformers(torch_clip, hidden_act, eos_token_id, image_size, patch_size):
+@pytest.mark.parametrize('hidden_act, eos_token_id, image_size, patch_size', [
+    ('quick_gelu', EOS, 64, 32), ('gelu', EOS, 48, 8), ('quick_gelu', 2, 64, 32),
+    ('gelu_pytorch_tanh', EOS, 50, 16),  # a remainder that no patch covers
+    ('quick_gelu', EOS, 336, 14),  # the 576 patches of ViT-L/14 at 336 pixels
+])
+def test_every_output_is_that_of_transformers(torch_clip, lively, hidden_act, eos_token_id, image_size, patch_size):
     import torch
     config = small_config(hidden_act, eos_token_id, image_size, patch_size)
-    params = lively_params(config)
+    params = lively(config)
     images = np.random.default_rng(2).standard_normal((3, image_size, image_size, 3)).astype('f')
     ids, mask = texts(largest_is_end=eos_token_id == 2)
     model = torch_clip(config, params)
@@ -93,55 +91,65 @@ def test_every_output_is_that_of_transformers(torch_clip, hidden_act, eos_token_
         assert error < 1e-5, (name, error)
 
 
-def test_the_two_end_token_rules_differ_where_a_token_follows_the_alphabet():
+@pytest.mark.parametrize('vision, text, projection', [
+    ((768, 12, 12, 224, 32), (512, 12, 8), 512),   # ViT-B/32
+    ((768, 12, 12, 224, 16), (512, 12, 8), 512),   # ViT-B/16
+    ((1024, 24, 16, 224, 14), (768, 12, 12), 768),  # ViT-L/14
+])
+def test_published_sizes_have_the_names_and_shapes_of_transformers(vision, text, projection):
+    torch = pytest.importorskip('torch', reason=TORCH)
+    from transformers import CLIPConfig, CLIPModel
+    width, layers, heads, image_size, patch_size = vision
+    config = clip.CLIPConfig(
+        clip.VisionConfig(width, 4 * width, layers, heads, image_size=image_size, patch_size=patch_size),
+        clip.TextConfig(text[0], 4 * text[0], *text[1:]), projection)
+    with torch.device('meta'):
+        theirs = CLIPModel(CLIPConfig.from_dict(config.to_json())).state_dict()
+    assert weights.torch_shapes(towers.abstract_params(config)) == {k: tuple(v.shape) for k, v in theirs.items()}
+
+
+def test_the_two_end_token_rules_differ_where_a_token_follows_the_alphabet(lively):
     # With an id above the end token in the text, "largest id" and "first end token" point at different places.
     ids, mask = texts(largest_is_end=False)
-    params = lively_params(small_config())
+    params = lively(small_config())
     modern = pool_texts(small_config(), params, ids, mask)
     legacy = pool_texts(small_config(eos_token_id=2), params, ids, mask)
     np.testing.assert_allclose(modern[:3], legacy[:3], rtol=1e-6)
     assert np.abs(modern[3] - legacy[3]).max() > 1e-2
 
 
-def test_no_token_sees_what_follows_its_end_token():
+def test_no_token_sees_what_follows_its_end_token(lively):
     config = small_config()
-    params = lively_params(config)
+    params = lively(config)
     ids, mask = texts(largest_is_end=True)
     scrambled = np.where(mask == 1, ids, 7)
     np.testing.assert_allclose(pool_texts(config, params, ids, mask), pool_texts(config, params, scrambled, mask),
                                rtol=1e-5, atol=1e-5)
 
 
-def test_embeddings_are_unit_vectors_of_the_common_space():
+def test_embeddings_are_unit_vectors_of_the_common_space(lively):
     config = small_config()
-    params = lively_params(config)
     images = jnp.ones((2, 64, 64, 3)) * jnp.asarray([-1.0, 1.0])[:, None, None, None]
-    embeddings = encode_images(config, params, clip.normalise_images(images))
-    assert embeddings.shape == (2, 24)
+    images = towers.normalise_images(images, config.image_mean, config.image_std)
+    embeddings = jax.jit(towers.encode_images, static_argnums=0)(config, lively(config), images)
+    assert embeddings.shape == (2, config.embedding_dim) == (2, 24)
     np.testing.assert_allclose(np.linalg.norm(embeddings, axis=1), 1, rtol=1e-5)
 
 
-def test_image_normalisation_is_that_of_the_image_processor():
-    from transformers import CLIPImageProcessorPil
-    image = np.random.default_rng(0).integers(0, 256, (224, 224, 3), np.uint8)
-    theirs = CLIPImageProcessorPil()(image, return_tensors='np')['pixel_values'][0].transpose(1, 2, 0)
-    np.testing.assert_allclose(clip.normalise_images(jnp.asarray(image, jnp.float32) / 127.5 - 1), theirs, atol=1e-5)
-
-
-def test_wrong_sizes_are_refused():
+def test_wrong_sizes_are_refused(lively):
     config = small_config()
-    params = lively_params(config)
-    with pytest.raises(ValueError, match='this tower takes'):
-        clip.encode_images(config, params, jnp.zeros((1, 32, 32, 3)))
-    with pytest.raises(ValueError, match='15 tokens'):
-        clip.encode_texts(config, params, jnp.zeros((1, 15), int), jnp.ones((1, 15), int))
+    params = lively(config)
+    with pytest.raises(BadInput, match='this tower takes'):
+        towers.encode_images(config, params, jnp.zeros((1, 32, 32, 3)))
+    with pytest.raises(BadInput, match='15 tokens'):
+        towers.encode_texts(config, params, jnp.zeros((1, 15), int), jnp.ones((1, 15), int))
 
 
 def test_abstract_params_have_the_shapes_of_drawn_ones():
     config = small_config()
-    drawn = jax.eval_shape(lambda key: clip.init_params(config, key), jax.random.key(0))
+    drawn = jax.eval_shape(lambda key: towers.init_params(config, key), jax.random.key(0))
     shapes, drawn_shapes = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
-                            for tree in (clip.abstract_params(config), drawn))
+                            for tree in (towers.abstract_params(config), drawn))
     assert shapes == drawn_shapes
 
 
@@ -149,7 +157,7 @@ def test_config_survives_its_json_and_unknown_fields_are_skipped():
     config = small_config()
     row = config.to_json()
     row['text_config']['attention_dropout'] = 0.0
-    assert clip.CLIPConfig.from_json(row) == config
+    assert towers.config_from_json(row) == config
 
 
 def test_config_defaults_are_those_of_transformers():
@@ -160,8 +168,8 @@ def test_config_defaults_are_those_of_transformers():
 @pytest.mark.parametrize('change, message', [
     ({'model_type': 'siglip'}, 'not a CLIP config'),
     ({'vision_config': {'hidden_act': 'swish'}}, 'hidden_act'),
-    ({'vision_config': {'patch_size': 33}}, 'no multiple of patch_size'),
-    ({'vision_config': {'patch_size': 0}}, 'no multiple of patch_size'),
+    ({'vision_config': {'patch_size': 225}}, 'patches of 225 in images of 224 pixels'),
+    ({'vision_config': {'patch_size': 0}}, 'patches of 0'),
     ({'text_config': {'num_attention_heads': 7}}, '7 attention heads'),
     ({'text_config': {'hidden_size': 'wide'}}, 'hidden_size'),
     ({'text_config': [1]}, 'must be an object'),

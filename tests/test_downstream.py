@@ -24,7 +24,7 @@ from rsdiff.downstream.finetune import WholeTuner, contrastive_loss, turned
 from rsdiff.downstream.task import load_task
 from rsdiff.downstream.tuning import Recipe
 from rsdiff.errors import BadInput
-from rsdiff.models import clip, weights
+from rsdiff.models import towers
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'downstream.py'
 COLOURS = {'lake': (30, 60, 160), 'sandDune': (210, 190, 120), 'wood_land': (30, 110, 40)}
@@ -264,7 +264,7 @@ def test_class_embeddings_are_the_mean_of_unit_vectors_over_templates(encoder):
     tokens = zero_shot.prompt_tokens(several, ['lake', 'woodLand'])
     found = jax.jit(lambda params: zero_shot.class_embeddings(several, params, *tokens))(params)
     texts = ['lake', 'a lake from above', 'much lake', 'wood land', 'a wood land from above', 'much wood land']
-    each = jax.jit(clip.encode_texts, static_argnums=0)(encoder.config, params, *encoder.tokenize(texts))
+    each = jax.jit(towers.encode_texts, static_argnums=0)(encoder.config, params, *encoder.tokenize(texts))
     for embedding, mean in zip(found, (each[:3].mean(0), each[3:].mean(0)), strict=True):
         np.testing.assert_allclose(embedding, mean / np.linalg.norm(mean), atol=1e-5)
 
@@ -272,7 +272,7 @@ def test_class_embeddings_are_the_mean_of_unit_vectors_over_templates(encoder):
 @pytest.mark.parametrize('files', ['tokenizer.json', 'vocab.json and merges.txt'])
 def test_a_folder_gives_back_the_same_encoder(tmp_path, encoder, files):
     params = encoder.initial_params(0)
-    weights.save_clip(tmp_path, encoder.config, params)
+    towers.save(tmp_path, encoder.config, params)
     if files == 'tokenizer.json':
         encoder.tokenizer.save_pretrained(tmp_path)
     else:
@@ -288,7 +288,7 @@ def test_a_folder_gives_back_the_same_encoder(tmp_path, encoder, files):
 
 
 def test_a_folder_without_tokenizer_or_with_too_many_tokens_is_bad_input(tmp_path, encoder):
-    weights.save_clip(tmp_path, encoder.config, encoder.initial_params(0))
+    towers.save(tmp_path, encoder.config, encoder.initial_params(0))
     with pytest.raises(BadInput, match='no tokenizer'):
         load_encoder(tmp_path)
     vocabulary = encoder.tokenizer.get_vocab() | {'ab': 514}

@@ -9,7 +9,7 @@ from rsdiff.data.images import read_image, write_image
 from rsdiff.errors import BadInput
 from rsdiff.evaluation import features
 from rsdiff.evaluation.features import features_of
-from rsdiff.models import clip, efficientnet, inception, weights
+from rsdiff.models import clip, efficientnet, inception, towers, weights
 
 
 class Means:
@@ -145,7 +145,7 @@ def clip_folder(tmp_path):
         projection_dim=12)
     folder = tmp_path / 'a_clip'
     folder.mkdir()
-    weights.save_clip(folder, config, clip.init_params(config, jax.random.key(0)))
+    towers.save(folder, config, towers.init_params(config, jax.random.key(0)))
     (folder / 'preprocessor_config.json').write_text('{"image_mean": [0.4, 0.5, 0.6], "image_std": [0.2, 0.3, 0.25]}')
     return folder
 

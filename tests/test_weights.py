@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 
 from rsdiff.errors import BadInput
-from rsdiff.models import clip, weights
+from rsdiff.models import clip, towers, weights
 
 CONFIG = clip.CLIPConfig(
     clip.VisionConfig(hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2, image_size=8,
@@ -23,12 +23,12 @@ CONFIG = clip.CLIPConfig(
 def params():
     generator = np.random.default_rng(0)
     return jax.tree.map(lambda leaf: jnp.asarray(generator.standard_normal(leaf.shape), jnp.float32),
-                        clip.abstract_params(CONFIG))
+                        towers.abstract_params(CONFIG))
 
 
 @pytest.fixture
 def folder(tmp_path, params):
-    weights.save_clip(tmp_path, CONFIG, params)
+    towers.save(tmp_path, CONFIG, params)
     return tmp_path
 
 
@@ -95,13 +95,13 @@ def test_layouts_compute_what_pytorch_computes():
 
 
 def test_a_saved_folder_loads_bit_for_bit(folder, params):
-    config, found = weights.load_clip(folder)
+    config, found = towers.load(folder)
     assert config == CONFIG
     jax.tree.map(np.testing.assert_array_equal, found, params)
 
 
 def test_half_precision_positions_and_shards_are_read(folder):
-    expected = weights.load_clip(folder)[1]
+    expected = towers.load(folder)[1]
     tensors = weights.read_safetensors(folder / weights.WEIGHTS)
     (folder / weights.WEIGHTS).unlink()
     tensors = {name: tensor.astype(ml_dtypes.bfloat16) for name, tensor in tensors.items()}
@@ -112,7 +112,7 @@ def test_half_precision_positions_and_shards_are_read(folder):
         weights.write_safetensors(folder / part, {name: tensors[name] for name in own})
     index = {'weight_map': {name: part for part, own in parts.items() for name in own}}
     (folder / weights.SHARDS).write_text(json.dumps(index))
-    found = weights.load_clip(folder)[1]
+    found = towers.load(folder)[1]
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype('float32')}
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2 ** -8), found, expected)
 
@@ -126,7 +126,7 @@ def test_one_line_lists_all_that_does_not_fit(folder):
 
     edit(folder, spoil)
     with pytest.raises(BadInput) as raised:
-        weights.load_clip(folder)
+        towers.load(folder)
     message = str(raised.value)
     assert '\n' not in message and message.startswith(str(folder))
     for part in ('logit_scale, vision_model.pre_layrnorm.bias missing', 'classifier.weight unexpected',
@@ -137,16 +137,16 @@ def test_one_line_lists_all_that_does_not_fit(folder):
 def test_a_vector_where_a_matrix_belongs_is_bad_input(folder):
     edit(folder, lambda tensors: tensors | {'visual_projection.weight': np.zeros(3, np.float32)})
     with pytest.raises(BadInput, match=r'visual_projection.weight \(3,\) for \(4, 8\)'):
-        weights.load_clip(folder)
+        towers.load(folder)
 
 
 def test_pickles_are_not_read(folder):
     (folder / weights.WEIGHTS).rename(folder / 'pytorch_model.bin')
     with pytest.raises(BadInput, match='pickled weights are not read'):
-        weights.load_clip(folder)
+        towers.load(folder)
 
 
-@pytest.mark.parametrize('name, text', [(weights.CONFIG, '{'), (weights.CONFIG, None), (weights.SHARDS, '[]')])
+@pytest.mark.parametrize('name, text', [(towers.CONFIG, '{'), (towers.CONFIG, None), (weights.SHARDS, '[]')])
 def test_broken_folders_are_bad_input(folder, name, text):
     if name == weights.SHARDS:
         (folder / weights.WEIGHTS).unlink()
@@ -154,4 +154,4 @@ def test_broken_folders_are_bad_input(folder, name, text):
     if text is not None:
         (folder / name).write_text(text)
     with pytest.raises(BadInput, match=name):
-        weights.load_clip(folder)
+        towers.load(folder)

@@ -114,7 +114,12 @@ def write_image(path: epath.PathLike, image: np.ndarray) -> None:
 
 def bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Pillow's bicubic resize of a uint8 (h, w, 3) image to (height, width)."""
-    return np.asarray(Image.fromarray(image).resize((width, height), Image.BICUBIC))
+    return resized(image, height, width, Image.BICUBIC)
+
+
+def resized(image: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
+    """The same by any of Pillow's filters, by its number (`Image.Resampling`)."""
+    return np.asarray(Image.fromarray(image).resize((width, height), resample))
 
 
 def clean_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:

@@ -1,7 +1,8 @@
-"""What the downstream task fine-tunes: a CLIP with its tokenizer and its image preprocessing."""
+"""What the downstream task fine-tunes: a CLIP or a SigLIP with its tokenizer and its image preprocessing."""
 
 import dataclasses
 import hashlib
+import importlib.util
 import json
 from pathlib import Path
 from typing import Any, Sequence
@@ -9,20 +10,22 @@ from typing import Any, Sequence
 import jax
 import numpy as np
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import CLIPTokenizer
+from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerBase
 
-from rsdiff.data.images import bicubic
-from rsdiff.errors import BadInput
-from rsdiff.models import clip, weights
+from rsdiff.data.images import resized
+from rsdiff.errors import BadInput, one_line
+from rsdiff.models import clip, hub, towers, weights
 
 # Some of the prompts that Radford et al. 2021 published for RESISC45 and EuroSAT.
 TEMPLATES = ('satellite imagery of {}.', 'aerial imagery of {}.', 'a centered satellite photo of {}.',
              'an aerial view of a {}.')
 
+TOKENIZERS = 'vocab.json', 'tokenizer.json', 'spiece.model'
+
 
 @dataclasses.dataclass(frozen=True)
 class Encoder:
-    """A CLIP and what stands before it.
+    """Two towers and what stands before them.
 
     Attributes:
       name: what reports call it.
@@ -30,16 +33,18 @@ class Encoder:
       pretrained: the parameters to start from, or None: then they are drawn anew for every seed.
       templates: sentences that a class name is put into.
       image_mean, image_std: channel statistics for pixels in [0, 1].
+      resample: Pillow's number of the filter that `resize` uses.
     """
 
     name: str
     digest: str
-    config: clip.CLIPConfig
-    tokenizer: CLIPTokenizer
+    config: towers.Config
+    tokenizer: PreTrainedTokenizerBase
     pretrained: dict[str, Any] | None
     templates: tuple[str, ...]
     image_mean: tuple[float, float, float] = clip.IMAGE_MEAN
     image_std: tuple[float, float, float] = clip.IMAGE_STD
+    resample: int = towers.BICUBIC
 
     @property
     def image_size_px(self) -> int:
@@ -49,52 +54,83 @@ class Encoder:
         """The parameters a training run with this seed starts from."""
         if self.pretrained is not None:
             return self.pretrained
-        return clip.init_params(self.config, jax.random.key(seed))
+        return towers.init_params(self.config, jax.random.key(seed))
 
     def resize(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (h, w, 3) → uint8 (image_size_px, image_size_px, 3), bicubic, without keeping the aspect ratio."""
+        """uint8 (h, w, 3) → uint8 (image_size_px, image_size_px, 3), without keeping the aspect ratio."""
         if image.shape[:2] == (self.image_size_px, self.image_size_px):
             return image
-        return bicubic(image, self.image_size_px, self.image_size_px)
+        return resized(image, self.image_size_px, self.image_size_px, self.resample)
 
     def normalise(self, images: jax.Array) -> jax.Array:
         """uint8 (batch, size, size, 3) → float32, as the image tower takes them."""
-        return clip.normalise_images(images.astype('float32') / 127.5 - 1.0, self.image_mean, self.image_std)
+        return towers.normalise_images(images.astype('float32') / 127.5 - 1.0, self.image_mean, self.image_std)
 
     def encode_images(self, params: dict[str, Any], pixels: jax.Array) -> jax.Array:
         """uint8 (batch, size, size, 3) → embeddings of unit length, float32 (batch, dim)."""
-        return clip.encode_images(self.config, params, self.normalise(pixels))
+        return towers.encode_images(self.config, params, self.normalise(pixels))
 
     def encode_texts(self, params: dict[str, Any], ids: jax.Array, mask: jax.Array) -> jax.Array:
         """What `tokenize` gives → embeddings of unit length, float32 (batch, dim)."""
-        return clip.encode_texts(self.config, params, ids, mask)
+        return towers.encode_texts(self.config, params, ids, mask)
 
     def logits(self, params: dict[str, Any], images: jax.Array, texts: jax.Array) -> jax.Array:
         """Embeddings (n, dim) and (m, dim) → what the encoder was trained to score their fit by, (n, m)."""
-        return clip.logits(params, images, texts)
+        return towers.logits(self.config, params, images, texts)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Texts → ids and mask, int32 (texts, length of the longest); longer than the tower takes is cut off."""
-        tokens = self.tokenizer(list(texts), padding=True, truncation=True, return_tensors='np',
-                                max_length=self.config.text_length)
-        return tokens['input_ids'].astype(np.int32), tokens['attention_mask'].astype(np.int32)
+        """Texts → ids and mask, int32 (texts, length): for a CLIP that of the longest, for a SigLIP, which sees its
+        padding, that of its tower. Longer than the tower takes is cut off."""
+        whole = self.config.attends_padding
+        # Both SigLIPs read lower case only; not every tokenizer that is published with SigLIP 2 makes it.
+        tokens = self.tokenizer([text.lower() for text in texts] if whole else list(texts), truncation=True,
+                                padding='max_length' if whole else True, padding_side='right', return_tensors='np',
+                                max_length=self.config.text_length, return_attention_mask=True)
+        ids = tokens['input_ids'].astype(np.int32)
+        return ids, np.ones_like(ids) if whole else tokens['attention_mask'].astype(np.int32)
 
 
-def load_encoder(folder: Path | str) -> Encoder:
-    """A pretrained CLIP from a Hugging Face folder: config, weights, tokenizer and, if it is there, preprocessing.
+def load_encoder(name: Path | str) -> Encoder:
+    """A pretrained CLIP or SigLIP in Hugging Face's layout: config, weights, tokenizer and, if it is there,
+    preprocessing.
+
+    Args:
+      name: a folder, or a name on the hub, from where it is downloaded once.
+    Raises:
+      BadInput: there is no such, a file is missing or unreadable, or the files do not fit each other; the message says
+        which.
+    """
+    folder = hub.folder_of(name)
+    config, params = towers.load(folder)
+    tokenizer = load_tokenizer(folder, config)
+    preprocessing = towers.load_preprocessing(folder, config)
+    digest = weights.digest(params, config.to_json(), preprocessing, len(tokenizer), TEMPLATES)
+    # The hub's cache calls its folders by their hashes.
+    called = folder.resolve().name if Path(name).is_dir() else str(name)
+    return Encoder(called, digest, config, tokenizer, params, TEMPLATES, **preprocessing)
+
+
+def load_tokenizer(folder: Path, config: towers.Config) -> PreTrainedTokenizerBase:
+    """The tokenizer of a Hugging Face folder.
 
     Raises:
-      BadInput: a file is missing or unreadable; the tokenizer has ids that the text tower does not.
+      BadInput: there is none, its package is not installed, or it has ids that the text tower does not.
     """
-    folder = Path(folder)
-    config, params = weights.load_clip(folder)
-    tokenizer = _load_tokenizer(folder)
+    if not any((folder / file).is_file() for file in TOKENIZERS):
+        raise BadInput(f'{folder}: no tokenizer ({", or ".join(TOKENIZERS)})')
+    if isinstance(config, clip.CLIPConfig) and (folder / 'vocab.json').is_file() and (folder / 'merges.txt').is_file():
+        tokenizer = CLIPTokenizer(vocab=str(folder / 'vocab.json'), merges=str(folder / 'merges.txt'))
+    else:
+        if (folder / 'spiece.model').is_file() and importlib.util.find_spec('sentencepiece') is None:
+            raise BadInput(f"{folder}: SigLIP's tokenizer needs sentencepiece; pip install 'rsdiff-jax[siglip]'")
+        try:
+            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
+        except (ImportError, OSError, TypeError, ValueError) as error:
+            raise BadInput(f'{folder}: its tokenizer is not read ({one_line(error)[:160]})') from None
     if len(tokenizer) > config.text_config.vocab_size:
         raise BadInput(f'{folder}: the tokenizer has {len(tokenizer)} tokens, the text tower '
                        f'{config.text_config.vocab_size}')
-    statistics = weights.load_image_statistics(folder)
-    digest = weights.digest(params, config.to_json(), statistics, len(tokenizer), TEMPLATES)
-    return Encoder(folder.resolve().name, digest, config, tokenizer, params, TEMPLATES, **statistics)
+    return tokenizer
 
 
 def tiny_encoder(image_size_px: int, patch_px: int = 16, width: int = 64, layers: int = 3) -> Encoder:
@@ -127,11 +163,3 @@ def byte_tokenizer() -> CLIPTokenizer:
     letters = sorted(ByteLevel.alphabet())
     tokens = letters + [f'{letter}</w>' for letter in letters] + ['<|startoftext|>', '<|endoftext|>']
     return CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])
-
-
-def _load_tokenizer(folder: Path) -> CLIPTokenizer:
-    if (folder / 'vocab.json').is_file() and (folder / 'merges.txt').is_file():
-        return CLIPTokenizer(vocab=str(folder / 'vocab.json'), merges=str(folder / 'merges.txt'))
-    if (folder / 'tokenizer.json').is_file():
-        return CLIPTokenizer.from_pretrained(folder, local_files_only=True)
-    raise BadInput(f'{folder}: no tokenizer (vocab.json and merges.txt, or tokenizer.json)')

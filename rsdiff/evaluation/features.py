@@ -4,7 +4,7 @@ An `Extractor` is all that the rest needs to know of a network. There are three 
 
     efflite0       EfficientNet-lite0, ImageNet, 1280 wide; its weights come with the `metrics` extra
     inception      the Inception-v3 of FID, 2048 wide, from the user's file of weights
-    clip_tower     the image tower of any CLIP in a folder, unit vectors, as CMMD wants them
+    clip_tower     the image tower of any CLIP or SigLIP in a folder, unit vectors, as CMMD wants them
 
 Images of any size are squeezed to the square that the network takes, aspect ratio or not: ImageNet's networks by the
 clean bicubic filter (`rsdiff.data.images.clean_bicubic`), CLIP by the filter on 8 bits that it was trained with.
@@ -23,10 +23,9 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from rsdiff.data.images import Picture, bicubic, clean_bicubic
+from rsdiff.data.images import Picture, clean_bicubic, resized
 from rsdiff.errors import BadInput
-from rsdiff.models import clip as clip_model
-from rsdiff.models import efficientnet, inception as inception_model, weights
+from rsdiff.models import efficientnet, inception as inception_model, towers, weights
 
 # How many images at a time the caches of a CPU hold the activations of.
 CPU_CHUNK = 4
@@ -105,27 +104,27 @@ def inception(path: Path | str) -> Network:
 
 
 def clip_tower(folder: Path | str) -> Network:
-    """The image embeddings of the CLIP in `folder`, of unit length; its name is the folder's.
+    """The image embeddings of the CLIP or SigLIP in `folder`, of unit length; its name is the folder's.
 
     Raises:
-      BadInput: the folder holds no whole CLIP (`rsdiff.models.weights.load_clip`).
+      BadInput: the folder holds no whole one (`rsdiff.models.towers.load`).
     """
-    config, params = weights.load_clip(folder)
-    statistics = weights.load_image_statistics(folder)
-    mean, std = statistics.get('image_mean', clip_model.IMAGE_MEAN), statistics.get('image_std', clip_model.IMAGE_STD)
-    size_px = config.vision_config.image_size
+    config, params = towers.load(folder)
+    preprocessing = towers.load_preprocessing(folder, config)
+    size_px = config.image_size_px
 
     def forward(params, pixels):
-        images = clip_model.normalise_images(pixels.astype('float32') / 127.5 - 1.0, mean, std)
-        return clip_model.encode_images(config, params, images)
+        images = towers.normalise_images(pixels.astype('float32') / 127.5 - 1.0, preprocessing['image_mean'],
+                                         preprocessing['image_std'])
+        return towers.encode_images(config, params, images)
 
-    digest = weights.digest(params, config.to_json(), statistics, 'bicubic')
-    return Network(Path(folder).resolve().name, config.projection_dim, digest, params,
-                   lambda image: bicubic(image, size_px, size_px), forward)
+    return Network(Path(folder).resolve().name, config.embedding_dim,
+                   weights.digest(params, config.to_json(), preprocessing), params,
+                   lambda image: resized(image, size_px, size_px, preprocessing['resample']), forward)
 
 
 def named_extractor(name: str) -> Network:
-    """'efflite0', or the CLIP in the folder `name`, or Inception-v3 with the weights in the file `name`.
+    """'efflite0', or the CLIP or SigLIP in the folder `name`, or Inception-v3 with the weights in the file `name`.
 
     Raises:
       BadInput: it is none of these, or can't be used.

@@ -30,12 +30,9 @@ from safetensors.numpy import save
 
 from rsdiff.console import cache_folder
 from rsdiff.errors import BadInput
-from rsdiff.models import clip
 
-CONFIG = 'config.json'
 WEIGHTS = 'model.safetensors'
 SHARDS = 'model.safetensors.index.json'
-PREPROCESSOR = 'preprocessor_config.json'
 NORM = 'scale', 'bias', 'running_mean', 'running_var'
 
 
@@ -115,9 +112,7 @@ def from_torch(tensors: dict[str, np.ndarray], like: dict[Any, Any], where: str)
         tensor = tensors[torch_name(name)]
         array = _output_axes_last(tensor) if _is_kernel(name) else tensor
         if array.shape != leaf.shape:
-            expected = np.empty(leaf.shape, bool)
-            expected = (_output_axes_first(expected) if _is_kernel(name) else expected).shape
-            misshapen.append(f'{torch_name(name)} {tensor.shape} for {expected}')
+            misshapen.append(f'{torch_name(name)} {tensor.shape} for {_torch_shape(name, leaf.shape)}')
         found[name] = jnp.asarray(array, jnp.float32)
     names = {torch_name(name) for name in wanted}
     complaints = {'missing': names - set(tensors), 'unexpected': set(tensors) - names, 'of another shape': misshapen}
@@ -155,6 +150,11 @@ def from_torch_folded(tensors: dict[str, np.ndarray], like: dict[Any, Any], norm
             found[f'{layer}.kernel'] = jnp.asarray(np.float64(found[f'{layer}.kernel']) * factor, jnp.float32)
             found[f'{layer}.bias'] = jnp.asarray(beta - mean * factor, jnp.float32)
     return unflatten(found)
+
+
+def torch_shapes(like: dict[Any, Any]) -> dict[str, tuple[int, ...]]:
+    """The names and shapes of `to_torch`, of a tree that may be abstract."""
+    return {torch_name(name): _torch_shape(name, leaf.shape) for name, leaf in flatten(like).items()}
 
 
 def torch_name(name: str) -> str:
@@ -215,44 +215,26 @@ def digest(params: dict[Any, Any], *facts: Any) -> str:
     return sha.hexdigest()
 
 
-def load_clip(folder: Path | str) -> tuple[clip.CLIPConfig, dict[str, Any]]:
-    """The config and float32 parameters of a CLIP in Hugging Face's layout (`config.json`, `model.safetensors`).
+def read_sharded(folder: Path) -> dict[str, np.ndarray]:
+    """The tensors of a Hugging Face folder by name, in one safetensors file or, by an index, in several.
 
     Raises:
-      BadInput: a file is missing or unreadable, it is no CLIP, or its tensors are not the config's.
+      BadInput: there are none, or a file is missing or not whole; the index names files outside the folder.
     """
-    folder = Path(folder)
-    config = clip.CLIPConfig.from_json(read_json(folder / CONFIG), str(folder / CONFIG))
-    tensors = _read_folder(folder)
-    # Older checkpoints store the positions 0, 1, 2 … beside their embeddings.
-    tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith('.position_ids')}
-    # OpenAI's own conversions store the temperature as (1,) or ().
-    if 'logit_scale' in tensors and tensors['logit_scale'].shape == (1,):
-        tensors['logit_scale'] = tensors['logit_scale'].reshape(())
-    return config, from_torch(tensors, clip.abstract_params(config), str(folder))
-
-
-def load_image_statistics(folder: Path | str) -> dict[str, tuple[float, float, float]]:
-    """`image_mean` and `image_std` of the folder's `preprocessor_config.json`, those of them that are there.
-
-    Raises:
-      BadInput: the file is unreadable, or one of them is not three numbers.
-    """
-    path = Path(folder) / PREPROCESSOR
-    row = read_json(path) if path.is_file() else {}
-    statistics = {name: row[name] for name in ('image_mean', 'image_std') if name in row}
-    for name, values in statistics.items():
-        if not (isinstance(values, list) and len(values) == 3 and all(isinstance(v, (int, float)) for v in values)):
-            raise BadInput(f'{path}: {name} is {values!r}; it must be three numbers')
-    return {name: tuple(map(float, values)) for name, values in statistics.items()}
-
-
-def save_clip(folder: Path | str, config: clip.CLIPConfig, params: dict[str, Any]) -> None:
-    """Writes a folder that `load_clip` and `transformers.CLIPModel.from_pretrained` read."""
-    folder = Path(folder)
-    # transformers refuses a file whose header does not name the framework of its layout.
-    write_safetensors(folder / WEIGHTS, to_torch(params), {'format': 'pt'})
-    (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + '\n')
+    if (folder / WEIGHTS).is_file():
+        return read_safetensors(folder / WEIGHTS)
+    if (folder / SHARDS).is_file():
+        index = read_json(folder / SHARDS)
+        if not isinstance(index, dict) or not isinstance(index.get('weight_map'), dict):
+            raise BadInput(f'{folder / SHARDS}: no "weight_map" object')
+        tensors = {}
+        for name in sorted(set(map(str, index['weight_map'].values()))):
+            if Path(name).name != name:
+                raise BadInput(f'{folder / SHARDS}: names {name!r}, which is no file of its folder')
+            tensors |= read_safetensors(folder / name)
+        return tensors
+    raise BadInput(f'{folder}: no {WEIGHTS}; pickled weights are not read; tools/convert_weights.py '
+                   'makes safetensors of them')
 
 
 def read_json(path: Path) -> Any:
@@ -274,20 +256,6 @@ def _open(path: Path | str) -> safe_open:
         raise BadInput(f'{path}: not a safetensors file, or a truncated one ({error})') from None
 
 
-def _read_folder(folder: Path) -> dict[str, np.ndarray]:
-    if (folder / WEIGHTS).is_file():
-        return read_safetensors(folder / WEIGHTS)
-    if (folder / SHARDS).is_file():
-        index = read_json(folder / SHARDS)
-        if not isinstance(index, dict) or not isinstance(index.get('weight_map'), dict):
-            raise BadInput(f'{folder / SHARDS}: no "weight_map" object')
-        tensors = {}
-        for name in sorted(set(index['weight_map'].values())):
-            tensors |= read_safetensors(folder / name)
-        return tensors
-    raise BadInput(f'{folder}: no {WEIGHTS}; pickled weights are not read, convert them to safetensors first')
-
-
 def _is_kernel(name: str) -> bool:
     return name.endswith('.kernel')
 
@@ -295,6 +263,10 @@ def _is_kernel(name: str) -> bool:
 def _output_axes_first(array: np.ndarray) -> np.ndarray:
     """(…, in, out) → (out, in, …)."""
     return array.transpose(-1 % array.ndim, -2 % array.ndim, *range(array.ndim - 2))
+
+
+def _torch_shape(name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    return (shape[-1], shape[-2], *shape[:-2]) if _is_kernel(name) else shape
 
 
 def _output_axes_last(array: np.ndarray) -> np.ndarray:
