@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import itertools
 import json
 import subprocess
 import sys
