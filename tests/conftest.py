@@ -20,6 +20,16 @@ jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
+def pytest_addoption(parser):
+    parser.addoption('--kills', type=int, default=5, help='How often what is killed is killed, in each test that kills.')
+
+
+@pytest.fixture
+def kills(request):
+    """How often to kill."""
+    return request.config.getoption('--kills')
+
+
 @pytest.fixture(scope='session')
 def smooth_image():
     """(height, width, seed) → a uint8 image with structure at several scales."""

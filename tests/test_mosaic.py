@@ -4,7 +4,9 @@ import contextlib
 import json
 import multiprocessing
 import os
+import random
 import time
+import tracemalloc
 
 import jax
 import numpy as np
@@ -17,8 +19,9 @@ from rsdiff.data.images import read_image, write_image
 from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule
 from rsdiff.diffusion.solvers import integrate, solver_steps
 from rsdiff.errors import BadInput
-from rsdiff.mosaic.cascade import (MosaicSettings, estimate, extent, lazy_mosaic, sample_mosaic, sample_region,
-                                   save_region)
+from rsdiff import work
+from rsdiff.mosaic.cascade import (MosaicSettings, check_region, estimate, extent, lazy_mosaic, sample_mosaic,
+                                   sample_region, save_region)
 from rsdiff.mosaic.condition import Condition
 from rsdiff.mosaic.field import WindowSampler
 from rsdiff.mosaic.plan import make_plan
@@ -103,6 +106,25 @@ def test_a_region_alone_has_the_bytes_of_the_whole(whole, condition, box, tmp_pa
     np.testing.assert_array_equal(lazy_mosaic(at, condition, SETTINGS)[box.y0 : box.y1, box.x0 : box.x1], box.crop(picture))
     saved = save_region(at, condition, tmp_path / 'r', SETTINGS, {}, box.y0, box.x0, box.y1 - box.y0, box.x1 - box.x0)
     np.testing.assert_array_equal(read_image(saved['picture']), box.crop(picture))
+
+
+@pytest.mark.parametrize('wrap_x', [False, True])
+def test_fifty_rectangles_of_two_stages_have_the_bytes_of_the_whole(condition, wrap_x, tmp_path):
+    """Of an odd condition; around a cylinder also across its seam, where a picture of the whole is put beside itself."""
+    settings, chance = MosaicSettings(**{**vars(SETTINGS), 'wrap_x': wrap_x}), random.Random(0)
+    make(condition, tmp_path / 'out', settings)
+    picture = read_image(tmp_path / 'out' / 'stage_2.png')
+    beside, lazy, crossing = np.concatenate([picture, picture], 1), lazy_mosaic(at, condition, settings), 0
+    for _ in range(50):
+        y, x, height, width = (chance.randrange(n) for n in (144, 208, 40, 40))
+        box = Box(y, x, min(y + height, 143) + 1, x + width + 1 if wrap_x else min(x + width, 207) + 1)
+        np.testing.assert_array_equal(sample_region(at, condition, settings, box), box.crop(beside))
+        if box.x1 <= 208:
+            np.testing.assert_array_equal(lazy[box.y0 : box.y1, box.x0 : box.x1], box.crop(picture))
+        crossing += box.x1 > 208
+    assert bool(crossing) == wrap_x
+    with pytest.raises(BadInput, match='is not in the canvas'):
+        check_region(condition, settings, Box(0, 8, 5, 8 + 209))
 
 
 def test_a_region_of_a_finished_mosaic_may_lie_beside_it(whole, condition):
@@ -209,6 +231,38 @@ def test_no_cut_of_a_shard_passes_for_a_whole_one(tmp_path):
         assert not array.is_done((0, 0))
 
 
+def test_no_flipped_bit_is_shown(tmp_path):
+    """Either the file is not what its index says, and is made again, or reading it names it."""
+    array, pixels = StageArray(tmp_path / 'a', 40, 80, 40), np.random.default_rng(0).integers(0, 256, (40, 80, 3), np.uint8)
+    for tile in array.tiles():
+        array.write(tile, array.box(tile).crop(pixels))
+    content, told = array.shard((0, 1)).read_bytes(), 0
+    for place in range(0, len(content), 41):
+        rotten = bytearray(content)
+        rotten[place] ^= 16
+        array.shard((0, 1)).write_bytes(rotten)
+        if array.is_done((0, 1)):
+            with pytest.raises(BadInput, match=r'/c/0/1/0: damaged .*; remove it and run the command again'):
+                array[3:20, 30:50]
+            told += 1
+        np.testing.assert_array_equal(array[3:20, 3:40], pixels[3:20, 3:40])
+    assert told > 100
+
+
+def test_a_rotten_stage_is_named_before_the_next_one_is_made_of_it(whole, condition, tmp_path):
+    out = tmp_path / 'out'
+    make(condition, out)
+    first, last = (out / 'mosaic.zarr' / f'stage_{stage}/c/0/0/0' for stage in (1, 2))
+    content = bytearray(first.read_bytes())
+    content[len(content) // 4] ^= 1
+    first.write_bytes(content)
+    last.unlink()
+    with pytest.raises(BadInput, match=f'{first}: damaged'):
+        make(condition, out)
+    first.unlink()
+    assert make(condition, out)['sampled_now'] == 2 and shards(out) == shards(whole[0])
+
+
 def test_work_is_shared_out_and_what_others_hold_is_waited_for(tmp_path, monkeypatch):
     """Items 2 and 4 are another's until the second look; by then 4 is there, and 2 has been given up."""
     claims, there, others = Claims(tmp_path), {1}, contextlib.ExitStack()
@@ -266,6 +320,18 @@ def test_a_million_squared_is_planned_at_once_and_read_anywhere():
     assert known['pixels'] == 10**12 and known['supertiles'] == 977**2 + 245**2
     there = sample_region(at, Endless(), settings, Box(999_990, 500_000, 10**6, 500_010))
     assert there.shape == (10, 10, 3)
+
+
+def test_the_work_of_a_million_squared_is_a_list_that_nobody_keeps(tmp_path):
+    array, claims = StageArray(tmp_path / 'a', 10**6, 10**6, 1024), contextlib.nullcontext(True)
+    tracemalloc.start()
+    try:
+        done = sum(1 for _ in share_out(array.tiles(), lambda tile: tile != (976, 976), lambda tile: None, lambda tile: claims))
+        most = tracemalloc.get_traced_memory()[1]
+    finally:
+        tracemalloc.stop()
+    assert done == array.count() == 977**2 and array.box((976, 976)) == Box(999_424, 999_424, 10**6, 10**6)
+    assert most < 100_000 and not (tmp_path / 'a' / 'c').exists()
 
 
 def test_an_estimate_says_what_a_mosaic_then_costs(condition, whole):

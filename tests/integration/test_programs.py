@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 from rsdiff.data.folder import read_folder
 from rsdiff.data.images import read_image, write_image
@@ -198,12 +199,14 @@ def test_train_says_what_is_wrong(trained, tmp_path, arguments, message):
     ({'--condition': 'missing.png'}, 'missing.png: no such image'),
     ({'--condition': 'text.png'}, 'text.png: not a readable image'),
     ({'--region': '0,0,65,8'}, 'region 0,0,65,8 is not in the canvas, 64 px high and 64 px wide'),
+    ({'--region': '0,0,8,8', '--format': 'png'}, '--format does not go with --region'),
     ({'--region': '0,0,8'}, '--region is 0,0,8; it must be 4 numbers'),
     ({'--phases': '3'}, 'phases is 3; 2 steps allow 1 to 2'),
     ({'--plan': 'spot', '--overlap': '4'}, 'plan spot has no overlap'),
     ({'--plan': 'slow'}, 'plan'),
     ({'--consistency_strength': '2'}, '--consistency_strength is 2'),
     ({'--format': 'png,jpg'}, "format 'jpg' is none of zarr, png, tif, viewer"),
+    ({'--condition': 'deep.png'}, 'deep.png: I;16 pixels, more than 8 bits; convert it to 8-bit RGB first'),
     ({'--condition': 'deep.tif'}, 'uint16 values; value_range has to tell'),
     ({'--condition': 'deep.tif', '--bands': '1,2,9', '--value_range': '0,9'}, 'bands'),
     ({'--gsd_m': '0'}, '--gsd_m is 0'),
@@ -214,6 +217,8 @@ def test_train_says_what_is_wrong(trained, tmp_path, arguments, message):
     ({'--checkpoint': None}, 'give --checkpoint'),
     ({'--out': 'theirs'}, 'is not output of this program'),
     ({'--out': 'text.png'}, 'is a file'),
+    ({'--out': 'text.png/deeper'}, 'Not a directory'),
+    ({'--condition': 'wide.png', '--stages': '3', '--format': 'viewer'}, 'a viewer of 640000×64 px'),
     ({'--steps': '1001'}, 'steps is 1001'),
     ({'--stages': '0'}, '--stages is 0'),
     ({'--variants': '5'}, '--variants does not go with --tiles'),
@@ -225,6 +230,8 @@ def test_sample_says_what_is_wrong(trained, tmp_path, change, message):
     rasterio = pytest.importorskip('rasterio', reason='GeoTIFF needs the `geo` extra')
     with rasterio.open(tmp_path / 'deep.tif', 'w', driver='GTiff', width=16, height=16, count=3, dtype='uint16') as file:
         file.write(np.moveaxis(image, -1, 0).astype(np.uint16))
+    Image.fromarray(np.zeros((16, 16), np.uint16)).save(tmp_path / 'deep.png')
+    write_image(tmp_path / 'wide.png', np.zeros((1, 10_000, 3), np.uint8))
     (tmp_path / 'text.png').write_text('text')
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'theirs').mkdir()

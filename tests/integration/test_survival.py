@@ -21,8 +21,6 @@ from rsdiff.training.checkpoint import load_generator
 from rsdiff.training.config import TrainConfig, from_dict, to_dict
 from rsdiff.training.loop import train
 
-KILLS = 20
-
 
 @pytest.fixture
 def config(image_folder):
@@ -79,11 +77,11 @@ def losses(workdir):
     return [row['loss'] for row in rows if 'loss' in row]
 
 
-def test_twenty_kills_change_nothing(config, tmp_path, capsys):
+def test_kills_change_nothing(config, kills, tmp_path, capsys):
     """SIGKILL at random moments, every second one while a checkpoint is being written."""
     config = until(config, 8 * 10_000)  # further than it will come
     chance, workdir, resumed, lost = random.Random(0), tmp_path / 'killed', [0], []
-    for number in range(KILLS):
+    for number in range(kills):
         metrics, target = workdir / 'metrics.jsonl', resumed[-1] + chance.randint(1, 14)
         before = metrics.stat().st_ino if metrics.exists() else None
         process = in_its_own_process(_train, config, workdir)
@@ -106,7 +104,7 @@ def test_twenty_kills_change_nothing(config, tmp_path, capsys):
     assert exit_code(_train, config, workdir) == 0
     assert exit_code(_train, dataclasses.replace(config, checkpoint_images=10**9), tmp_path / 'whole') == 0
     with capsys.disabled():
-        print(f'\n{KILLS} kills: resumed at steps {resumed[1:]}, lost {sum(lost)} steps in all, {max(lost)} at most')
+        print(f'\n{kills} kills: resumed at steps {resumed[1:]}, lost {sum(lost)} steps in all, {max(lost)} at most')
     assert losses(workdir) == losses(tmp_path / 'whole')
     assert_equal(workdir, tmp_path / 'whole')
 
