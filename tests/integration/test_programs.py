@@ -102,7 +102,7 @@ def test_sample_and_downstream_follow_from_it(trained, tmp_path):
     result = run('tools/downstream.py', '--real', images, '--synthetic', tmp_path / 'synthetic', '--out',
                  tmp_path / 'downstream', '--seeds', 2, '--steps', 3, '--image_size_px', 16, '--batch', 4)
     assert result == json.loads((tmp_path / 'downstream' / 'summary.json').read_text())
-    for name in ('table.csv', 'table.md', 'accuracy.png'):
+    for name in ('table.csv', 'table.md', 'table.tex', 'accuracy.png', 'report.html'):
         assert (tmp_path / 'downstream' / name).stat().st_size > 0
 
 
@@ -117,9 +117,11 @@ def test_the_downstream_script_makes_its_own_synthetic_images(trained, tmp_path)
     result = json.loads(done.stdout.splitlines()[-1])
     assert [row['arm'] for row in result['rows']] == ['untrained', 'real', 'synthetic', 'real+synthetic']
     assert len(read_folder(tmp_path / 'out' / 'synthetic')) == 10
-    for wrong in ([], ['--real', images], ['--real', images, '--out', 'x', '--checkpoint', 'a', '--synthetic', 'b'], ['-x']):
+    for wrong in ([], ['--real', images], ['--real', images, '--out', 'x', '--checkpoint', 'a', '--synthetic', 'b'], ['-x'], ['--real'],
+                  ['--real', images, '--out', 'x', '--synthetic', images, '--variants', '2'],
+                  ['--real', images, '--out', 'x', '--synthetic', 'none']):
         done = subprocess.run([*script, *wrong], cwd=tmp_path, env=env, capture_output=True, text=True)
-        assert done.returncode == 2 and 'error: ' in done.stderr
+        assert done.returncode == 2 and done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
 
 
 def test_eight_devices_train_what_one_device_samples_as_eight_do(trained, tmp_path):
