@@ -19,7 +19,6 @@ from rsdiff.data.images import read_image, write_image
 from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule
 from rsdiff.diffusion.solvers import integrate, solver_steps
 from rsdiff.errors import BadInput
-from rsdiff import work
 from rsdiff.mosaic.cascade import (MosaicSettings, check_region, estimate, extent, lazy_mosaic, sample_mosaic,
                                    sample_region, save_region)
 from rsdiff.mosaic.condition import Condition
