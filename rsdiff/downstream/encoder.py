@@ -20,7 +20,7 @@ from rsdiff.models import clip, hub, towers, weights
 TEMPLATES = ('satellite imagery of {}.', 'aerial imagery of {}.', 'a centered satellite photo of {}.',
              'an aerial view of a {}.')
 
-TOKENIZERS = 'vocab.json', 'tokenizer.json', 'spiece.model'
+TOKENIZER_FILES = 'vocab.json', 'tokenizer.json', 'spiece.model'
 
 
 @dataclasses.dataclass(frozen=True)
@@ -116,8 +116,8 @@ def load_tokenizer(folder: Path, config: towers.Config) -> PreTrainedTokenizerBa
     Raises:
       BadInput: there is none, its package is not installed, or it has ids that the text tower does not.
     """
-    if not any((folder / file).is_file() for file in TOKENIZERS):
-        raise BadInput(f'{folder}: no tokenizer ({", or ".join(TOKENIZERS)})')
+    if not any((folder / file).is_file() for file in TOKENIZER_FILES):
+        raise BadInput(f'{folder}: no tokenizer ({", or ".join(TOKENIZER_FILES)})')
     if isinstance(config, clip.CLIPConfig) and (folder / 'vocab.json').is_file() and (folder / 'merges.txt').is_file():
         tokenizer = CLIPTokenizer(vocab=str(folder / 'vocab.json'), merges=str(folder / 'merges.txt'))
     else:

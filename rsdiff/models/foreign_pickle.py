@@ -143,14 +143,17 @@ def read_pickled_arrays(path: Path | str) -> dict[str, Any]:
     return _reading(path, lambda data: _plain(_Unpickler(io.BytesIO(data), NUMPY).load(), _Array, _Array.to_numpy))
 
 
-def read_torch(path: Path | str) -> dict[str, Any]:
+def read_torch(path: Path | str, entry: str | None = None) -> dict[str, Any]:
     """The nested dict of NumPy arrays in a file of `torch.save`, of either format; bfloat16 as `ml_dtypes.bfloat16`.
 
+    Args:
+      entry: if a file of PyTorch 1.6 or later has it, that alone is returned, and what stands beside it, the state of
+        an optimiser perhaps, need not be arrays.
     Raises:
       BadInput: it is missing, truncated, of a big-endian machine, or names or holds anything but dicts and dense
         tensors, a compiled or a whole pickled module among them.
     """
-    return _reading(path, lambda data: _read_zip(data) if data[:4] == b'PK\3\4' else _read_legacy(data))
+    return _reading(path, lambda data: _read_zip(data, entry) if data[:4] == b'PK\3\4' else _read_legacy(data))
 
 
 def _reading(path: Path | str, read: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:
@@ -166,7 +169,7 @@ def _reading(path: Path | str, read: Callable[[bytes], dict[str, Any]]) -> dict[
         raise BadInput(f'{path}: not a whole pickle of arrays ({reason})') from None
 
 
-def _read_zip(data: bytes) -> dict[str, Any]:
+def _read_zip(data: bytes, entry: str | None) -> dict[str, Any]:
     with zipfile.ZipFile(io.BytesIO(data)) as file:
         # PyTorch compresses nothing, so that all of a file's members together are smaller than the file.
         members = file.infolist()
@@ -176,6 +179,8 @@ def _read_zip(data: bytes) -> dict[str, Any]:
         if f'{folder}byteorder' in file.namelist() and file.read(f'{folder}byteorder') != b'little':
             raise BadInput('was written on a big-endian machine; it is not read')
         tensors = _Unpickler(io.BytesIO(file.read(f'{folder}data.pkl')), TORCH).load()
+        if isinstance(tensors, dict) and isinstance(tensors.get(entry), dict):
+            tensors = tensors[entry]
         prefix = f'{folder}data/'
         storages = {m.filename.removeprefix(prefix): file.read(m) for m in members if m.filename.startswith(prefix)}
     return _plain(tensors, _Tensor, lambda tensor: tensor.to_numpy(storages))

@@ -1,0 +1,95 @@
+"""Makes a Hugging Face folder, of safetensors, of a checkpoint that is none.
+
+    python tools/convert_weights.py --checkpoint RemoteCLIP-ViT-B-32.pt --architecture ViT-B-32 --out encoders/remoteclip
+    python tools/convert_weights.py --checkpoint FOLDER --out FOLDER
+
+The checkpoint is a file of open_clip's (.pt, .bin or .safetensors; give its --architecture by open_clip's name), a folder
+of open_clip's (open_clip_config.json and the weights beside it), or a folder of Hugging Face's whose weights are pickled
+(config.json and pytorch_model.bin). A pickle is read by a reader that knows tensors and nothing else; one that asks for
+more is refused. The tokenizer is that of the folder, else that of --tokenizer.
+"""
+
+import json
+import shutil
+from pathlib import Path
+from typing import Any
+
+from absl import flags
+
+from rsdiff import console
+from rsdiff.downstream.encoder import TOKENIZER_FILES, load_tokenizer
+from rsdiff.errors import BadInput
+from rsdiff.models import hub, open_clip, towers, weights
+from rsdiff.models.foreign_pickle import read_torch
+
+CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'A file or a folder.', required=True)
+ARCHITECTURE = flags.DEFINE_string('architecture', None, "For a file: open_clip's name of it, such as ViT-B-32, or "
+                                   'ViT-B-32-quickgelu.')
+TOKENIZER = flags.DEFINE_string('tokenizer', 'openai/clip-vit-base-patch32', 'A folder, or a name on the hub, whose '
+                                "tokenizer is the checkpoint's, if it does not bring one.")
+OUT = flags.DEFINE_string('out', None, 'The folder to write.', required=True)
+
+OPEN_CLIP_CONFIG = 'open_clip_config.json'
+OPEN_CLIP_WEIGHTS = 'open_clip_model.safetensors', 'open_clip_pytorch_model.safetensors', 'open_clip_pytorch_model.bin'
+PICKLED = 'pytorch_model.bin'
+
+
+def read_tensors(path: Path) -> dict[str, Any]:
+    """The tensors of a file by name; of a checkpoint of open_clip's training, those of the model."""
+    return weights.read_safetensors(path) if path.suffix == '.safetensors' else read_torch(path, entry='state_dict')
+
+
+def convert(path: Path) -> tuple[towers.Config, dict[str, Any], dict[str, Any] | None]:
+    """(config, parameters, the object of preprocessor_config.json, or None where the folder's own is as it should be)."""
+    if path.is_file():
+        if ARCHITECTURE.value is None:
+            raise BadInput(f'{path}: a file of weights does not say what it is; give --architecture, such as ViT-B-32')
+        config = open_clip.named_config(ARCHITECTURE.value)
+        preprocessing = open_clip.preprocessing_from_json({}, config, str(path))
+        return config, open_clip.params_from(config, read_tensors(path), str(path)), preprocessing
+    if ARCHITECTURE.value is not None:
+        raise BadInput(f'--architecture is for files; the folder {path} says what it is')
+    if (path / OPEN_CLIP_CONFIG).is_file():
+        where = str(path / OPEN_CLIP_CONFIG)
+        row = weights.read_json(path / OPEN_CLIP_CONFIG)
+        row = row if isinstance(row, dict) else {}
+        config = open_clip.config_from_json(row.get('model_cfg'), where)
+        preprocessing = open_clip.preprocessing_from_json(row.get('preprocess_cfg') or {}, config, where)
+        file = next((path / name for name in OPEN_CLIP_WEIGHTS if (path / name).is_file()), None)
+        if file is None:
+            raise BadInput(f'{path}: none of {", ".join(OPEN_CLIP_WEIGHTS)}')
+        return config, open_clip.params_from(config, read_tensors(file), str(file)), preprocessing
+    if (path / PICKLED).is_file():
+        config = towers.config_from_json(weights.read_json(path / towers.CONFIG), str(path / towers.CONFIG))
+        towers.load_preprocessing(path, config)
+        return config, towers.params_from(config, read_torch(path / PICKLED), str(path / PICKLED)), None
+    raise BadInput(f'{path}: neither a file, nor a folder with {OPEN_CLIP_CONFIG} or {PICKLED}')
+
+
+def main() -> None:
+    source, out = Path(CHECKPOINT.value), Path(OUT.value)
+    if out.exists() and any(out.iterdir() if out.is_dir() else [out]):
+        raise BadInput(f'{out} exists; use another --out, or remove it')
+    config, params, preprocessing = convert(source)
+    brings_tokenizer = source.is_dir() and any((source / file).is_file() for file in TOKENIZER_FILES)
+    try:
+        folder = source if brings_tokenizer else hub.folder_of(TOKENIZER.value)
+    except BadInput as error:
+        raise BadInput(f'--tokenizer: {error}') from None
+    tokenizer = load_tokenizer(folder, config)
+
+    tokenizer.save_pretrained(out)
+    if preprocessing is not None:
+        (out / towers.PREPROCESSOR).write_text(json.dumps(preprocessing, indent=2) + '\n')
+    elif (source / towers.PREPROCESSOR).is_file():
+        shutil.copy(source / towers.PREPROCESSOR, out)
+    towers.save(out, config, params)
+    tensors = weights.torch_shapes(params)
+    console.finish({'out': str(out), 'checkpoint': str(source), 'kind': config.to_json()['model_type'],
+                    'image_size_px': config.image_size_px, 'embedding_dim': config.embedding_dim,
+                    'activation': config.vision_config.hidden_act, 'tensors': len(tensors),
+                    'digest': weights.digest(params, config.to_json())}, out / 'conversion.json')
+
+
+if __name__ == '__main__':
+    console.run(main)
