@@ -2,7 +2,6 @@
 
 import csv
 import dataclasses
-import itertools
 import json
 import subprocess
 import sys
@@ -434,7 +433,7 @@ def test_the_gain_is_paired_by_seed(folders, encoder):
 
 
 def test_the_program_writes_the_table_the_charts_and_one_json_line(folders, tmp_path):
-    command = [sys.executable, TOOL, f'--real={folders[0]}', f'--synthetic={folders[1]}', f'--encoder=tiny', '--image_size_px=16',
+    command = [sys.executable, TOOL, f'--real={folders[0]}', f'--synthetic={folders[1]}', '--encoder=tiny', '--image_size_px=16',
                '--seeds=2', '--steps=3', '--batch=4', '--real_per_class=2', '--arms=real,synthetic,real+synthetic,mixup']
     done = subprocess.run([*command, f'--out={tmp_path}/out'], capture_output=True, text=True, check=True)
     summary = json.loads(done.stdout.splitlines()[-1])
