@@ -81,7 +81,8 @@ def examples(task: Task, arm: Arm, shots: int | None, seed: int, screen: Screen 
 
     Args:
       shots: real images of each class, K; or None: all of them.
-      screen: what filters the synthetic images and softens their labels, if anything does.
+      screen: what filters the synthetic images, of which fewer than the ratio asks may be left, and softens their labels; if
+        anything does.
     Raises:
       BadInput: a class has fewer real images than K, or fewer synthetic ones than the ratio asks, or none after
         filtering; K is given and a synthetic image does not say what it was made from.

@@ -182,8 +182,6 @@ class _Laboratory:
             for pixels in (self.examples(arm, shots, seed).pixels, *(images.pixels for images in (
                     self.task.validation, self.task.evaluation) if images is not None)):
                 self.towers(seed)(pixels)
-        for seed in {cell.seed for cell in cells}:
-            self.towers(seed).store.save()
 
     def run(self, cell: Cell) -> None:
         """Trains a cell, chooses, evaluates, and writes it."""

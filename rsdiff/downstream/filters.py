@@ -17,7 +17,7 @@ import numpy as np
 
 from rsdiff.downstream.encoder import Encoder
 from rsdiff.downstream.task import Images
-from rsdiff.downstream.zero_shot import text_embeddings
+from rsdiff.downstream.zero_shot import text_classifier
 from rsdiff.errors import BadInput
 
 NONE, CLIP_FILTER, REAL_FILTER = FILTERS = 'none', 'cf', 'rf'
@@ -38,9 +38,9 @@ class Screen:
         if encoder.pretrained is None:
             raise BadInput(f'{encoder.name} has seen nothing by which it could filter images or soften labels; give '
                            '--encoder a pretrained one, or leave out --filter and --soft_targets')
-        texts = text_embeddings(encoder, encoder.pretrained, classes)
+        head = text_classifier(encoder, classes)(encoder.pretrained)
         self.features, self.kind, self.soft_targets = features, kind, soft_targets
-        self.teacher = lambda pixels: np.asarray(encoder.logits(encoder.pretrained, features(pixels), texts))
+        self.teacher = lambda pixels: features(pixels) @ np.asarray(head['weight']) + np.asarray(head['bias'])
 
     def keep(self, made: Images, real: Images) -> Images:
         """The images that pass (1) or (2)."""

@@ -11,7 +11,7 @@ and the loss is the mean of (1) and (2). It is the contrastive loss of Radford e
 class are all positives of their text instead of each other's negatives (Khosla et al. 2020, supervised contrastive
 learning); (1) is the classifier that prompts make.
 
-By cross-entropy, the image tower and a head that begins as the prompts' classifier (`heads.text_head`).
+By cross-entropy, the image tower and a head that begins as the prompts' classifier (`zero_shot.text_classifier`).
 """
 
 import time
@@ -24,10 +24,9 @@ import optax
 
 from rsdiff.downstream.arms import Examples
 from rsdiff.downstream.encoder import Encoder
-from rsdiff.downstream.heads import text_head
 from rsdiff.downstream.task import Images
 from rsdiff.downstream.tuning import Fitted, Recipe, batches, choose, cross_entropy, optimizer
-from rsdiff.downstream.zero_shot import class_embeddings, in_batches, prompt_tokens
+from rsdiff.downstream.zero_shot import class_embeddings, in_batches, prompt_tokens, text_classifier
 
 
 class WholeTuner:
@@ -38,7 +37,7 @@ class WholeTuner:
     """
 
     def __init__(self, encoder: Encoder, classes: tuple[str, ...], recipe: Recipe, by_prompts: bool):
-        self.encoder, self.classes, self.recipe, self.by_prompts = encoder, classes, recipe, by_prompts
+        self.encoder, self.recipe, self.by_prompts = encoder, recipe, by_prompts
         ids, mask = prompt_tokens(encoder, classes)
 
         def prompt_loss(params, pixels, labels, template):
@@ -62,7 +61,7 @@ class WholeTuner:
             return class_embeddings(encoder, params, ids, mask)
 
         self._step, self._start = jax.jit(step), jax.jit(optimizer(recipe, 0.0, 0.0).init)
-        self._texts = jax.jit(texts)
+        self._texts, self._head = jax.jit(texts), text_classifier(encoder, classes)
         self._prompt_logits = jax.jit(lambda params, texts, pixels: encoder.logits(
             params, encoder.encode_images(params, pixels), texts))
         self._head_logits = jax.jit(lambda params, pixels: _head_logits(encoder, params, pixels))
@@ -88,10 +87,7 @@ class WholeTuner:
         """
         params = self.encoder.initial_params(seed)
         if not self.by_prompts:
-            size_px = self.encoder.image_size_px
-            example = jax.ShapeDtypeStruct((1, size_px, size_px, 3), np.uint8)
-            dim = jax.eval_shape(self.encoder.encode_images, params, example).shape[-1]
-            params = {'encoder': params, 'head': text_head(self.encoder, params, self.classes, dim)}
+            params = {'encoder': params, 'head': self._head(params)}
         moments, losses = self._start(params), []
         for number, chosen in enumerate(batches(examples.real, len(examples) - examples.real, self.recipe, seed)):
             key = jax.random.fold_in(jax.random.key(seed), number)

@@ -11,7 +11,6 @@ An embedding is computed once; then a step is two small matrix products, and all
 import functools
 import time
 from pathlib import Path
-from typing import Any
 
 import jax
 import jax.numpy as jnp
@@ -23,7 +22,7 @@ from rsdiff.downstream.encoder import Encoder
 from rsdiff.downstream.frozen import FrozenTower
 from rsdiff.downstream.task import Images
 from rsdiff.downstream.tuning import Fitted, Recipe, batches, choose, cross_entropy, optimizer
-from rsdiff.downstream.zero_shot import text_embeddings
+from rsdiff.downstream.zero_shot import text_classifier
 
 
 class Towers:
@@ -48,7 +47,8 @@ class HeadTuner:
     """
 
     def __init__(self, encoder: Encoder, classes: tuple[str, ...], recipe: Recipe, towers: Towers, from_text: bool):
-        self.encoder, self.classes, self.recipe, self.towers, self.from_text = encoder, classes, recipe, towers, from_text
+        self.encoder, self.classes, self.recipe, self.towers = encoder, classes, recipe, towers
+        self._text_head = text_classifier(encoder, classes) if from_text else None
         self._train = jax.jit(jax.vmap(functools.partial(_train, recipe), in_axes=(0, 0, None, None, None, None)))
 
     def fit(self, examples: Examples, validation: Images | None, seed: int) -> tuple[Fitted, float | None, float]:
@@ -56,8 +56,8 @@ class HeadTuner:
         features = self.towers(seed)
         x = features(examples.pixels)
         mean, deviation = np.zeros(x.shape[1], np.float32), np.float32(1)
-        if self.from_text:
-            head = text_head(self.encoder, self.encoder.initial_params(seed), self.classes, x.shape[1])
+        if self._text_head:
+            head = self._text_head(self.encoder.initial_params(seed))
         else:
             head = {'weight': jnp.zeros((x.shape[1], len(self.classes))), 'bias': jnp.zeros(len(self.classes))}
             mean, deviation = x.mean(0), x.std(0).mean()
@@ -82,20 +82,12 @@ class Untrained:
     """The encoder and its prompts, before any step."""
 
     def __init__(self, encoder: Encoder, classes: tuple[str, ...], towers: Towers):
-        self.encoder, self.classes, self.towers = encoder, classes, towers
+        self.encoder, self.towers, self._head = encoder, towers, text_classifier(encoder, classes)
 
     def logits(self, pixels: np.ndarray, seed: int) -> np.ndarray:
         """uint8 (n, size, size, 3) → (n, classes)."""
-        params = self.encoder.initial_params(seed)
-        texts = text_embeddings(self.encoder, params, self.classes)
-        return np.asarray(self.encoder.logits(params, self.towers(seed)(pixels), texts))
-
-
-def text_head(encoder: Encoder, params: dict[str, Any], classes: tuple[str, ...], dim: int) -> dict[str, jax.Array]:
-    """weight (dim, classes) and bias (classes,) with which an embedding gets the encoder's own logits, affine in it."""
-    texts = text_embeddings(encoder, params, classes)
-    bias = encoder.logits(params, jnp.zeros((1, dim)), texts)
-    return {'weight': encoder.logits(params, jnp.eye(dim), texts) - bias, 'bias': bias[0]}
+        head = self._head(self.encoder.initial_params(seed))
+        return self.towers(seed)(pixels) @ np.asarray(head['weight']) + np.asarray(head['bias'])
 
 
 def _train(recipe: Recipe, learning_rate: jax.Array, weight_decay: jax.Array, head: dict[str, jax.Array], z: jax.Array,

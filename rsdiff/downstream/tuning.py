@@ -73,15 +73,16 @@ class Fitted:
 def choose(candidates: Iterable[Fitted], validation: Images | None) -> tuple[Fitted, float | None, float]:
     """The candidate that does best on the validation images, its accuracy there, and the seconds that all candidates took.
     Without validation images the first one wins."""
-    best, best_score, seconds = None, (-np.inf, -np.inf), 0.0
+    best, best_score, seconds = None, None, 0.0
     for candidate in candidates:
         seconds += candidate.seconds
         if validation is None:
             return candidate, None, seconds
         logits = candidate.logits(validation.pixels)
         own = np.eye(logits.shape[1], dtype=np.float32)[validation.labels]
-        score = float((logits.argmax(1) == validation.labels).mean()), -float(cross_entropy(logits, own))
-        # a candidate whose loss is no number is never the best
+        loss = float(cross_entropy(logits, own))
+        # what is no number any more comes after all that is
+        score = (float((logits.argmax(1) == validation.labels).mean()), -loss) if np.isfinite(loss) else (-1.0, -np.inf)
         if best is None or score > best_score:
             best, best_score = candidate, score
     return best, best_score[0], seconds

@@ -29,9 +29,23 @@ def class_embeddings(encoder: Encoder, params: dict[str, Any], ids: jax.Array, m
     return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
 
 
-def text_embeddings(encoder: Encoder, params: dict[str, Any], classes: Sequence[str]) -> jax.Array:
-    """Class names → `class_embeddings` of their prompts, (classes, dim)."""
-    return jax.jit(lambda params: class_embeddings(encoder, params, *prompt_tokens(encoder, classes)))(params)
+def text_classifier(encoder: Encoder, classes: Sequence[str]) -> Callable[[dict[str, Any]], dict[str, jax.Array]]:
+    """The prompts as a linear classifier of image embeddings.
+
+    Returns:
+      A compiled function, params → {'weight': (dim, classes), 'bias': (classes,)}, with which an embedding x gets the encoder's
+      own logits x · weight + bias: these are affine in it.
+    """
+    ids, mask = prompt_tokens(encoder, classes)
+
+    @jax.jit
+    def classifier(params):
+        texts = class_embeddings(encoder, params, ids, mask)
+        dim = texts.shape[1]
+        bias = encoder.logits(params, jnp.zeros((1, dim)), texts)
+        return {'weight': encoder.logits(params, jnp.eye(dim), texts) - bias, 'bias': bias[0]}
+
+    return classifier
 
 
 def in_batches(function: Callable[[np.ndarray], jax.Array], pixels: np.ndarray, batch: int = 64) -> np.ndarray:

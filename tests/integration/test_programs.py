@@ -100,7 +100,8 @@ def test_sample_and_downstream_follow_from_it(trained, tmp_path):
     assert made['images'] == 20 == len(read_folder(tmp_path / 'synthetic'))
 
     result = run('tools/downstream.py', '--real', images, '--synthetic', tmp_path / 'synthetic', '--out',
-                 tmp_path / 'downstream', '--seeds', 2, '--steps', 3, '--image_size_px', 16, '--batch', 4)
+                 tmp_path / 'downstream', '--seeds', 2, '--steps', 3, '--image_size_px', 16, '--batch', 4, '--arms',
+                 'real,synthetic,real+synthetic,bicubic')
     assert result == json.loads((tmp_path / 'downstream' / 'summary.json').read_text())
     for name in ('table.csv', 'table.md', 'table.tex', 'accuracy.png', 'report.html'):
         assert (tmp_path / 'downstream' / name).stat().st_size > 0
@@ -110,12 +111,13 @@ def test_the_downstream_script_makes_its_own_synthetic_images(trained, tmp_path)
     images, workdir, _ = trained
     env = {**os.environ, 'XLA_FLAGS': '', 'RSDIFF_NO_VENV': '1', 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
     script = ['bash', ROOT / 'tools' / 'downstream.sh']
-    done = subprocess.run([*script, '--real', images, '--checkpoint', workdir, '--out', 'out', '--variants=1', '--steps',
-                           '2', '--encoder', 'tiny', '--seeds', '1', '--', '--steps', '2', '--image_size_px', '16', '--batch', '4'],
+    done = subprocess.run([*script, '--real', images, '--checkpoint', workdir, '--out', 'out', '--variants=1', '--steps', '2',
+                           '--encoder', 'tiny', '--seeds', '1', '--', '--steps', '2', '--image_size_px', '16', '--batch', '4',
+                           '--arms', 'real,synthetic,real+synthetic'],
                           cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
-    assert [row['arm'] for row in result['rows']] == ['untrained', 'real', 'synthetic', 'real+synthetic']
+    assert [row['arm'] for row in result['rows']] == ['untrained', 'real', 'synthetic', 'real+synthetic 1:1']
     assert len(read_folder(tmp_path / 'out' / 'synthetic')) == 10
     for wrong in ([], ['--real', images], ['--real', images, '--out', 'x', '--checkpoint', 'a', '--synthetic', 'b'], ['-x'], ['--real'],
                   ['--real', images, '--out', 'x', '--synthetic', images, '--variants', '2'],
