@@ -191,7 +191,7 @@ def test_the_clip_filter_keeps_exactly_what_its_prompts_believe(task, judge):
     assert screen.keep(task.synthetic, task.train).names == task.synthetic.take(np.flatnonzero(believed)).names
     # an untrained judge believes no image of some class
     if len(set(task.synthetic.labels[believed])) < 3:
-        with pytest.raises(BadInput, match='is left by the filter'):
+        with pytest.raises(BadInput, match='passes the filter'):
             examples(task, Arm(arms.BOTH, 2), None, 0, screen)
 
 

@@ -124,11 +124,11 @@ def copy_picture(real, original, copy, **change):
         (image.rotate(90, expand=True) if change.get('turned') else image).save(real / copy, **change.get('save', {}))
 
 
-def test_a_training_copy_of_a_held_out_image_stops_the_run_or_is_left_out_with_all_that_was_made_from_it(folders, encoder):
+def test_a_copy_of_a_held_out_image_stops_the_run_or_is_left_out_with_all_that_was_made_from_it(folders, encoder):
     real, synthetic = folders
     copy_picture(real, 'lake/test0.png', 'lake/train3.png', save={'compress_level': 1})  # another file, the same pixels
     copy_picture(real, 'lake/val1.png', 'lake/train4.png', turned=True)
-    with pytest.raises(BadInput, match='image lake/train3.png is the same picture as held-out lake/test0.png .and 1 more') as raised:
+    with pytest.raises(BadInput, match='lake/train3.png is the same picture as held-out lake/test0.png .and 1 more') as raised:
         load_task(*folders, encoder)
     assert '\n' not in str(raised.value) and '--drop_duplicates' in str(raised.value)
     task = load_task(*folders, encoder, drop_duplicates=True)

@@ -1,7 +1,7 @@
-"""Does synthetic data help? Trains classifiers on real, synthetic and both kinds of images, and on every control, and writes the
-table.
+"""Does synthetic data help? Trains classifiers on real, synthetic and both kinds of images, and on every control, and
+writes the table.
 
-    python tools/downstream.py --real DIR --synthetic DIR --out DIR --encoder FOLDER --seeds 5 --real_per_class 10 --shots 1,2,4,8,16
+    python tools/downstream.py --real DIR --synthetic DIR --out DIR --encoder FOLDER --real_per_class 10 --shots 1,2,4,8,16
 
 DIR are image folders with `metadata.jsonl`: the real one with `label` and `split` (train, val, test), the synthetic one with
 `label` and `source`, the real training image each was made from. The same command continues a stopped run. `--encoder`
@@ -34,18 +34,18 @@ SYNTHETIC = flags.DEFINE_string('synthetic', None, 'Folder of synthetic images w
 OUT = flags.DEFINE_string('out', None, 'Folder for the cells, the tables and the charts.', required=True)
 ENCODER = flags.DEFINE_string('encoder', TINY, f'{TINY!r}, {EMBEDDED!r}, or the folder of a pretrained CLIP.')
 IMAGE_SIZE_PX = flags.DEFINE_integer('image_size_px', None, f'Input side of {TINY!r}; 64 if not given.', lower_bound=16)
-METHODS = flags.DEFINE_list('methods', None, f'Of {", ".join(compare.METHODS[1:])}; if not given clip for {TINY!r}, else linear '
-                            'and classifier.')
+METHODS = flags.DEFINE_list('methods', None, f'Of {", ".join(compare.METHODS[1:])}; if not given clip for {TINY!r}, '
+                            'else linear and classifier.')
 ARMS = flags.DEFINE_list('arms', list(arms.KINDS), 'What to train on.')
 RATIOS = flags.DEFINE_string('ratios', None, 'Synthetic images for each real one; if not given 1 to 4, as far as they reach.')
 SEEDS = flags.DEFINE_integer('seeds', 5, 'Runs of each arm.', lower_bound=1)
 REAL_PER_CLASS = flags.DEFINE_integer('real_per_class', None, 'Draw this many real images of each class for each '
                                       'seed, and use only the synthetic images made from them.', lower_bound=1)
 SHOTS = flags.DEFINE_string('shots', None, 'More such numbers, for the learning curves of real, real+synthetic and bicubic.')
-STEPS = flags.DEFINE_integer('steps', None, f'Optimiser steps of every arm; if not given {HEADS[compare.LINEAR].steps} for heads, '
-                             f'{WHOLE_STEPS} for whole encoders.', lower_bound=1)
-BATCH = flags.DEFINE_integer('batch', None, f'Examples a step; if not given {HEADS[compare.LINEAR].batch} for heads, {WHOLE_BATCH} '
-                             'for whole encoders.', lower_bound=2)
+STEPS = flags.DEFINE_integer('steps', None, f'Optimiser steps of every arm; if not given {HEADS[compare.LINEAR].steps} '
+                             f'for heads, {WHOLE_STEPS} for whole encoders.', lower_bound=1)
+BATCH = flags.DEFINE_integer('batch', None, f'Examples a step; if not given {HEADS[compare.LINEAR].batch} for heads, '
+                             f'{WHOLE_BATCH} for whole encoders.', lower_bound=2)
 LEARNING_RATES = flags.DEFINE_string('learning_rates', None, 'Peaks to choose from on val, for every method; if not given '
                                    f'{PRETRAINED_RATE} for whole encoders, {SCRATCH_RATE} from scratch, a grid for heads.')
 WEIGHT_DECAYS = flags.DEFINE_string('weight_decays', None, 'Of AdamW, to choose from on val.')

@@ -93,7 +93,7 @@ def examples(task: Task, arm: Arm, shots: int | None, seed: int, screen: Screen 
     if arm.kind in FROM_SYNTHETIC:
         made = made_from(task, real, arm.ratio, shots, seed)
         made = made if screen is None else screen.keep(made, real)
-        _check_every_class(task, made, f'arm {arm.name!r}, seed {seed}: no synthetic image of class {{}} is left by the filter')
+        _check_every_class(task, made, f'arm {arm.name!r}, seed {seed}: no synthetic image of class {{}} passes the filter')
         pixels, extra = made.pixels, one_hot[made.labels]
         if arm.kind == RANDOM_LABELS:
             extra = np.random.default_rng([4, seed]).permutation(extra)
@@ -141,8 +141,8 @@ def made_from(task: Task, real: Images, ratio: int, shots: int | None, seed: int
     for label, name in enumerate(task.classes):
         members, count = pool[made.labels[pool] == label], ratio * int((real.labels == label).sum())
         if len(members) < count:
-            raise BadInput(f'{made.folder}: 1:{ratio} needs {count} synthetic images of class {name!r} for seed {seed}, there are '
-                           f'{len(members)} of its real images; make more variants, or ask for smaller --ratios')
+            raise BadInput(f'{made.folder}: 1:{ratio} needs {count} synthetic images of class {name!r} for seed {seed}, there '
+                           f'are {len(members)} of its real images; make more variants, or ask for smaller --ratios')
         chosen.append(members[:count])
     return made.take(np.concatenate(chosen))
 

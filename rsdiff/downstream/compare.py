@@ -110,8 +110,8 @@ def compare(task: Task, encoder: Encoder, study: Study, out: Path | str,
       jobs: processes that share the cells: this program that often, with the same arguments (`work.local_workers`).
     Returns:
       (settings, cells). Each cell has `method`, `arm`, `shots`, `ratio` (extra images for each real one), `seed`, `steps`,
-      `real_images`, `extra_images`, `accuracy`, `macro_f1`, `confusion` (true × predicted), `predictions` (class indices of the
-      evaluated images, in their order), `final_loss`, `learning_rate` and `weight_decay` (as chosen),
+      `real_images`, `extra_images`, `accuracy`, `macro_f1`, `confusion` (true × predicted), `predictions` (class indices of
+      the evaluated images, in their order), `final_loss`, `learning_rate` and `weight_decay` (as chosen),
       `validation_accuracy`, `seconds`, `training_seconds` and `digest`.
     Raises:
       BadInput: `out` holds a comparison with other settings or other images; or as `arms.examples`; or settings are to be
@@ -179,9 +179,7 @@ class _Laboratory:
         """Computes the features that cells need, once, before several processes each begin to."""
         frozen = dict.fromkeys((cell.arm, cell.shots, cell.seed) for cell in cells if cell.method in FROZEN)
         for arm, shots, seed in tqdm(frozen, desc='features', unit='arm', dynamic_ncols=True):
-            for pixels in (self.examples(arm, shots, seed).pixels, *(images.pixels for images in (
-                    self.task.validation, self.task.evaluation) if images is not None)):
-                self.towers(seed)(pixels)
+            self.towers(seed)(self.examples(arm, shots, seed).pixels)
 
     def run(self, cell: Cell) -> None:
         """Trains a cell, chooses, evaluates, and writes it."""

@@ -45,7 +45,8 @@ class Recipe:
 
     def __post_init__(self):
         if not self.candidates or min(self.learning_rates) <= 0 or min(self.weight_decays) < 0:
-            raise BadInput(f'learning rates {self.learning_rates} must be above 0, weight decays {self.weight_decays} not below')
+            raise BadInput(f'learning rates {self.learning_rates} must be above 0, and weight decays '
+                           f'{self.weight_decays} not below')
 
     @property
     def candidates(self) -> tuple[tuple[float, float], ...]:

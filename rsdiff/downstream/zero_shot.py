@@ -33,8 +33,8 @@ def text_classifier(encoder: Encoder, classes: Sequence[str]) -> Callable[[dict[
     """The prompts as a linear classifier of image embeddings.
 
     Returns:
-      A compiled function, params → {'weight': (dim, classes), 'bias': (classes,)}, with which an embedding x gets the encoder's
-      own logits x · weight + bias: these are affine in it.
+      A compiled function, params → {'weight': (dim, classes), 'bias': (classes,)}, with which an embedding x gets the
+      encoder's own logits, x · weight + bias: these are affine in it.
     """
     ids, mask = prompt_tokens(encoder, classes)
 
@@ -49,8 +49,8 @@ def text_classifier(encoder: Encoder, classes: Sequence[str]) -> Callable[[dict[
 
 
 def in_batches(function: Callable[[np.ndarray], jax.Array], pixels: np.ndarray, batch: int = 64) -> np.ndarray:
-    """`function` of many images, a batch at a time. The last batch is filled up by repeating images, so that there is one shape
-    to compile."""
+    """`function` of many images, a batch at a time. The last batch is filled up by repeating images, so that there is one
+    shape to compile."""
     rows = np.resize(np.arange(len(pixels)), -(-len(pixels) // batch) * batch)
     found = [function(pixels[part]) for part in rows.reshape(-1, batch)]
     return np.concatenate([np.asarray(part) for part in found])[:len(pixels)]
