@@ -222,7 +222,6 @@ def test_train_says_what_is_wrong(trained, tmp_path, arguments, message):
     ({'--out': 'theirs'}, 'is not output of this program'),
     ({'--out': 'text.png'}, 'is a file'),
     ({'--out': 'text.png/deeper'}, 'Not a directory'),
-    ({'--condition': 'wide.png', '--stages': '3', '--format': 'viewer'}, 'a viewer of 640000×64 px'),
     ({'--steps': '1001'}, 'steps is 1001'),
     ({'--stages': '0'}, '--stages is 0'),
     ({'--variants': '5'}, '--variants does not go with --tiles'),
