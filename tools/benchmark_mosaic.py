@@ -6,7 +6,8 @@ network evaluations an output pixel and k solver steps, plans a and b compare as
 
     v_a / v_b = (k_a / k_b) · (v_a / k_a) / (v_b / k_b)                                                               (1)
 
-the steps of their solvers times the overlap of their windows, halo included. (1) is what pixels a second should tell.
+the steps of their solvers times the overlap of their windows, halo included. (1) is what pixels a second should tell, and on
+a machine with other work, pixels a second of processor time.
 """
 
 import contextlib
@@ -38,7 +39,7 @@ from rsdiff.mosaic.store import StageArray
 from rsdiff.training.checkpoint import Trained, load_generator
 from rsdiff.training.mesh import make_mesh
 
-CHECKPOINT = flags.DEFINE_string('checkpoint', 'weights/earth', 'mosaic: a run of train.py, or a folder of released weights.')
+CHECKPOINT = flags.DEFINE_string('checkpoint', 'weights/earth', 'mosaic: a run of train.py, or released weights.')
 CANVAS = flags.DEFINE_integer('canvas_px', 512, 'mosaic: side of the canvas on which plans compare.', lower_bound=64)
 MEMORY = flags.DEFINE_multi_integer('memory_px', [2048, 8192], 'mosaic: sides of the canvases whose memory is measured.',
                                     lower_bound=16)
@@ -134,12 +135,16 @@ def plans(trained: Trained, side_px: int, rounds: int) -> dict[str, Any]:
     one = {name: Canvas(trained, name, side_px, 1) for name in names}
     two = Canvas(trained, 'fast', side_px, 2)
     seconds: dict[str, list[float]] = {name: [] for name in names}
+    processor: dict[str, list[float]] = {name: [] for name in names}
     told, files, stages = [], [], []
     for canvas in (*one.values(), two):
         canvas.tell()
     for _ in range(rounds):
         for name in names:
-            seconds[name].append(one[name].make()['seconds'])
+            print(f'{name} …', file=sys.stderr, flush=True)
+            made = one[name].make()
+            seconds[name].append(made['seconds'])
+            processor[name].append(made['processor_seconds'])
         told.append(two.tell()['estimated_seconds'])
         made = two.make()
         stages.append(made['seconds'])
@@ -148,7 +153,8 @@ def plans(trained: Trained, side_px: int, rounds: int) -> dict[str, Any]:
     return {
         'plans': {'canvas_px': side_px, 'evaluations': counted,
                   'pixels_per_second': {name: spread([side_px**2 / value for value in seconds[name]]) for name in names},
-                  'fast_over_metaearth': spread([a / b for a, b in zip(*(seconds[name] for name in names))])},
+                  'fast_over_metaearth': {'wall': spread([a / b for a, b in zip(*(seconds[name] for name in names))]),
+                                          'processor': spread([a / b for a, b in zip(*(processor[name] for name in names))])}},
         'two_stages': {'canvas_px': side_px, 'seconds': spread(stages), 'estimated_seconds': spread(told),
                        'estimated_over_real': spread([a / b for a, b in zip(told, stages)]),
                        'files_share': spread(files)}}
@@ -169,14 +175,15 @@ class Canvas:
         return estimate(self.sampler_at, self.pixels, self.settings)
 
     def make(self) -> dict[str, Any]:
-        """What `sample.py` says, and the seconds spent on files: opening, reading, writing."""
+        """What `sample.py` says, and the seconds spent on files: opening, reading, writing; and on processors."""
         with tempfile.TemporaryDirectory() as folder:
             write_image(Path(folder) / 'condition.png', self.pixels)
             condition = Condition(Path(folder) / 'condition.png')
+            start = time.process_time()
             with seconds_in((StageArray, '__init__'), (StageArray, 'write'), (Plane, 'crop')) as spent:
                 made = sample_mosaic(self.sampler_at, condition, Path(folder) / 'out', self.settings, {}, show=False,
                                      formats=['zarr'])
-        return made | {'files_seconds': sum(spent)}
+        return made | {'files_seconds': sum(spent), 'processor_seconds': time.process_time() - start}
 
 
 @contextlib.contextmanager
@@ -224,15 +231,16 @@ def flat_conditions() -> dict[str, np.ndarray]:
         degrees = UPSCALE * FLAT_PX / blue_marble.PIXELS_PER_DEGREE
         box = blue_marble.pixel_box(west, north - degrees, west + degrees, north)
         images[what] = box_downscale(box.crop(blue_marble.load()), UPSCALE)
-        images[f'{what}, one colour'] = np.broadcast_to(np.rint(images[what].mean((0, 1))).astype(np.uint8), images[what].shape)
+        colour = np.rint(images[what].mean((0, 1))).astype(np.uint8)
+        images[f'{what}, one colour'] = np.broadcast_to(colour, images[what].shape)
     return images
 
 
 def window_means(sample: np.ndarray, condition: np.ndarray, plan) -> dict[str, float]:
     """Over the windows of the last phase that lie in the sample whole, and bands."""
     side, last = plan.window_px, plan.phases[-1]
-    within = [[place for place in plan.lattice(last, axis).touching(0, size, plan.profile(last)) if 0 <= place <= size - side]
-              for axis, size in enumerate(sample.shape[:2])]
+    touching = [plan.lattice(last, axis).touching(0, size, plan.profile(last)) for axis, size in enumerate(sample.shape[:2])]
+    within = [[place for place in places if 0 <= place <= size - side] for places, size in zip(touching, sample.shape)]
     boxes = [(Box(y, x, y + side, x + side), Box(*(edge // UPSCALE for edge in (y, x, y + side, x + side))))
              for y in within[0] for x in within[1]]
     ours, given = (np.array([box.crop(image).mean((0, 1)) for box in pair])

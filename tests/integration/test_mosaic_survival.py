@@ -100,8 +100,8 @@ def test_kills_change_nothing_and_cost_a_supertile_each(smooth_image, kills, tmp
     assert stored(out) == whole and rest['sampled_now'] == made['supertiles'] - there[-1]
     again = log.stat().st_size - (tmp_path / 'whole.log').stat().st_size
     with capsys.disabled():
-        print(f'\n{kills} kills of {WORKERS} workers, {writing} of them during a write: {made["supertiles"]} supertiles, there '
-              f'after each {there[1:]}; {again} network calls made twice, {again / calls_a_supertile() / kills:.2f} supertiles a kill')
+        print(f'\n{kills} kills of {WORKERS} workers, {writing} during a write: {made["supertiles"]} supertiles, there after each '
+              f'{there[1:]}; {again} network calls made twice, {again / calls_a_supertile() / kills:.2f} supertiles a kill')
     assert 0 < again <= kills * WORKERS * calls_a_supertile()
 
 
