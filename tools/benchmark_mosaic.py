@@ -45,17 +45,17 @@ MEMORY = flags.DEFINE_multi_integer('memory_px', [2048, 8192], 'mosaic: sides of
                                     lower_bound=16)
 
 SUPERTILE_PX, MILLION = 1024, 10**6
-# Where Blue Marble is flat: degrees west and north of a corner.
-FLAT = {'water': (-156.0, -30.0), 'desert': (-9.0, 29.0), 'snow': (66.0, -76.0)}
+# Where Blue Marble is flat, as degrees east and north of a corner, and what colour it has there.
+FLAT = {'water': ((-156, -30), (7, 21, 51)), 'desert': ((-9, 29), (186, 153, 111)), 'snow': ((66, -76), (251, 253, 254))}
 FLAT_PX = 48  # of the condition
 
 
 def mosaic(rounds: int) -> dict[str, Any]:
     """Every figure."""
     console.enable_compilation_cache()
-    trained = load_generator(CHECKPOINT.value)
     if CANVAS.value % UPSCALE**2:
         raise BadInput(f'--canvas_px is {CANVAS.value}; it must be a multiple of {UPSCALE**2}')
+    trained = load_generator(CHECKPOINT.value)
     told = lambda text: print(f'{text} …', file=sys.stderr, flush=True)
     told('geometry')
     result = {'checkpoint': trained.digest, 'window_px': trained.config.data.size_px, 'evaluations': evaluations(),
@@ -211,8 +211,8 @@ def seconds_in(*methods: tuple[type, str]) -> Iterator[list[float]]:
 
 
 def tint(trained: Trained) -> list[dict[str, Any]]:
-    """Of what is flat on Earth, and of its mean colour alone, windows of the last phase against the condition beneath them,
-    in grey levels: how far a mean is off, and how much means differ among windows."""
+    """Of what is flat on Earth, windows of the last phase against the condition beneath them, in grey levels: how far a mean
+    is off, and how much means differ among windows."""
     rows, plan = [], make_plan('fast', trained.config.data.size_px)
     settings = MosaicSettings(UPSCALE * blue_marble.GSD_M, 1, plan, SUPERTILE_PX)
     for name, projection in (('on', Projection()), ('off', None)):
@@ -225,14 +225,13 @@ def tint(trained: Trained) -> list[dict[str, Any]]:
 
 
 def flat_conditions() -> dict[str, np.ndarray]:
-    """Crops of Blue Marble at four times its pixel, and their mean colours, uint8 (FLAT_PX, FLAT_PX, 3)."""
-    images = {}
-    for what, (west, north) in FLAT.items():
-        degrees = UPSCALE * FLAT_PX / blue_marble.PIXELS_PER_DEGREE
-        box = blue_marble.pixel_box(west, north - degrees, west + degrees, north)
-        images[what] = box_downscale(box.crop(blue_marble.load()), UPSCALE)
-        colour = np.rint(images[what].mean((0, 1))).astype(np.uint8)
-        images[f'{what}, one colour'] = np.broadcast_to(colour, images[what].shape)
+    """Colours, and where Blue Marble is installed crops of it at four times its pixel, uint8 (FLAT_PX, FLAT_PX, 3)."""
+    images, degrees = {}, UPSCALE * FLAT_PX / blue_marble.PIXELS_PER_DEGREE
+    for what, ((west, north), colour) in FLAT.items():
+        images[f'{what}, one colour'] = np.full((FLAT_PX, FLAT_PX, 3), colour, np.uint8)
+        with contextlib.suppress(BadInput):  # it is not installed
+            box = blue_marble.pixel_box(west, north - degrees, west + degrees, north)
+            images[what] = box_downscale(box.crop(blue_marble.load()), UPSCALE)
     return images
 
 

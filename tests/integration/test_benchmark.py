@@ -10,6 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from rsdiff.data.degradation import LIGHT
+from rsdiff.training.config import TrainConfig, from_dict, to_dict
+from rsdiff.training.loop import train
+
 ROOT = Path(__file__).parents[2]
 TINY = [f'--config.generator.model.{key}={value}' for key, value in {
     'width': 16, 'multipliers': '(1,)', 'attention_levels': '()', 'head_width': 16, 'rrdb_features': 8,
@@ -76,9 +80,39 @@ def test_evaluate_measures_both_and_their_results_agree(tmp_path):
             [a / b for a, b in zip(row['ours_per_second']['rounds'], row['theirs_per_second']['rounds'])], rel=1e-2)
 
 
+@pytest.fixture
+def tiny_run(image_folder, tmp_path):
+    """A run of windows of 16 px, a few thousand parameters."""
+    model = dict(width=16, multipliers=(1,), blocks=1, attention_levels=(), head_width=16, patch=4, rrdb_features=8,
+                 rrdb_growth=4, rrdb_blocks=1)
+    train(from_dict(TrainConfig, {
+        'generator': {'model': model}, 'data': {'source': str(image_folder), 'size_px': 16, 'threads': 1}, 'batch_size': 8,
+        'degradation': to_dict(LIGHT), 'total_images': 8,
+        'validation': {'every_images': 10**9, 'examples': 8, 'grid': 1, 'bins': 1, 'steps': 1}}), tmp_path / 'run', show=False)
+    return tmp_path / 'run'
+
+
+def test_mosaic_measures_what_a_mosaic_promises(tiny_run, tmp_path):
+    result = json.loads(run('mosaic', '--checkpoint', tiny_run, '--canvas_px', 128, '--rounds', 2, '--memory_px', 32,
+                            '--memory_px', 64, '--out', tmp_path / 'out.json').stdout.splitlines()[-1])
+    assert result == json.loads((tmp_path / 'out.json').read_text()) and all(map(math.isfinite, numbers(result)))
+    for counted in (*result['evaluations'], result['plans']['evaluations']):
+        ratio = counted['ratio']
+        assert ratio['per_pixel'] == pytest.approx(ratio['steps'] * ratio['overlap']) and ratio['steps'] == 50 / 15
+    assert [row['window_px'] for row in result['evaluations']] == [64, 256]
+    assert result['a_million_squared']['supertiles'] == 977**2
+    assert [row['side_px'] for row in result['memory']['canvases']] == [32, 64] and result['memory']['last_over_first'] > 0.5
+    assert 0 < result['two_stages']['files_share']['highest'] < 1
+    speeds, compared = result['plans']['pixels_per_second'], result['plans']['fast_over_metaearth']['wall']['rounds']
+    assert compared == pytest.approx([a / b for a, b in zip(*(speeds[name]['rounds'] for name in ('fast', 'metaearth')))], rel=1e-2)
+    assert {row['projection'] for row in result['tint']} == {'on', 'off'} and len(result['tint']) >= 6
+    assert all(row['windows'] > 10 for row in result['tint'])
+
+
 @pytest.mark.parametrize('arguments, message', [
     ([], 'the first argument is missing; it must be one of train, cost, evaluate'),
     (['sing', '--config', 'configs/demo.py'], 'the first argument is sing'),
+    (['mosaic', '--canvas_px', '100'], '--canvas_px is 100; it must be a multiple of 16'),
     (['train'], 'give --config FILE'),
     (['train', '--config', 'configs/nothing.py'], 'Failed loading config'),
     (['train', '--config', 'configs/demo.py', '--config.batch_size=5', '--config.accumulation=2'], 'not a multiple'),
