@@ -7,9 +7,9 @@ is made four times coarser by its exact means, and enlarged again in one stage. 
 
     plans         the plans by name, as they are by default
     overlap       phases 1 to 4 × overlap 0, W/16, W/8, 3W/16, W/4
-    steps         solver steps 8 to 50 × phases 1 to 3
+    steps         solver steps 8 to 50 × phases 1 and 3
     noise         the four kinds of first noise × phases 1 and 3
-    consistency   its scale × strength × end, with the exact condition and with one of another degradation
+    consistency   its scale, strength and end, with the exact condition and with one of another degradation
     seams         more ground: the default, its rivals and metaearth, each `fast` also with all its windows moved
 
 What a group does not vary is `BASE`. Every mosaic is compared with the real image, by tiles of 64 px, and with the plan
@@ -60,7 +60,6 @@ SUPERTILE_PX = 4096  # whose cost is told
 TILE_PX, TILE_STEP_PX = 64, 32  # of the tiles that are compared, and how far apart those for distances of sets begin
 BLOCK_PX = 128  # resampled for the intervals of seams
 NOISE_LEVELS = 3.0  # of the other degradation
-MOVE = 0.4  # of a stride: far from the lines, also from those half a stride away
 REFERENCE = 'metaearth'
 
 
@@ -103,10 +102,15 @@ class Cell:
     def scenes(self) -> dict[str, Box]:
         return MORE_SCENES if self.more else SCENES
 
+    def paths(self, out: Path) -> list[Path]:
+        """Its mosaics, one a scene."""
+        return [out / 'images' / f'{self.name()}-{name}.png' for name in self.scenes()]
+
     def make_plan(self, window_px: int) -> Plan:
         overlap_px = None if self.overlap is None else round(self.overlap * window_px)
         plan = make_plan(self.plan, window_px, self.steps, self.phases, overlap_px, SEED.value)
-        move = lambda phase: dataclasses.replace(phase, offset=tuple(place + MOVE for place in phase.offset))
+        distance = 0.5 if len(plan.phases) == 1 else 0.25  # in strides, as far as can be from the lines of all phases
+        move = lambda phase: dataclasses.replace(phase, offset=tuple(place + distance for place in phase.offset))
         return dataclasses.replace(plan, phases=tuple(map(move, plan.phases))) if self.moved else plan
 
 
@@ -121,15 +125,16 @@ def cells() -> dict[str, list[Cell]]:
         'plans': plans,
         'overlap': [base(phases=phases, overlap=overlap) for phases in (1, 2, 3, 4) 
                     for overlap in (0, 1 / 16, 1 / 8, 3 / 16, 1 / 4)],
-        'steps': [base(phases=phases, steps=steps) for phases in (1, 2, 3) for steps in (8, 12, 15, 20, 30, 50)],
+        'steps': [base(phases=phases, steps=steps) for phases in (1, 3) for steps in (8, 12, 15, 20, 30, 50)],
         'noise': [base(phases=phases, noise=noise) for phases in (1, 3)
                   for noise in ('anchored', 'independent', 'shared', 'periodic')],
         'consistency': [base(exact=exact, scale=scale, strength=strength, end=end)
                         for exact in (True, False)
-                        for scale, strength, end in [(4, 0.0, False)] + [(scale, strength, end) for scale in (4, 8, 16)
-                                                                         for strength in (0.5, 1.0) for end in (False, True)]],
+                        for scale, strength, end in ((4, 0.0, False), (4, 1.0, False), (4, 0.5, False), (4, 1.0, True),
+                                                     (8, 1.0, False), (16, 1.0, False), (16, 1.0, True))],
         'seams': [base(more=True, phases=phases, overlap=overlap, moved=moved)
-                  for phases, overlap in ((1, 3 / 16), (1, 1 / 8), (3, 3 / 16)) for moved in (False, True)],
+                  for phases, overlap in ((1, 3 / 16), (3, 3 / 16), (1, 1 / 8)) for moved in (False, True)] +
+                 [Cell(REFERENCE, more=True)],
     }
 
 
@@ -145,10 +150,9 @@ def condition_of(truth: np.ndarray, exact: bool) -> np.ndarray:
 def mosaics(cell: Cell, trained: Trained, out: Path) -> tuple[list[np.ndarray], dict[str, float]]:
     """The scenes by `cell`, and what they cost; made only where they are not there."""
     window_px, gsd_m = trained.config.data.size_px, blue_marble.GSD_M
-    paths = [out / 'images' / f'{cell.name()}-{name}.png' for name in cell.scenes()]
-    told = out / 'images' / f'{cell.name()}.json'
-    if told.exists():
-        return [read_image(path) for path in paths], json.loads(told.read_text())
+    paths, cost_path = cell.paths(out), out / 'images' / f'{cell.name()}.json'
+    if cost_path.exists():
+        return [read_image(path) for path in paths], json.loads(cost_path.read_text())
     plan = cell.make_plan(window_px)
     end_step = plan.steps // 2 if cell.end else None
     projection = make_projection(trained.generator, plan.steps, cell.scale, cell.strength, end_step) if cell.strength else None
@@ -168,7 +172,7 @@ def mosaics(cell: Cell, trained: Trained, out: Path) -> tuple[list[np.ndarray], 
     rows = [(a, a + SUPERTILE_PX) for a in range(0, 16 * SUPERTILE_PX, SUPERTILE_PX)]
     cost = {'evaluations_per_px': plan.evaluations(rows, rows) / (16 * SUPERTILE_PX) ** 2, 'seconds': seconds,
             'cpu_seconds': cpu, 'window_evaluations': sum(evaluated)}
-    console.write_text_atomically(told, json.dumps(cost) + '\n')
+    console.write_text_atomically(cost_path, json.dumps(cost) + '\n')
     return images, cost
 
 
@@ -199,6 +203,38 @@ def seams(plan: Plan, images: list[np.ndarray], truths: list[np.ndarray]) -> dic
         worst = max(measured, key=lambda name: abs(np.log(measured[name].value)))
         together['worst'] = {'where': worst, 'over_real': measured[worst].to_json()}
     return together
+
+
+def mutual_seams(cell: Cell, window_px: int, out: Path) -> dict[str, dict[str, Any]]:
+    """For each grid of `cell`'s plan: its measures over those of the same plan's mosaic with all windows moved. The moved
+    one has grids too, at which the other is a control, and both are taken together."""
+    pair = cell, dataclasses.replace(cell, moved=True)
+    plans = [each.make_plan(window_px) for each in pair]
+    images = [[read_image(path) for path in each.paths(out)] for each in pair]
+    lines = [[grids(plan, image.shape) for image in stack] for plan, stack in zip(plans, images)]
+    found = {}
+    for n in range(len(lines[0][0])):
+        at = lambda stack, own: [(image, grid[n]) for image, grid in zip(stack, own)]
+        ours = seam_sums(at(images[0], lines[0]) + at(images[1], lines[1]), BLOCK_PX)
+        control = seam_sums(at(images[1], lines[0]) + at(images[0], lines[1]), BLOCK_PX)
+        found[f'phase {n + 1}'] = {name: against(ours[name], control[name]).to_json() for name in ours
+                                   if name not in ('comb', 'repetition')}
+    return found
+
+
+def seam_table(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
+    """Markdown of `mutual_seams`, a line a grid."""
+    heads = [f'{measure} {stratum}' for measure in ('step', 'slope') for stratum in ('smooth', 'textured')] + ['band all', 'overlap']
+    lines = [f'| seams over moved windows | {" | ".join(heads)} |', '|---' + '|---:' * len(heads) + '|']
+    lines += [f'| {name}, {grid} | {" | ".join(told(Interval(**figures[head])) if head in figures else "" for head in heads)} |'
+              for name, each in rows.items() for grid, figures in each.items()]
+    return '\n'.join(lines) + '\n'
+
+
+def told(interval: Interval, form: str = '.3f') -> str:
+    if interval.low is None:
+        return ''
+    return f'{interval.value:{form}} ({interval.low:{form}} to {interval.high:{form}})'
 
 
 def tiles(images: list[np.ndarray], size_px: int, step_px: int) -> np.ndarray:
@@ -255,24 +291,23 @@ def label(cell: Cell, group: str) -> str:
     project = 'none' if not cell.strength else f'{cell.scale}×, strength {cell.strength:g}' + ', first half' * cell.end
     return {'plans': cell.plan, 'overlap': f'{cell.phases} phases, {window(cell.overlap)}',
             'steps': f'{cell.phases} phases, {cell.steps} steps', 'noise': f'{cell.phases} phases, {cell.noise}',
+            'seams': f'{cell.phases} phases, {window(cell.overlap or 0)}' if cell.plan == 'fast' else cell.plan,
             'consistency': f'{"exact" if cell.exact else "noisy"}, {project}'}[group].replace('1 phases', '1 phase')
 
 
-def table(group: str, rows: list[tuple[Cell, dict[str, Any]]], reference: dict[str, Any] | None) -> str:
-    """Markdown."""
-    told = lambda interval, form='.3f', scale=1: '' if interval.low is None else (
-        f'{scale * interval.value:{form}} ({scale * interval.low:{form}} to {scale * interval.high:{form}})')
+def table(group: str, rows: list[tuple[Cell, dict[str, Any]]], references: dict[bool, dict[str, Any]]) -> str:
+    """Markdown. `references`: what metaearth has, for either set of scenes."""
     over_real = lambda figures, name: told(Interval(**figures['seams'][name]['over_real'])) if name in figures['seams'] else ''
     heads = ['PSNR, dB', 'LPIPS', 'against metaearth, %', 'fd_efflite0', 'agreement, dB', 'detail', 'step', 'slope', 'band',
              'worst', 'overlap', 'evaluations a px', 'CPU s']
     lines = [f'| {group} | {" | ".join(heads)} |', '|---' + '|---:' * len(heads) + '|']
     for cell, row in rows:
-        compared = reference and not cell.more
+        reference = references.get(cell.more)
         lines.append('| ' + ' | '.join([
             label(cell, group), f'{row["psnr_db"]:.2f}', f'{np.mean(row["lpips"]):.4f}',
-            told(relative(row['lpips'], reference['lpips']), '+.1f') if compared else '',
+            told(relative(row['lpips'], reference['lpips']), '+.1f') if reference else '',
             f'{row["fd_efflite0"]:.2f}' + (f' ({100 * (row["fd_efflite0"] / reference["fd_efflite0"] - 1):+.1f} %)'
-                                         if compared else ''),
+                                         if reference else ''),
             f'{row["lr_consistency_db"]:.1f}', f'{row["detail_ratio"]:.3f}',
             *(over_real(row, name) for name in ('step all', 'slope all', 'band all', 'worst', 'overlap')),
             f'{row["evaluations_per_px"]:.1f}', f'{row["cpu_seconds"]:.0f}']) + ' |')
@@ -293,14 +328,19 @@ def main() -> None:
         for cell in bar:
             bar.set_postfix_str(cell.name(), refresh=False)
             figures[cell] = judged(cell, trained, judge, out)
-    reference = figures.get(Cell(REFERENCE))
-    tables = [table(group, [(cell, figures[cell]) for cell in design[group]], reference)
+    references = {cell.more: row for cell, row in figures.items() if cell.plan == REFERENCE}
+    tables = [table(group, [(cell, figures[cell]) for cell in design[group] if not cell.moved], references)
               for group in GROUPS if group in GROUP.value]
+    moved = {}
+    if 'seams' in GROUP.value:
+        moved = {label(cell, 'seams'): mutual_seams(cell, trained.config.data.size_px, out)
+                 for cell in design['seams'] if dataclasses.replace(cell, moved=True) in figures and not cell.moved}
+        tables.append(seam_table(moved))
     text = f'Checkpoint {trained.digest}, {trained.images_seen:,} images seen.\n\n' + '\n'.join(tables)
     console.write_text_atomically(out / 'table.md', text)
     print('\n' + text)
     console.finish({'checkpoint': trained.digest, 'images_seen': trained.images_seen, 'seed': SEED.value,
-                    'cells': {cell.name(): row for cell, row in figures.items()}}, out / 'ablation.json')
+                    'cells': {cell.name(): row for cell, row in figures.items()}, 'seams_over_moved': moved}, out / 'ablation.json')
 
 
 if __name__ == '__main__':

@@ -109,9 +109,9 @@ def seam_sums(images: Sequence[tuple[Any, Grid]], supertile_px: int = 512) -> di
     return pairs | {name: np.array(rows) for name, rows in sums.items()}
 
 
-def seam_ratio(image: np.ndarray, period_px: int) -> float:
+def seam_ratio(image: np.ndarray, period_px: int, offset_px: int = 0) -> float:
     """Steps across the lines of a regular grid over those around them, in one number; 1 is seamless."""
-    return seam_report(image, regular_grid('', *image.shape[:2], period_px))['step all'].value
+    return seam_report(image, regular_grid('', *image.shape[:2], period_px, offset_px))['step all'].value
 
 
 def ratio_interval(pairs: np.ndarray, seed: int = 0) -> Interval:
