@@ -10,7 +10,8 @@ is made four times coarser by its exact means, and enlarged again in one stage. 
     steps         solver steps 8 to 50 × phases 1 and 3
     noise         the four kinds of first noise × phases 1 and 3
     consistency   its scale, strength and end, with the exact condition and with one of another degradation
-    seams         more ground: the default and its rival, each also with all its windows moved
+    seams         more ground: 3 phases and 1, each also with all its windows moved; and windows side by side, which show
+                  what a window draws near its edge
 
 What a group does not vary is `BASE`. Every mosaic is compared with the real image, by tiles of 64 px, and with the plan
 metaearth, tile by tile. Seams are looked for on the grids of all phases (`rsdiff/evaluation/seams.py`), and divided by what
@@ -114,7 +115,10 @@ class Cell:
         return dataclasses.replace(plan, phases=tuple(map(move, plan.phases))) if self.moved else plan
 
 
-BASE = Cell(steps=12, phases=1, overlap=3 / 16)
+BASE = Cell(steps=12, phases=3, overlap=3 / 16)
+
+SIDE_BY_SIDE = dataclasses.replace(BASE, phases=1, overlap=0, more=True)
+EDGE_PX = 16  # how far from its edge a window is looked at
 
 
 def cells() -> dict[str, list[Cell]]:
@@ -133,7 +137,7 @@ def cells() -> dict[str, list[Cell]]:
                         for scale, strength, end in ((4, 0.0, False), (4, 1.0, False), (4, 0.5, False), (4, 1.0, True),
                                                      (8, 1.0, False), (16, 1.0, False), (16, 1.0, True))],
         'seams': [base(more=True, phases=phases, overlap=overlap, moved=moved)
-                  for phases, overlap in ((1, 3 / 16), (3, 3 / 16)) for moved in (False, True)],
+                  for phases, overlap in ((1, 3 / 16), (3, 3 / 16)) for moved in (False, True)] + [SIDE_BY_SIDE],
     }
 
 
@@ -219,6 +223,28 @@ def mutual_seams(cell: Cell, window_px: int, out: Path) -> dict[str, dict[str, A
         found[f'phase {n + 1}'] = {name: against(ours[name], control[name]).to_json() for name in ours
                                    if name not in ('comb', 'repetition')}
     return found
+
+
+def edge_energy(window_px: int, out: Path) -> list[float]:
+    """Energy of second differences inside windows, 1, 2, … px from their edge, over that of the real image there; 1 is what
+    it is beyond `EDGE_PX`."""
+    energies = []
+    for images in ([read_image(path) for path in SIDE_BY_SIDE.paths(out)],
+                   [box.crop(blue_marble.load()) for box in SIDE_BY_SIDE.scenes().values()]):
+        windows = tiles(images, window_px, window_px).astype(float)
+        across = [np.diff(turned, 2, axis=2) ** 2 for turned in (windows, windows.swapaxes(1, 2))]
+        energy = sum(squares.mean((0, 1, 3)) for squares in across)
+        energies.append(energy + energy[::-1])
+    ratio = energies[0] / energies[1]
+    inner = slice(EDGE_PX, len(ratio) - EDGE_PX)
+    return [float(value) for value in ratio[:EDGE_PX] * energies[1][inner].sum() / energies[0][inner].sum()]
+
+
+def edge_table(energy: list[float]) -> str:
+    """Markdown, a column a pixel."""
+    lines = ['| px from the window\'s edge | ' + ' | '.join(map(str, range(1, len(energy) + 1))) + ' |', '|---' + '|---:' * len(energy) + '|',
+             '| finest structure | ' + ' | '.join(f'{value:.2f}' for value in energy) + ' |']
+    return '\n'.join(lines) + '\n'
 
 
 def seam_table(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
@@ -330,16 +356,18 @@ def main() -> None:
     references = {cell.more: row for cell, row in figures.items() if cell.plan == REFERENCE}
     tables = [table(group, [(cell, figures[cell]) for cell in design[group] if not cell.moved], references)
               for group in GROUPS if group in GROUP.value]
-    moved = {}
+    moved, edges = {}, None
     if 'seams' in GROUP.value:
         moved = {label(cell, 'seams'): mutual_seams(cell, trained.config.data.size_px, out)
                  for cell in design['seams'] if dataclasses.replace(cell, moved=True) in figures and not cell.moved}
-        tables.append(seam_table(moved))
+        edges = edge_energy(trained.config.data.size_px, out)
+        tables += [seam_table(moved), edge_table(edges)]
     text = f'Checkpoint {trained.digest}, {trained.images_seen:,} images seen.\n\n' + '\n'.join(tables)
     console.write_text_atomically(out / 'table.md', text)
     print('\n' + text)
     console.finish({'checkpoint': trained.digest, 'images_seen': trained.images_seen, 'seed': SEED.value,
-                    'cells': {cell.name(): row for cell, row in figures.items()}, 'seams_over_moved': moved}, out / 'ablation.json')
+                    'cells': {cell.name(): row for cell, row in figures.items()}, 'seams_over_moved': moved,
+                    'edge_energy': edges}, out / 'ablation.json')
 
 
 if __name__ == '__main__':
