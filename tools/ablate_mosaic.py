@@ -2,8 +2,9 @@
 
     python tools/ablate_mosaic.py --out runs/ablation [--checkpoint weights/earth] [--group overlap …]
 
-Real imagery that the generator has not seen, a part of Blue Marble's held-out box with mountains, snow, plains and sea,
-is made four times coarser by its exact means, and enlarged again in one stage. A full factorial would be more than a thousand mosaics; these groups are made instead:
+Real imagery that the generator has not seen, a part of Blue Marble's held-out box with mountains, snow, plains and sea, is
+made four times coarser by its exact means, and enlarged again in one stage. A full factorial would be more than a thousand
+mosaics; these groups are made instead:
 
     plans         the plans by name, as they are by default
     overlap       phases 1 to 4 × overlap 0, W/16, W/8, 3W/16, W/4
@@ -13,14 +14,14 @@ is made four times coarser by its exact means, and enlarged again in one stage. 
     seams         more ground: 3 phases and 1, each also with all its windows moved; and windows side by side, which show
                   what a window draws near its edge
 
-What a group does not vary is `BASE`. Every mosaic is compared with the real image, by tiles of 64 px, and with the plan
-metaearth, tile by tile. Seams are looked for on the grids of all phases (`rsdiff/evaluation/seams.py`), and divided by what
-real imagery has at the same lines; in the group seams, by what the same plan has there when its windows lie elsewhere,
-which holds the same texture and so leaves much narrower intervals. Network evaluations a pixel come from geometry, at supertiles of 4096²; CPU seconds are
-this machine's, compiling excluded.
+What a group does not vary is `BASE`. Every mosaic is compared with the real image, by tiles of 64 px, and with that of the
+plan metaearth, tile by tile. Seams are looked for on the grids of all phases (`rsdiff/evaluation/seams.py`), and divided by
+what real imagery has at the same lines; in the group seams, by what the same plan has there when its windows lie elsewhere:
+it holds the same texture, and so leaves much narrower intervals. Network evaluations a pixel come from geometry, at
+supertiles of 4096²; CPU seconds are this machine's, compiling excluded.
 
 Run the same command again to continue: mosaics (images/) and their figures (cells/) that are there are not made again. OUT
-holds table.md and ablation.json, which is also the last line.
+holds table.md, mosaics.png and ablation.json, which is also the last line.
 """
 
 import dataclasses
@@ -31,6 +32,7 @@ from typing import Any
 
 import numpy as np
 from absl import flags
+from PIL import Image, ImageDraw
 from tqdm import tqdm
 
 from rsdiff import console
@@ -44,7 +46,7 @@ from rsdiff.evaluation.features import efflite0, features_of
 from rsdiff.evaluation.fidelity import detail, lr_consistency, psnr
 from rsdiff.evaluation.interval import Interval
 from rsdiff.evaluation.lpips import LPIPS
-from rsdiff.evaluation.seams import Grid, against, ratio_interval, seam_sums
+from rsdiff.evaluation.seams import STRATA, Grid, against, ratio_interval, seam_sums
 from rsdiff.mosaic.binding import bind_windows, make_projection
 from rsdiff.mosaic.cascade import MosaicSettings
 from rsdiff.mosaic.plan import UPSCALE, Plan, PlanName, make_plan
@@ -118,6 +120,9 @@ class Cell:
 BASE = Cell(steps=12, phases=3, overlap=3 / 16)
 
 SIDE_BY_SIDE = dataclasses.replace(BASE, phases=1, overlap=0, more=True)
+PICTURE = {'1 phase, no overlap': dataclasses.replace(BASE, phases=1, overlap=0), 'fast': BASE,
+           REFERENCE: Cell(REFERENCE)}
+PICTURE_PX, PICTURE_SCALE = 120, 2
 EDGE_PX = 16  # how far from its edge a window is looked at
 
 
@@ -183,8 +188,8 @@ def grids(plan: Plan, shape: tuple[int, ...]) -> list[Grid]:
     """Of the phases, each once."""
     found = {}
     for phase in plan.phases:
-        rows, columns = (tuple(place + phase.crop_px for place in plan.lattice(phase, axis).touching(0, side, plan.profile(phase)))
-                         for axis, side in ((0, shape[0]), (1, shape[1])))
+        begins = [plan.lattice(phase, axis).touching(0, shape[axis], plan.profile(phase)) for axis in (0, 1)]
+        rows, columns = (tuple(place + phase.crop_px for place in places) for places in begins)
         found.setdefault((rows, columns, phase.ramp_px), Grid('', rows, columns, phase.ramp_px))
     return list(found.values())
 
@@ -242,16 +247,17 @@ def edge_energy(window_px: int, out: Path) -> list[float]:
 
 def edge_table(energy: list[float]) -> str:
     """Markdown, a column a pixel."""
-    lines = ['| px from the window\'s edge | ' + ' | '.join(map(str, range(1, len(energy) + 1))) + ' |', '|---' + '|---:' * len(energy) + '|',
-             '| finest structure | ' + ' | '.join(f'{value:.2f}' for value in energy) + ' |']
+    lines = ["| px from the window's edge | " + ' | '.join(map(str, range(1, len(energy) + 1))) + ' |',
+             '|---' + '|---:' * len(energy) + '|', '| finest structure | ' + ' | '.join(f'{value:.2f}' for value in energy) + ' |']
     return '\n'.join(lines) + '\n'
 
 
 def seam_table(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
     """Markdown of `mutual_seams`, a line a grid."""
-    heads = [f'{measure} {stratum}' for measure in ('step', 'slope') for stratum in ('smooth', 'textured')] + ['band all', 'overlap']
+    heads = [f'{measure} {stratum}' for measure in ('step', 'slope') for stratum in STRATA] + ['band all', 'overlap']
     lines = [f'| seams over moved windows | {" | ".join(heads)} |', '|---' + '|---:' * len(heads) + '|']
-    lines += [f'| {name}, {grid} | {" | ".join(told(Interval(**figures[head])) if head in figures else "" for head in heads)} |'
+    cell = lambda figures, head: told(Interval(**figures[head])) if head in figures else ''
+    lines += [f'| {name}, {grid} | {" | ".join(cell(figures, head) for head in heads)} |'
               for name, each in rows.items() for grid, figures in each.items()]
     return '\n'.join(lines) + '\n'
 
@@ -322,7 +328,9 @@ def label(cell: Cell, group: str) -> str:
 
 def table(group: str, rows: list[tuple[Cell, dict[str, Any]]], references: dict[bool, dict[str, Any]]) -> str:
     """Markdown. `references`: what metaearth has, for either set of scenes."""
-    over_real = lambda figures, name: told(Interval(**figures['seams'][name]['over_real'])) if name in figures['seams'] else ''
+    def over_real(figures, name):
+        return told(Interval(**figures['seams'][name]['over_real'])) if name in figures['seams'] else ''
+
     heads = ['PSNR, dB', 'LPIPS', 'against metaearth, %', 'fd_efflite0', 'agreement, dB', 'detail', 'step', 'slope', 'band',
              'worst', 'overlap', 'evaluations a px', 'CPU s']
     lines = [f'| {group} | {" | ".join(heads)} |', '|---' + '|---:' * len(heads) + '|']
@@ -337,6 +345,19 @@ def table(group: str, rows: list[tuple[Cell, dict[str, Any]]], references: dict[
             *(over_real(row, name) for name in ('step all', 'slope all', 'band all', 'worst', 'overlap')),
             f'{row["evaluations_per_px"]:.1f}', f'{row["cpu_seconds"]:.0f}']) + ' |')
     return '\n'.join(lines) + '\n'
+
+
+def picture(out: Path, columns: dict[str, Cell]) -> np.ndarray:
+    """A corner of the first scene by each cell that is there, under its name, and the real one; uint8 (h, w, 3)."""
+    box = next(iter(SCENES.values()))
+    images = {title: read_image(cell.paths(out)[0]) for title, cell in columns.items() if cell.paths(out)[0].exists()}
+    size = PICTURE_SCALE * PICTURE_PX
+    sheet = Image.new('RGB', ((len(images) + 1) * (size + 4) - 4, size + 20), 'white')
+    for number, (title, image) in enumerate((images | {'real': box.crop(blue_marble.load())}).items()):
+        corner = Image.fromarray(image[:PICTURE_PX, -PICTURE_PX:]).resize((size, size), Image.NEAREST)
+        sheet.paste(corner, (number * (size + 4), 20))
+        ImageDraw.Draw(sheet).text((number * (size + 4) + size // 2, 10), title, fill='black', anchor='mm', font_size=13)
+    return np.asarray(sheet)
 
 
 def main() -> None:
@@ -364,6 +385,7 @@ def main() -> None:
         tables += [seam_table(moved), edge_table(edges)]
     text = f'Checkpoint {trained.digest}, {trained.images_seen:,} images seen.\n\n' + '\n'.join(tables)
     console.write_text_atomically(out / 'table.md', text)
+    write_image(out / 'mosaics.png', picture(out, PICTURE))
     print('\n' + text)
     console.finish({'checkpoint': trained.digest, 'images_seen': trained.images_seen, 'seed': SEED.value,
                     'cells': {cell.name(): row for cell, row in figures.items()}, 'seams_over_moved': moved,
