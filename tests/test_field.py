@@ -46,7 +46,8 @@ def sampler(plan, denoiser, batch=4):
 
 
 def field(image, name='fast', denoiser=windowed, batch=4, wrap_x=False, kind='anchored', **numbers):
-    plan = make_plan(name, WINDOW, **{'steps': 6} | numbers)
+    several = {'phases': 3} if name in ('fast', 'infinite') else {}
+    plan = make_plan(name, WINDOW, **{'steps': 6} | several | numbers)
     return Field(sampler(plan, denoiser, batch), plan, Plane(image, wrap_x), KEY, kind)
 
 

@@ -29,7 +29,7 @@ from rsdiff.work import Claims, share_out
 
 SCHEDULE = make_schedule(ScheduleConfig())
 WINDOW = 32
-PLAN = make_plan('fast', WINDOW, steps=4)
+PLAN = make_plan('fast', WINDOW, steps=4, phases=3)
 SETTINGS = MosaicSettings(gsd_m=160.0, stages=2, plan=PLAN, supertile_px=48)
 
 

@@ -5,6 +5,7 @@ import pytest
 from scipy.ndimage import gaussian_filter
 
 from rsdiff.evaluation import seams
+from rsdiff.evaluation.interval import Interval
 from rsdiff.evaluation.seams import Grid, regular_grid, seam_ratio, seam_report
 
 SIZE, PERIOD = 768, 64
@@ -89,6 +90,32 @@ def test_a_grid_is_judged_at_its_own_lines_alone():
     tint = windows(np.random.default_rng(1).normal(0, 8, (SIZE // PERIOD, SIZE // PERIOD, 3)))
     beside = report(ground() + tint, offset_px=PERIOD // 4)
     assert beside['step smooth'].high < 1.02 < report(ground() + tint)['step smooth'].low
+
+
+def test_small_grids_of_the_image_itself_are_no_seams():
+    """JPEG's blocks and a network's patches meet every line at a multiple of 8."""
+    blocks = np.kron(np.random.default_rng(4).normal(0, 3, (SIZE // 8, SIZE // 8)), np.ones((8, 8)))[..., None]
+    found = report(gaussian_filter(ground(), (1, 1, 0)) + blocks, overlap_px=4)
+    beside = seams.steps((ground() + blocks).astype(np.float32)).mean(0)
+    assert beside[8::8].mean() > 1.1 * beside[4::8].mean()
+    for name in ('step all', 'step smooth', 'slope all', 'overlap'):
+        assert found[name].value == pytest.approx(1, abs=0.05), name
+
+
+def test_over_a_control_of_the_same_texture_a_seam_stands_out_sharply():
+    image, grid = 128 + 20 * np.random.default_rng(5).normal(size=(SIZE, SIZE, 3)), regular_grid('', SIZE, SIZE, PERIOD)
+    tint = windows(np.random.default_rng(1).normal(0, 3, (SIZE // PERIOD, SIZE // PERIOD, 3)))
+    as_sums = lambda image: seams.seam_sums([(np.clip(np.rint(image), 0, 255).astype(np.uint8), grid)], 192)['step all']
+    alone, over = seams.ratio_interval(as_sums(image + tint)), seams.against(as_sums(image + tint), as_sums(image))
+    assert over.low > 1 and over.high - over.low < 0.6 * (alone.high - alone.low)
+    assert seams.against(as_sums(image), as_sums(image)) == Interval(1.0, 1.0, 1.0)
+
+
+def test_several_images_are_taken_as_if_they_were_one():
+    image, grid = np.clip(ground(), 0, 255).astype(np.uint8), regular_grid('', SIZE, SIZE, PERIOD)
+    once, twice = (seams.seam_sums([(image, grid)] * count, 192) for count in (1, 2))
+    for name in once:
+        np.testing.assert_allclose(twice[name], np.concatenate([once[name]] * 2))
 
 
 def test_supertiles_share_out_the_lines_and_lose_none():

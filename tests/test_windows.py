@@ -53,17 +53,27 @@ def test_what_a_phase_reads_is_what_the_one_before_delivers():
             np.testing.assert_allclose(shares(here, a, b, plan.profile(phase)).sum(0), 1, atol=1e-6)
 
 
-def test_the_edges_of_fast_lie_elsewhere_in_each_phase_and_are_never_hard():
-    plan = make_plan('fast', 64)
-    assert [phase.stride_px for phase in plan.phases] == [60, 60, 56]
-    assert all(phase.ramp_px == 64 - phase.stride_px for phase in plan.phases)
-    assert plan.phases[0].offset != plan.phases[1].offset and plan.steps == 15
-    assert [phase.stride_px for phase in make_plan('fast', 256).phases] == [240, 240, 224]
+def test_the_edges_of_fast_lie_elsewhere_in_each_phase_and_never_count():
+    plan = make_plan('fast', 64, phases=3)
+    for phase in plan.phases:
+        weights = plan.profile(phase).weights()
+        assert phase.stride_px == 52 and np.all(weights[:4] == 0) and 0 < weights[4] < weights[5] < 1 == weights[8]
+        np.testing.assert_allclose(weights[52:] + weights[:12], 1)  # the next window's, before any division
+    assert len({phase.offset for phase in plan.phases}) == 3
+    assert [phase.stride_px for phase in make_plan('fast', 256).phases] == [232] * 3
     assert [phase.steps for phase in make_plan('fast', 64, 16, 5, 0).phases] == [3, 3, 3, 3, 4]
     assert {phase.ramp_px for phase in make_plan('fast', 64, 16, 5, 0).phases} == {0}
+    assert make_plan('fast', 16).phases[0].stride_px == 8
 
 
-@pytest.mark.parametrize('window_px, limit', [(64, 20), (256, 24)])
+@pytest.mark.parametrize('overlap_px', range(0, 33, 4))
+def test_windows_of_fast_share_their_overlap_without_a_gap(overlap_px):
+    plan = make_plan('fast', 64, overlap_px=overlap_px)
+    places = plan.places(0, -100, 200)[0]
+    np.testing.assert_allclose(shares(places, -100, 200, plan.profile(plan.phases[0])).sum(0), 1, atol=1e-6)
+
+
+@pytest.mark.parametrize('window_px, limit', [(64, 20), (256, 20)])
 def test_fast_costs_little_halo_included(window_px, limit):
     tiles = [(a, a + 4096) for a in range(0, 16 * 4096, 4096)]
     assert make_plan('fast', window_px).evaluations(tiles, tiles) / (16 * 4096) ** 2 < limit
@@ -88,7 +98,7 @@ def test_the_papers_plans_cost_what_their_overlap_says():
 
 @pytest.mark.parametrize('options, message', [
     (dict(name='slow'), "plan 'slow' is none of fast"), (dict(steps=0), 'steps is 0'),
-    (dict(phases=17), 'phases is 17; 15 steps'), (dict(overlap_px=6), 'overlap_px is 6'),
+    (dict(phases=17), 'phases is 17; 12 steps'), (dict(overlap_px=6), 'overlap_px is 6'),
     (dict(overlap_px=64), 'overlap_px is 64'), (dict(name='spot', phases=2), 'plan spot has no phases'),
     (dict(name='metaearth', overlap_px=8), 'plan metaearth has no overlap_px to set; fast has'),
 ])

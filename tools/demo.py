@@ -59,14 +59,14 @@ def report(out: Path) -> dict:
     images = {'bicubic': bicubic(condition, *truth.shape[:2]), 'generated': read_image(out / 'mosaic' / 'stage_2.png'),
               'real': truth}
     write_image(out / 'compare.png', beside(images))
-    stride = json.loads((out / 'mosaic' / 'settings.json').read_text())['phases'][-1]['stride_px']
+    phase = json.loads((out / 'mosaic' / 'settings.json').read_text())['phases'][-1]
     # equal images have an infinite PSNR, which JSON does not know
     decibels = lambda value: round(value, 2) if math.isfinite(value) else None
     pair = lambda score, image, other: float(score(image[None], other[None])[0])
     fidelity = {name: {'psnr_db': decibels(pair(psnr, image, truth)),
                        'lr_consistency_db': decibels(pair(lr_consistency, image, condition)),
                        'detail_ratio': round(pair(detail_ratio, image, truth), 3),
-                       'seam_ratio': round(seam_ratio(image, stride), 3)}
+                       'seam_ratio': round(seam_ratio(image, phase['stride_px'], phase['crop_px']), 3)}
                 for name, image in images.items()}
     print(f'\n{"":10} {"PSNR dB":>8} {"LR-consistency dB":>18} {"detail":>7} {"seams":>6}')
     for name, row in fidelity.items():

@@ -2,8 +2,9 @@
 
     python tools/seam_report.py OUT --control real=IMAGE --control metaearth=OTHER_OUT
 
-OUT is what `sample.py --tiles` made. A control is a picture of the same ground, measured on OUT's grids, or another
-mosaic, measured on its own. For what the figures mean see rsdiff/evaluation/seams.py. Writes OUT/seams.md and
+OUT is what `sample.py --tiles` made. A control is a picture of the same ground, measured on OUT's grids, and told again
+as OUT's figures over its; or another mosaic, measured on its own. Of pictures, that of a mosaic of the same condition and
+seed with other windows holds the most alike texture. For what the figures mean see rsdiff/evaluation/seams.py. Writes OUT/seams.md and
 OUT/seams.json, which is also the last line.
 """
 
@@ -18,7 +19,7 @@ from rsdiff import console
 from rsdiff.data.images import read_image
 from rsdiff.errors import BadInput
 from rsdiff.evaluation.interval import Interval
-from rsdiff.evaluation.seams import Grid, seam_report
+from rsdiff.evaluation.seams import Grid, against, ratio_interval, seam_sums
 from rsdiff.mosaic.export import open_finished
 from rsdiff.mosaic.plan import Phase, Plan
 
@@ -93,13 +94,19 @@ def main(out: Path) -> None:
             if image.shape[:2] != (height, width):
                 raise BadInput(f'{path}: {image.shape[1]}×{image.shape[0]} px; {out} has {width}×{height}')
             jobs.append((name, image, jobs[0][2]))
-    tables, count = {}, sum(len(found) for _, _, found in jobs)
+    sums, count = {}, sum(len(found) for _, _, found in jobs)
     with tqdm(total=count, unit='grid', desc='seams', dynamic_ncols=True) as bar:
         for name, image, found in jobs:
-            tables[name] = {}
+            sums[name] = {}
             for grid in found:
-                tables[name][grid.name] = seam_report(image, grid, BLOCK_PX.value)
+                sums[name][grid.name] = seam_sums([(image, grid)], BLOCK_PX.value)
                 bar.update()
+    tables = {name: {grid: {key: ratio_interval(pairs) for key, pairs in row.items()} for grid, row in table.items()}
+              for name, table in sums.items()}
+    own, *_, found = jobs[0]
+    for name in (name for name, _, its in jobs[1:] if its is found):
+        tables[f'{own} / {name}'] = {grid: {key: against(pairs, sums[name][grid][key]) for key, pairs in row.items()
+                                            if key not in ('comb', 'repetition')} for grid, row in sums[own].items()}
     console.write_text_atomically(out / 'seams.md', markdown(tables))
     print(f'\n{markdown(tables)}')
     plain = {name: {grid: {key: interval.to_json() for key, interval in row.items()} for grid, row in table.items()}

@@ -6,9 +6,13 @@ Each grid is looked for by itself, at its own lines, in what a seam can be:
 * slope: |(I(c+1) - I(c)) - (I(c-1) - I(c-2))|, a crease;
 * band:  |mean of the 16 px beyond - mean of the 16 px before|, a tint of its own in each window;
 
-each divided by the same measure at all other places around the line, of the same rows. Without a seam the line is a place
+each divided by the same measure at other places around the line, of the same rows. Without a seam the line is a place
 like the others and the ratio is 1. Sums are taken over the lines before dividing, apart for smooth and textured ground,
 which is decided by the mean step over all places around, the line among them, so that the choice prefers none.
+
+The other places lie a multiple of `UNIT_PX` from the line. Images have small grids of their own, of which the lines, at
+multiples of 4 or 8 themselves, would meet always the same part: JPEG's blocks of 8 px, and of generated images the
+pixels of their condition and the network's patches, both of 4. Against all places around, such a grid is a seam.
 
 * comb: power of the steps' profile at the frequencies of the grid over that beside them; 1 without a comb. It also finds
   what lies between the lines.
@@ -18,8 +22,8 @@ which is decided by the mean step over all places around, the line among them, s
   ground: near 0, unless one noise tile is printed again and again.
 
 Intervals are of 95 %, by bootstrap over supertiles, the squares that the image is read by. Real imagery has its own
-values, near 1 and 0, which belong into every table; that of JPEG files has a grid of 8 px itself, which lines at multiples
-of 8 meet.
+values, near 1 and 0, which belong into every table. The ratio over that of a control at the same lines (`against`), of the
+same ground or, better, of the same mosaic with its windows elsewhere, varies less: what a place happens to hold is in both.
 """
 
 from typing import Any, Iterator, NamedTuple, Sequence
@@ -30,6 +34,7 @@ from scipy.ndimage import uniform_filter
 from rsdiff.evaluation.interval import Interval
 
 BAND_PX, ROWS_PX = 16, 16
+UNIT_PX = 8  # of what images repeat by themselves, a multiple of all periods
 FURTHEST_PX = 64  # how far around a line the other places lie, at most
 RESAMPLES = 1000
 STRATA = 'all', 'smooth', 'textured'
@@ -75,29 +80,38 @@ def seam_report(image: Any, grid: Grid, supertile_px: int = 512, seed: int = 0) 
       'step all', 'step smooth', 'step textured', and so for slope and band; 'comb', 'repetition', and 'overlap' if the
       grid has one.
     """
+    return {name: ratio_interval(pairs, seed) for name, pairs in seam_sums([(image, grid)], supertile_px).items()}
+
+
+def seam_sums(images: Sequence[tuple[Any, Grid]], supertile_px: int = 512) -> dict[str, np.ndarray]:
+    """What `seam_report` divides, (supertiles, 2) for each figure; of several images with a grid each as if they were one.
+    'overlap' is there if all grids have one."""
     sites = {measure: [] for measure in CLEAR_PX}
-    sums = {'comb': [], 'repetition': []} | ({'overlap': []} if grid.overlap_px else {})
-    for number, strips in enumerate(supertiles(image, grid, supertile_px)):
-        for measure in sites:
-            found = np.concatenate([places(strip, measure) for strip in strips], axis=1)
-            sites[measure].append(np.concatenate([found, np.full((1, found.shape[1]), number)]))
-        sums['comb'].append(sum(map(comb, strips)))
-        sums['repetition'].append(sum(map(repetition, strips)))
-        if grid.overlap_px:
-            sums['overlap'].append(sum(overlap(strip, grid.overlap_px) for strip in strips))
-    report = {}
+    sums = {'comb': [], 'repetition': []} | ({'overlap': []} if all(grid.overlap_px for _, grid in images) else {})
+    count = 0
+    for image, grid in images:
+        for strips in supertiles(image, grid, supertile_px):
+            for measure in sites:
+                found = np.concatenate([places(strip, measure) for strip in strips], axis=1)
+                sites[measure].append(np.concatenate([found, np.full((1, found.shape[1]), count)]))
+            sums['comb'].append(sum(map(comb, strips)))
+            sums['repetition'].append(sum(map(repetition, strips)))
+            if 'overlap' in sums:
+                sums['overlap'].append(sum(overlap(strip, grid.overlap_px) for strip in strips))
+            count += 1
+    pairs = {}
     for measure, found in sites.items():
         across, around, activity, tile = np.concatenate(found, axis=1)
         smooth = activity <= np.median(activity) if activity.size else activity > 0
         for stratum, chosen in zip(STRATA, (np.full_like(smooth, True), smooth, ~smooth)):
-            by_tile = [np.bincount(tile[chosen].astype(int), values[chosen], len(found)) for values in (across, around)]
-            report[f'{measure} {stratum}'] = ratio_interval(np.stack(by_tile, 1), seed)
-    return report | {name: ratio_interval(np.array(pairs), seed) for name, pairs in sums.items()}
+            by_tile = [np.bincount(tile[chosen].astype(int), values[chosen], count) for values in (across, around)]
+            pairs[f'{measure} {stratum}'] = np.stack(by_tile, 1)
+    return pairs | {name: np.array(rows) for name, rows in sums.items()}
 
 
-def seam_ratio(image: np.ndarray, period_px: int) -> float:
+def seam_ratio(image: np.ndarray, period_px: int, offset_px: int = 0) -> float:
     """Steps across the lines of a regular grid over those around them, in one number; 1 is seamless."""
-    return seam_report(image, regular_grid('', *image.shape[:2], period_px))['step all'].value
+    return seam_report(image, regular_grid('', *image.shape[:2], period_px, offset_px))['step all'].value
 
 
 def ratio_interval(pairs: np.ndarray, seed: int = 0) -> Interval:
@@ -109,6 +123,17 @@ def ratio_interval(pairs: np.ndarray, seed: int = 0) -> Interval:
     a, b = pairs[chosen].sum(1).T
     low, high = np.percentile(a[b > 0] / b[b > 0], (2.5, 97.5))
     return Interval(float(pairs[:, 0].sum() / pairs[:, 1].sum()), float(low), float(high))
+
+
+def against(pairs: np.ndarray, control: np.ndarray, seed: int = 0) -> Interval:
+    """The ratio of `pairs` over that of the control's, as `ratio_interval`; both resample the same supertiles."""
+    if not (pairs[:, 1].sum() > 0 and (control > 0).any(0).all()):
+        return Interval(np.nan)
+    chosen = np.random.default_rng(seed).integers(0, len(pairs), (RESAMPLES, len(pairs)))
+    (a, b), (c, d) = pairs[chosen].sum(1).T, control[chosen].sum(1).T
+    low, high = np.percentile((a * d)[b * c > 0] / (b * c)[b * c > 0], (2.5, 97.5))
+    (a, b), (c, d) = pairs.sum(0), control.sum(0)
+    return Interval(float(a * d / (b * c)), float(low), float(high))
 
 
 def supertiles(image: Any, grid: Grid, size_px: int) -> Iterator[tuple[Strip, Strip]]:
@@ -163,9 +188,10 @@ def places(strip: Strip, measure: str) -> np.ndarray:
     found = []
     for line in lines[(lines >= own.start) & (lines < own.stop)]:
         near = slice(line - reach, line + reach)
-        if near.start < missing or near.stop > width - missing or not clear[near].any():
+        others = x[near][clear[near] & ((x[near] - line) % UNIT_PX == 0)] if near.start >= 0 else ()
+        if near.start < missing or near.stop > width - missing or not len(others):
             continue
-        found.append((values[:, line], values[:, near][:, clear[near]].mean(1), activity[:, near].mean(1)))
+        found.append((values[:, line], values[:, others].mean(1), activity[:, near].mean(1)))
     return np.concatenate(found, axis=1) if found else np.zeros((3, 0))
 
 
@@ -187,36 +213,38 @@ def comb(strip: Strip) -> np.ndarray:
     if count < 3:
         return np.zeros(2)
     power = np.abs(np.fft.rfft(profile[: count * period])) ** 2
-    harmonics = np.arange(count, len(power) - count // 2, count)
+    order = np.arange(1, (len(power) - count // 2 - 1) // count + 1)
+    harmonics = count * order[order * UNIT_PX % period != 0]  # a multiple of 1 / UNIT_PX is not the grid's own
     beside = np.concatenate([harmonics + shift for shift in range(-(count // 2), count // 2 + 1) if shift])
     return np.array([power[harmonics].mean(), power[beside].mean()])
 
 
 def overlap(strip: Strip, overlap_px: int) -> np.ndarray:
-    """Energy of the Laplacian where windows overlap, and as far around on either side, each summed over the own lines."""
+    """Energy of the Laplacian where windows overlap, and in bands as wide around it, each summed over the own lines."""
     x, own, total = strip.pixels, strip.own, np.zeros(2)
     laplacian = 4 * x[1:-1, 1:-1] - x[:-2, 1:-1] - x[2:, 1:-1] - x[1:-1, :-2] - x[1:-1, 2:]
     energy = np.pad((laplacian**2).mean((0, 2)), 1)
-    around = (_reach(strip.lines) - overlap_px // 2) // 2
+    away = np.arange(-(-overlap_px // UNIT_PX) * UNIT_PX, _reach(strip.lines) + 1, UNIT_PX)
+    band = np.arange(overlap_px)
     for line in strip.lines[(strip.lines >= own.start) & (strip.lines < own.stop)]:
-        end = line + overlap_px
-        if line - around >= 1 and end + around <= len(energy) - 1:
-            outside = np.concatenate([energy[line - around : line], energy[end : end + around]])
-            total += energy[line:end].mean(), outside.mean()
+        if len(away) and line - away[-1] >= 1 and line + away[-1] + overlap_px <= len(energy) - 1:
+            outside = energy[line + np.append(-away, away)[:, None] + band]
+            total += energy[line + band].mean(), outside.mean()
     return total
 
 
 def repetition(strip: Strip) -> np.ndarray:
-    """Σ r(x) (r(x + L) - mean of r(x + L ± 3 … 8)) and Σ r² over the smoother half of the ground, where r is the image
+    """Σ r(x) (r(x + L) - mean of r(x + L ± 8, ± 16)) and Σ r² over the smoother half of the ground, where r is the image
     less its mean over 5 × 5 and L is the distance of the lines."""
     lines, pixels = strip.lines, strip.pixels
     period = int(np.median(np.diff(lines))) if len(lines) > 1 else 0
-    if not 16 <= period < pixels.shape[1] - 16:
+    if not 2 * UNIT_PX < period < pixels.shape[1] - 4 * UNIT_PX:
         return np.zeros(2)
     grey = pixels.mean(2)
     fine = grey - uniform_filter(grey, 5, mode='nearest')
     energy = uniform_filter(fine**2, ROWS_PX, mode='nearest')
     fine = np.where(energy <= np.median(energy), fine, 0)
-    moved = lambda lag: float((fine[:, : -period - 8] * fine[:, lag : fine.shape[1] - period - 8 + lag]).sum())
-    beside = [moved(period + sign * shift) for shift in range(3, 9) for sign in (-1, 1)]
+    kept = fine.shape[1] - period - 2 * UNIT_PX
+    moved = lambda lag: float((fine[:, :kept] * fine[:, lag : lag + kept]).sum())
+    beside = [moved(period + shift * UNIT_PX) for shift in (-2, -1, 1, 2)]
     return np.array([moved(period) - np.mean(beside), moved(0)])

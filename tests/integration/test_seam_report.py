@@ -56,13 +56,17 @@ def test_the_bad_control_is_caught_on_the_grid_that_made_it_and_the_others_pass(
     result = json.loads(done.stdout.splitlines()[-1])
     assert result == json.loads((folders / 'good' / 'seams.json').read_text())
     seams = result['seams']
-    assert list(seams) == ['good', 'tinted', 'real']
+    assert list(seams) == ['good', 'tinted', 'real', 'good / real']
     assert list(seams['good']) == ['windows of phase 1', 'windows of phase 2', 'supertiles']
     last = {name: table['windows of phase 2'] for name, table in seams.items()}
     for name in ('good', 'real'):
         for grid in seams[name].values():
             assert grid['step all']['value'] == pytest.approx(1, abs=0.03)
             assert grid['band all']['low'] < 1.1
+    over = seams['good / real']['windows of phase 1']['step all']
+    assert over['low'] < 1.01 and over['high'] > 0.99
+    assert over['value'] == pytest.approx(seams['good']['windows of phase 1']['step all']['value'] /
+                                          seams['real']['windows of phase 1']['step all']['value'])
     assert last['tinted']['band all']['low'] > 1.5
     assert last['tinted']['band all']['low'] > last['good']['band all']['high']
     assert 'overlap' in last['good'] and 'overlap' not in seams['good']['supertiles']
