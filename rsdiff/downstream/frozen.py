@@ -1,0 +1,41 @@
+"""Image embeddings of an encoder that is not trained any further: each computed once, and kept.
+
+A frozen image tower makes of an image what it made of it before, in every arm, seed and epoch. So its embeddings are kept on
+disk, by the content of the pixels and by everything that decides what the tower makes of them: parameters and encoder.
+"""
+
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+
+from rsdiff.console import cache_folder
+from rsdiff.downstream.encoder import Encoder
+from rsdiff.evaluation.features import Network, features_of
+from rsdiff.models import weights
+
+FOLDER = 'embeddings'
+
+
+def frozen_features(encoder: Encoder, params: dict[str, Any], pixels: np.ndarray, cache: Path | str | None = None,
+                    show: bool = True) -> np.ndarray:
+    """The embeddings of `encoder.encode_images`, float32 (n, dim), of unit length as there.
+
+    Args:
+      params: of the encoder, its pretrained ones or others; they are part of the key.
+      pixels: uint8 (n, size, size, 3), resized by `encoder.resize`.
+      cache: the folder that keeps them; the user's cache if not given.
+      show: whether a bar shows progress.
+    Raises:
+      BadInput: a file of the cache is spoilt.
+      FloatingPointError: the tower returns what is no number.
+    """
+    size_px = encoder.image_size_px
+    if pixels.dtype != np.uint8 or pixels.shape[1:] != (size_px, size_px, 3):
+        raise ValueError(f'pixels are {pixels.dtype} {pixels.shape}; {encoder.name} takes uint8 {size_px}²')
+    example = jax.ShapeDtypeStruct((1, size_px, size_px, 3), np.uint8)
+    dim = jax.eval_shape(encoder.encode_images, params, example).shape[-1]
+    tower = Network('image_tower', dim, weights.digest(params, encoder.digest), params, lambda image: image,
+                    encoder.encode_images)
+    return features_of(tower, list(pixels), cache_folder() / FOLDER if cache is None else cache, show=show)
