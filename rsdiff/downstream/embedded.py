@@ -8,25 +8,24 @@ A folder of it holds `config.json`, `tokenizer.json` and `model.safetensors`, al
 """
 
 import dataclasses
-import functools
 import json
 import math
 from collections import Counter
 from pathlib import Path
-from typing import Any, Callable, Iterable, Sequence
+from typing import Any, Iterable, Sequence
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from rsdiff.console import write_text_atomically
 from rsdiff.data.images import bicubic
-from rsdiff.downstream.encoder import TEMPLATES
+from rsdiff.downstream.encoder import TEMPLATES, Encoder, load_encoder
 from rsdiff.errors import BadInput
-from rsdiff.evaluation.features import CPU_CHUNK, Network
+from rsdiff.evaluation.features import Network
 from rsdiff.models import efficientnet, text_tower, weights
 
+EMBEDDED = MODEL_TYPE = 'embedded'
 FOLDER = Path(__file__).parents[2] / 'weights' / 'text_tower'
 CONFIG, WEIGHTS, TOKENIZER = 'config.json', 'model.safetensors', 'tokenizer.json'
 IMAGE_TOWER, TEXT_TOWER = 'image_tower', 'text_tower'
@@ -99,15 +98,30 @@ def embedded_encoder(folder: Path | str = FOLDER) -> Embedded:
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
     except (KeyError, TypeError) as error:
         raise BadInput(f'{folder / CONFIG}: not of a text tower ({error!r})') from None
-    except Exception as error:  # what the library's Rust raises has no class of its own
+    except Exception as error:  # what the library raises has no class of its own
         raise BadInput(f'{folder / TOKENIZER}: not a tokenizer ({error})') from None
-    if tokenizer.get_vocab_size() != config.vocabulary:
-        raise BadInput(f'{folder}: the tokenizer has {tokenizer.get_vocab_size()} tokens, the text tower {config.vocabulary}')
+    if tokenizer.get_vocab_size() != config.vocabulary or None in map(tokenizer.token_to_id, (UNKNOWN, START)):
+        raise BadInput(f'{folder}: the tokenizer ({tokenizer.get_vocab_size()} tokens) is not that of the text tower '
+                       f'({config.vocabulary})')
     towers = weights.unflatten(weights.read_safetensors(folder / WEIGHTS))
     towers = weights.checked(towers, text_tower.parameter_shapes(config), 'this text tower', folder / WEIGHTS)
     params = {IMAGE_TOWER: efficientnet.load_params(), TEXT_TOWER: towers}
     digest = weights.digest(params, row['config'], tokenizer.to_str(), 'bicubic', TEMPLATES)
     return Embedded(f'EfficientNet-lite0 + text tower ({trained_on})', digest, config, tokenizer, params)
+
+
+def named_encoder(name: str) -> Encoder | Embedded:
+    """'embedded', or what is in the folder `name`: a text tower as `save` writes it, or a CLIP (`load_encoder`).
+
+    Raises:
+      BadInput: it is none of these, or can't be used.
+    """
+    if name == EMBEDDED:
+        return embedded_encoder()
+    config = Path(name) / CONFIG
+    row = weights.read_json(config) if config.is_file() else None
+    is_embedded = isinstance(row, dict) and row.get('model_type') == MODEL_TYPE
+    return embedded_encoder(name) if is_embedded else load_encoder(name)
 
 
 def save(folder: Path | str, config: text_tower.Config, params: dict[str, Any], tokenizer: Tokenizer,
@@ -116,7 +130,7 @@ def save(folder: Path | str, config: text_tower.Config, params: dict[str, Any], 
     folder = Path(folder)
     weights.write_safetensors(folder / WEIGHTS, weights.flatten(params))
     write_text_atomically(folder / TOKENIZER, tokenizer.to_str(pretty=True) + '\n')
-    row = {'trained_on': list(trained_on), 'config': dataclasses.asdict(config)}
+    row = {'model_type': MODEL_TYPE, 'trained_on': list(trained_on), 'config': dataclasses.asdict(config)}
     write_text_atomically(folder / CONFIG, json.dumps(row, indent=2) + '\n')
 
 

@@ -79,7 +79,7 @@ def recalls(images: np.ndarray, texts: np.ndarray, captions: Sequence[Sequence[s
 
     # Equal columns of a product of matrices need not be equal to the last bit; columns that are taken twice are.
     distinct, back = np.unique(texts, axis=0, return_inverse=True)
-    scores = (images @ distinct.T)[:, back]
+    scores = (images @ distinct.T)[:, back.ravel()]
     found = []
     for rule, right in relevant.items():
         for direction, table, asks in ((IMAGE_TO_TEXT, lambda x: x, np.arange(len(captions))),

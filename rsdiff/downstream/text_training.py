@@ -42,12 +42,12 @@ class Recipe:
       validate_every: steps between validations.
     """
 
-    steps: int = 2000
+    steps: int = 1500
     batch: int = 256
-    learning_rate: float = 1e-3
+    learning_rate: float = 3e-3
     weight_decay: float = 0.1
-    word_dropout: float = 0.2
-    feature_dropout: float = 0.3
+    word_dropout: float = 0.3
+    feature_dropout: float = 0.5
     half_life: float = 100.0
     validate_every: int = 100
 
