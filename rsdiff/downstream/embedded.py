@@ -20,7 +20,7 @@ from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from rsdiff.console import write_text_atomically
 from rsdiff.data.images import bicubic
-from rsdiff.downstream.encoder import TEMPLATES, Encoder, load_encoder
+from rsdiff.downstream.encoder import Encoder, load_encoder
 from rsdiff.errors import BadInput
 from rsdiff.evaluation.features import Network
 from rsdiff.models import efficientnet, text_tower, weights
@@ -30,6 +30,9 @@ FOLDER = Path(__file__).parents[2] / 'weights' / 'text_tower'
 CONFIG, WEIGHTS, TOKENIZER = 'config.json', 'model.safetensors', 'tokenizer.json'
 IMAGE_TOWER, TEXT_TOWER = 'image_tower', 'text_tower'
 UNKNOWN, START = '<unknown>', '<start>'
+PLURAL = 's'
+# How the captions that it has read begin; of 'satellite' and 'imagery' it knows nothing.
+TEMPLATES = '{}.', 'there is a {}.', 'it is a {}.', 'this is a {}.'
 # A word that fewer captions have is more often a slip of the pen than a word.
 LEAST_COUNT = 3
 
@@ -154,15 +157,22 @@ def image_tower() -> Network:
 def train_tokenizer(captions: Iterable[str]) -> Tokenizer:
     """The words of captions, each as likely as it is frequent: a unigram model (Kudo 2018, arXiv 1804.10959).
 
-    A word that is not among them is read as the likeliest sequence of words that spells it, 'tenniscourt' as 'tennis court'.
-    Case, accents and punctuation do not count.
+    A word that is not among them is read as the likeliest sequence of words that spells it, 'parkinglot' as 'parking lot'. The s at
+    the end of a word is a word of its own, so that who has read of freeways knows a freeway. Case, accents and punctuation do
+    not count.
+
+    Raises:
+      BadInput: no word is frequent enough.
     """
     tokenizer = Tokenizer(models.Unigram())
     tokenizer.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase(),
                                                  normalizers.Replace(Regex('[^a-z0-9]+'), ' ')])
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words = Counter(word for caption in captions for word in tokenizer.normalizer.normalize_str(caption).split())
-    kept = sorted((word for word, count in words.items() if count >= LEAST_COUNT), key=lambda word: (-words[word], word))
+    words = Counter(part for caption in captions for word in tokenizer.normalizer.normalize_str(caption).split()
+                    for part in _stem_and_plural(word))
+    # nor are single letters words, but for these two: they would spell anything
+    kept = sorted((word for word, count in words.items() if count >= LEAST_COUNT and (len(word) > 1 or word in ('a', PLURAL))),
+                  key=lambda word: (-words[word], word))
     if not kept:
         raise BadInput(f'no word occurs {LEAST_COUNT} times in the captions; there is nothing to learn')
     score = {word: math.log(words[word] / words.total()) for word in kept}
@@ -183,3 +193,8 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple[n
     for number, row in enumerate(rows):
         ids[number, :len(row)], mask[number, :len(row)] = row, 1
     return ids, mask
+
+
+def _stem_and_plural(word: str) -> tuple[str, ...]:
+    is_plural = len(word) > 3 and word.endswith(PLURAL) and not word.endswith(2 * PLURAL)
+    return (word.removesuffix(PLURAL), PLURAL) if is_plural else (word,)
