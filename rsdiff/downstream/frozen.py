@@ -1,11 +1,11 @@
-"""Image embeddings of an encoder that is not trained any further: each computed once, and kept.
+"""Embeddings of an encoder that is not trained any further; those of images are computed once, and kept.
 
 A frozen image tower makes of an image what it made of it before, in every arm, seed and epoch. So its embeddings are kept on
 disk, by the content of the pixels and by everything that decides what the tower makes of them: parameters and encoder.
 """
 
 from pathlib import Path
-from typing import Any
+from typing import Any, Sequence
 
 import jax
 import numpy as np
@@ -55,3 +55,14 @@ def frozen_features(encoder: Encoder, params: dict[str, Any], pixels: np.ndarray
                     show: bool = True) -> np.ndarray:
     """As `FrozenTower`, for once."""
     return FrozenTower(encoder, params, cache)(pixels, show)
+
+
+def text_embeddings(encoder: Encoder, params: dict[str, Any], texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
+    """The embeddings of `encoder.encode_texts`, float32 (n, dim), of unit length; those of equal tokens are equal."""
+    tokens = np.stack(encoder.tokenize(texts), axis=1)
+    distinct, back = np.unique(tokens, axis=0, return_inverse=True)
+    # The last batch is filled up by repeating texts, so that there is one shape to compile.
+    rows = np.resize(np.arange(len(distinct)), (-(-len(distinct) // batch_size), batch_size))
+    encode = jax.jit(encoder.encode_texts)
+    vectors = np.concatenate([encode(params, *distinct[part].swapaxes(0, 1)) for part in rows])
+    return np.float32(vectors)[back.ravel()]

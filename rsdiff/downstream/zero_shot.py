@@ -1,5 +1,14 @@
-"""Classification by prompts: the nearest class name wins (Radford et al. 2021, section 3.1)."""
+"""Classification by prompts: the nearest class name wins (Radford et al. 2021, section 3.1).
 
+A class may be put in words in three ways, `PROMPTS`:
+
+    names        the class name and nothing else ("B" of He et al. 2023, arXiv 2210.07574)
+    templates    the encoder's own sentences around the name; their mean is the class
+    enhanced     many sentences, of a view, a state and surroundings each ("LE" there). He et al. let a language model write
+                 them; here they are templates, the same for every class, and no model is asked
+"""
+
+import itertools
 import re
 from typing import Any, Callable, Sequence
 
@@ -8,6 +17,12 @@ import jax.numpy as jnp
 import numpy as np
 
 from rsdiff.downstream.encoder import Encoder
+from rsdiff.errors import BadInput
+
+PROMPTS = NAMES, TEMPLATES, ENHANCED = 'names', 'templates', 'enhanced'
+VIEWS = 'a satellite image of a', 'an aerial photo of a', 'there is a', 'this is a'
+STATES = '', 'large ', 'small ', 'narrow ', 'neatly arranged '
+SURROUNDINGS = '', ' with green trees beside it', ' surrounded by roads and buildings', ' next to water', ' on bare ground'
 
 
 def readable(label: str) -> str:
@@ -15,10 +30,23 @@ def readable(label: str) -> str:
     return re.sub(r'(?<=[a-z])(?=[A-Z])|[_\-\s]+', ' ', label).strip().lower()
 
 
-def prompt_tokens(encoder: Encoder, classes: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-    """Every class in every template → ids and mask, each int32 (templates, classes, length)."""
-    texts = [template.format(readable(name)) for template in encoder.templates for name in classes]
-    return tuple(tokens.reshape(len(encoder.templates), len(classes), -1) for tokens in encoder.tokenize(texts))
+def prompt_templates(encoder: Encoder, prompts: str = TEMPLATES) -> tuple[str, ...]:
+    """The sentences of one of `PROMPTS`, with {} for the class name.
+
+    Raises:
+      BadInput: there is no such set.
+    """
+    if prompts not in PROMPTS:
+        raise BadInput(f'prompts {prompts!r}; there are {", ".join(PROMPTS)}')
+    enhanced = (f'{view} {state}{{}}{around}' for view, state, around in itertools.product(VIEWS, STATES, SURROUNDINGS))
+    return {NAMES: ('{}',), TEMPLATES: encoder.templates, ENHANCED: tuple(enhanced)}[prompts]
+
+
+def prompt_tokens(encoder: Encoder, classes: Sequence[str], prompts: str = TEMPLATES) -> tuple[np.ndarray, np.ndarray]:
+    """Every class in every sentence of `prompts` → ids and mask, each int32 (sentences, classes, length)."""
+    templates = prompt_templates(encoder, prompts)
+    texts = [template.format(readable(name)) for template in templates for name in classes]
+    return tuple(tokens.reshape(len(templates), len(classes), -1) for tokens in encoder.tokenize(texts))
 
 
 def class_embeddings(encoder: Encoder, params: dict[str, Any], ids: jax.Array, mask: jax.Array) -> jax.Array:

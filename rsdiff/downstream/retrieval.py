@@ -1,0 +1,129 @@
+"""Does a caption find its image, and an image its captions? Recall at k, where scores may tie.
+
+A query is a hit at k if any of its relevant items is among the k of the highest score. Captions repeat, word for word, from one
+image to the next ('There is a piece of farmland'), and what is equal scores equally, so that the k are not determined. A hit is
+then a probability: the items of one score come in random order. Let `above` items score more than the best relevant one, and
+`tied` as much, of which `right` are relevant. Then k − above places are drawn from `tied` without repetition:
+
+    P(hit at k) = 1 − C(tied − right, k − above) / C(tied, k − above),   0 if above ≥ k                   (1)
+
+Nothing is won by scoring everything alike: (1) of constant scores is exactly chance.
+
+What is relevant can be said in two ways, and both are measured:
+
+    'own'     an image's captions are those that were written for it, as the literature counts. Of images with the same
+              captions nobody can tell which was meant; the best that any scores can reach is therefore below 1
+    'words'   any caption that reads like one of the image's is right, whichever image it was written for
+
+Intervals are 95 %, from drawing the images that ask, with all their captions, anew; what is searched stays whole.
+"""
+
+import dataclasses
+from typing import Any, Sequence
+
+import numpy as np
+import scipy.stats
+
+from rsdiff.data.folder import Entry
+from rsdiff.errors import BadInput
+from rsdiff.evaluation.interval import Interval
+
+KS = 1, 5, 10
+RESAMPLES = 1000
+DIRECTIONS = IMAGE_TO_TEXT, TEXT_TO_IMAGE = 'image to text', 'text to image'
+RULES = OWN, WORDS = 'own', 'words'
+
+
+@dataclasses.dataclass(frozen=True)
+class Recall:
+    """Recall at `k`, by the rule `rule`, and what constant scores would have."""
+
+    direction: str
+    rule: str
+    k: int
+    recall: Interval
+    chance: float
+
+    def to_json(self) -> dict[str, Any]:
+        return {'direction': self.direction, 'rule': self.rule, 'k': self.k, **self.recall.to_json(), 'chance': self.chance}
+
+
+def captions_of(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
+    """The captions of each image.
+
+    Raises:
+      BadInput: an image has none; the first is named.
+    """
+    for entry in entries:
+        if not any(caption.strip() for caption in entry.captions):
+            raise BadInput(f'{entry.path}: no captions in the manifest; retrieval needs at least one for each image')
+    return [entry.captions for entry in entries]
+
+
+def recalls(images: np.ndarray, texts: np.ndarray, captions: Sequence[Sequence[str]], seed: int = 0) -> list[Recall]:
+    """Every direction, rule and k.
+
+    Args:
+      images: unit vectors (n, dim).
+      texts: unit vectors (all captions, dim), image by image. Rows that are equal tie.
+      captions: those of each of the n images, at least one.
+      seed: of the intervals.
+    """
+    owner = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
+    number = {words: index for index, words in enumerate(dict.fromkeys(words for own in captions for words in own))}
+    of_text = np.array([number[words] for own in captions for words in own])
+    own = owner == np.arange(len(captions))[:, None]
+    reads = np.zeros((len(captions), len(number)), bool)
+    reads[owner, of_text] = True
+    relevant = {OWN: own, WORDS: reads[:, of_text]}
+
+    # Equal columns of a product of matrices need not be equal to the last bit; columns that are taken twice are.
+    distinct, back = np.unique(texts, axis=0, return_inverse=True)
+    scores = (images @ distinct.T)[:, back.ravel()]
+    found = []
+    for rule, right in relevant.items():
+        for direction, table, asks in ((IMAGE_TO_TEXT, lambda x: x, np.arange(len(captions))),
+                                       (TEXT_TO_IMAGE, np.transpose, owner)):
+            chance = hits(np.zeros_like(table(scores)), table(right)).mean(1)
+            for k, values, expected in zip(KS, hits(table(scores), table(right)), chance):
+                found.append(Recall(direction, rule, k, _interval(values, asks, seed), float(expected)))
+    return found
+
+
+def hits(scores: np.ndarray, relevant: np.ndarray, ks: Sequence[int] = KS) -> np.ndarray:
+    """(1) of every query.
+
+    Args:
+      scores: (queries, items), higher is better.
+      relevant: bool, the same shape; every query has one at least.
+    Returns:
+      (len(ks), queries), probabilities.
+    """
+    best = np.where(relevant, scores, -np.inf).max(1, keepdims=True)
+    above, tied = (scores > best).sum(1), (scores == best).sum(1)
+    right = (relevant & (scores == best)).sum(1)
+    return np.stack([scipy.stats.hypergeom.sf(0, tied, right, np.clip(k - above, 0, tied)) for k in ks])
+
+
+def mean_recall(found: Sequence[Recall], rule: str = OWN) -> float:
+    """The mean over directions and k, 'mR' in the literature."""
+    return float(np.mean([recall.recall.value for recall in found if recall.rule == rule]))
+
+
+def markdown(found: Sequence[Recall]) -> str:
+    """A line for each direction and rule; percentages with intervals, chance behind them."""
+    lines = [f'| query | relevant | {" | ".join(f"R@{k}, % | chance" for k in KS)} |', '|---|---|' + '---:|' * (2 * len(KS))]
+    for rule in RULES:
+        for direction in DIRECTIONS:
+            cells = [f'{100 * r.recall.value:.1f} ({100 * r.recall.low:.1f} to {100 * r.recall.high:.1f}) | {100 * r.chance:.2f}'
+                     for r in found if (r.rule, r.direction) == (rule, direction)]
+            lines.append(f'| {direction} | {rule} | {" | ".join(cells)} |')
+    return '\n'.join(lines)
+
+
+def _interval(values: np.ndarray, asks: np.ndarray, seed: int) -> Interval:
+    """The mean of `values` (queries,) with its interval; `asks` are the images that the queries belong to."""
+    total, count = np.bincount(asks, values), np.bincount(asks)
+    drawn = np.random.default_rng(seed).integers(0, len(count), (RESAMPLES, len(count)))
+    means = total[drawn].sum(1) / count[drawn].sum(1)
+    return Interval(float(values.mean()), *map(float, np.percentile(means, (2.5, 97.5))))

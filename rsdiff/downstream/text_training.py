@@ -1,0 +1,170 @@
+"""Trains a text tower, and the line from image features into its space, on captioned images.
+
+A step takes B images f_i, each in one of its views, and for each one of its captions c_i. Captions repeat from image to image, so
+that c_j is right for image i wherever it is also one of the captions of i:
+
+    p_ij = [c_j is a caption of i] / #{k : c_k is a caption of i},   q_ij the same over i
+    loss = mean_i −½ Σ_j p_ij log softmax_j(s_ij)  +  mean_j −½ Σ_i q_ij log softmax_i(s_ij)         (1)
+
+with s the logits. Without repetitions it is CLIP's loss (Radford et al. 2021); with them it is supervised contrastive learning
+(Khosla et al. 2020, arXiv 2004.11362), as captions are the labels.
+
+A few thousand captions are soon known by heart. Against that, words are left out of captions and features set to zero at random
+(each still has its mean: what is kept grows by 1 / (1 − p)), and of all the moments of a run the one is kept whose average of
+parameters finds most on the validation images (`retrieval.mean_recall`).
+"""
+
+import dataclasses
+from typing import Any, Sequence
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+from tokenizers import Tokenizer
+from tqdm import tqdm
+
+from rsdiff.downstream import retrieval
+from rsdiff.downstream.embedded import tokenize
+from rsdiff.models import text_tower
+
+
+@dataclasses.dataclass(frozen=True)
+class Recipe:
+    """
+    Attributes:
+      steps: optimiser steps.
+      batch: images a step.
+      learning_rate: peak of a cosine with 10 % warm-up.
+      weight_decay: of matrices.
+      word_dropout, feature_dropout: shares that are left out.
+      half_life: steps after which a moment counts half in the average of parameters.
+      validate_every: steps between validations.
+    """
+
+    steps: int = 1500
+    batch: int = 256
+    learning_rate: float = 3e-3
+    weight_decay: float = 0.1
+    word_dropout: float = 0.3
+    feature_dropout: float = 0.5
+    half_life: float = 100.0
+    validate_every: int = 100
+
+
+@dataclasses.dataclass(frozen=True)
+class Captioned:
+    """Features of images (n, views, width), the first view the image as it is, and the captions of each."""
+
+    features: np.ndarray
+    captions: Sequence[Sequence[str]]
+
+
+def train(config: text_tower.Config, tokenizer: Tokenizer, training: Captioned, validation: Captioned, recipe: Recipe,
+          seed: int, show: bool = True) -> tuple[dict[str, Any], list[dict[str, float]]]:
+    """Trains from random parameters.
+
+    Args:
+      config: its vocabulary is the tokenizer's.
+      seed: decides everything that is drawn.
+    Returns:
+      (the parameters that did best on the validation images, for features as they are; a row for each validation with
+      `step`, `loss` and `mean_recall`).
+    """
+    count, views, width = training.features.shape
+    mean = training.features.reshape(-1, width).mean(0, dtype=np.float64)
+    deviation = np.maximum(training.features.reshape(-1, width).std(0, dtype=np.float64), 1e-6)
+    features = jnp.asarray((training.features - mean) / deviation, jnp.float32)
+    texts = list(dict.fromkeys(words for own in training.captions for words in own))
+    ids, mask = map(jnp.asarray, tokenize(tokenizer, texts, config.length))
+    number = {words: index for index, words in enumerate(texts)}
+    belongs = np.zeros((count, len(texts)), bool)
+    for row, own in zip(belongs, training.captions):
+        row[[number[words] for words in own]] = True
+    # every image has as many columns as the one with most captions; those with fewer have theirs more often
+    most = max(map(len, training.captions))
+    captions = np.stack([np.resize([number[words] for words in own], most) for own in training.captions])
+    belongs, captions = jnp.asarray(belongs), jnp.asarray(captions)
+
+    schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, max(1, recipe.steps // 10), max(2, recipe.steps))
+    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(
+        schedule, b2=0.98, weight_decay=recipe.weight_decay,
+        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)))
+
+    def loss(params, x, chosen, words, right):
+        images = text_tower.encode_features(config, params, x)
+        return caption_loss(text_tower.logits(params, images, text_tower.encode_texts(config, params, ids[chosen], words)), right)
+
+    @jax.jit
+    def step(params, average, moments, key, images):
+        view_key, caption_key, word_key, feature_key = jax.random.split(key, 4)
+        x = features[images, jax.random.randint(view_key, images.shape, 0, views)]
+        kept = jax.random.bernoulli(feature_key, 1 - recipe.feature_dropout, x.shape)
+        chosen = captions[images, jax.random.randint(caption_key, images.shape, 0, most)]
+        words = mask[chosen] * jax.random.bernoulli(word_key, 1 - recipe.word_dropout, mask[chosen].shape).at[:, 0].set(True)
+        value, gradient = jax.value_and_grad(loss)(
+            params, jnp.where(kept, x, 0) / (1 - recipe.feature_dropout), chosen, words, belongs[images][:, chosen])
+        updates, moments = optimizer.update(gradient, moments, params)
+        params = optax.apply_updates(params, updates)
+        return params, optax.incremental_update(params, average, 1 - 0.5 ** (1 / recipe.half_life)), moments, value
+
+    params = jax.jit(text_tower.init_params, static_argnums=0)(config, jax.random.key(seed))
+    average, moments = params, jax.jit(optimizer.init)(params)
+    judge = _Judge(config, tokenizer, validation)
+    best, rows, losses = params, [], []
+    with tqdm(total=recipe.steps, unit='step', desc='text tower', disable=not show, dynamic_ncols=True) as bar:
+        for index, images in enumerate(_batches(count, recipe, seed)):
+            key = jax.random.fold_in(jax.random.key(seed), index)
+            params, average, moments, value = step(params, average, moments, key, images)
+            losses.append(value)
+            bar.update()
+            if (index + 1) % recipe.validate_every == 0 or index + 1 == recipe.steps:
+                unstandardised = _folded(average, mean, deviation)
+                rows.append({'step': index + 1, 'loss': float(np.mean(losses)), 'mean_recall': judge(unstandardised)})
+                losses = []
+                if rows[-1]['mean_recall'] >= max(row['mean_recall'] for row in rows):
+                    best = unstandardised
+                bar.set_postfix(loss=f'{rows[-1]["loss"]:.3f}', val=f'{100 * rows[-1]["mean_recall"]:.1f} %')
+    return best, rows
+
+
+def caption_loss(logits: jax.Array, right: jax.Array) -> jax.Array:
+    """(1): logits (images, texts), and which text is right for which image, at least one in every row and column."""
+    to_text = (right * jax.nn.log_softmax(logits, axis=1)).sum(1) / right.sum(1)
+    to_image = (right * jax.nn.log_softmax(logits, axis=0)).sum(0) / right.sum(0)
+    return -(to_text.mean() + to_image.mean()) / 2
+
+
+class _Judge:
+    """Mean recall of parameters on validation images; compiled once."""
+
+    def __init__(self, config: text_tower.Config, tokenizer: Tokenizer, validation: Captioned):
+        self.captions, self.features = validation.captions, jnp.asarray(validation.features[:, 0])
+        texts = [words for own in self.captions for words in own]
+        distinct, self.back = np.unique(texts, return_inverse=True)
+        self.tokens = tokenize(tokenizer, distinct.tolist(), config.length)
+        self.encode = jax.jit(lambda params: (text_tower.encode_features(config, params, self.features),
+                                              text_tower.encode_texts(config, params, *self.tokens)))
+
+    def __call__(self, params: dict[str, Any]) -> float:
+        images, texts = map(np.asarray, self.encode(params))
+        return retrieval.mean_recall(retrieval.recalls(images, texts[self.back], self.captions))
+
+
+def _folded(params: dict[str, Any], mean: np.ndarray, deviation: np.ndarray) -> dict[str, Any]:
+    """The same for features that are not standardised: V (f − mean) / deviation + c = V' f + c'."""
+    line = params['image_projection']
+    kernel = np.float64(line['kernel']) / deviation[:, None]
+    return params | {'image_projection': {'kernel': jnp.asarray(kernel, jnp.float32),
+                                          'bias': jnp.asarray(line['bias'] - mean @ kernel, jnp.float32)}}
+
+
+def _batches(count: int, recipe: Recipe, seed: int):
+    """`recipe.steps` batches of image numbers, one shuffled pass after another."""
+    generator, size = np.random.default_rng(seed), min(recipe.batch, count)
+    waiting = np.arange(0)
+    for _ in range(recipe.steps):
+        if len(waiting) < size:
+            waiting = np.concatenate([waiting, generator.permutation(count)])
+        yield jnp.asarray(waiting[:size])
+        waiting = waiting[size:]

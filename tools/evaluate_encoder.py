@@ -1,0 +1,157 @@
+"""How well does an encoder match aerial images with words? Retrieval on captions, classification by prompts, linear probe.
+
+    python tools/evaluate_encoder.py --images UCM:test --out OUT                           the embedded encoder
+    python tools/evaluate_encoder.py --encoder FOLDER --images UCM:test --out OUT          a tower of its kind, or a CLIP
+    python tools/evaluate_encoder.py --images EUROSAT:test --tasks zero_shot --out OUT
+
+    retrieval    needs `captions`: R@1, R@5 and R@10 both ways, with chance by the same rule (`rsdiff.downstream.retrieval`)
+    zero_shot    needs `label`: accuracy by class names, by templates and by many sentences (`rsdiff.downstream.zero_shot`)
+    probe        needs `label` and the splits train and val beside the one given: a line through the embeddings
+
+Without --tasks it does what the manifest has the fields for. OUT holds table.md, table.csv and encoder.json, whose content is
+also the last line. Embeddings are kept in the user's cache.
+"""
+
+import csv
+import io
+from pathlib import Path
+from typing import Any
+
+import jax
+import numpy as np
+import scipy.stats
+from absl import flags, logging
+
+from rsdiff import console
+from rsdiff.data.folder import Entry, read_folder
+from rsdiff.data.images import read_image
+from rsdiff.downstream import retrieval, zero_shot
+from rsdiff.downstream.embedded import EMBEDDED, named_encoder
+from rsdiff.downstream.encoder import Encoder
+from rsdiff.downstream.frozen import frozen_features, text_embeddings
+from rsdiff.errors import BadInput
+from rsdiff.evaluation.interval import Interval
+from rsdiff.evaluation.probe import linear_probe
+
+TASKS = RETRIEVAL, ZERO_SHOT, PROBE = 'retrieval', 'zero_shot', 'probe'
+
+IMAGES = flags.DEFINE_string('images', None, 'DIR or DIR:SPLIT.', required=True)
+ENCODER = flags.DEFINE_string('encoder', EMBEDDED, f'{EMBEDDED!r}, the folder of such a text tower, or of a pretrained CLIP.')
+WANTED = flags.DEFINE_list('tasks', None, f'Of {", ".join(TASKS)}.')
+PROMPTS = flags.DEFINE_list('prompts', list(zero_shot.PROMPTS), 'What classes are put in words by.')
+OUT = flags.DEFINE_string('out', None, 'Folder for the tables.', required=True)
+
+
+def main() -> None:
+    console.enable_compilation_cache()
+    given, out = IMAGES.value, Path(OUT.value)
+    folder, _, split = (given, '', '') if Path(given).exists() else given.rpartition(':')
+    entries = read_folder(folder or given, split or None)
+    tasks = WANTED.value or possible(entries, folder, split)
+    if strange := [task for task in tasks if task not in TASKS]:
+        raise BadInput(f'--tasks {strange[0]!r}; there are {", ".join(TASKS)}')
+    captions = retrieval.captions_of(entries) if RETRIEVAL in tasks else []
+    if {ZERO_SHOT, PROBE} & {*tasks}:
+        check_labels(entries)
+    encoder = named_encoder(ENCODER.value)
+    params = encoder.initial_params(0)
+    images = embeddings(encoder, params, entries)
+
+    rows, found = [], []
+    if RETRIEVAL in tasks:
+        texts = text_embeddings(encoder, params, [words for own in captions for words in own])
+        found = retrieval.recalls(images, texts, captions)
+        rows += [{'task': RETRIEVAL, 'name': f'{r.direction}, R@{r.k}, {r.rule}', **r.recall.to_json(), 'chance': r.chance}
+                 for r in found]
+    if ZERO_SHOT in tasks:
+        rows += classified(encoder, params, images, [entry.label for entry in entries])
+    if PROBE in tasks:
+        rows += probed(encoder, params, images, entries, folder)
+    table = '\n\n'.join(filter(None, [retrieval.markdown(found) if found else '', accuracies(rows)]))
+    print(f'{encoder.name}; {len(entries)} images\n\n{table}')
+    console.write_text_atomically(out / 'table.md', table + '\n')
+    console.write_text_atomically(out / 'table.csv', as_csv(rows))
+    console.finish({'encoder': encoder.name, 'digest': encoder.digest, 'images': len(entries), 'rows': rows},
+                   out / 'encoder.json')
+
+
+def possible(entries: list[Entry], folder: str, split: str) -> list[str]:
+    """The tasks that these images have the fields for.
+
+    Raises:
+      BadInput: there are none.
+    """
+    has_labels = all(entry.label is not None for entry in entries)
+    tasks = [RETRIEVAL] * all(entry.captions for entry in entries) + [ZERO_SHOT] * has_labels
+    if has_labels and split == 'test' and {'train', 'val'} <= {entry.split for entry in read_folder(folder)}:
+        tasks.append(PROBE)
+    if not tasks:
+        raise BadInput(f'{IMAGES.value}: not every image has captions, nor has every image a label; there is nothing to do')
+    return tasks
+
+
+def check_labels(entries: list[Entry]) -> None:
+    if unlabelled := next((entry for entry in entries if entry.label is None), None):
+        raise BadInput(f'{unlabelled.path}: no label in the manifest; {ZERO_SHOT} and {PROBE} need one for each image')
+
+
+def embeddings(encoder: Encoder, params: dict[str, Any], entries: list[Entry]) -> np.ndarray:
+    """Of the images, (n, dim)."""
+    return frozen_features(encoder, params, np.stack([encoder.resize(read_image(entry.path)) for entry in entries]))
+
+
+def classified(encoder: Encoder, params: dict[str, Any], images: np.ndarray, labels: list[str]) -> list[dict[str, Any]]:
+    """Accuracy by each set of prompts."""
+    classes, rows = sorted({*labels}), []
+    warn_of_unread(encoder, classes)
+    for prompts in PROMPTS.value:
+        tokens = zero_shot.prompt_tokens(encoder, classes, prompts)
+        texts = jax.jit(lambda params, tokens: zero_shot.class_embeddings(encoder, params, *tokens))(params, tokens)
+        right = np.array(classes)[(images @ np.asarray(texts).T).argmax(1)] == np.array(labels)
+        rows.append({'task': ZERO_SHOT, 'name': f'{prompts} ({len(tokens[0])})', **share(right), 'chance': 1 / len(classes)})
+    return rows
+
+
+def warn_of_unread(encoder: Encoder, classes: list[str]) -> None:
+    """Says which class names the encoder cannot tell apart, as a small vocabulary may have no word of them."""
+    tokens = np.stack(zero_shot.prompt_tokens(encoder, classes, zero_shot.NAMES))[:, 0]
+    _, number, count = np.unique(tokens, axis=1, return_inverse=True, return_counts=True)
+    if alike := [name for name, times in zip(classes, count[number.ravel()]) if times > 1]:
+        logging.warning('%s reads these class names alike: %s', encoder.name, ', '.join(alike))
+
+
+def probed(encoder: Encoder, params: dict[str, Any], images: np.ndarray, entries: list[Entry],
+           folder: str) -> list[dict[str, Any]]:
+    """Accuracy of a linear probe, fitted on train and val of the same folder."""
+    parts = {split: read_folder(folder, split) for split in ('train', 'val')}
+    for part in parts.values():
+        check_labels(part)
+    x, y = zip(*((embeddings(encoder, params, part), [entry.label for entry in part]) for part in parts.values()))
+    probe = linear_probe(x[0], y[0], x[1], y[1])
+    right = probe.predict(images) == np.array([entry.label for entry in entries])
+    return [{'task': PROBE, 'name': f'embedding ({images.shape[1]})', **share(right), 'chance': 1 / len(probe.classes)}]
+
+
+def share(right: np.ndarray) -> dict[str, float]:
+    """The share of what is right, with Wilson's 95 % interval."""
+    interval = scipy.stats.binomtest(int(right.sum()), len(right)).proportion_ci(method='wilson')
+    return Interval(float(right.mean()), interval.low, interval.high).to_json()
+
+
+def accuracies(rows: list[dict[str, Any]]) -> str:
+    """The lines that are no retrieval, as a table."""
+    lines = [f'| {row["task"]} | {row["name"]} | {100 * row["value"]:.1f} ({100 * row["low"]:.1f} to {100 * row["high"]:.1f}) | '
+             f'{100 * row["chance"]:.2f} |' for row in rows if row['task'] != RETRIEVAL]
+    return '\n'.join(['| task | by | accuracy, % | chance |', '|---|---|---:|---:|', *lines]) if lines else ''
+
+
+def as_csv(rows: list[dict[str, Any]]) -> str:
+    text = io.StringIO()
+    writer = csv.DictWriter(text, rows[0].keys(), lineterminator='\n')
+    writer.writeheader()
+    writer.writerows(rows)
+    return text.getvalue()
+
+
+if __name__ == '__main__':
+    console.run(main)

@@ -1,0 +1,77 @@
+"""Trains the text tower of the embedded encoder on captioned images; minutes on a CPU.
+
+    python tools/train_text_tower.py --images UCM --out OUT
+    python tools/train_text_tower.py --images UCM --images RSICD --out OUT
+
+UCM and RSICD are image folders with `captions` and the splits train and val. The features of their images, in all eight
+orientations, are made once and kept in the user's cache, by content: that is the longer part, and it may be interrupted. Then the
+tower is trained, and of all the moments of training the one is kept that finds most in val. OUT is what `--encoder` takes;
+training.json there is also the last line.
+"""
+
+import dataclasses
+import functools
+import time
+from pathlib import Path
+from typing import Sequence
+
+import numpy as np
+from absl import flags
+
+from rsdiff import console
+from rsdiff.data.folder import read_folder
+from rsdiff.data.images import read_image
+from rsdiff.downstream import embedded
+from rsdiff.downstream.frozen import FOLDER
+from rsdiff.downstream.retrieval import captions_of
+from rsdiff.downstream.text_training import Captioned, Recipe, train
+from rsdiff.errors import BadInput
+from rsdiff.evaluation.features import features_of
+from rsdiff.models import text_tower, weights
+
+IMAGES = flags.DEFINE_multi_string('images', None, 'Folder with captions and splits, any number of times.', required=True)
+OUT = flags.DEFINE_string('out', None, 'Folder for the tower.', required=True)
+SEED = flags.DEFINE_integer('seed', 0, 'Of everything that is drawn.')
+VIEWS = flags.DEFINE_integer('views', 8, 'Orientations of every training image.', lower_bound=1, upper_bound=8)
+STEPS = flags.DEFINE_integer('steps', Recipe.steps, 'Optimiser steps.', lower_bound=1)
+BATCH = flags.DEFINE_integer('batch', Recipe.batch, 'Images a step.', lower_bound=2)
+LEARNING_RATE = flags.DEFINE_float('learning_rate', Recipe.learning_rate, 'Peak.', lower_bound=0.0)
+
+
+def main() -> None:
+    started, out = time.monotonic(), Path(OUT.value)
+    console.enable_compilation_cache()
+    if (out / embedded.CONFIG).exists() and not (out / 'training.json').exists():
+        raise BadInput(f'{out} holds a {embedded.CONFIG} that is not of a text tower; use another --out')
+    training, validation = captioned('train', VIEWS.value), captioned('val', 1)
+    tokenizer = embedded.train_tokenizer(words for own in training.captions for words in own)
+    config = text_tower.Config(tokenizer.get_vocab_size())
+    recipe = Recipe(steps=STEPS.value, batch=BATCH.value, learning_rate=LEARNING_RATE.value)
+    params, rows = train(config, tokenizer, training, validation, recipe, SEED.value)
+    embedded.save(out, config, params, tokenizer, [Path(folder).resolve().name for folder in IMAGES.value])
+    best = max(rows, key=lambda row: (row['mean_recall'], row['step']))
+    console.finish({'out': str(out), 'images': {'train': len(training.captions), 'val': len(validation.captions)},
+                    'captions': len({words for own in training.captions for words in own}), 'words': config.vocabulary,
+                    'parameters': sum(leaf.size for leaf in weights.flatten(params).values()), 'seed': SEED.value,
+                    'recipe': dataclasses.asdict(recipe), 'chosen_step': best['step'],
+                    'val_mean_recall': round(best['mean_recall'], 4), 'seconds': round(time.monotonic() - started, 1),
+                    'validations': rows}, out / 'training.json')
+
+
+def captioned(split: str, views: int) -> Captioned:
+    """The features and captions of one split of all folders."""
+    entries = [entry for folder in IMAGES.value for entry in read_folder(folder, split)]
+    captions, tower = captions_of(entries), embedded.image_tower()
+    images = [functools.partial(oriented, entry.path, view) for entry in entries for view in range(views)]
+    features = features_of(tower, images, console.cache_folder() / FOLDER)
+    return Captioned(features.reshape(len(entries), views, tower.width), captions)
+
+
+def oriented(path: Path, view: int) -> np.ndarray:
+    """An image as the tower takes it, in one of its eight orientations; 0 is as it is."""
+    image = np.rot90(embedded.resize(read_image(path)), view % 4)
+    return np.ascontiguousarray(image[:, ::-1] if view >= 4 else image)
+
+
+if __name__ == '__main__':
+    console.run(main)
