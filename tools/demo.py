@@ -74,7 +74,7 @@ def report(out: Path) -> dict:
         print(f'{name:10} {psnr_db:>8} {consistency_db:>18} {row["detail_ratio"]:7.2f} {row["seam_ratio"]:6.2f}')
     print('\n' + (out / 'downstream' / 'table.md').read_text())
     for what, path in (('picture', 'compare.png'), ('mosaic', 'mosaic'),
-                       ('synthetic images', 'synthetic'), ('chart', 'downstream/accuracy.png'),
+                       ('synthetic images', 'synthetic'), ('does it help?', 'downstream/report.html'),
                        ('every figure', 'summary.json')):
         print(f'{what:17} {out / path}')
     return {'seconds': FLAGS.seconds, 'fidelity': fidelity,

@@ -32,7 +32,7 @@ python sample.py --checkpoint "$generator" --condition "$out/regions" --split tr
 
 say "5/6 does it help? real, synthetic, and both, five seeds each"
 python tools/downstream.py --real "$out/regions" --synthetic "$out/synthetic" --out "$out/downstream" \
-    --arms real,synthetic,real+synthetic --ratios 5
+    --encoder tiny --arms real,synthetic,real+synthetic --ratios 5
 
 say "6/6 summary"
 python tools/demo.py --step report --out "$out" --seconds "$(( $(date +%s) - started ))"

@@ -5,8 +5,8 @@ writes the table.
 
 DIR are image folders with `metadata.jsonl`: the real one with `label` and `split` (train, val, test), the synthetic one with
 `label` and `source`, the real training image each was made from. The same command continues a stopped run. `--encoder`
-takes a pretrained CLIP in Hugging Face's layout; `embedded` is a small one that comes with the project; `tiny` is trained
-from scratch.
+takes a pretrained CLIP or SigLIP in Hugging Face's layout, or its name on the hub; `embedded`, EfficientNet-lite0 with a text
+tower that comes with the project; or `tiny`, which is trained from scratch.
 """
 
 from pathlib import Path
@@ -15,14 +15,15 @@ from absl import flags
 
 from rsdiff import console
 from rsdiff.downstream import arms, compare, filters
-from rsdiff.downstream.encoder import load_encoder, tiny_encoder
+from rsdiff.downstream.embedded import EMBEDDED, named_encoder
+from rsdiff.downstream.encoder import tiny_encoder
 from rsdiff.downstream.report import markdown, write_report
 from rsdiff.downstream.task import load_task
 from rsdiff.downstream.tuning import Recipe
 from rsdiff.errors import BadInput
 from rsdiff.work import is_local_worker
 
-TINY, EMBEDDED = 'tiny', 'embedded'
+TINY = 'tiny'
 # Few-shot heads take little time and have a grid; whole encoders take long, and their learning rate is customary.
 HEADS = {
     compare.LINEAR: Recipe(400, 64, (3e-4, 1e-3, 3e-3, 1e-2), (0.1, 1.0)),
@@ -32,7 +33,7 @@ WHOLE_STEPS, WHOLE_BATCH, PRETRAINED_RATE, SCRATCH_RATE = 250, 32, 1e-5, 1e-3
 REAL = flags.DEFINE_string('real', None, 'Folder of real images with labels and splits.', required=True)
 SYNTHETIC = flags.DEFINE_string('synthetic', None, 'Folder of synthetic images with labels.', required=True)
 OUT = flags.DEFINE_string('out', None, 'Folder for the cells, the tables and the charts.', required=True)
-ENCODER = flags.DEFINE_string('encoder', TINY, f'{TINY!r}, {EMBEDDED!r}, or the folder of a pretrained CLIP.')
+ENCODER = flags.DEFINE_string('encoder', EMBEDDED, f'{TINY!r}, {EMBEDDED!r}, or a folder or hub name of a pretrained one.')
 IMAGE_SIZE_PX = flags.DEFINE_integer('image_size_px', None, f'Input side of {TINY!r}; 64 if not given.', lower_bound=16)
 METHODS = flags.DEFINE_list('methods', None, f'Of {", ".join(compare.METHODS[1:])}; if not given clip for {TINY!r}, '
                             'else linear and classifier.')
@@ -61,11 +62,7 @@ JOBS = flags.DEFINE_integer('jobs', 1, 'Processes that share the cells.', lower_
 
 def load(name: str):
     """The encoder that --encoder names."""
-    if name == EMBEDDED:
-        from rsdiff.downstream.embedded import embedded_encoder  # its weights are only read here
-        encoder = embedded_encoder()
-    else:
-        encoder = tiny_encoder(IMAGE_SIZE_PX.value or 64) if name == TINY else load_encoder(name)
+    encoder = tiny_encoder(IMAGE_SIZE_PX.value or 64) if name == TINY else named_encoder(name)
     if IMAGE_SIZE_PX.value not in (None, encoder.image_size_px):
         raise BadInput(f'--image_size_px is {IMAGE_SIZE_PX.value}; {name} takes {encoder.image_size_px}')
     return encoder

@@ -7,11 +7,11 @@
 #
 # --variants, --gsd_m and --steps are those of sample.py: images made from each training image, metres a pixel where the
 # manifest does not say, network evaluations an image. They need --checkpoint.
-# MORE: --encoder tiny|FOLDER|HUB_NAME (a CLIP or SigLIP), --seeds 5, --methods LIST, --jobs N, and after
+# MORE: --encoder embedded|tiny|FOLDER|HUB_NAME (a CLIP or SigLIP), --seeds 5, --methods LIST, --jobs N, and after
 # -- any other flag of tools/downstream.py, such as -- --steps 250, the optimiser's. OUT/comparison/report.html is the report.
 set -euo pipefail
 refuse() { echo "error: $1; --help tells how it is used" >&2; exit 2; }
-real='' synthetic='' checkpoint='' out='' encoder=tiny
+real='' synthetic='' checkpoint='' out='' encoder=embedded
 sampling=() comparing=()
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -40,7 +40,7 @@ for folder in "$real" "$checkpoint" "$synthetic"; do
 done
 
 # shellcheck source=tools/venv.sh
-source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" demo
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" demo,metrics
 if [ -n "$checkpoint" ]; then
     synthetic="$out/synthetic"
     # what is given later counts

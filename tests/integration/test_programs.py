@@ -100,7 +100,7 @@ def test_sample_and_downstream_follow_from_it(trained, tmp_path):
     assert made['images'] == 20 == len(read_folder(tmp_path / 'synthetic'))
 
     result = run('tools/downstream.py', '--real', images, '--synthetic', tmp_path / 'synthetic', '--out',
-                 tmp_path / 'downstream', '--seeds', 2, '--steps', 3, '--image_size_px', 16, '--batch', 4, '--arms',
+                 tmp_path / 'downstream', '--encoder', 'tiny', '--seeds', 2, '--steps', 3, '--image_size_px', 16, '--batch', 4, '--arms',
                  'real,synthetic,real+synthetic,bicubic')
     assert result == json.loads((tmp_path / 'downstream' / 'summary.json').read_text())
     for name in ('table.csv', 'table.md', 'table.tex', 'accuracy.png', 'report.html'):
