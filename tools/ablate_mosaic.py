@@ -142,7 +142,7 @@ def cells() -> dict[str, list[Cell]]:
                         for scale, strength, end in ((4, 0.0, False), (4, 1.0, False), (4, 0.5, False), (4, 1.0, True),
                                                      (8, 1.0, False), (16, 1.0, False), (16, 1.0, True))],
         'seams': [base(more=True, phases=phases, overlap=overlap, moved=moved)
-                  for phases, overlap in ((1, 3 / 16), (3, 3 / 16)) for moved in (False, True)] + [SIDE_BY_SIDE],
+                  for phases, overlap in ((1, 3 / 16), (1, 1 / 4), (1, 3 / 8), (3, 3 / 16), (3, 3 / 8)) for moved in (False, True)] + [SIDE_BY_SIDE],
     }
 
 

@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import time
 from pathlib import Path
-from typing import Sequence
 
 import numpy as np
 from absl import flags

@@ -7,6 +7,7 @@ from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rsdiff.diffusion import solvers
 from rsdiff.diffusion.consistency import UP_REACH_PX, Projection
+from rsdiff.diffusion.solvers import Solver
 from rsdiff.errors import BadInput
 from rsdiff.generator import Generator
 from rsdiff.mosaic.cascade import SamplerAt
@@ -41,13 +42,13 @@ def bind_windows(generator: Generator, params: dict, plan: Plan, mesh: Mesh, pro
 
 
 def bind_images(generator: Generator, params: dict, steps: int, mesh: Mesh, projection: Projection | None = Projection(),
-                strength: float = 1.0) -> SampleImages:
+                strength: float = 1.0, solver: Solver = 'ddim') -> SampleImages:
     """What `whole.sample_folder` takes: batches of whole images, split over the devices of `mesh`."""
     whole, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(mesh.axis_names)))
     params = jax.device_put(params, whole)
 
     def run(params, lr, noise, gsd_m, guide):
-        return generator.sample(params, lr, gsd_m, noise, steps, projection, 'ddim', guide, strength)
+        return generator.sample(params, lr, gsd_m, noise, steps, projection, solver, guide, strength)
 
     run = jax.jit(run, in_shardings=(whole, split, split, split, split), out_shardings=split)
     return lambda lr, noise, gsd_m, guide=None: run(params, lr, noise, gsd_m, guide)

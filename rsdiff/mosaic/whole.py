@@ -20,6 +20,7 @@ from rsdiff.data.degradation import DegradationConfig, degrade
 from rsdiff.data.folder import Entry, write_manifest
 from rsdiff.data.images import read_image, to_float, to_uint8, write_image
 from rsdiff.diffusion import noise
+from rsdiff.diffusion.solvers import Solver
 from rsdiff.errors import BadInput
 
 # (condition (b, h, w, 3), noise (b, 4h, 4w, 3), gsd_m of the output (b,), real image or None) → sample (b, 4h, 4w, 3),
@@ -40,6 +41,7 @@ class FolderSettings:
     variants: int = 1
     degraded: bool = False
     strength: float = 1.0
+    solver: Solver = 'ddim'
     seed: int = 0
     batch_size: int = 16
 

@@ -1,0 +1,63 @@
+"""A smaller copy of a labelled folder: so many training images of each class, every other split whole.
+
+    python tools/few_shot.py --images UCM --per_class 20 --out UCM_20
+
+Synthetic images of a few training images are soon made, and a study of few shots needs no others: its seeds then draw from
+these. Which ones they are depends on --seed and their names alone. The manifest's other fields are kept. OUT/few_shot.json is
+also the last line.
+"""
+
+import shutil
+import zlib
+from collections import Counter
+from pathlib import Path
+
+from absl import flags
+
+from rsdiff import console
+from rsdiff.data.folder import MANIFEST, Entry, read_folder, write_manifest
+from rsdiff.errors import BadInput
+
+TRAIN = 'train'
+IMAGES = flags.DEFINE_string('images', None, 'A folder with labels and splits.', required=True)
+PER_CLASS = flags.DEFINE_integer('per_class', None, 'Training images of each class.', required=True, lower_bound=1)
+OUT = flags.DEFINE_string('out', None, 'A new folder.', required=True)
+SEED = flags.DEFINE_integer('seed', 0, 'Chooses them.')
+
+
+def chosen(entries: list[Entry], per_class: int, seed: int) -> list[Entry]:
+    """The entries that stay, in their order.
+
+    Raises:
+      BadInput: a training image has no label, or a class has too few.
+    """
+    training = [entry for entry in entries if entry.split == TRAIN]
+    if unlabelled := next((entry for entry in training if entry.label is None), None):
+        raise BadInput(f'{unlabelled.path}: no label in the manifest')
+    drawn, taken = sorted(training, key=lambda entry: zlib.crc32(f'{seed}/{entry.file_name}'.encode())), Counter()
+    kept = set()
+    for entry in drawn:
+        if taken[entry.label] < per_class:
+            taken[entry.label] += 1
+            kept.add(entry.file_name)
+    if short := [label for label, count in sorted(taken.items()) if count < per_class]:
+        raise BadInput(f'--per_class is {per_class}; class {short[0]!r} of {IMAGES.value} has {taken[short[0]]} training images')
+    return [entry for entry in entries if entry.split != TRAIN or entry.file_name in kept]
+
+
+def main() -> None:
+    out = Path(OUT.value)
+    if (out / MANIFEST).exists():
+        raise BadInput(f'{out} holds a {MANIFEST}; use another --out')
+    entries = chosen(read_folder(IMAGES.value), PER_CLASS.value, SEED.value)
+    for entry in entries:
+        path = out / entry.file_name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(entry.path, path)
+    write_manifest(out, entries)
+    console.finish({'out': str(out), 'per_class': PER_CLASS.value, 'seed': SEED.value,
+                    'images': dict(Counter(str(entry.split) for entry in entries))}, out / 'few_shot.json')
+
+
+if __name__ == '__main__':
+    console.run(main)
