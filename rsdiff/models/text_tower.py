@@ -38,7 +38,7 @@ class Config:
     vocabulary: int
     length: int = 64
     features: int = 1280
-    dim: int = 256
+    dim: int = 512
 
 
 class Towers(nnx.Module):
