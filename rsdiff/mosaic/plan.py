@@ -12,11 +12,10 @@ leave is averaged with their weights (`windows.Profile`). The last phase leaves 
     infinite         3              1/2                  linear        DDIM
 
 Overlap is what costs: a stride of W/2 computes every pixel four times. `fast` has little, and spends it where it is needed.
-A network knows nothing beyond its window and draws the outermost pixels poorly: of `weights/earth` the outer 4 have 57 to 88 %
-of the energy of the finest structure, the next 4 up to 114 %. So the outer third of the overlap counts for nothing, and the
-middle one is the ramp; a hard cut there shows. It has as many phases as `infinite`, with edges that lie elsewhere in
-each, so that what an edge of one has left apart, windows of the next see whole. What each of these numbers is worth:
-docs/mosaic_ablation.md.
+A network knows nothing beyond its window and draws the outermost pixels poorly. So the outer third of the overlap counts for
+nothing, and the middle one is the ramp; a hard cut there shows. How far that reaches is a matter of pixels, not of windows, so
+large windows need a smaller part. `fast` has as many phases as `infinite`, with edges that lie elsewhere in each, so that what
+an edge of one has left apart, windows of the next see whole. What each of these numbers is worth: docs/mosaic_ablation.md.
 """
 
 import dataclasses
@@ -36,7 +35,7 @@ UPSCALE = 4  # a stage's
 OFFSETS = (0.0, 0.0), (0.0, 0.5), (0.5, 0.5), (0.5, 0.0)
 FAST_STEPS, OTHER_STEPS = 12, 50
 PHASES = 3
-LEAST_OVERLAP_PX = 12
+LEAST_OVERLAP_PX = 20
 
 
 @dataclasses.dataclass(frozen=True)
