@@ -57,8 +57,8 @@ def test_the_edges_of_fast_lie_elsewhere_in_each_phase_and_never_count():
     plan = make_plan('fast', 64, phases=3)
     for phase in plan.phases:
         weights = plan.profile(phase).weights()
-        assert phase.stride_px == 52 and np.all(weights[:4] == 0) and 0 < weights[4] < weights[5] < 1 == weights[8]
-        np.testing.assert_allclose(weights[52:] + weights[:12], 1)  # the next window's, before any division
+        assert phase.stride_px == 44 and np.all(weights[:6] == 0) and 0 < weights[6] < weights[7] < 1 == weights[14]
+        np.testing.assert_allclose(weights[44:] + weights[:20], 1)  # the next window's, before any division
     assert len({phase.offset for phase in plan.phases}) == 3
     assert [phase.stride_px for phase in make_plan('fast', 256).phases] == [232] * 3
     assert [phase.steps for phase in make_plan('fast', 64, 16, 5, 0).phases] == [3, 3, 3, 3, 4]
@@ -73,7 +73,7 @@ def test_windows_of_fast_share_their_overlap_without_a_gap(overlap_px):
     np.testing.assert_allclose(shares(places, -100, 200, plan.profile(plan.phases[0])).sum(0), 1, atol=1e-6)
 
 
-@pytest.mark.parametrize('window_px, limit', [(64, 20), (256, 20)])
+@pytest.mark.parametrize('window_px, limit', [(64, 28), (256, 20)])
 def test_fast_costs_little_halo_included(window_px, limit):
     tiles = [(a, a + 4096) for a in range(0, 16 * 4096, 4096)]
     assert make_plan('fast', window_px).evaluations(tiles, tiles) / (16 * 4096) ** 2 < limit
@@ -86,7 +86,7 @@ def test_a_canvas_of_a_million_squared_is_counted_at_once():
     each = sum(plan.evaluations([rows], [columns]) for rows in tiles for columns in tiles)
     assert plan.evaluations(tiles, tiles) == each
     many = [(a, a + 1000) for a in range(0, 10**6, 1000)]
-    assert 16 < plan.evaluations(many, many) / 10**12 < 30
+    assert 22 < plan.evaluations(many, many) / 10**12 < 40
 
 
 def test_the_papers_plans_cost_what_their_overlap_says():
