@@ -34,6 +34,7 @@ from rsdiff.evaluation.interval import Interval
 from rsdiff.evaluation.probe import linear_probe
 
 TASKS = RETRIEVAL, ZERO_SHOT, PROBE = 'retrieval', 'zero_shot', 'probe'
+FITTED_ON = 'train', 'val'
 
 IMAGES = flags.DEFINE_string('images', None, 'DIR or DIR:SPLIT.', required=True)
 ENCODER = flags.DEFINE_string('encoder', EMBEDDED, f'{EMBEDDED!r}, the folder of such a text tower, or of a pretrained CLIP.')
@@ -50,6 +51,8 @@ def main() -> None:
     tasks = WANTED.value or possible(entries, folder, split)
     if strange := [task for task in tasks if task not in TASKS]:
         raise BadInput(f'--tasks {strange[0]!r}; there are {", ".join(TASKS)}')
+    if PROBE in tasks and split in FITTED_ON:
+        raise BadInput(f'--tasks {PROBE}: it is fitted on {" and ".join(FITTED_ON)}; give another split than {split}')
     captions = retrieval.captions_of(entries) if RETRIEVAL in tasks else []
     if {ZERO_SHOT, PROBE} & {*tasks}:
         check_labels(entries)
@@ -83,7 +86,7 @@ def possible(entries: list[Entry], folder: str, split: str) -> list[str]:
     """
     has_labels = all(entry.label is not None for entry in entries)
     tasks = [RETRIEVAL] * all(entry.captions for entry in entries) + [ZERO_SHOT] * has_labels
-    if has_labels and split == 'test' and {'train', 'val'} <= {entry.split for entry in read_folder(folder)}:
+    if has_labels and split == 'test' and {*FITTED_ON} <= {entry.split for entry in read_folder(folder)}:
         tasks.append(PROBE)
     if not tasks:
         raise BadInput(f'{IMAGES.value}: not every image has captions, nor has every image a label; there is nothing to do')
@@ -123,7 +126,7 @@ def warn_of_unread(encoder: Encoder, classes: list[str]) -> None:
 def probed(encoder: Encoder, params: dict[str, Any], images: np.ndarray, entries: list[Entry],
            folder: str) -> list[dict[str, Any]]:
     """Accuracy of a linear probe, fitted on train and val of the same folder."""
-    parts = {split: read_folder(folder, split) for split in ('train', 'val')}
+    parts = {split: read_folder(folder, split) for split in FITTED_ON}
     for part in parts.values():
         check_labels(part)
     x, y = zip(*((embeddings(encoder, params, part), [entry.label for entry in part]) for part in parts.values()))
