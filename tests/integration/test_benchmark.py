@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from rsdiff.data.degradation import LIGHT
+from rsdiff.mosaic.plan import FAST_STEPS, OTHER_STEPS
 from rsdiff.training.config import TrainConfig, from_dict, to_dict
 from rsdiff.training.loop import train
 
@@ -98,7 +99,7 @@ def test_mosaic_measures_what_a_mosaic_promises(tiny_run, tmp_path):
     assert result == json.loads((tmp_path / 'out.json').read_text()) and all(map(math.isfinite, numbers(result)))
     for counted in (*result['evaluations'], result['plans']['evaluations']):
         ratio = counted['ratio']
-        assert ratio['per_pixel'] == pytest.approx(ratio['steps'] * ratio['overlap']) and ratio['steps'] == 50 / 15
+        assert ratio['per_pixel'] == pytest.approx(ratio['steps'] * ratio['overlap']) and ratio['steps'] == OTHER_STEPS / FAST_STEPS
     assert [row['window_px'] for row in result['evaluations']] == [64, 256]
     assert result['a_million_squared']['supertiles'] == 977**2
     assert [row['side_px'] for row in result['memory']['canvases']] == [32, 64] and result['memory']['last_over_first'] > 0.5

@@ -174,7 +174,7 @@ def test_sigterm_saves_and_the_same_command_continues(trained, tmp_path):
     process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, env={**os.environ, 'XLA_FLAGS': ''},
                                stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     metrics = tmp_path / 'run' / 'metrics.jsonl'
-    for _ in range(1200):
+    for _ in range(4800):
         if metrics.exists() and metrics.read_text():
             break
         time.sleep(0.1)
