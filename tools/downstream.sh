@@ -7,11 +7,12 @@
 #
 # --variants, --gsd_m and --steps are those of sample.py: images made from each training image, metres a pixel where the
 # manifest does not say, network evaluations an image. They need --checkpoint.
-# MORE: --encoder embedded|tiny|FOLDER|HUB_NAME (a CLIP or SigLIP), --seeds 5, --methods LIST, --jobs N, and after
+# MORE: --encoder embedded|tiny|FOLDER|HUB_NAME (a CLIP or SigLIP), --seeds 5, --methods LIST, --jobs N, --preset metaearth
+# (150 real images of each class and five synthetic of each, as Yu et al. 2024 on seven classes), and after
 # -- any other flag of tools/downstream.py, such as -- --steps 250, the optimiser's. OUT/comparison/report.html is the report.
 set -euo pipefail
 refuse() { echo "error: $1; --help tells how it is used" >&2; exit 2; }
-real='' synthetic='' checkpoint='' out='' encoder=embedded
+real='' synthetic='' checkpoint='' out='' encoder=embedded preset=''
 sampling=() comparing=()
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -20,18 +21,23 @@ while [ $# -gt 0 ]; do
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}"; continue ;;
     esac
     case "$1" in
-        --real|--synthetic|--checkpoint|--out|--variants|--gsd_m|--steps|--encoder|--seeds|--methods|--jobs)
+        --real|--synthetic|--checkpoint|--out|--variants|--gsd_m|--steps|--encoder|--seeds|--methods|--jobs|--preset)
             [ $# -ge 2 ] && [ -n "$2" ] && [ "${2#--}" = "$2" ] || refuse "$1 needs a value" ;;
         *) refuse "unknown argument $1" ;;
     esac
     case "$1" in
-        --real|--synthetic|--checkpoint|--out|--encoder) printf -v "${1#--}" %s "$2" ;;
+        --real|--synthetic|--checkpoint|--out|--encoder|--preset) printf -v "${1#--}" %s "$2" ;;
         --variants|--gsd_m|--steps) sampling+=("$1" "$2") ;;
         *) comparing+=("$1" "$2") ;;
     esac
     shift 2
 done
 [ -n "$real" ] && [ -n "$out" ] || refuse "give --real and --out"
+case "$preset" in
+    '') ;;
+    metaearth) comparing=(--real_per_class 150 --ratios 5 ${comparing[@]+"${comparing[@]}"}) ;;  # what is given itself counts
+    *) refuse "--preset $preset: there is metaearth" ;;
+esac
 [ -n "$checkpoint$synthetic" ] || refuse "give --checkpoint or --synthetic"
 [ -z "$checkpoint" ] || [ -z "$synthetic" ] || refuse "give --checkpoint or --synthetic, not both"
 [ -n "$checkpoint" ] || [ ${#sampling[@]} = 0 ] || refuse "${sampling[0]} needs --checkpoint: $synthetic is made already"

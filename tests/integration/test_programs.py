@@ -121,6 +121,7 @@ def test_the_downstream_script_makes_its_own_synthetic_images(trained, tmp_path)
     assert len(read_folder(tmp_path / 'out' / 'synthetic')) == 10
     for wrong in ([], ['--real', images], ['--real', images, '--out', 'x', '--checkpoint', 'a', '--synthetic', 'b'], ['-x'], ['--real'],
                   ['--real', images, '--out', 'x', '--synthetic', images, '--variants', '2'],
+                  ['--real', images, '--out', 'x', '--synthetic', images, '--preset', 'other'],
                   ['--real', images, '--out', 'x', '--synthetic', 'none']):
         done = subprocess.run([*script, *wrong], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 2 and done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
