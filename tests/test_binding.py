@@ -13,7 +13,7 @@ from rsdiff.diffusion.objective import ObjectiveConfig
 from rsdiff.errors import BadInput
 from rsdiff.generator import Generator, GeneratorConfig
 from rsdiff.models.unet import UNetConfig
-from rsdiff.mosaic.binding import bind_windows, make_projection
+from rsdiff.mosaic.binding import bind_images, bind_windows, make_projection
 from rsdiff.mosaic.field import Field
 from rsdiff.mosaic.plan import make_plan
 from rsdiff.mosaic.plane import Plane
@@ -75,3 +75,13 @@ def test_the_mosaic_agrees_with_its_condition(params, smooth_image):
     error = lambda made: np.abs(made.reshape(15, 4, 20, 4, 3).mean((1, 3)) - image).mean()
     on, off = (field(params, image, projection=p).region(Box(0, 0, 60, 80)) for p in (Projection(), None))
     assert error(on) < 0.3 * error(off)
+
+
+def test_whole_images_take_either_solver(params):
+    """Which are one solver as long as there is no step before."""
+    lr, gsd_m = to_float(np.full((8, 8, 8, 3), 90, np.uint8)), jnp.full(8, 10.0)
+    eps = jax.random.normal(KEY, (8, 32, 32, 3))
+    made = {(solver, steps): np.asarray(bind_images(GENERATOR, params, steps, make_mesh(), solver=solver)(lr, eps, gsd_m))
+            for solver in ('ddim', 'dpm++2m') for steps in (1, 3)}
+    np.testing.assert_allclose(made['ddim', 1], made['dpm++2m', 1], atol=1e-5)
+    assert np.abs(made['ddim', 3] - made['dpm++2m', 3]).max() > 1e-3
