@@ -379,7 +379,7 @@ def main() -> None:
         for cell in bar:
             bar.set_postfix_str(cell.name(), refresh=False)
             figures[cell] = judged(cell, trained, judge, out)
-    references = {cell.more: row for cell, row in figures.items() if cell.plan == REFERENCE}
+    references = {cell.more: row for cell, row in figures.items() if cell.plan == REFERENCE and cell.steps is None}
     tables = [table(group, [(cell, figures[cell]) for cell in design[group] if not cell.moved], references)
               for group in GROUPS if group in GROUP.value]
     moved, edges = {}, None
