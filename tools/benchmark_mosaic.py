@@ -41,6 +41,8 @@ from rsdiff.training.mesh import make_mesh
 
 CHECKPOINT = flags.DEFINE_string('checkpoint', 'weights/earth', 'mosaic: a run of train.py, or released weights.')
 CANVAS = flags.DEFINE_integer('canvas_px', 512, 'mosaic: side of the canvas on which plans compare.', lower_bound=64)
+LARGE = flags.DEFINE_integer('large_px', 2048, 'mosaic: side of the canvas that `fast` makes in one supertile.',
+                             lower_bound=64)
 MEMORY = flags.DEFINE_multi_integer('memory_px', [2048, 8192], 'mosaic: sides of the canvases whose memory is measured.',
                                     lower_bound=16)
 
@@ -65,7 +67,9 @@ def mosaic(rounds: int) -> dict[str, Any]:
     told('tint')
     result['tint'] = tint(trained)
     told(f'plans on {CANVAS.value} × {CANVAS.value} pixels, {rounds} rounds')
-    return result | plans(trained, CANVAS.value, rounds) | {
+    result |= plans(trained, CANVAS.value, rounds)
+    told(f'fast on {LARGE.value} × {LARGE.value} pixels')
+    return result | {'large': large(trained, LARGE.value, result['plans']['pixels_per_second']['metaearth']['median'])} | {
         'device_kind': jax.devices()[0].device_kind, 'devices': jax.device_count(), 'cores': cores()}
 
 
@@ -160,13 +164,23 @@ def plans(trained: Trained, side_px: int, rounds: int) -> dict[str, Any]:
                        'files_share': spread(files)}}
 
 
+def large(trained: Trained, side_px: int, metaearth: float) -> dict[str, Any]:
+    """Pixels a second of `fast` where the canvas is large, over those of `metaearth`, whose pixels cost the same on any canvas:
+    the halo of phases weighs on small ones."""
+    canvas = Canvas(trained, 'fast', side_px, 1, supertile_px=side_px)
+    canvas.tell()
+    rate = side_px**2 / canvas.make()['seconds']
+    return {'canvas_px': side_px, 'evaluations': compared(canvas.settings.plan, [(0, side_px)])['per_pixel'],
+            'pixels_per_second': rate, 'fast_over_metaearth': rate / metaearth}
+
+
 class Canvas:
     """A square canvas of noise to be made again and again, through the files that sample.py reads and writes."""
 
-    def __init__(self, trained: Trained, plan: PlanName, side_px: int, stages: int):
+    def __init__(self, trained: Trained, plan: PlanName, side_px: int, stages: int, supertile_px: int | None = None):
         window_px = trained.config.data.size_px
         self.settings = MosaicSettings(blue_marble.GSD_M * UPSCALE**stages, stages, make_plan(plan, window_px),
-                                       16 * window_px)
+                                       supertile_px or 16 * window_px)
         self.sampler_at: SamplerAt = bind_windows(trained.generator, trained.params, self.settings.plan, make_mesh())
         self.pixels = np.random.default_rng(0).integers(0, 256, (side_px // UPSCALE**stages,) * 2 + (3,), np.uint8)
 

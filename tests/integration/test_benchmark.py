@@ -94,8 +94,8 @@ def tiny_run(image_folder, tmp_path):
 
 
 def test_mosaic_measures_what_a_mosaic_promises(tiny_run, tmp_path):
-    result = json.loads(run('mosaic', '--checkpoint', tiny_run, '--canvas_px', 128, '--rounds', 2, '--memory_px', 32,
-                            '--memory_px', 64, '--out', tmp_path / 'out.json').stdout.splitlines()[-1])
+    result = json.loads(run('mosaic', '--checkpoint', tiny_run, '--canvas_px', 128, '--large_px', 256, '--rounds', 2,
+                            '--memory_px', 32, '--memory_px', 64, '--out', tmp_path / 'out.json').stdout.splitlines()[-1])
     assert result == json.loads((tmp_path / 'out.json').read_text()) and all(map(math.isfinite, numbers(result)))
     for counted in (*result['evaluations'], result['plans']['evaluations']):
         ratio = counted['ratio']
@@ -104,6 +104,8 @@ def test_mosaic_measures_what_a_mosaic_promises(tiny_run, tmp_path):
     assert result['a_million_squared']['supertiles'] == 977**2
     assert [row['side_px'] for row in result['memory']['canvases']] == [32, 64] and result['memory']['last_over_first'] > 0.5
     assert 0 < result['two_stages']['files_share']['highest'] < 1
+    large = result['large']
+    assert large['canvas_px'] == 256 and large['evaluations'] < result['plans']['evaluations']['fast']['per_pixel']
     speeds, compared = result['plans']['pixels_per_second'], result['plans']['fast_over_metaearth']['wall']['rounds']
     assert compared == pytest.approx([a / b for a, b in zip(*(speeds[name]['rounds'] for name in ('fast', 'metaearth')))], rel=1e-2)
     assert {row['projection'] for row in result['tint']} == {'on', 'off'} and len(result['tint']) >= 6
