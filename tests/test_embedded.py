@@ -164,7 +164,7 @@ def test_the_tools_train_a_tower_and_say_how_much_it_finds(tmp_path):
     done = run(*evaluate, f'{tmp_path / "images"}:test')
     assert done.returncode == 0, done.stderr[-2000:]
     rows = {(row['task'], row['name']): row['value'] for row in json.loads(done.stdout.splitlines()[-1])['rows']}
-    for found in (('probe', 'embedding (512)'), ('zero_shot', 'names (1)'), ('retrieval', 'image to text, R@1, words')):
+    for found in (('probe', 'features (1280)'), ('zero_shot', 'names (1)'), ('retrieval', 'image to text, R@1, words')):
         assert rows[found] == 1
     for images, more, message in (
             (f'{tmp_path / "images"}:val', ['--tasks', 'probe'], 'it is fitted on train and val'),

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from rsdiff.downstream.encoder import tiny_encoder
-from rsdiff.downstream.frozen import frozen_features
+from rsdiff.downstream.frozen import FrozenTower
 from rsdiff.errors import BadInput
 from rsdiff.evaluation import features
 
@@ -24,11 +24,13 @@ def pixels(smooth_image):
 
 def test_they_are_what_the_encoder_makes_of_each_image(encoder, pixels, tmp_path):
     params = encoder.initial_params(0)
-    found = frozen_features(encoder, params, pixels, tmp_path, show=False)
+    found = FrozenTower(encoder, params, tmp_path)(pixels)
     assert found.dtype == np.float32
     np.testing.assert_allclose(found, jax.jit(encoder.encode_images)(params, pixels), atol=1e-5)
+    features = FrozenTower(encoder, params, tmp_path).features(pixels)
+    np.testing.assert_allclose(features, jax.jit(encoder.image_features)(params, pixels), atol=1e-4)
     np.testing.assert_allclose(np.linalg.norm(found, axis=1), 1, atol=1e-5)
-    assert frozen_features(encoder, params, pixels[:0], tmp_path, show=False).shape == (0, 32)
+    assert FrozenTower(encoder, params, tmp_path)(pixels[:0]).shape == (0, 32)
 
 
 def test_they_are_computed_once_for_pixels_parameters_and_encoder(encoder, pixels, tmp_path, monkeypatch):
@@ -36,24 +38,24 @@ def test_they_are_computed_once_for_pixels_parameters_and_encoder(encoder, pixel
     run = features.Network.__call__
     monkeypatch.setattr(features.Network, '__call__', lambda self, images: computed.append(len(images)) or run(self, images))
     params = encoder.initial_params(0)
-    first = frozen_features(encoder, params, pixels, tmp_path, show=False)
-    np.testing.assert_array_equal(frozen_features(encoder, params, pixels[::-1], tmp_path, show=False), first[::-1])
+    first = FrozenTower(encoder, params, tmp_path)(pixels)
+    np.testing.assert_array_equal(FrozenTower(encoder, params, tmp_path)(pixels[::-1]), first[::-1])
     assert computed == [5]
-    other = frozen_features(encoder, encoder.initial_params(1), pixels, tmp_path, show=False)
+    other = FrozenTower(encoder, encoder.initial_params(1), tmp_path)(pixels)
     assert np.abs(other - first).max() > 0.01 and computed == [5, 5]
-    frozen_features(dataclasses.replace(encoder, digest='another'), params, pixels, tmp_path, show=False)
+    FrozenTower(dataclasses.replace(encoder, digest='another'), params, tmp_path)(pixels)
     assert computed == [5, 5, 5]
 
 
 def test_without_a_folder_they_are_kept_in_the_users_cache(encoder, pixels, tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
-    frozen_features(encoder, encoder.initial_params(0), pixels, show=False)
+    FrozenTower(encoder, encoder.initial_params(0))(pixels)
     path, = (tmp_path / 'rsdiff').rglob('*.safetensors')
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(BadInput, match='remove it'):
-        frozen_features(encoder, encoder.initial_params(0), pixels, show=False)
+        FrozenTower(encoder, encoder.initial_params(0))(pixels)
 
 
 def test_pixels_of_another_size_are_refused(encoder, smooth_image):
     with pytest.raises(ValueError, match=r'takes uint8 16²'):
-        frozen_features(encoder, encoder.initial_params(0), smooth_image(24, 24)[None], show=False)
+        FrozenTower(encoder, encoder.initial_params(0))(smooth_image(24, 24)[None])

@@ -6,7 +6,7 @@
 
     retrieval    needs `captions`: R@1, R@5 and R@10 both ways, with chance by the same rule (`rsdiff.downstream.retrieval`)
     zero_shot    needs `label`: accuracy by class names, by templates and by many sentences (`rsdiff.downstream.zero_shot`)
-    probe        needs `label` and the splits train and val beside the one given: a line through the embeddings
+    probe        needs `label` and the splits train and val beside the one given: a line through the image tower's features
 
 Without --tasks it does what the manifest has the fields for. OUT holds table.md, table.csv and encoder.json, whose content is
 also the last line. Embeddings are kept in the user's cache.
@@ -28,7 +28,7 @@ from rsdiff.data.images import read_image
 from rsdiff.downstream import retrieval, zero_shot
 from rsdiff.downstream.embedded import EMBEDDED, named_encoder
 from rsdiff.downstream.encoder import Encoder
-from rsdiff.downstream.frozen import frozen_features, text_embeddings
+from rsdiff.downstream.frozen import FrozenTower, text_embeddings
 from rsdiff.errors import BadInput
 from rsdiff.evaluation.interval import Interval
 from rsdiff.evaluation.probe import linear_probe
@@ -58,7 +58,9 @@ def main() -> None:
         check_labels(entries)
     encoder = named_encoder(ENCODER.value)
     params = encoder.initial_params(0)
-    images = embeddings(encoder, params, entries)
+    tower = FrozenTower(encoder, params, show=True)
+    pixels = pixels_of(encoder, entries)
+    images = tower(pixels)
 
     rows, found = [], []
     if RETRIEVAL in tasks:
@@ -69,7 +71,7 @@ def main() -> None:
     if ZERO_SHOT in tasks:
         rows += classified(encoder, params, images, [entry.label for entry in entries])
     if PROBE in tasks:
-        rows += probed(encoder, params, images, entries, folder)
+        rows += probed(tower, pixels, entries, folder)
     table = '\n\n'.join(filter(None, [retrieval.markdown(found) if found else '', accuracies(rows)]))
     print(f'{encoder.name}; {len(entries)} images\n\n{table}')
     console.write_text_atomically(out / 'table.md', table + '\n')
@@ -98,9 +100,9 @@ def check_labels(entries: list[Entry]) -> None:
         raise BadInput(f'{unlabelled.path}: no label in the manifest; {ZERO_SHOT} and {PROBE} need one for each image')
 
 
-def embeddings(encoder: Encoder, params: dict[str, Any], entries: list[Entry]) -> np.ndarray:
-    """Of the images, (n, dim)."""
-    return frozen_features(encoder, params, np.stack([encoder.resize(read_image(entry.path)) for entry in entries]))
+def pixels_of(encoder: Encoder, entries: list[Entry]) -> np.ndarray:
+    """The images as the encoder takes them, uint8 (n, size, size, 3)."""
+    return np.stack([encoder.resize(read_image(entry.path)) for entry in entries])
 
 
 def classified(encoder: Encoder, params: dict[str, Any], images: np.ndarray, labels: list[str]) -> list[dict[str, Any]]:
@@ -123,16 +125,16 @@ def warn_of_unread(encoder: Encoder, classes: list[str]) -> None:
         logging.warning('%s reads these class names alike: %s', encoder.name, ', '.join(alike))
 
 
-def probed(encoder: Encoder, params: dict[str, Any], images: np.ndarray, entries: list[Entry],
-           folder: str) -> list[dict[str, Any]]:
+def probed(tower: FrozenTower, pixels: np.ndarray, entries: list[Entry], folder: str) -> list[dict[str, Any]]:
     """Accuracy of a linear probe, fitted on train and val of the same folder."""
     parts = {split: read_folder(folder, split) for split in FITTED_ON}
     for part in parts.values():
         check_labels(part)
-    x, y = zip(*((embeddings(encoder, params, part), [entry.label for entry in part]) for part in parts.values()))
+    x, y = zip(*((tower.features(pixels_of(tower.encoder, part)), [entry.label for entry in part]) for part in parts.values()))
     probe = linear_probe(x[0], y[0], x[1], y[1])
+    images = tower.features(pixels)
     right = probe.predict(images) == np.array([entry.label for entry in entries])
-    return [{'task': PROBE, 'name': f'embedding ({images.shape[1]})', **share(right), 'chance': 1 / len(probe.classes)}]
+    return [{'task': PROBE, 'name': f'features ({images.shape[1]})', **share(right), 'chance': 1 / len(probe.classes)}]
 
 
 def share(right: np.ndarray) -> dict[str, float]:

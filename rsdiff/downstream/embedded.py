@@ -68,10 +68,17 @@ class Embedded:
         """uint8 (batch, size, size, 3) → float32, as the image tower takes them."""
         return efficientnet.normalise(images.astype('float32'))
 
+    def image_features(self, params: dict[str, Any], pixels: jax.Array) -> jax.Array:
+        """uint8 (batch, size, size, 3) → EfficientNet-lite0's pooled features, float32 (batch, 1280)."""
+        return efficientnet.forward(params[IMAGE_TOWER], self.normalise(pixels))[0]
+
+    def project(self, params: dict[str, Any], features: jax.Array) -> jax.Array:
+        """What `image_features` gives → embeddings of unit length, float32 (batch, dim)."""
+        return text_tower.encode_features(self.config, params[TEXT_TOWER], features)
+
     def encode_images(self, params: dict[str, Any], pixels: jax.Array) -> jax.Array:
         """uint8 (batch, size, size, 3) → embeddings of unit length, float32 (batch, dim)."""
-        features = efficientnet.forward(params[IMAGE_TOWER], self.normalise(pixels))[0]
-        return text_tower.encode_features(self.config, params[TEXT_TOWER], features)
+        return self.project(params, self.image_features(params, pixels))
 
     def encode_texts(self, params: dict[str, Any], ids: jax.Array, mask: jax.Array) -> jax.Array:
         """What `tokenize` gives → embeddings of unit length, float32 (batch, dim)."""
@@ -157,9 +164,9 @@ def image_tower() -> Network:
 def train_tokenizer(captions: Iterable[str]) -> Tokenizer:
     """The words of captions, each as likely as it is frequent: a unigram model (Kudo 2018, arXiv 1804.10959).
 
-    A word that is not among them is read as the likeliest sequence of words that spells it, 'parkinglot' as 'parking lot'. The s at
-    the end of a word is a word of its own, so that who has read of freeways knows a freeway. Case, accents and punctuation do
-    not count.
+    A word that is not among them is read as the likeliest sequence of words that spells it, 'parkinglot' as 'parking lot'. The s
+    at the end of a word is a word of its own, so that who has read of freeways knows a freeway. Case, accents and punctuation
+    do not count.
 
     Raises:
       BadInput: no word is frequent enough.

@@ -66,9 +66,17 @@ class Encoder:
         """uint8 (batch, size, size, 3) → float32, as the image tower takes them."""
         return towers.normalise_images(images.astype('float32') / 127.5 - 1.0, self.image_mean, self.image_std)
 
+    def image_features(self, params: dict[str, Any], pixels: jax.Array) -> jax.Array:
+        """uint8 (batch, size, size, 3) → what the image tower makes of them, float32 (batch, width)."""
+        return towers.image_features(self.config, params, self.normalise(pixels))
+
+    def project(self, params: dict[str, Any], features: jax.Array) -> jax.Array:
+        """What `image_features` gives → embeddings of unit length, float32 (batch, dim)."""
+        return towers.project_images(self.config, params, features)
+
     def encode_images(self, params: dict[str, Any], pixels: jax.Array) -> jax.Array:
         """uint8 (batch, size, size, 3) → embeddings of unit length, float32 (batch, dim)."""
-        return towers.encode_images(self.config, params, self.normalise(pixels))
+        return self.project(params, self.image_features(params, pixels))
 
     def encode_texts(self, params: dict[str, Any], ids: jax.Array, mask: jax.Array) -> jax.Array:
         """What `tokenize` gives → embeddings of unit length, float32 (batch, dim)."""

@@ -23,24 +23,25 @@ class FrozenTower:
 
     Args:
       params: of the encoder, its pretrained ones or others; they are part of the key.
-      cache: the folder that keeps the embeddings; the user's cache if not given.
+      cache: the folder that keeps the features; the user's cache if not given.
+      show: whether a bar shows progress.
     """
 
-    def __init__(self, encoder: Encoder, params: dict[str, Any], cache: Path | str | None = None):
-        self.encoder = encoder
+    def __init__(self, encoder: Encoder, params: dict[str, Any], cache: Path | str | None = None, show: bool = False):
+        self.encoder, self.params, self.show = encoder, params, show
         size_px = encoder.image_size_px
         example = jax.ShapeDtypeStruct((1, size_px, size_px, 3), np.uint8)
-        dim = jax.eval_shape(encoder.encode_images, params, example).shape[-1]
-        self.network = Network('image_tower', dim, weights.digest(params, encoder.digest), params, lambda image: image,
-                               encoder.encode_images)
+        width = jax.eval_shape(encoder.image_features, params, example).shape[-1]
+        self.network = Network('image_features', width, weights.digest(params, encoder.digest), params, lambda image: image,
+                               encoder.image_features)
         self.store = FeatureStore(self.network, cache_folder() / FOLDER if cache is None else cache)
+        self._project = jax.jit(encoder.project)
 
-    def __call__(self, pixels: np.ndarray, show: bool = False) -> np.ndarray:
-        """The embeddings of `encoder.encode_images`, float32 (n, dim), of unit length as there.
+    def features(self, pixels: np.ndarray) -> np.ndarray:
+        """What the tower makes of images before any projection, float32 (n, width).
 
         Args:
           pixels: uint8 (n, size, size, 3), resized by `encoder.resize`.
-          show: whether a bar shows progress.
         Raises:
           BadInput: a file of the cache is spoilt.
           FloatingPointError: the tower returns what is no number.
@@ -48,13 +49,11 @@ class FrozenTower:
         size_px = self.encoder.image_size_px
         if pixels.dtype != np.uint8 or pixels.shape[1:] != (size_px, size_px, 3):
             raise ValueError(f'pixels are {pixels.dtype} {pixels.shape}; {self.encoder.name} takes uint8 {size_px}²')
-        return features_of(self.network, list(pixels), self.store, show=show)
+        return features_of(self.network, list(pixels), self.store, show=self.show)
 
-
-def frozen_features(encoder: Encoder, params: dict[str, Any], pixels: np.ndarray, cache: Path | str | None = None,
-                    show: bool = True) -> np.ndarray:
-    """As `FrozenTower`, for once."""
-    return FrozenTower(encoder, params, cache)(pixels, show)
+    def __call__(self, pixels: np.ndarray) -> np.ndarray:
+        """The embeddings of `encoder.encode_images`, float32 (n, dim), of unit length; from `features`."""
+        return np.asarray(self._project(self.params, self.features(pixels)), np.float32)
 
 
 def text_embeddings(encoder: Encoder, params: dict[str, Any], texts: Sequence[str], batch_size: int = 64) -> np.ndarray:

@@ -1,11 +1,12 @@
-"""Classifiers on the embeddings of a frozen image tower: s = W z + b.
+"""Classifiers on what a frozen image tower makes of images: s = W z + b.
 
-    linear       W = 0 at first; z is the embedding x less the examples' mean, over the mean of its deviations
-    classifier   z = x, and W and b such that s is, at first, what the encoder scores its prompts by: for a CLIP
+    linear       W = 0 at first; z are the tower's features before any projection (Radford et al. 2021, section 3.2) less the
+                 examples' mean, over the mean of their deviations
+    classifier   z is the embedding, and W and b such that s is, at first, what the encoder scores its prompts by: for a CLIP
                  exp(logit_scale) times the text embeddings (He et al. 2023, arXiv 2210.07574, section 3.1)
     zero shot    the same, before any step
 
-An embedding is computed once; then a step is two small matrix products, and all candidates of a grid take it at once.
+Features are computed once; then a step is two small matrix products, and all candidates of a grid take it at once.
 """
 
 import functools
@@ -53,7 +54,7 @@ class HeadTuner:
 
     def fit(self, examples: Examples, validation: Images | None, seed: int) -> tuple[Fitted, float | None, float]:
         """The best head of the grid, its accuracy on the validation images, and the seconds that training took."""
-        features = self.towers(seed)
+        features = self.towers(seed) if self._text_head else self.towers(seed).features
         x = features(examples.pixels)
         mean, deviation = np.zeros(x.shape[1], np.float32), np.float32(1)
         if self._text_head:

@@ -179,7 +179,11 @@ class CLIP(nnx.Module):
 
     def image_features(self, images: jax.Array) -> jax.Array:
         """Equation (1)."""
-        return self.visual_projection(self.vision_model(images))
+        return self.projected(self.vision_model(images))
+
+    def projected(self, pooled: jax.Array) -> jax.Array:
+        """What the image tower gives, in the common space."""
+        return self.visual_projection(pooled)
 
     def text_features(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """Equation (2). Each text has an end token."""

@@ -213,7 +213,11 @@ class Siglip(nnx.Module):
         self.logit_bias = nnx.Param(jnp.full((1,), -10.0, jnp.float32))
 
     def image_features(self, images: jax.Array) -> jax.Array:
-        return self.vision_model(images)
+        return self.projected(self.vision_model(images))
+
+    def projected(self, pooled: jax.Array) -> jax.Array:
+        """The image tower's own space is the common one."""
+        return pooled
 
     def text_features(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
         """SigLIP was trained with texts padded to `text_length` and masks of ones."""

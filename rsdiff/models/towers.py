@@ -57,17 +57,28 @@ def normalise_images(images: jax.Array, mean: tuple[float, ...], std: tuple[floa
     return ((images + 1.0) / 2.0 - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
 
 
-def encode_images(config: Config, params: dict[str, Any], images: jax.Array) -> jax.Array:
-    """Image embeddings.
+def image_features(config: Config, params: dict[str, Any], images: jax.Array) -> jax.Array:
+    """What the image tower makes of images, before its projection into the common space, if it has one: what linear probes
+    are fitted on (Radford et al. 2021, section 3.2).
 
     Args:
       images: (batch, image_size_px, image_size_px, 3), normalised by `normalise_images`.
     Returns:
-      (batch, embedding_dim), of unit length.
+      (batch, vision_config.hidden_size).
     Raises:
       BadInput: the images have another size than the tower's.
     """
-    return _unit(module(config, params).image_features(images))
+    return module(config, params).vision_model(images)
+
+
+def project_images(config: Config, params: dict[str, Any], features: jax.Array) -> jax.Array:
+    """What `image_features` gives → image embeddings (batch, embedding_dim), of unit length."""
+    return _unit(module(config, params).projected(features))
+
+
+def encode_images(config: Config, params: dict[str, Any], images: jax.Array) -> jax.Array:
+    """Image embeddings, `project_images` of `image_features`."""
+    return project_images(config, params, image_features(config, params, images))
 
 
 def encode_texts(config: Config, params: dict[str, Any], ids: jax.Array, mask: jax.Array) -> jax.Array:
