@@ -9,11 +9,9 @@
     probe        needs `label` and the splits train and val beside the one given: a line through the image tower's features
 
 Without --tasks it does what the manifest has the fields for. OUT holds table.md, table.csv and encoder.json, whose content is
-also the last line. Embeddings are kept in the user's cache.
+also the last line. Features are kept in the user's cache.
 """
 
-import csv
-import io
 from pathlib import Path
 from typing import Any
 
@@ -32,6 +30,7 @@ from rsdiff.downstream.frozen import FrozenTower, text_embeddings
 from rsdiff.errors import BadInput
 from rsdiff.evaluation.interval import Interval
 from rsdiff.evaluation.probe import linear_probe
+from rsdiff.evaluation.tables import csv_text
 
 TASKS = RETRIEVAL, ZERO_SHOT, PROBE = 'retrieval', 'zero_shot', 'probe'
 FITTED_ON = 'train', 'val'
@@ -75,7 +74,7 @@ def main() -> None:
     table = '\n\n'.join(filter(None, [retrieval.markdown(found) if found else '', accuracies(rows)]))
     print(f'{encoder.name}; {len(entries)} images\n\n{table}')
     console.write_text_atomically(out / 'table.md', table + '\n')
-    console.write_text_atomically(out / 'table.csv', as_csv(rows))
+    console.write_text_atomically(out / 'table.csv', csv_text(rows))
     console.finish({'encoder': encoder.name, 'digest': encoder.digest, 'images': len(entries), 'rows': rows},
                    out / 'encoder.json')
 
@@ -148,14 +147,6 @@ def accuracies(rows: list[dict[str, Any]]) -> str:
     lines = [f'| {row["task"]} | {row["name"]} | {100 * row["value"]:.1f} ({100 * row["low"]:.1f} to {100 * row["high"]:.1f}) | '
              f'{100 * row["chance"]:.2f} |' for row in rows if row['task'] != RETRIEVAL]
     return '\n'.join(['| task | by | accuracy, % | chance |', '|---|---|---:|---:|', *lines]) if lines else ''
-
-
-def as_csv(rows: list[dict[str, Any]]) -> str:
-    text = io.StringIO()
-    writer = csv.DictWriter(text, rows[0].keys(), lineterminator='\n')
-    writer.writeheader()
-    writer.writerows(rows)
-    return text.getvalue()
 
 
 if __name__ == '__main__':
