@@ -50,7 +50,7 @@ flags.DEFINE_bool('tiles', False, 'Sample one canvas of any size by sliding wind
 TILED = 'plan phases overlap noise wrap_x supertile region dry_run workers bands value_range format'.split()
 flags.DEFINE_enum('plan', 'fast', typing.get_args(PlanName), 'With --tiles: see rsdiff/mosaic/plan.py.')
 flags.DEFINE_integer('phases', None, 'With --tiles: phases of the plans fast and infinite.')
-flags.DEFINE_integer('overlap', None, 'With --tiles: pixels by which windows overlap in the last phase of the plan fast.')
+flags.DEFINE_integer('overlap', None, 'With --tiles: pixels by which windows of the plan fast overlap.')
 flags.DEFINE_enum('noise', 'anchored', typing.get_args(noise.Kind), 'With --tiles: see rsdiff/diffusion/noise.py.')
 flags.DEFINE_bool('wrap_x', False, 'With --tiles: the left edge follows the right one.')
 flags.DEFINE_integer('supertile', None, 'With --tiles: side in pixels of what is made at once; if not given 16 windows.')

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 from pathlib import Path
 
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
@@ -15,6 +16,8 @@ import pytest
 from rsdiff.data.folder import Entry, write_manifest
 from rsdiff.data.images import write_image
 from rsdiff.models import towers
+
+CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 
 jax.config.update('jax_compilation_cache_dir', os.environ['JAX_COMPILATION_CACHE_DIR'])
 jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
@@ -94,3 +97,15 @@ def scene_folders(tmp_path):
     for folder, rows in ((where / 'real', real), (where / 'synthetic', synthetic)):
         (folder / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)) + '\n')
     return where / 'real', where / 'synthetic'
+
+
+@pytest.fixture(scope='module')
+def browser():
+    """A headless Chromium."""
+    api = pytest.importorskip('playwright.sync_api', reason='drives the browser; the `parity` extra brings it')
+    if CHROMIUM is None:
+        pytest.skip('no Chromium on this machine: apt-get install chromium')
+    with api.sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=['--force-color-profile=srgb'])
+        yield browser
+        browser.close()

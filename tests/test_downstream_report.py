@@ -17,7 +17,6 @@ from rsdiff.downstream.samples import MOST_THUMBNAILS, THUMBNAIL_PX, provenance,
 from rsdiff.downstream.summary import summarise
 from rsdiff.errors import BadInput
 
-CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 # names come from data, and are not to be trusted
 CLASSES = 'lake', 'sand & <b>dune</b> $\\x$', '<script>document.title="spoilt"</script>'
 LABELS = np.repeat([0, 1, 2], 20)
@@ -249,17 +248,6 @@ def test_an_image_that_cannot_be_read_is_bad_input(folders, tmp_path):
     (tmp_path / 'synthetic' / '0_0-0.png').write_bytes(b'no image')
     with pytest.raises(BadInput, match='0_0-0.png: not a readable image'):
         strips(folders[0], tmp_path / 'synthetic', CLASSES)
-
-
-@pytest.fixture(scope='module')
-def browser():
-    api = pytest.importorskip('playwright.sync_api', reason='drives the browser; the `parity` extra brings it')
-    if CHROMIUM is None:
-        pytest.skip('no Chromium on this machine: apt-get install chromium')
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=['--force-color-profile=srgb'])
-        yield browser
-        browser.close()
 
 
 @pytest.mark.parametrize('scheme, width', [('light', 1200), ('dark', 390)])

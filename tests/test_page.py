@@ -1,7 +1,6 @@
 """A mosaic's page, in a browser, from disk: it shows the mosaic's own pixels and asks nothing of a network."""
 
 import io
-import shutil
 
 import numpy as np
 import pytest
@@ -10,7 +9,6 @@ from PIL import Image
 from rsdiff.mosaic.viewer import Layer, write_viewer
 
 WIDTH, HEIGHT = 900, 700
-CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 UTM = 'PROJCS["WGS 84 / UTM zone 33N",GEOGCS["WGS 84"]]'
 
 
@@ -20,17 +18,6 @@ def images():
     rng = np.random.default_rng(0)
     slope = np.broadcast_to(np.linspace(0, 255, 89)[None, :, None], (83, 89, 3)).astype(np.uint8)
     return [slope, *(rng.integers(0, 256, (n * 83, n * 89, 3), np.uint8) for n in (4, 16))]
-
-
-@pytest.fixture(scope='module')
-def browser():
-    api = pytest.importorskip('playwright.sync_api', reason='drives the browser; the `parity` extra brings it')
-    if CHROMIUM is None:
-        pytest.skip('no Chromium on this machine: apt-get install chromium')
-    with api.sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=CHROMIUM, args=['--force-color-profile=srgb'])
-        yield browser
-        browser.close()
 
 
 @pytest.fixture
