@@ -166,6 +166,14 @@ def test_a_class_that_duplicates_leave_empty_is_named(folders, encoder):
         load_task(*folders, encoder, drop_duplicates=True)
 
 
+def test_a_class_of_a_single_image_is_named(folders, encoder, caplog):
+    keep(folders[0], lambda row: row['label'] != 'lake' or row['split'] != 'test' or row['file_name'] == 'lake/test0.png')
+    task = load_task(*folders, encoder)
+    assert len(task.evaluation) == 11
+    assert [record.getMessage().split(': ', 1)[1] for record in caplog.records] == [
+        "test split has one image of class 'lake'; figures of such a class rest on that image alone"]
+
+
 def change_first(folder, **fields):
     rows = rows_of(folder)
     rows[0] = {key: value for key, value in (rows[0] | fields).items() if value is not None}
@@ -266,6 +274,22 @@ def test_class_embeddings_are_the_mean_of_unit_vectors_over_templates(encoder):
     each = jax.jit(towers.encode_texts, static_argnums=0)(encoder.config, params, *encoder.tokenize(texts))
     for embedding, mean in zip(found, (each[:3].mean(0), each[3:].mean(0)), strict=True):
         np.testing.assert_allclose(embedding, mean / np.linalg.norm(mean), atol=1e-5)
+
+
+def test_a_study_asks_by_the_prompts_it_is_given(folders, encoder, tmp_path):
+    task, params = load_task(*folders, encoder), encoder.initial_params(0)
+    study = Study({'linear': RECIPE}, (REAL,), (1,), 2, seeds=1, prompts=zero_shot.ENHANCED)
+    cells = compare.compare(task, encoder, study, tmp_path / 'out')[1]
+    tokens = zero_shot.prompt_tokens(encoder, task.classes, zero_shot.ENHANCED)
+    texts = jax.jit(lambda params: zero_shot.class_embeddings(encoder, params, *tokens))(params)
+    images = encoder.encode_images(params, task.evaluation.pixels)
+    assert cells[0]['method'] == 'zero_shot' and cells[0]['predictions'] == np.asarray(images @ texts.T).argmax(1).tolist()
+    with pytest.raises(BadInput, match='prompts .enhanced. → .names.'):
+        compare.compare(task, encoder, dataclasses.replace(study, prompts=zero_shot.NAMES), tmp_path / 'out')
+
+
+def test_names_that_read_alike_are_told(encoder):
+    assert zero_shot.read_alike(encoder, ['sea', 'SeaIce', 'sea_ice', 'lake']) == ['SeaIce', 'sea_ice']
 
 
 @pytest.mark.parametrize('files', ['tokenizer.json', 'vocab.json and merges.txt'])

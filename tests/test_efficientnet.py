@@ -79,6 +79,11 @@ def test_features_and_logits_are_those_of_torch(source, size_px, tensors, reques
         np.testing.assert_allclose(found, reference, atol=1e-4 * max(1, float(reference.abs().max())))
 
 
+def test_pixels_of_eight_bits_are_normalised_like_any_others():
+    pixels = np.arange(256, dtype=np.uint8)
+    np.testing.assert_array_equal(efficientnet.normalise(jax.numpy.asarray(pixels)), (np.float32(pixels) - 127) / 128)
+
+
 @pytest.mark.parametrize('kernel_px, stride', [(3, 1), (3, 2), (5, 1), (5, 2)])
 @pytest.mark.parametrize('height, width', [(12, 9), (7, 10)])
 def test_the_depthwise_sum_is_a_grouped_convolution(kernel_px, stride, height, width):

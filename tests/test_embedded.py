@@ -14,6 +14,7 @@ from rsdiff.data.folder import Entry, write_manifest
 from rsdiff.data.images import write_image
 from rsdiff.downstream import embedded, zero_shot
 from rsdiff.downstream.embedded import embedded_encoder, named_encoder, tokenize, train_tokenizer
+from rsdiff.downstream.frozen import FrozenTower
 from rsdiff.downstream.text_training import Captioned, Recipe, caption_loss, train
 from rsdiff.errors import BadInput
 from rsdiff.models import text_tower, weights
@@ -135,6 +136,10 @@ def test_the_one_that_comes_with_the_project_tells_a_lake_from_a_forest_in_words
         assert np.allclose(np.diag(likeness), 1, atol=1e-5) and (likeness - np.eye(3)).max() < 0.9
     pixels = encoder.resize(np.full((50, 40, 3), 90, np.uint8))
     assert pixels.shape == (224, 224, 3)
+    # what the text tower is trained on is what the encoder makes of an image
+    trained_on = embedded.image_tower()([pixels])
+    np.testing.assert_allclose(jax.jit(encoder.image_features)(params, pixels[None]), trained_on, atol=1e-4)
+    assert FrozenTower(encoder, params).network.digest == embedded.image_tower().digest
 
 
 def run(tool, *arguments):

@@ -14,7 +14,7 @@ from pathlib import Path
 from absl import flags
 
 from rsdiff import console
-from rsdiff.downstream import arms, compare, filters
+from rsdiff.downstream import arms, compare, filters, zero_shot
 from rsdiff.downstream.embedded import EMBEDDED, named_encoder
 from rsdiff.downstream.encoder import tiny_encoder
 from rsdiff.downstream.report import markdown, write_report
@@ -55,6 +55,8 @@ REAL_FRACTION = flags.DEFINE_float('real_fraction', 0.5, 'Real share of a batch 
 FILTER = flags.DEFINE_enum('filter', filters.NONE, filters.FILTERS, 'Keep synthetic images that the encoder believes (cf), or '
                            'that are most like a real one of their class (rf).')
 SOFT_TARGETS = flags.DEFINE_bool('soft_targets', False, "Half of a synthetic image's label is what the encoder makes of it.")
+PROMPTS = flags.DEFINE_enum('prompts', zero_shot.TEMPLATES, zero_shot.PROMPTS, 'What class names are put into: nothing, the '
+                            "encoder's own sentences, or many that also tell a state and surroundings.")
 DROP_DUPLICATES = flags.DEFINE_bool('drop_duplicates', False, 'Go on without images that would leak the test split.')
 EVALUATE_ON = flags.DEFINE_enum('evaluate_on', 'test', ['val', 'test'], 'Try things out on val, report test.')
 JOBS = flags.DEFINE_integer('jobs', 1, 'Processes that share the cells.', lower_bound=1)
@@ -97,7 +99,7 @@ def main():
     task = load_task(REAL.value, SYNTHETIC.value, encoder, EVALUATE_ON.value, DROP_DUPLICATES.value)
     ratios = ratios or tuple(range(1, min(4, arms.largest_ratio(task)) + 1))
     study = compare.Study(recipes, kinds, ratios, REAL_PER_CLASS.value, shots, SEEDS.value, FILTER.value, SOFT_TARGETS.value,
-                          EVALUATE_ON.value)
+                          PROMPTS.value, EVALUATE_ON.value)
     settings, cells = compare.compare(task, encoder, study, OUT.value, JOBS.value)
     if not is_local_worker():
         summary = write_report(OUT.value, settings, cells, task.evaluation.labels, task.dropped, REAL.value, SYNTHETIC.value)

@@ -2,11 +2,13 @@
 # Does synthetic data help? One report from a folder of labelled images (metadata.jsonl with label and split) and a
 # generator, or synthetic images that exist already, from here or elsewhere (docs/downstream.md). Run it again to continue.
 #
-#   bash tools/downstream.sh --real DIR --checkpoint DIR --out DIR [--variants 5] [--gsd_m 0.3] [--steps 20] [MORE]
+#   bash tools/downstream.sh --real DIR --checkpoint DIR --out DIR [--variants 5] [--gsd_m 0.3]
+#                            [--steps 20] [--solver ddim|dpm++2m] [--strength 1] [MORE]
 #   bash tools/downstream.sh --real DIR --synthetic DIR  --out DIR [MORE]
 #
-# --variants, --gsd_m and --steps are those of sample.py: images made from each training image, metres a pixel where the
-# manifest does not say, network evaluations an image. They need --checkpoint.
+# --variants, --gsd_m, --steps, --solver and --strength are those of sample.py: images made from each training image, metres a
+# pixel where the manifest does not say, network evaluations an image, what takes the steps, and below 1 how far from the real
+# image they begin. They need --checkpoint.
 # MORE: --encoder embedded|tiny|FOLDER|HUB_NAME (a CLIP or SigLIP), --seeds 5, --methods LIST, --jobs N, --preset metaearth
 # (150 real images of each class and five synthetic of each, as Yu et al. 2024 on seven classes), and after
 # -- any other flag of tools/downstream.py, such as -- --steps 250, the optimiser's. OUT/comparison/report.html is the report.
@@ -21,13 +23,13 @@ while [ $# -gt 0 ]; do
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}"; continue ;;
     esac
     case "$1" in
-        --real|--synthetic|--checkpoint|--out|--variants|--gsd_m|--steps|--encoder|--seeds|--methods|--jobs|--preset)
+        --real|--synthetic|--checkpoint|--out|--variants|--gsd_m|--steps|--solver|--strength|--encoder|--seeds|--methods|--jobs|--preset)
             [ $# -ge 2 ] && [ -n "$2" ] && [ "${2#--}" = "$2" ] || refuse "$1 needs a value" ;;
         *) refuse "unknown argument $1" ;;
     esac
     case "$1" in
         --real|--synthetic|--checkpoint|--out|--encoder|--preset) printf -v "${1#--}" %s "$2" ;;
-        --variants|--gsd_m|--steps) sampling+=("$1" "$2") ;;
+        --variants|--gsd_m|--steps|--solver|--strength) sampling+=("$1" "$2") ;;
         *) comparing+=("$1" "$2") ;;
     esac
     shift 2

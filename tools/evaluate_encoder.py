@@ -18,7 +18,7 @@ from typing import Any
 import jax
 import numpy as np
 import scipy.stats
-from absl import flags, logging
+from absl import flags
 
 from rsdiff import console
 from rsdiff.data.folder import Entry, read_folder
@@ -107,21 +107,13 @@ def pixels_of(encoder: Encoder, entries: list[Entry]) -> np.ndarray:
 def classified(encoder: Encoder, params: dict[str, Any], images: np.ndarray, labels: list[str]) -> list[dict[str, Any]]:
     """Accuracy by each set of prompts."""
     classes, rows = sorted({*labels}), []
-    warn_of_unread(encoder, classes)
+    zero_shot.warn_of_names_read_alike(encoder, classes)
     for prompts in PROMPTS.value:
         tokens = zero_shot.prompt_tokens(encoder, classes, prompts)
         texts = jax.jit(lambda params, tokens: zero_shot.class_embeddings(encoder, params, *tokens))(params, tokens)
         right = np.array(classes)[(images @ np.asarray(texts).T).argmax(1)] == np.array(labels)
         rows.append({'task': ZERO_SHOT, 'name': f'{prompts} ({len(tokens[0])})', **share(right), 'chance': 1 / len(classes)})
     return rows
-
-
-def warn_of_unread(encoder: Encoder, classes: list[str]) -> None:
-    """Says which class names the encoder cannot tell apart, as a small vocabulary may have no word of them."""
-    tokens = np.stack(zero_shot.prompt_tokens(encoder, classes, zero_shot.NAMES))[:, 0]
-    _, number, count = np.unique(tokens, axis=1, return_inverse=True, return_counts=True)
-    if alike := [name for name, times in zip(classes, count[number.ravel()]) if times > 1]:
-        logging.warning('%s reads these class names alike: %s', encoder.name, ', '.join(alike))
 
 
 def probed(tower: FrozenTower, pixels: np.ndarray, entries: list[Entry], folder: str) -> list[dict[str, Any]]:

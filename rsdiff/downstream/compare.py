@@ -28,7 +28,7 @@ import numpy as np
 from tqdm import tqdm
 
 from rsdiff.console import claim_folder, write_text_atomically
-from rsdiff.downstream import arms, filters, scores
+from rsdiff.downstream import arms, filters, scores, zero_shot
 from rsdiff.downstream.arms import Arm
 from rsdiff.downstream.encoder import Encoder
 from rsdiff.downstream.finetune import WholeTuner
@@ -57,6 +57,8 @@ class Study:
       seeds: number of seeds, from 0.
       filter: of `filters.FILTERS`, for synthetic images.
       soft_targets: whether labels of synthetic images are softened by the encoder's own judgement.
+      prompts: of `zero_shot.PROMPTS`, what class names are put into: for 'zero_shot', as the start of 'classifier' and
+        'cross_entropy', in training by 'clip', and for what `filter` and `soft_targets` judge by.
       evaluate_on: the split that `task.evaluation` is.
     """
 
@@ -68,6 +70,7 @@ class Study:
     seeds: int = 5
     filter: str = filters.NONE
     soft_targets: bool = False
+    prompts: str = zero_shot.TEMPLATES
     evaluate_on: str = 'test'
 
     def __post_init__(self):
@@ -117,16 +120,18 @@ def compare(task: Task, encoder: Encoder, study: Study, out: Path | str,
       BadInput: `out` holds a comparison with other settings or other images; or as `arms.examples`; or settings are to be
         chosen, and there is no validation split.
     """
-    out, cells = Path(out), study.cells()
+    out, cells, encoder = Path(out), study.cells(), zero_shot.with_prompts(encoder, study.prompts)
     _check(task, study, cells)
     fixed = {
         'encoder': encoder.name, 'encoder_digest': encoder.digest, 'image_size_px': encoder.image_size_px,
         'classes': list(task.classes), 'evaluate_on': study.evaluate_on, 'extra_per_real': max(study.ratios),
-        'filter': study.filter, 'soft_targets': study.soft_targets, 'real_images': task.train.digest(),
-        'synthetic_images': task.synthetic.digest(), 'evaluation_images': task.evaluation.digest(),
-        'validation_images': None if task.validation is None else task.validation.digest()}
+        'filter': study.filter, 'soft_targets': study.soft_targets, 'prompts': study.prompts,
+        'real_images': task.train.digest(), 'synthetic_images': task.synthetic.digest(),
+        'evaluation_images': task.evaluation.digest(), 'validation_images': None if task.validation is None else task.validation.digest()}
     laboratory = _Laboratory(task, encoder, study, fixed, out)
     claim_folder(out, fixed)
+    if not is_local_worker():
+        zero_shot.warn_of_names_read_alike(encoder, task.classes)
     missing = [cell for cell in cells if laboratory.read(cell) is None]
     if jobs > 1 and not is_local_worker():
         laboratory.prepare(missing)

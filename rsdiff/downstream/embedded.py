@@ -64,13 +64,13 @@ class Embedded:
         """uint8 (h, w, 3) → uint8 (image_size_px, image_size_px, 3), bicubic, without keeping the aspect ratio."""
         return resize(image)
 
-    def normalise(self, images: jax.Array) -> jax.Array:
-        """uint8 (batch, size, size, 3) → float32, as the image tower takes them."""
-        return efficientnet.normalise(images.astype('float32'))
-
     def image_features(self, params: dict[str, Any], pixels: jax.Array) -> jax.Array:
         """uint8 (batch, size, size, 3) → EfficientNet-lite0's pooled features, float32 (batch, 1280)."""
-        return efficientnet.forward(params[IMAGE_TOWER], self.normalise(pixels))[0]
+        return _image_features(params[IMAGE_TOWER], pixels)
+
+    def image_network(self, params: dict[str, Any]) -> Network:
+        """`image_features`, of images that `resize` made, for `features_of`; the text tower has no part in it."""
+        return _image_network(params[IMAGE_TOWER])
 
     def project(self, params: dict[str, Any], features: jax.Array) -> jax.Array:
         """What `image_features` gives → embeddings of unit length, float32 (batch, dim)."""
@@ -156,9 +156,7 @@ def image_tower() -> Network:
     Raises:
       BadInput: EfficientNet-lite0 is not installed.
     """
-    params = efficientnet.load_params()
-    return Network('lite0_features', efficientnet.FEATURES, weights.digest(params, 'lite0 at 224 px, 8 bits'), params,
-                   lambda image: image, lambda params, pixels: efficientnet.forward(params, efficientnet.normalise(pixels))[0])
+    return _image_network(efficientnet.load_params())
 
 
 def train_tokenizer(captions: Iterable[str]) -> Tokenizer:
@@ -200,6 +198,15 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple[n
     for number, row in enumerate(rows):
         ids[number, :len(row)], mask[number, :len(row)] = row, 1
     return ids, mask
+
+
+def _image_network(params: dict[str, Any]) -> Network:
+    return Network('lite0_features', efficientnet.FEATURES, weights.digest(params, 'lite0 of 8 bits at 224 px'), params,
+                   lambda image: image, _image_features)
+
+
+def _image_features(params: dict[str, Any], pixels: jax.Array) -> jax.Array:
+    return efficientnet.forward(params, efficientnet.normalise(pixels))[0]
 
 
 def _stem_and_plural(word: str) -> tuple[str, ...]:

@@ -14,6 +14,7 @@ from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerBase
 
 from rsdiff.data.images import resized
 from rsdiff.errors import BadInput, one_line
+from rsdiff.evaluation.features import Network
 from rsdiff.models import clip, hub, towers, weights
 
 # Some of the prompts that Radford et al. 2021 published for RESISC45 and EuroSAT.
@@ -69,6 +70,14 @@ class Encoder:
     def image_features(self, params: dict[str, Any], pixels: jax.Array) -> jax.Array:
         """uint8 (batch, size, size, 3) → what the image tower makes of them, float32 (batch, width)."""
         return towers.image_features(self.config, params, self.normalise(pixels))
+
+    def image_network(self, params: dict[str, Any]) -> Network:
+        """`image_features` with these parameters, of images that `resize` made, for `features_of`."""
+        size_px = self.image_size_px
+        example = jax.ShapeDtypeStruct((1, size_px, size_px, 3), np.uint8)
+        width = jax.eval_shape(self.image_features, params, example).shape[-1]
+        return Network('image_features', width, weights.digest(params, self.digest), params, lambda image: image,
+                       self.image_features)
 
     def project(self, params: dict[str, Any], features: jax.Array) -> jax.Array:
         """What `image_features` gives → embeddings of unit length, float32 (batch, dim)."""

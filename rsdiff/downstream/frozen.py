@@ -12,8 +12,7 @@ import numpy as np
 
 from rsdiff.console import cache_folder
 from rsdiff.downstream.encoder import Encoder
-from rsdiff.evaluation.features import FeatureStore, Network, features_of
-from rsdiff.models import weights
+from rsdiff.evaluation.features import FeatureStore, features_of
 
 FOLDER = 'embeddings'
 
@@ -29,11 +28,7 @@ class FrozenTower:
 
     def __init__(self, encoder: Encoder, params: dict[str, Any], cache: Path | str | None = None, show: bool = False):
         self.encoder, self.params, self.show = encoder, params, show
-        size_px = encoder.image_size_px
-        example = jax.ShapeDtypeStruct((1, size_px, size_px, 3), np.uint8)
-        width = jax.eval_shape(encoder.image_features, params, example).shape[-1]
-        self.network = Network('image_features', width, weights.digest(params, encoder.digest), params, lambda image: image,
-                               encoder.image_features)
+        self.network = encoder.image_network(params)
         self.store = FeatureStore(self.network, cache_folder() / FOLDER if cache is None else cache)
         self._project = jax.jit(encoder.project)
 

@@ -116,6 +116,7 @@ def load_task(real: Path | str, synthetic: Path | str, encoder: Encoder, evaluat
     for split in sorted(scored):
         _check_classes(classes, [e.label for e in splits[split]], f'{real}: {split} split')
     _check_classes(classes, [e.label for e in made], str(synthetic))
+    _warn_of_single_images(real, {split: splits[split] for split in {TRAIN, evaluate_on}})
     _check_sources([e for split in splits.values() for e in split], made, synthetic)
 
     of_split = {split: _read(real, splits[split], classes, encoder) for split in {TRAIN} | scored}
@@ -200,6 +201,13 @@ def _check_classes(classes: tuple[str, ...], labels: list[str], where: str) -> N
     problems += [f'class {name!r} is not in the real training images' for name in sorted(set(counts) - set(classes))]
     if problems:
         raise BadInput(f'{where}: {"; ".join(problems)}')
+
+
+def _warn_of_single_images(real: Path | str, splits: dict[str, list[Entry]]) -> None:
+    for split, entries in sorted(splits.items()):
+        if single := [name for name, count in sorted(Counter(e.label for e in entries).items()) if count == 1]:
+            logging.warning('%s: %s split has one image of class %r%s; figures of such a class rest on that image alone',
+                            real, split, single[0], f' and of {len(single) - 1} more classes' if len(single) > 1 else '')
 
 
 def _check_sources(real: list[Entry], made: list[Entry], synthetic: Path | str) -> None:

@@ -73,7 +73,7 @@ def train(config: text_tower.Config, tokenizer: Tokenizer, training: Captioned, 
     """
     count, views, width = training.features.shape
     mean = training.features.reshape(-1, width).mean(0, dtype=np.float64)
-    deviation = np.maximum(training.features.reshape(-1, width).std(0, dtype=np.float64), 1e-6)
+    deviation = training.features.reshape(-1, width).std(0, dtype=np.float64).mean()
     features = jnp.asarray((training.features - mean) / deviation, jnp.float32)
     texts = list(dict.fromkeys(words for own in training.captions for words in own))
     ids, mask = map(jnp.asarray, tokenize(tokenizer, texts, config.length))
@@ -151,10 +151,10 @@ class _Judge:
         return retrieval.mean_recall(retrieval.recalls(images, texts[self.back], self.captions))
 
 
-def _folded(params: dict[str, Any], mean: np.ndarray, deviation: np.ndarray) -> dict[str, Any]:
-    """The same for features that are not standardised: V (f − mean) / deviation + c = V' f + c'."""
+def _folded(params: dict[str, Any], mean: np.ndarray, deviation: float) -> dict[str, Any]:
+    """The same for features as they are: V (f − mean) / deviation + c = V' f + c'."""
     line = params['image_projection']
-    kernel = np.float64(line['kernel']) / deviation[:, None]
+    kernel = np.float64(line['kernel']) / deviation
     return params | {'image_projection': {'kernel': jnp.asarray(kernel, jnp.float32),
                                           'bias': jnp.asarray(line['bias'] - mean @ kernel, jnp.float32)}}
 

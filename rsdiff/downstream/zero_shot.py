@@ -8,6 +8,7 @@ A class may be put in words in three ways, `PROMPTS`:
                  them; here they are templates, the same for every class, and no model is asked
 """
 
+import dataclasses
 import itertools
 import re
 from typing import Any, Callable, Sequence
@@ -15,6 +16,7 @@ from typing import Any, Callable, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
+from absl import logging
 
 from rsdiff.downstream.encoder import Encoder
 from rsdiff.errors import BadInput
@@ -42,11 +44,29 @@ def prompt_templates(encoder: Encoder, prompts: str = TEMPLATES) -> tuple[str, .
     return {NAMES: ('{}',), TEMPLATES: encoder.templates, ENHANCED: tuple(enhanced)}[prompts]
 
 
+def with_prompts(encoder: Encoder, prompts: str) -> Encoder:
+    """The encoder with the sentences of one of `PROMPTS` as its own."""
+    return dataclasses.replace(encoder, templates=prompt_templates(encoder, prompts))
+
+
 def prompt_tokens(encoder: Encoder, classes: Sequence[str], prompts: str = TEMPLATES) -> tuple[np.ndarray, np.ndarray]:
     """Every class in every sentence of `prompts` → ids and mask, each int32 (sentences, classes, length)."""
     templates = prompt_templates(encoder, prompts)
     texts = [template.format(readable(name)) for template in templates for name in classes]
     return tuple(tokens.reshape(len(templates), len(classes), -1) for tokens in encoder.tokenize(texts))
+
+
+def read_alike(encoder: Encoder, classes: Sequence[str]) -> list[str]:
+    """The class names that the encoder can't tell from another one, as a small vocabulary may have no word of them."""
+    tokens = np.stack(prompt_tokens(encoder, classes, NAMES))[:, 0]
+    _, number, count = np.unique(tokens, axis=1, return_inverse=True, return_counts=True)
+    return [name for name, times in zip(classes, count[number.ravel()]) if times > 1]
+
+
+def warn_of_names_read_alike(encoder: Encoder, classes: Sequence[str]) -> None:
+    """Says which, if any."""
+    if alike := read_alike(encoder, classes):
+        logging.warning('%s reads these class names alike: %s', encoder.name, ', '.join(alike))
 
 
 def class_embeddings(encoder: Encoder, params: dict[str, Any], ids: jax.Array, mask: jax.Array) -> jax.Array:

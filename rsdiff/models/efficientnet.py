@@ -101,8 +101,8 @@ def forward(params: dict[str, Any], images: jax.Array) -> tuple[jax.Array, jax.A
 
 
 def normalise(pixels: jax.Array) -> jax.Array:
-    """Pixels in [0, 255] → what the network takes, (x − 127) / 128, as its authors do."""
-    return (pixels - 127) / 128
+    """Pixels in [0, 255], uint8 or float → what the network takes, float32 (x − 127) / 128, as its authors do."""
+    return (pixels.astype('float32') - 127) / 128
 
 
 def parameter_shapes() -> dict[str, Any]:
