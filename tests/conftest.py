@@ -89,11 +89,13 @@ def scene_folders(tmp_path):
             for i in range(count):
                 name = f'{label}/{split}{i}.png'
                 write_image(where / 'real' / name, picture(label, (20, 12) if i == 1 else (size_px, size_px)))
-                real.append({'file_name': name, 'label': label, 'split': split})
+                words = {'sandDune': 'sand dune', 'wood_land': 'wood land'}.get(label, label)
+                captions = [f'there is a {words}', f'{words} number {i}']
+                real.append({'file_name': name, 'label': label, 'split': split, 'captions': captions})
                 for variant in range(2 * (split == 'train')):
                     made = f'{label}/{i}_{variant}.png'
                     write_image(where / 'synthetic' / made, picture(label))
-                    synthetic.append({'file_name': made, 'label': label, 'source': name, 'variant': variant})
+                    synthetic.append({'file_name': made, 'label': label, 'source': name, 'variant': variant, 'captions': captions})
     for folder, rows in ((where / 'real', real), (where / 'synthetic', synthetic)):
         (folder / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)) + '\n')
     return where / 'real', where / 'synthetic'

@@ -66,6 +66,11 @@ def test_every_arm_has_its_counts_and_labels_that_sum_to_one(task, arm):
     assert found.pixels.dtype == np.uint8 and found.pixels.shape == (len(found), SIZE_PX, SIZE_PX, 3)
     assert found.labels.shape == (len(found), 3) and found.labels.dtype == np.float32
     np.testing.assert_allclose(found.labels.sum(1), 1, atol=1e-6)
+    # captions are of what is seen: only random labels say otherwise
+    assert len(found.captions) == len(found)
+    for own, label in zip(found.captions, found.labels):
+        assert {zero_shot.readable(task.classes[i]) for i in np.flatnonzero(label)} == {
+            words.removeprefix('there is a ') for words in own if words.startswith('there')}
     # every arm of a seed has the same real images, and as much of every class
     drawn = arms.draw(task, 3, seed=1)
     if real:

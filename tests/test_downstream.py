@@ -15,7 +15,7 @@ from PIL import Image
 
 from rsdiff.data.fingerprints import FILE, fingerprint, write_fingerprints
 from rsdiff.data.images import write_image
-from rsdiff.downstream import arms, compare, scores, zero_shot
+from rsdiff.downstream import arms, compare, retrieval, scores, zero_shot
 from rsdiff.downstream.arms import BOTH, REAL, SYNTHETIC
 from rsdiff.downstream.compare import METHODS, Study
 from rsdiff.downstream.encoder import byte_tokenizer, load_encoder, tiny_encoder
@@ -246,7 +246,24 @@ def test_what_chooses_needs_a_validation_split(folders, encoder, tmp_path):
     with pytest.raises(BadInput, match="no image has split 'val', on which linear chooses between 2 settings"):
         compare.compare(task, encoder, Study({'linear': several}, KINDS, (1,), 2), tmp_path / 'out')
     _, cells = compare.compare(task, encoder, Study({'linear': RECIPE}, KINDS, (1,), 2, seeds=1), tmp_path / 'out')
-    assert {cell.get('validation_accuracy') for cell in cells} == {None}
+    assert {cell.get('validation_score') for cell in cells} == {None}
+
+
+def test_captions_are_needed_where_they_are_trained_on_and_retrieval_is_measured(folders, encoder, tmp_path):
+    captioned = Study({'captions': dataclasses.replace(RECIPE, learning_rates=(3e-3, 1e-2))}, (REAL, BOTH), (1,), None, seeds=1)
+    cells = compare.compare(load_task(*folders, encoder), encoder, captioned, tmp_path / 'out')[1][1:]
+    for cell in cells:
+        hits = {direction: np.array(found) for direction, found in cell['hits'].items()}
+        assert {found.shape for found in hits.values()} == {(3, 15)} and hits.keys() == {*retrieval.DIRECTIONS}
+        # of fifteen captions ten are of other classes; chance of the first ten is two in three
+        assert all((np.diff(found, axis=0) >= 0).all() and found[2].mean() > 0.85 for found in hits.values())
+    change_first(folders[1], captions=[' '])
+    with pytest.raises(BadInput, match='lake/0_0.png: no captions in the manifest; method captions needs'):
+        compare.compare(load_task(*folders, encoder), encoder, captioned, tmp_path / 'none')
+    keep(folders[0], lambda row: row['split'] != 'val')
+    with pytest.raises(BadInput, match="no image has split 'val', on which captions chooses"):
+        compare.compare(load_task(*folders, encoder), encoder, dataclasses.replace(captioned, recipes={'captions': RECIPE}),
+                        tmp_path / 'none')
 
 
 # The encoder.
@@ -326,7 +343,7 @@ def test_a_folder_without_tokenizer_or_with_too_many_tokens_is_bad_input(tmp_pat
 
 @pytest.mark.parametrize('method', METHODS[1:])
 def test_a_separable_task_is_learned_and_random_labels_are_not(folders, encoder, tmp_path, method):
-    rate = 3e-3 if method in ('clip', 'cross_entropy') else 3e-2
+    rate = 3e-3 if method in ('clip', 'cross_entropy', 'captions') else 3e-2
     study = Study({method: dataclasses.replace(RECIPE, learning_rates=(rate,))}, (REAL, SYNTHETIC), (2,), None, seeds=1)
     task = load_task(*folders, encoder)
     real, made = compare.compare(task, encoder, study, tmp_path / 'out')[1][1:]
@@ -334,6 +351,8 @@ def test_a_separable_task_is_learned_and_random_labels_are_not(folders, encoder,
 
     # Each colour carries each label as often: there is nothing to learn, and chance is 1/3.
     task.synthetic.labels[:] = np.tile([0, 1, 2], 12)
+    captions = tuple((f'there is a {zero_shot.readable(name)}',) for name in task.classes) * 12
+    task = dataclasses.replace(task, synthetic=dataclasses.replace(task.synthetic, captions=captions))
     study = dataclasses.replace(study, kinds=(SYNTHETIC,), seeds=3)
     assert np.mean([cell['accuracy'] for cell in compare.compare(task, encoder, study, tmp_path / 'random')[1][3:]]) < 0.7
 
@@ -408,7 +427,7 @@ def test_the_images_that_are_scored_are_not_read_before_a_model_is_chosen(folder
 
     class Sealed:
         def __init__(self, images):
-            self.images, self.labels = images, images.labels
+            self.images, self.labels, self.names, self.captions = images, images.labels, images.names, images.captions
 
         def __len__(self):
             return len(self.images)
@@ -423,7 +442,8 @@ def test_the_images_that_are_scored_are_not_read_before_a_model_is_chosen(folder
             return self.images.pixels
 
     fits = []
-    tuner = compare.HeadTuner if method in compare.FROZEN else compare.WholeTuner
+    tuner = {'clip': compare.WholeTuner, 'cross_entropy': compare.WholeTuner, 'captions': compare.CaptionTuner}.get(
+        method, compare.HeadTuner)
     fit = tuner.fit
 
     def watched(self, examples, validation, seed):

@@ -186,6 +186,23 @@ def test_every_file_says_the_same(written):
     assert len(body) == len(summary['rows']) and {len(re.findall(r'(?<!\\)&', line)) for line in body} == {len(report.COLUMNS) - 1}
 
 
+def test_what_was_trained_on_captions_has_its_recalls_and_their_gains(folders, tmp_path):
+    captioned = [cell('captions', arm, 4, seed, 0.5) | {'hits': {
+        'image to text': np.full((3, 60), found).tolist(), 'text to image': np.full((3, 60), found + 0.1).tolist()}}
+        for arm, found in (('real', 0.2), ('bicubic', 0.2), ('real+synthetic 1:1', 0.5)) for seed in range(5)]
+    summary = report.write_report(tmp_path, settings(methods=['captions']), [*study(), *captioned], LABELS, (), *folders)
+    rows = {row['arm']: row for row in summary['retrieval']}
+    assert rows['real']['mean_recall'] == pytest.approx(0.25) and rows['real']['gain'] is None
+    assert rows['bicubic']['gain'] == 0 and rows['bicubic']['p_holm'] == 1 and not rows['bicubic']['significant']
+    best = rows['real+synthetic 1:1']
+    assert (best['gain'], best['gain_low']) == pytest.approx((0.3, 0.3)) and best['significant']
+    assert best['image to text R@5'] == pytest.approx(0.5) and best['text to image R@1'] == pytest.approx(0.6)
+    with open(tmp_path / 'retrieval.csv', newline='') as file:
+        assert [row['arm'] for row in csv.DictReader(file)] == [*rows]
+    assert '| 55.0 ± 0.0 | +30.0 (+30.0 to +30.0) |' in (tmp_path / 'table.md').read_text()
+    assert 'tab:retrieval' in (tmp_path / 'table.tex').read_text() and '<h3>Retrieval</h3>' in (tmp_path / 'report.html').read_text()
+
+
 @pytest.mark.parametrize('name', [name for name in FILES if name.endswith('.png')])
 def test_charts_are_pictures(written, name):
     with Image.open(written[0] / name) as image:

@@ -1,5 +1,6 @@
 """Gains with intervals: against SciPy where one source of variation is alone, and by how often they are right."""
 
+import dataclasses
 import itertools
 
 import numpy as np
@@ -51,6 +52,18 @@ def test_the_same_predictions_change_nothing_and_exchanged_arms_change_the_sign(
     for a, b in zip((forth.accuracy, forth.macro_f1, *forth.f1), (back.accuracy, back.macro_f1, *back.f1)):
         assert a.value == pytest.approx(-b.value)
         assert (a.low, a.high) == pytest.approx((-b.high, -b.low), abs=0.02) and a.p == pytest.approx(b.p, abs=0.05)
+
+
+def test_a_mean_over_images_changes_as_the_accuracy_does_that_it_is():
+    generator = np.random.default_rng(0)
+    labels = np.repeat(np.arange(3), 20)
+    before, after = generator.integers(0, 3, (2, 4, 60))
+    bootstrap = PairedBootstrap(labels, 3, draws=500)
+    hits = [np.stack([predictions == labels, predictions != labels], 2).astype(float) for predictions in (before, after)]
+    gained, lost = bootstrap.change_of_means(*hits)
+    expected = bootstrap.change(before, after).accuracy
+    assert dataclasses.astuple(gained) == pytest.approx(dataclasses.astuple(expected))
+    assert lost.value == pytest.approx(-gained.value)
 
 
 def test_scores_are_scikit_learns():

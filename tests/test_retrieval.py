@@ -67,6 +67,17 @@ def test_captions_that_repeat_are_told_by_nobody_and_right_by_their_words():
     assert found[IMAGE_TO_TEXT, OWN, 1].chance == pytest.approx(2 / 8)
 
 
+def test_the_hits_of_images_average_to_the_recalls():
+    rng = np.random.default_rng(0)
+    captions = [[f'a {n % 3}', f'b {n}'] for n in range(8)]
+    images, texts = rng.normal(size=(8, 4)), rng.normal(size=(16, 4))
+    found = retrieval.hits_of_images(images, texts, captions)
+    expected = [r for r in retrieval.recalls(images, texts, captions) if r.rule == retrieval.OWN]
+    assert [found[r.direction][retrieval.KS.index(r.k)].mean() for r in expected] == pytest.approx(
+        [r.recall.value for r in expected])
+    assert {values.shape for values in found.values()} == {(3, 8)}
+
+
 def test_constant_scores_are_chance_and_random_ones_are_near_it():
     rng = np.random.default_rng(0)
     captions = [tuple(f'{rng.integers(60)}' for _ in range(5)) for _ in range(80)]

@@ -27,7 +27,8 @@ TINY = 'tiny'
 # Few-shot heads take little time and have a grid; whole encoders take long, and their learning rate is customary.
 HEADS = {
     compare.LINEAR: Recipe(400, 64, (3e-4, 1e-3, 3e-3, 1e-2), (0.1, 1.0)),
-    compare.CLASSIFIER: Recipe(400, 64, (1e-3, 3e-3, 1e-2, 3e-2), (0.1, 1.0))}
+    compare.CLASSIFIER: Recipe(400, 64, (1e-3, 3e-3, 1e-2, 3e-2), (0.1, 1.0)),
+    compare.CAPTIONS: Recipe(400, 128, (1e-3, 3e-3))}
 WHOLE_STEPS, WHOLE_BATCH, PRETRAINED_RATE, SCRATCH_RATE = 250, 32, 1e-5, 1e-3
 
 REAL = flags.DEFINE_string('real', None, 'Folder of real images with labels and splits.', required=True)
@@ -59,6 +60,8 @@ PROMPTS = flags.DEFINE_enum('prompts', zero_shot.TEMPLATES, zero_shot.PROMPTS, '
                             "encoder's own sentences, or many that also tell a state and surroundings.")
 DROP_DUPLICATES = flags.DEFINE_bool('drop_duplicates', False, 'Go on without images that would leak the test split.')
 EVALUATE_ON = flags.DEFINE_enum('evaluate_on', 'test', ['val', 'test'], 'Try things out on val, report test.')
+FEATURES = flags.DEFINE_string('features', None, 'Folder that keeps what frozen towers make of images, which several studies '
+                               'may share; OUT/features if not given.')
 JOBS = flags.DEFINE_integer('jobs', 1, 'Processes that share the cells.', lower_bound=1)
 
 
@@ -100,7 +103,7 @@ def main():
     ratios = ratios or tuple(range(1, min(4, arms.largest_ratio(task)) + 1))
     study = compare.Study(recipes, kinds, ratios, REAL_PER_CLASS.value, shots, SEEDS.value, FILTER.value, SOFT_TARGETS.value,
                           PROMPTS.value, EVALUATE_ON.value)
-    settings, cells = compare.compare(task, encoder, study, OUT.value, JOBS.value)
+    settings, cells = compare.compare(task, encoder, study, OUT.value, JOBS.value, FEATURES.value)
     if not is_local_worker():
         summary = write_report(OUT.value, settings, cells, task.evaluation.labels, task.dropped, REAL.value, SYNTHETIC.value)
         print(markdown(summary))

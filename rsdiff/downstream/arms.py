@@ -65,11 +65,13 @@ class Examples:
     Attributes:
       pixels: uint8 (n, size, size, 3), real images first.
       labels: float32 (n, classes); each row sums to 1.
+      captions: of each; a view has its image's, a mix those of both.
       real: how many of them are real images.
     """
 
     pixels: np.ndarray
     labels: np.ndarray
+    captions: tuple[tuple[str, ...], ...]
     real: int
 
     def __len__(self) -> int:
@@ -89,21 +91,22 @@ def examples(task: Task, arm: Arm, shots: int | None, seed: int, screen: Screen 
     """
     real = draw(task, shots, seed)
     one_hot = np.eye(len(task.classes), dtype=np.float32)
-    labels = one_hot[real.labels]
     if arm.kind in FROM_SYNTHETIC:
         made = made_from(task, real, arm.ratio, shots, seed)
         made = made if screen is None else screen.keep(made, real)
         _check_every_class(task, made, f'arm {arm.name!r}, seed {seed}: no synthetic image of class {{}} passes the filter')
-        pixels, extra = made.pixels, one_hot[made.labels]
+        extra = Examples(made.pixels, one_hot[made.labels], made.captions, 0)
         if arm.kind == RANDOM_LABELS:
-            extra = np.random.default_rng([4, seed]).permutation(extra)
+            order = np.random.default_rng([4, seed]).permutation(len(made))
+            extra = Examples(made.pixels, extra.labels[order], tuple(made.captions[i] for i in order), 0)
         elif screen is not None:
-            extra = screen.soften(made, extra)
+            extra = dataclasses.replace(extra, labels=screen.soften(made, extra.labels))
         if arm.kind == SYNTHETIC:
-            return Examples(pixels, extra, 0)
+            return extra
     else:
-        pixels, extra = _views(arm, real, labels, seed)
-    return Examples(np.concatenate([real.pixels, pixels]), np.concatenate([labels, extra]), len(real))
+        extra = _views(arm, real, one_hot, seed)
+    return Examples(np.concatenate([real.pixels, extra.pixels]), np.concatenate([one_hot[real.labels], extra.labels]),
+                    real.captions + extra.captions, len(real))
 
 
 def check(task: Task, arm: Arm, shots: int | None, seed: int) -> None:
@@ -153,37 +156,41 @@ def largest_ratio(task: Task) -> int:
     return max(1, int((counts[0] // counts[1]).min()))
 
 
-def _views(arm: Arm, real: Images, labels: np.ndarray, seed: int) -> tuple[np.ndarray, np.ndarray]:
+def _views(arm: Arm, real: Images, one_hot: np.ndarray, seed: int) -> Examples:
     """`arm.ratio` further examples from each real image, each a function of seed, name and number alone but for the other
     image of a mix."""
-    pixels, targets = [real.pixels[:0]], [labels[:0]]
+    pixels, labels, captions = [real.pixels[:0]], [one_hot[:0]], []
     for index, name in enumerate(real.names):
         for number in range(arm.ratio):
             generator = np.random.default_rng([seed, zlib.crc32(name.encode()), number])
-            image, target = VIEWS[arm.kind](real, labels, index, generator)
+            image, shares = VIEWS[arm.kind](real, index, generator)
             pixels.append(image[None])
-            targets.append(target[None])
-    return np.concatenate(pixels), np.concatenate(targets)
+            labels.append(sum(np.float32(share) * one_hot[real.labels[[of]]] for of, share in shares.items()))
+            captions.append(tuple(words for of in shares for words in real.captions[of]))
+    return Examples(np.concatenate(pixels), np.concatenate(labels), tuple(captions), 0)
+
+
+def _alone(change: Callable[[np.ndarray, np.random.Generator], np.ndarray]) -> Callable:
+    return lambda real, index, generator: (change(real.pixels[index], generator), {index: 1.0})
 
 
 def _mixed(mix: Callable) -> Callable:
-    def view(real, labels, index, generator):
+    def view(real, index, generator):
         other = (index + generator.integers(1, len(real))) % len(real)
         image, share = mix(real.pixels[index], real.pixels[other], generator)
-        return image, np.float32(share) * labels[index] + np.float32(1 - share) * labels[other]
+        return image, {index: share, other: 1 - share}
 
     return view
 
 
-def _coarse(real: Images, labels: np.ndarray, index: int, generator: np.random.Generator) -> tuple[np.ndarray, np.ndarray]:
+def _coarse(real: Images, index: int, generator: np.random.Generator) -> tuple[np.ndarray, dict[int, float]]:
     image = read_image(real.folder / real.names[index])
-    return bicubic(box_downscale(image, UPSCALE), *real.pixels.shape[1:3]), labels[index]
+    return bicubic(box_downscale(image, UPSCALE), *real.pixels.shape[1:3]), {index: 1.0}
 
 
+# (real images, index of one, generator) → (another view of it, the real images that are in it with their shares)
 VIEWS = {
-    REPEATED: lambda real, labels, index, generator: (real.pixels[index], labels[index]),
-    AUGMENTED: lambda real, labels, index, generator: (augment.view(real.pixels[index], generator), labels[index]),
-    CUTOUT: lambda real, labels, index, generator: (augment.cutout(real.pixels[index], generator), labels[index]),
+    REPEATED: _alone(lambda image, generator: image), AUGMENTED: _alone(augment.view), CUTOUT: _alone(augment.cutout),
     MIXUP: _mixed(augment.mixup), CUTMIX: _mixed(augment.cutmix), BICUBIC: _coarse}
 
 

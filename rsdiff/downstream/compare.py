@@ -2,7 +2,7 @@
 
     out/settings.json                                  what all cells share; it may not change within one folder
     out/cells/<method>/<arm>_k<K>_seed<n>.json         one finished cell
-    out/features                                       embeddings of frozen towers, by content
+    out/features                                       features of frozen towers, by content
 
 A cell is a function of what settings.json holds, its method's recipe, its arm, number of real images and seed, so any number
 of processes make the same cells in any order. Arms differ in their images alone. A cell chooses its hyper-parameters on
@@ -13,6 +13,7 @@ validation (`tuning.choose`); then the images that scores are computed on are re
     classifier      the same, from the prompts (He et al. 2023)
     clip            the whole encoder by its contrastive loss, classified by its prompts
     cross_entropy   the image tower and a head by their cross-entropy
+    captions        a text tower on frozen features, by captions; measured by retrieval as well (`rsdiff.downstream.captions`)
 """
 
 import dataclasses
@@ -30,6 +31,7 @@ from tqdm import tqdm
 from rsdiff.console import claim_folder, write_text_atomically
 from rsdiff.downstream import arms, filters, scores, zero_shot
 from rsdiff.downstream.arms import Arm
+from rsdiff.downstream.captions import CaptionTuner
 from rsdiff.downstream.encoder import Encoder
 from rsdiff.downstream.finetune import WholeTuner
 from rsdiff.downstream.heads import HeadTuner, Towers, Untrained
@@ -39,8 +41,9 @@ from rsdiff.errors import BadInput
 from rsdiff.work import Claims, end_without_parent, is_local_worker, local_workers, share_out
 
 UNTRAINED = 'untrained'
-ZERO_SHOT, LINEAR, CLASSIFIER, CLIP, CROSS_ENTROPY = METHODS = 'zero_shot', 'linear', 'classifier', 'clip', 'cross_entropy'
-FROZEN = LINEAR, CLASSIFIER
+ZERO_SHOT, LINEAR, CLASSIFIER, CLIP, CROSS_ENTROPY, CAPTIONS = METHODS = (
+    'zero_shot', 'linear', 'classifier', 'clip', 'cross_entropy', 'captions')
+FROZEN = LINEAR, CLASSIFIER, CAPTIONS
 ON_CURVE = arms.REAL, arms.BOTH, arms.BICUBIC
 
 
@@ -105,20 +108,22 @@ class Cell:
         return f'{self.method}/{self.arm.slug}_k{shots}_seed{self.seed}'
 
 
-def compare(task: Task, encoder: Encoder, study: Study, out: Path | str,
-            jobs: int = 1) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def compare(task: Task, encoder: Encoder, study: Study, out: Path | str, jobs: int = 1,
+            features: Path | str | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Runs the cells that are not there yet.
 
     Args:
       jobs: processes that share the cells: this program that often, with the same arguments (`work.local_workers`).
+      features: the folder of features, which several studies may share, instead of out/features.
     Returns:
       (settings, cells). Each cell has `method`, `arm`, `shots`, `ratio` (extra images for each real one), `seed`, `steps`,
       `real_images`, `extra_images`, `accuracy`, `macro_f1`, `confusion` (true × predicted), `predictions` (class indices of
       the evaluated images, in their order), `final_loss`, `learning_rate` and `weight_decay` (as chosen),
-      `validation_accuracy`, `seconds`, `training_seconds` and `digest`.
+      `validation_score` (accuracy; of 'captions' mean recall), `seconds`, `training_seconds` and `digest`. Those of 'captions'
+      have `hits` as well, for each direction that of the evaluated images at each k of `retrieval.KS`.
     Raises:
       BadInput: `out` holds a comparison with other settings or other images; or as `arms.examples`; or settings are to be
-        chosen, and there is no validation split.
+        chosen, and there is no validation split; or captions are missing.
     """
     out, cells, encoder = Path(out), study.cells(), zero_shot.with_prompts(encoder, study.prompts)
     _check(task, study, cells)
@@ -127,8 +132,9 @@ def compare(task: Task, encoder: Encoder, study: Study, out: Path | str,
         'classes': list(task.classes), 'evaluate_on': study.evaluate_on, 'extra_per_real': max(study.ratios),
         'filter': study.filter, 'soft_targets': study.soft_targets, 'prompts': study.prompts,
         'real_images': task.train.digest(), 'synthetic_images': task.synthetic.digest(),
-        'evaluation_images': task.evaluation.digest(), 'validation_images': None if task.validation is None else task.validation.digest()}
-    laboratory = _Laboratory(task, encoder, study, fixed, out)
+        'evaluation_images': task.evaluation.digest(),
+        'validation_images': None if task.validation is None else task.validation.digest()}
+    laboratory = _Laboratory(task, encoder, study, fixed, out, features or out / 'features')
     claim_folder(out, fixed)
     if not is_local_worker():
         zero_shot.warn_of_names_read_alike(encoder, task.classes)
@@ -151,19 +157,23 @@ def compare(task: Task, encoder: Encoder, study: Study, out: Path | str,
 class _Laboratory:
     """Makes cells and finds those that are made."""
 
-    def __init__(self, task: Task, encoder: Encoder, study: Study, fixed: dict[str, Any], out: Path):
+    def __init__(self, task: Task, encoder: Encoder, study: Study, fixed: dict[str, Any], out: Path, features: Path | str):
         self.task, self.study, self.out = task, study, out
         self.digests = {method: hashlib.sha256(json.dumps(
             [fixed, dataclasses.asdict(study.recipes[method]) if method in study.recipes else None],
             sort_keys=True).encode()).hexdigest() for method in METHODS}
-        towers = Towers(encoder, out / 'features')
+        towers = Towers(encoder, features)
         self.towers, self.untrained = towers, Untrained(encoder, task.classes, towers)
         self.screen = None
         if study.filter != filters.NONE or study.soft_targets:
             self.screen = filters.Screen(encoder, task.classes, towers(0), study.filter, study.soft_targets)
-        self.tuners = {
-            method: HeadTuner(encoder, task.classes, recipe, towers, method == CLASSIFIER) if method in FROZEN else
-            WholeTuner(encoder, task.classes, recipe, method == CLIP) for method, recipe in study.recipes.items()}
+        tuners = {
+            LINEAR: lambda recipe: HeadTuner(encoder, task.classes, recipe, towers, from_text=False),
+            CLASSIFIER: lambda recipe: HeadTuner(encoder, task.classes, recipe, towers, from_text=True),
+            CLIP: lambda recipe: WholeTuner(encoder, task.classes, recipe, by_prompts=True),
+            CROSS_ENTROPY: lambda recipe: WholeTuner(encoder, task.classes, recipe, by_prompts=False),
+            CAPTIONS: lambda recipe: CaptionTuner(encoder, task.classes, recipe, towers)}
+        self.tuners = {method: tuners[method](recipe) for method, recipe in study.recipes.items()}
         self.examples = functools.lru_cache(maxsize=1)(
             lambda arm, shots, seed: arms.examples(task, arm, shots, seed, self.screen))
 
@@ -196,13 +206,17 @@ class _Laboratory:
             logits = self.untrained.logits(self.task.evaluation.pixels, cell.seed)
         else:
             examples = self.examples(cell.arm, cell.shots, cell.seed)
-            best, accuracy, seconds = self.tuners[cell.method].fit(examples, self.task.validation, cell.seed)
-            row |= {'steps': len(best.losses), 'real_images': examples.real, 'extra_images': len(examples) - examples.real,
+            best, score, seconds = self.tuners[cell.method].fit(examples, self.task.validation, cell.seed)
+            row |= {'steps': self.study.recipes[cell.method].steps, 'real_images': examples.real, 'extra_images': len(examples) - examples.real,
                     'final_loss': float(best.losses[-1]), 'learning_rate': best.learning_rate,
-                    'weight_decay': best.weight_decay, 'validation_accuracy': accuracy, 'training_seconds': round(seconds, 4)}
+                    'weight_decay': best.weight_decay, 'validation_score': score, 'training_seconds': round(seconds, 4)}
             if not np.isfinite(best.losses).all():
                 raise FloatingPointError(f'cell {cell.name}: the loss is no longer finite; use a lower --learning_rates')
-            logits = best.logits(self.task.evaluation.pixels)
+            pixels = self.task.evaluation.pixels
+            logits = best.logits(pixels)
+            if best.hits:
+                hits = best.hits(pixels, self.task.evaluation.captions)
+                row['hits'] = {direction: np.round(found, 6).tolist() for direction, found in hits.items()}
         predictions = logits.argmax(1)
         confusion = scores.confusion_matrix(self.task.evaluation.labels, predictions, len(self.task.classes))
         row |= {'accuracy': scores.accuracy(confusion), 'macro_f1': scores.macro_f1(confusion),
@@ -217,8 +231,21 @@ def _check(task: Task, study: Study, cells: list[Cell]) -> None:
         if len(recipe.candidates) > 1 and task.validation is None:
             raise BadInput(f'{task.train.folder}: no image has split {VALIDATION!r}, on which {method} chooses between '
                            f'{len(recipe.candidates)} settings; make one, or give one of --learning_rates and --weight_decays')
+    if CAPTIONS in study.recipes:
+        _check_captions(task)
     for arm, shots, seed in dict.fromkeys((cell.arm, cell.shots, cell.seed) for cell in cells if cell.method != ZERO_SHOT):
         arms.check(task, arm, shots, seed)
+
+
+def _check_captions(task: Task) -> None:
+    if task.validation is None:
+        raise BadInput(f'{task.train.folder}: no image has split {VALIDATION!r}, on which {CAPTIONS} chooses the moment of '
+                       'training that is kept; make one')
+    for images in (task.train, task.synthetic, task.validation, task.evaluation):
+        for name, captions in zip(images.names, images.captions):
+            if not any(words.strip() for words in captions):
+                raise BadInput(f'{images.folder / name}: no captions in the manifest; method {CAPTIONS} needs at least one for '
+                               'each image')
 
 
 def _settings(task: Task, study: Study, fixed: dict[str, Any], cells: list[dict[str, Any]]) -> dict[str, Any]:

@@ -159,13 +159,15 @@ def image_tower() -> Network:
     return _image_network(efficientnet.load_params())
 
 
-def train_tokenizer(captions: Iterable[str]) -> Tokenizer:
+def train_tokenizer(captions: Iterable[str], least_count: int = LEAST_COUNT) -> Tokenizer:
     """The words of captions, each as likely as it is frequent: a unigram model (Kudo 2018, arXiv 1804.10959).
 
     A word that is not among them is read as the likeliest sequence of words that spells it, 'parkinglot' as 'parking lot'. The s
     at the end of a word is a word of its own, so that who has read of freeways knows a freeway. Case, accents and punctuation
     do not count.
 
+    Args:
+      least_count: of the captions that must have a word.
     Raises:
       BadInput: no word is frequent enough.
     """
@@ -176,10 +178,10 @@ def train_tokenizer(captions: Iterable[str]) -> Tokenizer:
     words = Counter(part for caption in captions for word in tokenizer.normalizer.normalize_str(caption).split()
                     for part in _stem_and_plural(word))
     # nor are single letters words, but for these two: they would spell anything
-    kept = sorted((word for word, count in words.items() if count >= LEAST_COUNT and (len(word) > 1 or word in ('a', PLURAL))),
+    kept = sorted((word for word, count in words.items() if count >= least_count and (len(word) > 1 or word in ('a', PLURAL))),
                   key=lambda word: (-words[word], word))
     if not kept:
-        raise BadInput(f'no word occurs {LEAST_COUNT} times in the captions; there is nothing to learn')
+        raise BadInput(f'no word occurs {least_count} times in the captions; there is nothing to learn')
     score = {word: math.log(words[word] / words.total()) for word in kept}
     tokenizer.model = models.Unigram([(UNKNOWN, 0.0), (START, 0.0), *score.items()], unk_id=0)
     return tokenizer

@@ -2,6 +2,7 @@
 
     table.csv table.md table.tex    a row for each (method, arm, number of real images)
     per_class.csv                   recall and F1 of each row and class, with their changes against `real`
+    retrieval.csv                   recalls of each row that was trained on captions, if any was
     accuracy.png ratio.png learning_curve.png confusion.png per_class.png
     report.html                     all of it on a page that needs no other file, with images beside their sources
     report.json                     every figure, setting and cell; predictions stay in cells/
@@ -20,7 +21,7 @@ import numpy as np
 
 from rsdiff.console import write_text_atomically
 from rsdiff.downstream import charts, samples
-from rsdiff.downstream.summary import p_text, setting_text, shots_text, summarise
+from rsdiff.downstream.summary import RECALLS, p_text, setting_text, shots_text, summarise
 from rsdiff.evaluation import tables
 from rsdiff.evaluation.tables import Shown
 
@@ -46,6 +47,7 @@ METHODS = {
     'classifier': 'the same, which begins as the prompts (He et al. 2023)',
     'clip': 'the whole encoder by its contrastive loss, classified by its prompts',
     'cross_entropy': 'the image tower and a linear classifier by their cross-entropy',
+    'captions': 'a text tower, and a line to it from frozen features, on captions; classified by its prompts',
 }
 
 COLUMNS = (
@@ -61,6 +63,13 @@ COLUMNS = (
     Shown('gain over real, points', lambda row: _change(row, '')),
     Shown('p', lambda row: '' if row['p'] is None else p_text(row['p'])),
     Shown('p, Holm', lambda row: '' if row['p_holm'] is None else p_text(row['p_holm'])),
+)
+RETRIEVAL_COLUMNS = (
+    *COLUMNS[1:5],
+    Shown('mean recall %', lambda row: _plus_minus(row['mean_recall'], row['mean_recall_ci95'])),
+    Shown('gain over real, points', lambda row: _change(row, '')),
+    *COLUMNS[-2:],
+    *(Shown(f'{name} %', lambda row, name=name: f'{100 * row[name]:.1f}') for name in RECALLS),
 )
 # on the page, where the rows of a setting stand together under its name
 GROUPED = COLUMNS[1:2] + COLUMNS[3:]
@@ -111,7 +120,11 @@ def write_report(out: Path | str, settings: dict[str, Any], cells: Sequence[dict
     write_text_atomically(out / 'table.csv', tables.csv_text(rows))
     write_text_atomically(out / 'per_class.csv', tables.csv_text(summary['per_class']))
     write_text_atomically(out / 'table.md', markdown(summary))
-    write_text_atomically(out / 'table.tex', tables.latex(COLUMNS, rows, caption(summary), 'tab:downstream'))
+    latex = tables.latex(COLUMNS, rows, caption(summary), 'tab:downstream')
+    if retrieved := summary['retrieval']:
+        write_text_atomically(out / 'retrieval.csv', tables.csv_text(retrieved))
+        latex += '\n' + tables.latex(RETRIEVAL_COLUMNS, retrieved, retrieval_caption(summary), 'tab:retrieval')
+    write_text_atomically(out / 'table.tex', latex)
     plain = [{key: value for key, value in cell.items() if key != 'predictions'} for cell in cells]
     write_text_atomically(out / 'report.json', json.dumps(
         summary | {'settings': settings, 'dropped': list(dropped), 'cells': plain}, indent=1) + '\n')
@@ -123,7 +136,10 @@ def markdown(summary: dict[str, Any]) -> str:
     """The answer, the table that people paste into a paper, and what its numbers are."""
     answer = f'{summary["headline"]["text"]}\n\n' if summary['headline'] else ''
     every = f'{tables.markdown(ANSWERS, summary["answers"])}\n' if len(summary['answers']) > 1 else ''
-    return f'{answer}{every}{tables.markdown(COLUMNS, summary["rows"])}\n{caption(summary)}\n'
+    table = f'{answer}{every}{tables.markdown(COLUMNS, summary["rows"])}\n{caption(summary)}\n'
+    if not summary['retrieval']:
+        return table
+    return f'{table}\n{tables.markdown(RETRIEVAL_COLUMNS, summary["retrieval"])}\n{retrieval_caption(summary)}\n'
 
 
 def caption(summary: dict[str, Any]) -> str:
@@ -134,6 +150,13 @@ def caption(summary: dict[str, Any]) -> str:
             f'{len(summary["classes"])} classes, chance {100 * summary["chance"]:.1f} %; {spread}. Gains are paired by seed and '
             'image; their 95 % intervals and p are of a bootstrap of test images and seeds together; Holm corrects over '
             'the arms of a method and number of real images.')
+
+
+def retrieval_caption(summary: dict[str, Any]) -> str:
+    """What the numbers of the table of retrieval are."""
+    return (f'Captions and images of the {summary["evaluate_on"]} split find each other: an image has found a caption that was written '
+            'for it, or a caption its image, if it is among the first k; what scores alike comes in random order. The mean recall '
+            'is the mean of the six, and what gains and p are of.')
 
 
 def page(summary: dict[str, Any], settings: dict[str, Any], cells: Sequence[dict[str, Any]], drawn: dict[str, charts.Chart],
@@ -148,6 +171,8 @@ def page(summary: dict[str, Any], settings: dict[str, Any], cells: Sequence[dict
     return environment.from_string(TEMPLATE.read_text(encoding='utf-8')).render(
         summary=summary, headline=headline, caption=caption(summary), answer_columns=ANSWERS, columns=GROUPED,
         groups=[(name, list(rows)) for name, rows in itertools.groupby(summary['rows'], setting_text)],
+        retrieval_columns=RETRIEVAL_COLUMNS, retrieval_caption=retrieval_caption(summary),
+        retrieval_groups=[(name, list(rows)) for name, rows in itertools.groupby(summary['retrieval'], setting_text)],
         class_columns=CLASS_COLUMNS, class_rows=own, setting_text=setting_text,
         charts=[(name, chart, samples.data_uri(pictures[name], 'png')) for name, chart in drawn.items()],
         arms=[(arm, charts.colour(arm), _purpose(arm)) for arm in arms], methods={name: METHODS.get(name, '') for name in methods},

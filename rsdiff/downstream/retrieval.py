@@ -19,7 +19,7 @@ Intervals are 95 %, from drawing the images that ask, with all their captions, a
 """
 
 import dataclasses
-from typing import Any, Sequence
+from typing import Any, Iterator, Sequence
 
 import numpy as np
 import scipy.stats
@@ -69,6 +69,21 @@ def recalls(images: np.ndarray, texts: np.ndarray, captions: Sequence[Sequence[s
       captions: those of each of the n images, at least one.
       seed: of the intervals.
     """
+    return [Recall(direction, rule, k, _interval(values, asks, seed), float(expected))
+            for rule, direction, scores, right, asks in _questions(images, texts, captions)
+            for k, values, expected in zip(KS, hits(scores, right), hits(np.zeros_like(scores), right).mean(1))]
+
+
+def hits_of_images(images: np.ndarray, texts: np.ndarray, captions: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
+    """Each direction, by the rule 'own' → (len(KS), n): the mean hit of the queries that belong to each image. Arguments as
+    those of `recalls`, which these average to where all images have as many captions."""
+    return {direction: np.stack([np.bincount(asks, values) / np.bincount(asks) for values in hits(scores, right)])
+            for rule, direction, scores, right, asks in _questions(images, texts, captions) if rule == OWN}
+
+
+def _questions(images: np.ndarray, texts: np.ndarray, captions: Sequence[Sequence[str]]) -> Iterator[
+        tuple[str, str, np.ndarray, np.ndarray, np.ndarray]]:
+    """Every rule and direction with scores and relevance (queries, items), and the image that each query belongs to."""
     owner = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
     number = {words: index for index, words in enumerate(dict.fromkeys(words for own in captions for words in own))}
     of_text = np.array([number[words] for own in captions for words in own])
@@ -80,14 +95,9 @@ def recalls(images: np.ndarray, texts: np.ndarray, captions: Sequence[Sequence[s
     # Equal columns of a product of matrices need not be equal to the last bit; columns that are taken twice are.
     distinct, back = np.unique(texts, axis=0, return_inverse=True)
     scores = (images @ distinct.T)[:, back.ravel()]
-    found = []
     for rule, right in relevant.items():
-        for direction, table, asks in ((IMAGE_TO_TEXT, lambda x: x, np.arange(len(captions))),
-                                       (TEXT_TO_IMAGE, np.transpose, owner)):
-            chance = hits(np.zeros_like(table(scores)), table(right)).mean(1)
-            for k, values, expected in zip(KS, hits(table(scores), table(right)), chance):
-                found.append(Recall(direction, rule, k, _interval(values, asks, seed), float(expected)))
-    return found
+        yield rule, IMAGE_TO_TEXT, scores, right, np.arange(len(captions))
+        yield rule, TEXT_TO_IMAGE, scores.T, right.T, owner
 
 
 def hits(scores: np.ndarray, relevant: np.ndarray, ks: Sequence[int] = KS) -> np.ndarray:

@@ -81,7 +81,6 @@ class PairedBootstrap:
         Args:
           baseline, treatment: int (seeds, images), predicted classes; row s of both has the same seed.
         """
-        seeds = len(baseline)
         found = _scores(self.labels, treatment, self.classes) - _scores(self.labels, baseline, self.classes)
         drawn = np.empty((self.draws, found.shape[1]))
         for first in range(0, self.draws, DRAWS_AT_ONCE):
@@ -89,15 +88,29 @@ class PairedBootstrap:
             counts = self.counts[:, some].astype(np.float32)
             drawn[some] = (_scores(self.labels, treatment, self.classes, counts)
                            - _scores(self.labels, baseline, self.classes, counts)).mean(0).T
+        changes = self._changes(found, drawn)
+        return Changes(changes[0], changes[1], tuple(changes[2 : 2 + self.classes]), tuple(changes[2 + self.classes :]))
+
+    def change_of_means(self, baseline: np.ndarray, treatment: np.ndarray) -> list[Change]:
+        """Equations 1 to 3 for scores that are means over images.
+
+        Args:
+          baseline, treatment: (seeds, images, scores), what each image scores; row s of both has the same seed.
+        """
+        gained = treatment - baseline
+        return self._changes(gained.mean(1), self.counts.T @ gained.mean(0) / len(self.labels))
+
+    def _changes(self, found: np.ndarray, drawn: np.ndarray) -> list[Change]:
+        """(2) and (3) from gains (seeds, scores) and their means in the draws of images (draws, scores)."""
+        seeds = len(found)
         if seeds > 1:
             student = stats.t.rvs(seeds - 1, size=self.draws, random_state=np.random.default_rng(self.generator_seed))
-            drawn += student[:, None] * found.std(0, ddof=1) / np.sqrt(seeds)
+            drawn = drawn + student[:, None] * found.std(0, ddof=1) / np.sqrt(seeds)
         low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
         # rounding must not put a 0 on one side
         beyond = np.minimum((drawn <= 1e-12).sum(0), (drawn >= -1e-12).sum(0))
         p = np.minimum(1.0, 2 * (1 + beyond) / (self.draws + 1))
-        changes = [Change(*map(float, numbers)) for numbers in zip(found.mean(0), low, high, p)]
-        return Changes(changes[0], changes[1], tuple(changes[2 : 2 + self.classes]), tuple(changes[2 + self.classes :]))
+        return [Change(*map(float, numbers)) for numbers in zip(found.mean(0), low, high, p)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -9,10 +9,13 @@ from typing import Any, Iterator, Sequence
 import numpy as np
 
 from rsdiff.downstream import scores
+from rsdiff.downstream.retrieval import DIRECTIONS, KS
 from rsdiff.downstream.statistics import Change, PairedBootstrap, holm
 
 REAL, SYNTHETIC, MIXTURE, RANDOM = 'real', 'synthetic', 'real+synthetic', 'random labels'
 LEVEL = 0.05
+# the columns of `hits`, in their order
+RECALLS = tuple(f'{direction} R@{k}' for direction in DIRECTIONS for k in KS)
 
 Cell = dict[str, Any]
 
@@ -29,12 +32,12 @@ def summarise(settings: dict[str, Any], cells: Sequence[Cell], labels: np.ndarra
     Returns:
       `rows`, one for each (method, arm, shots), with means over seeds and half the widths of their 95 % t-intervals
       (`*_ci95`, None with one seed), and the gains over `real` with intervals and p of seeds and test images (None for `real`,
-      for what saw no image, and where there is no `real`); `per_class`, one for each row and class; `answers`, one for
-      each setting; `headline`, that of the first method with `real_per_class` real images, where all arms are compared.
+      for what saw no image, and where there is no `real`); `per_class`, one for each row and class; `retrieval`, one for each row
+      whose cells have `hits`, its gains and p being of the mean recall; `answers`, one for each setting; `headline`, that of the first method with `real_per_class` real images, where all arms are compared.
     """
     classes = settings['classes']
     bootstrap = PairedBootstrap(labels, len(classes))
-    rows, per_class, answers = [], [], []
+    rows, per_class, retrieved, answers = [], [], [], []
     for group in _settings(settings, cells):
         arms = {arm: [cell for cell in group if cell['arm'] == arm] for arm in dict.fromkeys(cell['arm'] for cell in group)}
         changes = {arm: _change(bootstrap, arms[REAL], own) for arm, own in arms.items()
@@ -48,11 +51,14 @@ def summarise(settings: dict[str, Any], cells: Sequence[Cell], labels: np.ndarra
                             | _gain('macro_f1_', change and change.macro_f1))
             per_class += _class_rows(classes, labels, own, change)
         rows += own_rows
+        if all('hits' in cell for cell in group):
+            retrieved += _retrieval_rows(bootstrap, arms)
         answers += [_answer(bootstrap, arms, own_rows)] if any(row['gain'] is not None for row in own_rows) else []
     return {
         'encoder': settings['encoder'], 'evaluate_on': settings['evaluate_on'], 'classes': list(classes),
         'chance': 1 / len(classes), 'evaluation_images': len(labels), 'dropped_duplicates': len(dropped),
-        'real_per_class': settings['real_per_class'], 'headline': _headline(answers, settings['real_per_class']), 'answers': answers, 'rows': rows, 'per_class': per_class}
+        'real_per_class': settings['real_per_class'], 'headline': _headline(answers, settings['real_per_class']),
+        'answers': answers, 'rows': rows, 'retrieval': retrieved, 'per_class': per_class}
 
 
 def points(change: float, low: float, high: float) -> str:
@@ -132,6 +138,31 @@ def _class_rows(classes: Sequence[str], labels: np.ndarray, own: Sequence[Cell],
              'recall': float(recall[:, label].mean()), 'f1': float(f1[:, label].mean()),
              **_gain('recall_', changes and changes.recall[label]), **_gain('f1_', changes and changes.f1[label])}
             for label, name in enumerate(classes)]
+
+
+def _retrieval_rows(bootstrap: PairedBootstrap, arms: dict[str, list[Cell]]) -> list[dict[str, Any]]:
+    """Means over seeds of the mean recall and of each recall, and the change of the former against `real`."""
+    def change(pairs):
+        return bootstrap.change_of_means(*(np.stack([_hits(cell) for cell in side]) for side in zip(*pairs)))[0]
+
+    changes = {arm: change(_paired(arms[REAL], own)) for arm, own in arms.items()
+               if REAL in arms and arm != REAL and _paired(arms[REAL], own)}
+    adjusted = dict(zip(changes, holm([change.p for change in changes.values()])))
+    rows = []
+    for arm, own in arms.items():
+        recalls = np.stack([_hits(cell).mean(0) for cell in own])
+        mean, half = scores.mean_interval(recalls[:, 0])
+        row = {key: _row(own)[key] for key in ('method', 'arm', 'shots', 'ratio', 'seeds', 'real_images', 'extra_images')}
+        rows.append(row | {'mean_recall': mean, 'mean_recall_ci95': half} | _gain('', changes.get(arm))
+                    | {'p_holm': adjusted.get(arm), 'significant': arm in adjusted and adjusted[arm] < LEVEL}
+                    | dict(zip(RECALLS, recalls[:, 1:].mean(0).tolist())))
+    return rows
+
+
+def _hits(cell: Cell) -> np.ndarray:
+    """(images, 1 + recalls): what each image contributes to the mean recall, and to each of `RECALLS`."""
+    each = np.concatenate([cell['hits'][direction] for direction in DIRECTIONS])
+    return np.concatenate([each.mean(0, keepdims=True), each]).T
 
 
 def _answer(bootstrap: PairedBootstrap, arms: dict[str, list[Cell]], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:

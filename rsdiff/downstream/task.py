@@ -36,6 +36,7 @@ class Images:
       names: file names relative to it.
       sources: for each synthetic image the name of the real image it was made from; `NO_SOURCE` if its manifest says that
         it was made from none (`"source": null`), and None if it does not say.
+      captions: of each image, none where its manifest has none.
       hashes: of the decoded pixels before resizing.
       fingerprints: of the same, uint8 (n, 160).
     """
@@ -45,6 +46,7 @@ class Images:
     folder: Path
     names: tuple[str, ...]
     sources: tuple[str | None, ...]
+    captions: tuple[tuple[str, ...], ...]
     hashes: tuple[str, ...]
     fingerprints: np.ndarray
 
@@ -57,14 +59,14 @@ class Images:
 
         indices = np.asarray(indices, np.int64)
         return Images(self.pixels[indices], self.labels[indices], self.folder, pick(self.names), pick(self.sources),
-                      pick(self.hashes), self.fingerprints[indices])
+                      pick(self.captions), pick(self.hashes), self.fingerprints[indices])
 
     def without(self, names: set[str]) -> 'Images':
         return self.take(np.flatnonzero([name not in names for name in self.names])) if names else self
 
     def digest(self) -> str:
-        """Changes with any pixel, name, label or source."""
-        rows = [self.names, self.labels.tolist(), self.sources, self.hashes]
+        """Changes with any pixel, name, label, source or caption."""
+        rows = [self.names, self.labels.tolist(), self.sources, self.captions, self.hashes]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
@@ -254,4 +256,4 @@ def _read(folder: Path | str, entries: list[Entry], classes: tuple[str, ...], en
         hashes, fingerprints = zip(*pool.map(look, pixels, entries))
     labels = np.asarray([classes.index(e.label) for e in entries], np.int32)
     return Images(pixels, labels, Path(folder), tuple(e.file_name for e in entries), tuple(map(_source, entries)),
-                  hashes, np.stack(fingerprints))
+                  tuple(tuple(e.captions) for e in entries), hashes, np.stack(fingerprints))

@@ -61,12 +61,13 @@ class Captioned:
 
 
 def train(config: text_tower.Config, tokenizer: Tokenizer, training: Captioned, validation: Captioned, recipe: Recipe,
-          seed: int, show: bool = True) -> tuple[dict[str, Any], list[dict[str, float]]]:
+          seed: int, show: bool = True, batches: np.ndarray | None = None) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Trains from random parameters.
 
     Args:
       config: its vocabulary is the tokenizer's.
       seed: decides everything that is drawn.
+      batches: int (steps, batch), the images of each step; if not given, one shuffled pass after another.
     Returns:
       (the parameters that did best on the validation images, for features as they are; a row for each validation with
       `step`, `loss` and `mean_recall`).
@@ -74,9 +75,8 @@ def train(config: text_tower.Config, tokenizer: Tokenizer, training: Captioned, 
     count, views, width = training.features.shape
     mean = training.features.reshape(-1, width).mean(0, dtype=np.float64)
     deviation = training.features.reshape(-1, width).std(0, dtype=np.float64).mean()
-    features = jnp.asarray((training.features - mean) / deviation, jnp.float32)
     texts = list(dict.fromkeys(words for own in training.captions for words in own))
-    ids, mask = map(jnp.asarray, tokenize(tokenizer, texts, config.length))
+    ids, mask = tokenize(tokenizer, texts, config.length)
     number = {words: index for index, words in enumerate(texts)}
     belongs = np.zeros((count, len(texts)), bool)
     for row, own in zip(belongs, training.captions):
@@ -84,26 +84,29 @@ def train(config: text_tower.Config, tokenizer: Tokenizer, training: Captioned, 
     # every image has as many columns as the one with most captions; those with fewer have theirs more often
     most = max(map(len, training.captions))
     captions = np.stack([np.resize([number[words] for words in own], most) for own in training.captions])
-    belongs, captions = jnp.asarray(belongs), jnp.asarray(captions)
+    data = jax.device_put({'features': np.float32((training.features - mean) / deviation), 'ids': ids, 'mask': mask,
+                           'captions': captions, 'belongs': belongs})
 
     schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, max(1, recipe.steps // 10), max(2, recipe.steps))
     optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(
         schedule, b2=0.98, weight_decay=recipe.weight_decay,
         mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)))
 
-    def loss(params, x, chosen, words, right):
+    def loss(params, x, ids, words, right):
         images = text_tower.encode_features(config, params, x)
-        return caption_loss(text_tower.logits(params, images, text_tower.encode_texts(config, params, ids[chosen], words)), right)
+        return caption_loss(text_tower.logits(params, images, text_tower.encode_texts(config, params, ids, words)), right)
 
     @jax.jit
-    def step(params, average, moments, key, images):
+    def step(data, params, average, moments, key, images):
         view_key, caption_key, word_key, feature_key = jax.random.split(key, 4)
-        x = features[images, jax.random.randint(view_key, images.shape, 0, views)]
+        x = data['features'][images, jax.random.randint(view_key, images.shape, 0, views)]
         kept = jax.random.bernoulli(feature_key, 1 - recipe.feature_dropout, x.shape)
-        chosen = captions[images, jax.random.randint(caption_key, images.shape, 0, most)]
-        words = mask[chosen] * jax.random.bernoulli(word_key, 1 - recipe.word_dropout, mask[chosen].shape).at[:, 0].set(True)
+        chosen = data['captions'][images, jax.random.randint(caption_key, images.shape, 0, most)]
+        words = data['mask'][chosen]
+        words = words * jax.random.bernoulli(word_key, 1 - recipe.word_dropout, words.shape).at[:, 0].set(True)
         value, gradient = jax.value_and_grad(loss)(
-            params, jnp.where(kept, x, 0) / (1 - recipe.feature_dropout), chosen, words, belongs[images][:, chosen])
+            params, jnp.where(kept, x, 0) / (1 - recipe.feature_dropout), data['ids'][chosen], words,
+            data['belongs'][images][:, chosen])
         updates, moments = optimizer.update(gradient, moments, params)
         params = optax.apply_updates(params, updates)
         return params, optax.incremental_update(params, average, 1 - 0.5 ** (1 / recipe.half_life)), moments, value
@@ -113,9 +116,9 @@ def train(config: text_tower.Config, tokenizer: Tokenizer, training: Captioned, 
     judge = _Judge(config, tokenizer, validation)
     best, rows, losses = params, [], []
     with tqdm(total=recipe.steps, unit='step', desc='text tower', disable=not show, dynamic_ncols=True) as bar:
-        for index, images in enumerate(_batches(count, recipe, seed)):
+        for index, images in enumerate(_batches(count, recipe, seed) if batches is None else batches):
             key = jax.random.fold_in(jax.random.key(seed), index)
-            params, average, moments, value = step(params, average, moments, key, images)
+            params, average, moments, value = step(data, params, average, moments, key, images)
             losses.append(value)
             bar.update()
             if (index + 1) % recipe.validate_every == 0 or index + 1 == recipe.steps:
@@ -143,11 +146,11 @@ class _Judge:
         texts = [words for own in self.captions for words in own]
         distinct, self.back = np.unique(texts, return_inverse=True)
         self.tokens = tokenize(tokenizer, distinct.tolist(), config.length)
-        self.encode = jax.jit(lambda params: (text_tower.encode_features(config, params, self.features),
-                                              text_tower.encode_texts(config, params, *self.tokens)))
+        self.encode = jax.jit(lambda params, features, tokens: (text_tower.encode_features(config, params, features),
+                                                                text_tower.encode_texts(config, params, *tokens)))
 
     def __call__(self, params: dict[str, Any]) -> float:
-        images, texts = map(np.asarray, self.encode(params))
+        images, texts = map(np.asarray, self.encode(params, self.features, self.tokens))
         return retrieval.mean_recall(retrieval.recalls(images, texts[self.back], self.captions))
 
 

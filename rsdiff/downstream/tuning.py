@@ -14,7 +14,7 @@ the validation images and hands on a model, which is only then shown the images 
 
 import dataclasses
 import itertools
-from typing import Callable, Iterable
+from typing import Callable, Iterable, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -23,6 +23,8 @@ import optax
 
 from rsdiff.downstream.task import Images
 from rsdiff.errors import BadInput
+
+Captions = Sequence[Sequence[str]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -60,8 +62,9 @@ class Fitted:
 
     Attributes:
       logits: uint8 (n, size, size, 3) → (n, classes).
-      losses: of every step.
+      losses: of every step, or of every few.
       seconds: what its training took.
+      hits: (uint8 (n, size, size, 3), captions of each) → `retrieval.hits_of_images`, of what was trained for retrieval.
     """
 
     learning_rate: float
@@ -69,6 +72,7 @@ class Fitted:
     logits: Callable[[np.ndarray], np.ndarray]
     losses: np.ndarray
     seconds: float
+    hits: Callable[[np.ndarray, Captions], dict[str, np.ndarray]] | None = None
 
 
 def choose(candidates: Iterable[Fitted], validation: Images | None) -> tuple[Fitted, float | None, float]:
