@@ -56,9 +56,9 @@ class CaptionTuner:
                                           validate_every=max(1, self.recipe.steps // VALIDATIONS))
             params, rows = text_training.train(config, tokenizer, training, judged, recipe, seed, show=False, batches=index)
             trained = Embedded('', '', config, tokenizer, {TEXT_TOWER: params}, self.encoder.templates)
-            fitted = Fitted(
-                learning_rate, weight_decay, functools.partial(_logits, features, trained, self.classes),
-                np.array([row['loss'] for row in rows]), time.monotonic() - started, functools.partial(_hits, features, trained))
+            losses, seconds = np.array([row['loss'] for row in rows]), time.monotonic() - started
+            logits = functools.partial(_logits, features, trained, self.classes)
+            fitted = Fitted(learning_rate, weight_decay, logits, losses, seconds, functools.partial(_hits, features, trained))
             yield fitted, max(row['mean_recall'] for row in rows)
 
 

@@ -207,9 +207,10 @@ class _Laboratory:
         else:
             examples = self.examples(cell.arm, cell.shots, cell.seed)
             best, score, seconds = self.tuners[cell.method].fit(examples, self.task.validation, cell.seed)
-            row |= {'steps': self.study.recipes[cell.method].steps, 'real_images': examples.real, 'extra_images': len(examples) - examples.real,
-                    'final_loss': float(best.losses[-1]), 'learning_rate': best.learning_rate,
-                    'weight_decay': best.weight_decay, 'validation_score': score, 'training_seconds': round(seconds, 4)}
+            row |= {'steps': self.study.recipes[cell.method].steps, 'real_images': examples.real,
+                    'extra_images': len(examples) - examples.real, 'final_loss': float(best.losses[-1]),
+                    'learning_rate': best.learning_rate, 'weight_decay': best.weight_decay,
+                    'validation_score': score, 'training_seconds': round(seconds, 4)}
             if not np.isfinite(best.losses).all():
                 raise FloatingPointError(f'cell {cell.name}: the loss is no longer finite; use a lower --learning_rates')
             pixels = self.task.evaluation.pixels

@@ -33,7 +33,8 @@ def summarise(settings: dict[str, Any], cells: Sequence[Cell], labels: np.ndarra
       `rows`, one for each (method, arm, shots), with means over seeds and half the widths of their 95 % t-intervals
       (`*_ci95`, None with one seed), and the gains over `real` with intervals and p of seeds and test images (None for `real`,
       for what saw no image, and where there is no `real`); `per_class`, one for each row and class; `retrieval`, one for each row
-      whose cells have `hits`, its gains and p being of the mean recall; `answers`, one for each setting; `headline`, that of the first method with `real_per_class` real images, where all arms are compared.
+      whose cells have `hits`, its gains and p being of the mean recall; `answers`, one for each setting; `headline`, that of the
+      first method with `real_per_class` real images, where all arms are compared.
     """
     classes = settings['classes']
     bootstrap = PairedBootstrap(labels, len(classes))
