@@ -112,13 +112,14 @@ def test_the_downstream_script_makes_its_own_synthetic_images(trained, tmp_path)
     env = {**os.environ, 'XLA_FLAGS': '', 'RSDIFF_NO_VENV': '1', 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
     script = ['bash', ROOT / 'tools' / 'downstream.sh']
     done = subprocess.run([*script, '--real', images, '--checkpoint', workdir, '--out', 'out', '--variants=1', '--steps', '2',
-                           '--encoder', 'tiny', '--seeds', '1', '--', '--steps', '2', '--image_size_px', '16', '--batch', '4',
+                           '--strength', '0.5', '--solver', 'dpm++2m', '--encoder', 'tiny', '--seeds', '1', '--', '--steps', '2', '--image_size_px', '16', '--batch', '4',
                            '--arms', 'real,synthetic,real+synthetic'],
                           cwd=tmp_path, env=env, capture_output=True, text=True)
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert [row['arm'] for row in result['rows']] == ['untrained', 'real', 'synthetic', 'real+synthetic 1:1']
-    assert len(read_folder(tmp_path / 'out' / 'synthetic')) == 10
+    made = read_folder(tmp_path / 'out' / 'synthetic')
+    assert len(made) == 10 and {entry.extra['strength'] for entry in made} == {0.5}
     for wrong in ([], ['--real', images], ['--real', images, '--out', 'x', '--checkpoint', 'a', '--synthetic', 'b'], ['-x'], ['--real'],
                   ['--real', images, '--out', 'x', '--synthetic', images, '--variants', '2'],
                   ['--real', images, '--out', 'x', '--synthetic', images, '--preset', 'other'],
