@@ -230,6 +230,16 @@ def test_the_page_holds_everything_and_trusts_no_name(written):
     assert 'regularisation' in text and len(text) < 10e6
 
 
+def test_the_learning_curve_shows_the_mixture_that_has_every_number_of_real_images():
+    cells = [cell('linear', arm, shots, seed, right, 2 * (arm != 'real')) for shots, right in ((1, 0.4), (4, 0.5), (10, 0.6))
+             for arm in ('real', 'real+synthetic 1:2') for seed in range(3)]
+    cells += [cell('linear', 'real+synthetic 1:1', 10, seed, 0.9, 1) for seed in range(3)]
+    summary = summarise(settings(real_per_class=10, methods=['linear']), cells, LABELS)
+    assert summary['headline']['arm'] == 'real+synthetic 1:1'
+    told = charts.learning_curve(summary).alternative
+    assert 'real+synthetic 1:2: 1 images 40.0 %, 4 images 50.0 %, 10 images 60.0 %' in told and '1:1' not in told
+
+
 def test_strips_show_what_was_made_beside_its_source(folders):
     found = strips(*folders, CLASSES)
     assert list(found) == list(CLASSES)

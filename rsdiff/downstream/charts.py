@@ -1,6 +1,7 @@
 """The charts of the report. Colours are those of Okabe & Ito, which colour-blind readers tell apart, and stay with an arm in
 every chart; nothing is told by colour alone."""
 
+from collections import Counter
 from typing import Any, NamedTuple, Sequence
 
 import matplotlib
@@ -104,14 +105,14 @@ def ratio_curve(summary: Summary) -> Chart | None:
 
 
 def learning_curve(summary: Summary) -> Chart | None:
-    """Accuracy over real images a class, for `real`, the mixture that the headline is about, and the plainest controls."""
-    headline = summary['headline']
-    shown = [REAL, SYNTHETIC, 'bicubic', 'augmented', *([headline['arm']] if headline and is_mixture(headline['arm']) else [])]
+    """Accuracy over real images a class, for `real`, the mixture that has most numbers of them, and the plainest controls."""
     classes, panels = len(summary['classes']), {}
     for method in dict.fromkeys(row['method'] for row in summary['rows']):
         rows = [row for row in summary['rows'] if row['method'] == method]
         per_class = {row['shots']: row['real_images'] / classes for row in rows if row['arm'] == REAL}
         if len({*per_class.values()}) > 1:
+            mixtures = Counter(row['arm'] for row in rows if is_mixture(row['arm']))
+            shown = [REAL, SYNTHETIC, 'bicubic', 'augmented', *(arm for arm, _ in mixtures.most_common(1))]
             panels[method] = per_class, {arm: [row for row in rows if row['arm'] == arm and row['shots'] in per_class]
                                          for arm in shown}
     if not panels:

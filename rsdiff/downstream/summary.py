@@ -81,7 +81,8 @@ def shots_text(shots: int | None) -> str:
 
 def setting_text(row: dict[str, Any]) -> str:
     """'linear, 8 real images a class', 'linear, all real images'."""
-    return f'{row["method"]}, {shots_text(row["shots"])} real images{"" if row["shots"] is None else " a class"}'
+    images = 'image' if row['shots'] == 1 else 'images'
+    return f'{row["method"]}, {shots_text(row["shots"])} real {images}{"" if row["shots"] is None else " a class"}'
 
 
 def is_mixture(arm: str) -> bool:
