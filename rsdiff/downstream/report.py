@@ -171,7 +171,7 @@ def page(summary: dict[str, Any], settings: dict[str, Any], cells: Sequence[dict
     return environment.from_string(TEMPLATE.read_text(encoding='utf-8')).render(
         summary=summary, headline=headline, caption=caption(summary), answer_columns=ANSWERS, columns=GROUPED,
         groups=[(name, list(rows)) for name, rows in itertools.groupby(summary['rows'], setting_text)],
-        retrieval_columns=RETRIEVAL_COLUMNS, retrieval_caption=retrieval_caption(summary),
+        retrieval_columns=RETRIEVAL_COLUMNS[:1] + RETRIEVAL_COLUMNS[2:], retrieval_caption=retrieval_caption(summary),
         retrieval_groups=[(name, list(rows)) for name, rows in itertools.groupby(summary['retrieval'], setting_text)],
         class_columns=CLASS_COLUMNS, class_rows=own, setting_text=setting_text,
         charts=[(name, chart, samples.data_uri(pictures[name], 'png')) for name, chart in drawn.items()],
