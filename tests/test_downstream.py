@@ -258,7 +258,7 @@ def test_captions_are_needed_where_they_are_trained_on_and_retrieval_is_measured
         # of fifteen captions ten are of other classes; chance of the first ten is two in three
         assert all((np.diff(found, axis=0) >= 0).all() and found[2].mean() > 0.85 for found in hits.values())
     change_first(folders[1], captions=[' '])
-    with pytest.raises(BadInput, match='lake/0_0.png: no captions in the manifest; method captions needs'):
+    with pytest.raises(BadInput, match='lake/0_0.png: no captions in the manifest; retrieval needs'):
         compare.compare(load_task(*folders, encoder), encoder, captioned, tmp_path / 'none')
     keep(folders[0], lambda row: row['split'] != 'val')
     with pytest.raises(BadInput, match="no image has split 'val', on which captions chooses"):

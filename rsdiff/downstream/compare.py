@@ -35,6 +35,7 @@ from rsdiff.downstream.captions import CaptionTuner
 from rsdiff.downstream.encoder import Encoder
 from rsdiff.downstream.finetune import WholeTuner
 from rsdiff.downstream.heads import HeadTuner, Towers, Untrained
+from rsdiff.downstream.retrieval import require_captions
 from rsdiff.downstream.task import VALIDATION, Task
 from rsdiff.downstream.tuning import Recipe
 from rsdiff.errors import BadInput
@@ -244,9 +245,7 @@ def _check_captions(task: Task) -> None:
                        'training that is kept; make one')
     for images in (task.train, task.synthetic, task.validation, task.evaluation):
         for name, captions in zip(images.names, images.captions):
-            if not any(words.strip() for words in captions):
-                raise BadInput(f'{images.folder / name}: no captions in the manifest; method {CAPTIONS} needs at least one for '
-                               'each image')
+            require_captions(images.folder / name, captions)
 
 
 def _settings(task: Task, study: Study, fixed: dict[str, Any], cells: list[dict[str, Any]]) -> dict[str, Any]:

@@ -19,6 +19,7 @@ Intervals are 95 %, from drawing the images that ask, with all their captions, a
 """
 
 import dataclasses
+from pathlib import Path
 from typing import Any, Iterator, Sequence
 
 import numpy as np
@@ -55,9 +56,14 @@ def captions_of(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
       BadInput: an image has none; the first is named.
     """
     for entry in entries:
-        if not any(caption.strip() for caption in entry.captions):
-            raise BadInput(f'{entry.path}: no captions in the manifest; retrieval needs at least one for each image')
+        require_captions(entry.path, entry.captions)
     return [entry.captions for entry in entries]
+
+
+def require_captions(path: Path, captions: Sequence[str]) -> None:
+    """Raises BadInput with the image's name if it has none."""
+    if not any(caption.strip() for caption in captions):
+        raise BadInput(f'{path}: no captions in the manifest; retrieval needs at least one for each image')
 
 
 def recalls(images: np.ndarray, texts: np.ndarray, captions: Sequence[Sequence[str]], seed: int = 0) -> list[Recall]:
