@@ -39,7 +39,8 @@ class CaptionTuner:
     def fit(self, examples: Examples, validation: Images, seed: int) -> tuple[Fitted, float, float]:
         """The best of the grid, its mean recall on the validation images, and the seconds that training took."""
         found = list(self._candidates(examples, validation, seed))
-        best, recall = max(found, key=lambda candidate: candidate[1])
+        # what is no number any more comes after all that is
+        best, recall = max(found, key=lambda candidate: candidate[1] if np.isfinite(candidate[0].losses).all() else -1.0)
         return best, recall, sum(fitted.seconds for fitted, _ in found)
 
     def _candidates(self, examples: Examples, validation: Images, seed: int) -> Iterator[tuple[Fitted, float]]:
