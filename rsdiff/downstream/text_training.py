@@ -74,7 +74,7 @@ def train(config: text_tower.Config, tokenizer: Tokenizer, training: Captioned, 
     """
     count, views, width = training.features.shape
     mean = training.features.reshape(-1, width).mean(0, dtype=np.float64)
-    deviation = training.features.reshape(-1, width).std(0, dtype=np.float64).mean()
+    deviation = max(training.features.reshape(-1, width).std(0, dtype=np.float64).mean(), 1e-6)  # all may be alike
     texts = list(dict.fromkeys(words for own in training.captions for words in own))
     ids, mask = tokenize(tokenizer, texts, config.length)
     number = {words: index for index, words in enumerate(texts)}
