@@ -14,6 +14,7 @@ from absl import app, flags, logging
 from etils import epath
 
 from rsdiff.errors import BadInput, one_line
+from rsdiff.files import is_local, read_json, write_json
 
 
 def run(main: Callable[[], None]) -> None:
@@ -81,20 +82,6 @@ def share_one_heap() -> None:
         libc.mallopt(m_arena_max, 1)
 
 
-def is_local(path: epath.PathLike) -> bool:
-    """Whether `path` is on this machine, not in a bucket (`gs://…`)."""
-    return '://' not in str(path)
-
-
-def write_text_atomically(path: epath.PathLike, text: str) -> None:
-    """Writes `text` so that a reader, or a crash, never sees half of it."""
-    path = epath.Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.{os.getpid()}.partial')  # several processes may write the same
-    partial.write_text(text, encoding='utf-8')
-    partial.replace(path)
-
-
 class FolderLock:
     """One process at a time in a folder, until it ends in whatever way. A bucket knows no locks; there it does nothing."""
 
@@ -151,10 +138,7 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     if folder.exists() and not folder.is_dir():
         raise BadInput(f'{folder} is a file; --out needs a folder')
     if path.exists():
-        try:
-            old = json.loads(path.read_text())
-        except json.JSONDecodeError as error:
-            raise BadInput(f'{path}: not JSON ({error.msg}); use another --out') from None
+        old = read_json(path, 'use another --out')
         new = json.loads(json.dumps(settings))
         changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
         values = [f'{key} {old.get(key)!r} → {new.get(key)!r}' for key in changed]
@@ -162,14 +146,17 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
         named = [key if len(value) > 80 else value for key, value in zip(changed, values)]
         if changed:
             raise BadInput(f'{folder} holds output of other settings ({"; ".join(named)}); use another --out or remove it')
-    elif folder.exists() and any(not file.name.startswith(f'.{SETTINGS}') for file in folder.iterdir()):
-        raise BadInput(f'{folder} exists and is not output of this program; use another --out')
     else:
-        write_text_atomically(path, json.dumps(settings, indent=2) + '\n')
-        claim_folder(folder, settings)  # another process may have claimed it for other settings at the same moment
+        folder.mkdir(parents=True, exist_ok=True)
+        with filelock.FileLock(folder / f'.{SETTINGS}.lock'):  # of two processes one writes, and the other compares
+            if not path.exists():
+                if any(not file.name.startswith('.') for file in folder.iterdir()):
+                    raise BadInput(f'{folder} exists and is not output of this program; use another --out')
+                write_json(path, settings)
+        claim_folder(folder, settings)
 
 
 def finish(result: dict[str, Any], path: Path) -> None:
     """Prints `result` as one JSON line, the program's last, and writes the same to `path`."""
-    write_text_atomically(path, json.dumps(result, indent=2) + '\n')
+    write_json(path, result)
     print(json.dumps(result), flush=True)

@@ -35,7 +35,7 @@ from absl import flags
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from rsdiff import console
+from rsdiff import console, files
 from rsdiff.data import blue_marble
 from rsdiff.data.boxes import Box
 from rsdiff.data.images import bicubic, box_downscale, read_image, to_float, write_image
@@ -184,7 +184,7 @@ def mosaics(cell: Cell, trained: Trained, out: Path) -> tuple[list[np.ndarray], 
     rows = [(a, a + SUPERTILE_PX) for a in range(0, 16 * SUPERTILE_PX, SUPERTILE_PX)]
     cost = {'evaluations_per_px': plan.evaluations(rows, rows) / (16 * SUPERTILE_PX) ** 2, 'seconds': seconds,
             'cpu_seconds': cpu, 'window_evaluations': sum(evaluated)}
-    console.write_text_atomically(cost_path, json.dumps(cost) + '\n')
+    files.write_text_atomically(cost_path, json.dumps(cost) + '\n')
     return images, cost
 
 
@@ -310,7 +310,7 @@ def judged(cell: Cell, trained: Trained, judge: Judge, out: Path) -> dict[str, A
     conditions = [condition_of(truth, cell.exact) for truth in truths]
     plan = cell.make_plan(trained.config.data.size_px)
     figures = cost | judge(images, truths, conditions) | {'seams': seams(plan, images, truths)}
-    console.write_text_atomically(path, json.dumps(figures) + '\n')
+    files.write_text_atomically(path, json.dumps(figures) + '\n')
     return figures
 
 
@@ -389,7 +389,7 @@ def main() -> None:
         edges = edge_energy(trained.config.data.size_px, out)
         tables += [seam_table(moved), edge_table(edges)]
     text = f'Checkpoint {trained.digest}, {trained.images_seen:,} images seen.\n\n' + '\n'.join(tables)
-    console.write_text_atomically(out / 'table.md', text)
+    files.write_text_atomically(out / 'table.md', text)
     write_image(out / 'mosaics.png', picture(out, PICTURE))
     print('\n' + text)
     console.finish({'checkpoint': trained.digest, 'images_seen': trained.images_seen, 'seed': SEED.value,

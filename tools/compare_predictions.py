@@ -22,7 +22,7 @@ from absl import flags
 from ml_collections import config_flags
 from PIL import Image, ImageDraw
 
-from rsdiff import console
+from rsdiff import console, files
 from rsdiff.data import blue_marble
 from rsdiff.data.boxes import Box
 from rsdiff.data.folder import read_folder
@@ -181,7 +181,7 @@ def main() -> None:
     rows = {name: scores(images, truth, conditions, lpips) for name, images in columns.items()}
 
     write_image(out / 'grid.png', labelled_grid(columns | {'real': truth}))
-    console.write_text_atomically(out / 'table.md', table(rows))
+    files.write_text_atomically(out / 'table.md', table(rows))
     print('\n' + table(rows))
     console.finish({'images': FLAGS.images, 'chips': len(truth), 'steps': FLAGS.steps, 'seed': FLAGS.seed,
                     'scores': rows, 'lpips_network': LPIPS_NETWORK, 'lpips_missing': lpips_missing},

@@ -19,6 +19,7 @@ from absl import flags
 from rsdiff import console
 from rsdiff.downstream.encoder import TOKENIZER_FILES, load_tokenizer
 from rsdiff.errors import BadInput
+from rsdiff.files import read_json
 from rsdiff.models import hub, open_clip, towers, weights
 from rsdiff.models.foreign_pickle import read_torch
 
@@ -51,7 +52,7 @@ def convert(path: Path) -> tuple[towers.Config, dict[str, Any], dict[str, Any] |
         raise BadInput(f'--architecture is for files; the folder {path} says what it is')
     if (path / OPEN_CLIP_CONFIG).is_file():
         where = str(path / OPEN_CLIP_CONFIG)
-        row = weights.read_json(path / OPEN_CLIP_CONFIG)
+        row = read_json(path / OPEN_CLIP_CONFIG)
         row = row if isinstance(row, dict) else {}
         config = open_clip.config_from_json(row.get('model_cfg'), where)
         preprocessing = open_clip.preprocessing_from_json(row.get('preprocess_cfg') or {}, config, where)
@@ -60,7 +61,7 @@ def convert(path: Path) -> tuple[towers.Config, dict[str, Any], dict[str, Any] |
             raise BadInput(f'{path}: none of {", ".join(OPEN_CLIP_WEIGHTS)}')
         return config, open_clip.params_from(config, read_tensors(file), str(file)), preprocessing
     if (path / PICKLED).is_file():
-        config = towers.config_from_json(weights.read_json(path / towers.CONFIG), str(path / towers.CONFIG))
+        config = towers.config_from_json(read_json(path / towers.CONFIG), str(path / towers.CONFIG))
         towers.load_preprocessing(path, config)
         return config, towers.params_from(config, read_torch(path / PICKLED), str(path / PICKLED)), None
     raise BadInput(f'{path}: neither a file, nor a folder with {OPEN_CLIP_CONFIG} or {PICKLED}')

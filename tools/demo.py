@@ -8,7 +8,7 @@ import numpy as np
 from absl import flags
 from PIL import Image, ImageDraw
 
-from rsdiff import console
+from rsdiff import console, files
 from rsdiff.data import blue_marble
 from rsdiff.data.folder import Entry, write_manifest
 from rsdiff.data.images import bicubic, box_downscale, read_image, write_image
@@ -33,7 +33,7 @@ def prepare(out: Path) -> dict:
                                'test_per_class': FLAGS.test_per_class})
     write_image(out / 'truth.png', truth)
     write_image(out / 'condition.png', box_downscale(truth, REDUCTION))
-    console.write_text_atomically(out / 'condition_gsd_m', f'{REDUCTION * blue_marble.GSD_M:.1f}\n')
+    files.write_text_atomically(out / 'condition_gsd_m', f'{REDUCTION * blue_marble.GSD_M:.1f}\n')
     entries = []
     for region in blue_marble.REGIONS:
         for split, count in (('train', FLAGS.train_per_class), ('test', FLAGS.test_per_class)):

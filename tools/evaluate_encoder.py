@@ -20,7 +20,7 @@ import numpy as np
 import scipy.stats
 from absl import flags
 
-from rsdiff import console
+from rsdiff import console, files
 from rsdiff.data.folder import Entry, read_folder
 from rsdiff.data.images import read_image
 from rsdiff.downstream import retrieval, zero_shot
@@ -73,8 +73,8 @@ def main() -> None:
         rows += probed(tower, pixels, entries, folder)
     table = '\n\n'.join(filter(None, [retrieval.markdown(found) if found else '', accuracies(rows)]))
     print(f'{encoder.name}; {len(entries)} images\n\n{table}')
-    console.write_text_atomically(out / 'table.md', table + '\n')
-    console.write_text_atomically(out / 'table.csv', csv_text(rows))
+    files.write_text_atomically(out / 'table.md', table + '\n')
+    files.write_text_atomically(out / 'table.csv', csv_text(rows))
     console.finish({'encoder': encoder.name, 'digest': encoder.digest, 'images': len(entries), 'rows': rows},
                    out / 'encoder.json')
 

@@ -15,7 +15,7 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from rsdiff import console
+from rsdiff import console, files
 from rsdiff.data.images import read_image
 from rsdiff.errors import BadInput
 from rsdiff.evaluation.interval import Interval
@@ -107,7 +107,7 @@ def main(out: Path) -> None:
     for name in (name for name, _, its in jobs[1:] if its is found):
         tables[f'{own} / {name}'] = {grid: {key: against(pairs, sums[name][grid][key]) for key, pairs in row.items()
                                             if key not in ('comb', 'repetition')} for grid, row in sums[own].items()}
-    console.write_text_atomically(out / 'seams.md', markdown(tables))
+    files.write_text_atomically(out / 'seams.md', markdown(tables))
     print(f'\n{markdown(tables)}')
     plain = {name: {grid: {key: interval.to_json() for key, interval in row.items()} for grid, row in table.items()}
              for name, table in tables.items()}

@@ -15,6 +15,7 @@ from etils import epath
 from PIL import Image
 
 from rsdiff.errors import BadInput
+from rsdiff.files import replacing
 
 FILE = 'training_fingerprints.npz'  # beside weights and what was sampled from them: the pictures they were trained on
 CELLS = {16: 0.10, 32: 0.12}  # a side, and the share of bits that may differ
@@ -53,11 +54,9 @@ def near_duplicates(queries: np.ndarray, references: np.ndarray) -> list[tuple[i
 
 def write_fingerprints(path: Path | str, names: Sequence[str], fingerprints: np.ndarray) -> None:
     """Keeps fingerprints (n, 160) with the names that messages will use."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.stem}.partial.npz')
-    np.savez_compressed(partial, names=np.asarray(names, str), fingerprints=fingerprints)
-    partial.replace(path)
+    with replacing(path) as partial:
+        with partial.open('wb') as file:
+            np.savez_compressed(file, names=np.asarray(names, str), fingerprints=fingerprints)
 
 
 def read_fingerprints(path: Path | str) -> tuple[list[str], np.ndarray]:

@@ -12,8 +12,8 @@ from typing import Any, Iterable
 
 from etils import epath
 
-from rsdiff.console import is_local, write_text_atomically
 from rsdiff.errors import BadInput
+from rsdiff.files import is_local, write_text_atomically
 
 MANIFEST = 'metadata.jsonl'
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.jp2', '.webp', '.bmp')

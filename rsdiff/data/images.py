@@ -14,6 +14,7 @@ from PIL import Image
 
 from rsdiff.data.boxes import Box
 from rsdiff.errors import BadInput
+from rsdiff.files import write_bytes_atomically
 
 # The images are large on purpose; Pillow's guard against decompression bombs is raised, not removed.
 Image.MAX_IMAGE_PIXELS = 1 << 30
@@ -106,10 +107,7 @@ def write_image(path: epath.PathLike, image: np.ndarray) -> None:
     """Writes uint8 (height, width, 3) to `path`, in the format of its suffix, whole or not at all."""
     path, encoded = epath.Path(path), io.BytesIO()
     Image.fromarray(image).save(encoded, Image.registered_extensions()[path.suffix.lower()], quality=95)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.partial')
-    partial.write_bytes(encoded.getvalue())
-    partial.replace(path)
+    write_bytes_atomically(path, encoded.getvalue())
 
 
 def bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:

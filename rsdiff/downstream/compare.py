@@ -28,7 +28,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from rsdiff.console import claim_folder, write_text_atomically
+from rsdiff.console import claim_folder
 from rsdiff.downstream import arms, filters, scores, zero_shot
 from rsdiff.downstream.arms import Arm
 from rsdiff.downstream.captions import CaptionTuner
@@ -39,6 +39,7 @@ from rsdiff.downstream.retrieval import require_captions
 from rsdiff.downstream.task import VALIDATION, Task
 from rsdiff.downstream.tuning import Recipe
 from rsdiff.errors import BadInput
+from rsdiff.files import write_text_atomically
 from rsdiff.work import Claims, end_without_parent, is_local_worker, local_workers, share_out
 
 UNTRAINED = 'untrained'

@@ -18,10 +18,10 @@ import jax
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
-from rsdiff.console import write_text_atomically
 from rsdiff.data.images import bicubic
 from rsdiff.downstream.encoder import Encoder, load_encoder
 from rsdiff.errors import BadInput
+from rsdiff.files import read_json, write_text_atomically
 from rsdiff.evaluation.features import Network
 from rsdiff.models import efficientnet, text_tower, weights
 
@@ -102,7 +102,7 @@ def embedded_encoder(folder: Path | str = FOLDER) -> Embedded:
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
         raise BadInput(f'{folder}: no text tower; train one: python tools/train_text_tower.py --images FOLDER --out {folder}')
-    row = weights.read_json(folder / CONFIG)
+    row = read_json(folder / CONFIG)
     try:
         config, trained_on = text_tower.Config(**row['config']), ', '.join(row['trained_on'])
         tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
@@ -129,7 +129,7 @@ def named_encoder(name: str) -> Encoder | Embedded:
     if name == EMBEDDED:
         return embedded_encoder()
     config = Path(name) / CONFIG
-    row = weights.read_json(config) if config.is_file() else None
+    row = read_json(config) if config.is_file() else None
     is_embedded = isinstance(row, dict) and row.get('model_type') == MODEL_TYPE
     return embedded_encoder(name) if is_embedded else load_encoder(name)
 

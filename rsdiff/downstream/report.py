@@ -19,11 +19,11 @@ from typing import Any, Sequence
 import jinja2
 import numpy as np
 
-from rsdiff.console import write_text_atomically
 from rsdiff.downstream import charts, samples
 from rsdiff.downstream.summary import RECALLS, p_text, setting_text, shots_text, summarise
 from rsdiff.evaluation import tables
 from rsdiff.evaluation.tables import Shown
+from rsdiff.files import write_text_atomically
 
 TEMPLATE = Path(__file__).parent / 'report.html'
 

@@ -20,6 +20,7 @@ import numpy as np
 from flax import nnx
 
 from rsdiff.errors import BadInput
+from rsdiff.files import read_json
 from rsdiff.models import weights
 from rsdiff.models.clip import CLIP, CLIPConfig
 from rsdiff.models.siglip import Siglip, SiglipConfig
@@ -119,7 +120,7 @@ def load(folder: Path | str) -> tuple[Config, dict[str, Any]]:
       BadInput: a file is missing or unreadable, it is of another kind, or its tensors are not the config's.
     """
     folder = Path(folder)
-    config = config_from_json(weights.read_json(folder / CONFIG), str(folder / CONFIG))
+    config = config_from_json(read_json(folder / CONFIG), str(folder / CONFIG))
     return config, params_from(config, weights.read_sharded(folder), str(folder))
 
 
@@ -165,7 +166,7 @@ def load_preprocessing(folder: Path | str, config: Config) -> dict[str, Any]:
         the tower takes.
     """
     path = Path(folder) / PREPROCESSOR
-    row = weights.read_json(path) if path.is_file() else {}
+    row = read_json(path) if path.is_file() else {}
     if not isinstance(row, dict):
         raise BadInput(f'{path}: must be an object')
     mean, std = row.get('image_mean', config.image_mean), row.get('image_std', config.image_std)

@@ -18,7 +18,6 @@ A batch norm (γ, β, μ, σ²) that is only ever run, not trained, is one with 
 import hashlib
 import importlib.util
 import json
-import os
 from pathlib import Path
 from typing import Any, Callable, Iterable
 
@@ -30,6 +29,7 @@ from safetensors.numpy import save
 
 from rsdiff.console import cache_folder
 from rsdiff.errors import BadInput
+from rsdiff.files import read_json, write_bytes_atomically
 
 WEIGHTS = 'model.safetensors'
 SHARDS = 'model.safetensors.index.json'
@@ -77,12 +77,9 @@ def read_safetensors_metadata(path: Path | str) -> dict[str, str]:
 
 def write_safetensors(path: Path | str, flat: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
     """Writes named arrays, whole or not at all, in the types they have."""
-    path = Path(path)
-    path.parent.mkdir(parents=True, exist_ok=True)
-    partial = path.with_name(f'.{path.name}.partial')
     # safetensors writes the memory of an array and not its strides: a transposed view would come back scrambled.
-    partial.write_bytes(save({name: np.asarray(leaf, order='C') for name, leaf in flat.items()}, metadata=metadata))
-    os.replace(partial, path)
+    arrays = {name: np.asarray(leaf, order='C') for name, leaf in flat.items()}
+    write_bytes_atomically(path, save(arrays, metadata=metadata))
 
 
 def to_torch(tree: dict[Any, Any]) -> dict[str, np.ndarray]:
@@ -235,16 +232,6 @@ def read_sharded(folder: Path) -> dict[str, np.ndarray]:
         return tensors
     raise BadInput(f'{folder}: no {WEIGHTS}; pickled weights are not read; tools/convert_weights.py '
                    'makes safetensors of them')
-
-
-def read_json(path: Path) -> Any:
-    """The object in a JSON file. Raises BadInput if it is missing or not JSON."""
-    try:
-        return json.loads(path.read_text(encoding='utf-8'))
-    except FileNotFoundError:
-        raise BadInput(f'{path}: no such file') from None
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f'{path}: not JSON ({error})') from None
 
 
 def _open(path: Path | str) -> safe_open:

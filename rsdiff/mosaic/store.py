@@ -15,9 +15,9 @@ from typing import Any, Iterator
 import numpy as np
 import tensorstore as ts
 
-from rsdiff.console import write_text_atomically
 from rsdiff.data.boxes import Box
 from rsdiff.errors import BadInput, one_line
+from rsdiff.files import write_text_atomically
 
 GROUP = 'mosaic.zarr'
 CHUNK_PX = 256  # at most

@@ -17,8 +17,8 @@ from typing import Any, NamedTuple
 import numpy as np
 from tqdm import tqdm
 
-from rsdiff.console import write_text_atomically
 from rsdiff.data.images import box_downscale, read_image, write_image
+from rsdiff.files import write_text_atomically
 
 TILE_PX = 256
 # Files beyond this number are a burden to most file systems, and to whoever copies them.

@@ -18,8 +18,8 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from rsdiff.console import is_local, write_text_atomically
 from rsdiff.errors import BadInput
+from rsdiff.files import is_local, write_text_atomically
 from rsdiff.generator import Generator, GeneratorConfig
 from rsdiff.models import weights
 from rsdiff.training import hosts

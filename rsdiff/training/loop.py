@@ -10,9 +10,10 @@ import numpy as np
 from clu import parameter_overview
 from etils import epath
 
-from rsdiff.console import FolderLock, write_text_atomically
+from rsdiff.console import FolderLock
 from rsdiff.data.fingerprints import carry_fingerprints
 from rsdiff.data.pipeline import Source, batch_indices, batches, make_source
+from rsdiff.files import write_text_atomically
 from rsdiff.training import hosts
 from rsdiff.training import mesh as meshes
 from rsdiff.training.checkpoint import Checkpoints, claim_workdir, load_parameters

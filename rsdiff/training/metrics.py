@@ -10,8 +10,8 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from rsdiff.console import write_text_atomically
 from rsdiff.data.images import write_image
+from rsdiff.files import write_text_atomically
 
 
 class Metrics:
