@@ -39,17 +39,44 @@ def test_an_exception_leaves_the_file_before(tmp_path):
     assert path.read_text() == 'old' and [file.name for file in tmp_path.iterdir()] == ['x.txt']
 
 
-def test_a_file_is_on_disk_before_it_has_its_name_and_the_name_before_the_call_returns(tmp_path, monkeypatch):
-    """Power that goes after any of these calls loses what was not flushed: the bytes must be flushed before the rename."""
-    happened, flush, rename = [], os.fsync, os.replace
-    monkeypatch.setattr(os, 'fsync', lambda handle: (happened.append(('flush', os.readlink(f'/proc/self/fd/{handle}'))),
-                                                     flush(handle)))
-    monkeypatch.setattr(os, 'replace', lambda a, b, **rest: (happened.append(('rename', os.fspath(b))), rename(a, b)))
+class Disk:
+    """What is left of a folder after a power cut, at the worst: a file has the bytes that were flushed, or none; names are
+    those of the folder's last flush, or already those of now."""
+
+    def __init__(self, folder, monkeypatch):
+        self.folder, self.flushed, self.outcomes = folder, {}, []
+        self.names = {file.name: file.stat().st_ino for file in folder.iterdir()}
+        for file in folder.iterdir():
+            self.flushed[file.stat().st_ino] = file.read_bytes()
+        flush, rename = os.fsync, os.replace
+        monkeypatch.setattr(os, 'fsync', lambda handle: (self.cut(), flush(handle), self.note(handle), self.cut()))
+        monkeypatch.setattr(os, 'replace', lambda a, b, **rest: (self.cut(), rename(a, b), self.cut()))
+
+    def note(self, handle):
+        """A flush of a file, or of the folder's names."""
+        inode = os.fstat(handle).st_ino
+        if inode == self.folder.stat().st_ino:
+            self.names = {file.name: file.stat().st_ino for file in self.folder.iterdir()}
+        else:
+            os.lseek(handle, 0, os.SEEK_SET)
+            self.flushed[inode] = os.read(handle, 1 << 20)
+
+    def cut(self):
+        """The power goes now."""
+        now = {file.name: file.stat().st_ino for file in self.folder.iterdir()}
+        self.outcomes += [{name: self.flushed.get(inode, b'') for name, inode in names.items()} for names in (self.names, now)]
+
+
+@pytest.mark.parametrize('before', [None, b'old'])
+def test_a_power_cut_at_any_moment_leaves_the_old_file_or_the_new_one(tmp_path, monkeypatch, before):
     path = tmp_path / 'x.txt'
+    if before is not None:
+        path.write_bytes(before)
+    disk = Disk(tmp_path, monkeypatch)
     files.write_text_atomically(path, 'new')
-    (first, partial), (second, renamed), (third, folder) = happened
-    assert (first, second, third) == ('flush', 'rename', 'flush')
-    assert partial.endswith('.partial.txt') and renamed == str(path) and folder == str(tmp_path)
+    left = [outcome.get('x.txt') for outcome in disk.outcomes]
+    assert {*left} == {before, b'new'}
+    assert left[-2:] == [b'new', b'new'], 'the call returned before the new name was on disk'
 
 
 def test_a_folder_is_replaced_whole(tmp_path):
