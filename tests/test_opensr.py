@@ -29,8 +29,9 @@ def triple(smooth_image):
 def opensr_test(monkeypatch):
     """opensr-test's own `Metrics`. Its package imports plots and image registration, which these scores do not need;
     so `pip install --no-deps opensr-test` is enough."""
-    for name in ('torch', 'skimage', 'pydantic'):
-        pytest.importorskip(name, reason='opensr-test needs it; pip install rsdiff-jax[parity]')
+    pytest.importorskip('torch', reason='opensr-test needs torch; pip install rsdiff-jax[parity]')
+    pytest.importorskip('skimage', reason='opensr-test needs scikit-image; pip install rsdiff-jax[parity]')
+    pytest.importorskip('pydantic', reason='opensr-test needs pydantic; pip install pydantic')
     spec = importlib.util.find_spec('opensr_test')
     if spec is None:
         pytest.skip('the reference is missing; pip install --no-deps opensr-test')

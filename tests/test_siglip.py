@@ -34,7 +34,7 @@ def every_output(config, params, images, ids, mask):
 
 def every_output_of(model, images, ids, mask):
     """The same of transformers' model; `images` as it takes them."""
-    import torch
+    torch = pytest.importorskip('torch', reason=TORCH)
     inputs = {'input_ids': torch.tensor(ids, dtype=torch.long), 'attention_mask': torch.tensor(mask)}
     with torch.no_grad():
         both = model(**inputs, **images)

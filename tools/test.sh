@@ -1,11 +1,15 @@
 #!/usr/bin/env bash
-# The test suite, in an environment of its own making. Arguments go to pytest. With PARITY=1, as in CI, torch and the
-# optional extras are installed too, and the tests that need them run; otherwise they skip and say so.
+# The test suite, in an environment of its own making. Arguments go to pytest. With PARITY=1 every extra is installed too,
+# but for those of other hardware, and the tests that need them run; otherwise they skip and say so.
 #
 #   bash tools/test.sh [pytest arguments]
 set -euo pipefail
+root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 extras=test,demo
-if [ "${PARITY:-}" = 1 ]; then extras=$extras,parity,bench,geo,metrics,tensorboard; fi
-source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" "$extras"
+if [ "${PARITY:-}" = 1 ]; then
+    extras=$(sed -n '/^\[options.extras_require\]/,/^\[options.packages/s/^\([a-z_]*\) =.*/\1/p' "$root/setup.cfg" |
+        grep -vx 'cuda\|tpu' | paste -sd,)
+fi
+source "$root/tools/venv.sh" "$extras"
 cd "$root"
 exec python -m pytest "$@"

@@ -1,6 +1,5 @@
 """`tools/benchmark.py` as a person types it, on a network of a few thousand parameters."""
 
-import importlib.util
 import json
 import math
 import os
@@ -38,11 +37,14 @@ def numbers(value):
         yield value
 
 
+def measured_training(image_folder, tmp_path, *more):
+    done = run('train', '--config', 'configs/demo.py', *TINY, f'--config.data.source={image_folder}', '--rounds', 2,
+               '--steps', 1, '--out', tmp_path / 'out.json', *more)
+    return json.loads(done.stdout.splitlines()[-1])
+
+
 def test_train_measures_and_its_figures_agree_with_one_another(image_folder, tmp_path):
-    source = [f'--config.data.source={image_folder}', '--rounds', 2, '--steps', 1, '--out', tmp_path / 'out.json']
-    if importlib.util.find_spec('diffusers'):  # it and torch are the extra `bench`
-        source += ['--against', 'diffusers']
-    result = json.loads(run('train', '--config', 'configs/demo.py', *TINY, *source).stdout.splitlines()[-1])
+    result = measured_training(image_folder, tmp_path)
     assert result == json.loads((tmp_path / 'out.json').read_text())
     assert all(math.isfinite(number) for number in numbers(result))
     rate = result['images_per_second']
@@ -51,11 +53,15 @@ def test_train_measures_and_its_figures_agree_with_one_another(image_folder, tmp
     assert result['input']['is_bottleneck'] == (result['input']['over_training'] < 1)
     assert result['mfu'] is None or 0 < result['mfu'] < 1
     assert result['peak_memory']['bytes'] > 1e6 and set(result['compile_seconds']) == {'trace', 'cold', 'from_cache'}
-    if '--against' in source:
-        theirs = result['diffusers']
-        assert theirs['gmac_per_image']['forward'] > 0 and all(width % 8 == 0 for width in theirs['block_out_channels'])
-        assert theirs['ours_over_theirs']['images_per_second']['rounds'] == pytest.approx(
-            [a / b for a, b in zip(rate['rounds'], theirs['images_per_second']['rounds'])], rel=1e-2)
+
+
+def test_train_is_measured_against_diffusers(image_folder, tmp_path):
+    pytest.importorskip('diffusers', reason='the other side; pip install rsdiff-jax[bench]')
+    result = measured_training(image_folder, tmp_path, '--against', 'diffusers')
+    ours, theirs = result['images_per_second'], result['diffusers']
+    assert theirs['gmac_per_image']['forward'] > 0 and all(width % 8 == 0 for width in theirs['block_out_channels'])
+    assert theirs['ours_over_theirs']['images_per_second']['rounds'] == pytest.approx(
+        [a / b for a, b in zip(ours['rounds'], theirs['images_per_second']['rounds'])], rel=1e-2)
 
 
 def test_cost_allocates_nothing_and_states_every_mesh(tmp_path):
