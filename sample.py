@@ -24,7 +24,8 @@ from rsdiff.data.folder import Entry, read_folder
 from rsdiff.diffusion import noise
 from rsdiff.diffusion.solvers import Solver
 from rsdiff.errors import BadInput
-from rsdiff.mosaic.binding import bind_images, bind_windows, make_projection
+from rsdiff.files import read_json
+from rsdiff.mosaic.binding import bind_images, bind_windows, make_projection, steps_of
 from rsdiff.mosaic.cascade import MosaicSettings, estimate, sample_mosaic, save_region
 from rsdiff.mosaic.condition import Condition
 from rsdiff.mosaic.plan import PlanName, make_plan
@@ -35,7 +36,7 @@ from rsdiff.training.mesh import make_mesh
 
 FLAGS = flags.FLAGS
 flags.DEFINE_string('checkpoint', None, 'A run of train.py, or a folder of released weights.')
-flags.DEFINE_string('condition', None, 'An image, with --tiles also a GeoTIFF of any size; without it, or a folder.')
+flags.DEFINE_string('condition', None, 'An image, with --tiles of any size; without it, or a folder.')
 flags.DEFINE_string('out', None, 'A new folder, or one that this command began to fill.')
 flags.DEFINE_float('gsd_m', None, "Metres a pixel of the condition, where its file or its manifest does not say.")
 flags.DEFINE_integer('stages', 1, 'How many times to enlarge 4×.')
@@ -47,7 +48,7 @@ flags.DEFINE_enum('consistency_scale', '4', ['4', '8', '16'], 'Compare means of 
 flags.DEFINE_float('consistency_strength', 1.0, 'How much of the projection, 0 to 1.')
 flags.DEFINE_integer('consistency_end', None, 'The step from which on it is left out; if not given, never.')
 flags.DEFINE_bool('tiles', False, 'Sample one canvas of any size by sliding windows.')
-TILED = 'plan phases overlap noise wrap_x supertile region dry_run workers bands value_range format'.split()
+TILED = 'plan phases overlap noise wrap_x supertile region dry_run workers format'.split()
 flags.DEFINE_enum('plan', 'fast', typing.get_args(PlanName), 'With --tiles: see rsdiff/mosaic/plan.py.')
 flags.DEFINE_integer('phases', None, 'With --tiles: phases of the plans fast and infinite.')
 flags.DEFINE_integer('overlap', None, 'With --tiles: pixels by which windows of the plan fast overlap.')
@@ -57,8 +58,8 @@ flags.DEFINE_integer('supertile', None, 'With --tiles: side in pixels of what is
 flags.DEFINE_string('region', None, 'With --tiles: y,x,height,width in pixels of the result; make this alone, as a PNG.')
 flags.DEFINE_bool('dry_run', False, 'With --tiles: tell size, cost and time, and make nothing.')
 flags.DEFINE_integer('workers', 1, 'With --tiles: processes to share the work, on machines without accelerators.')
-flags.DEFINE_string('bands', None, 'With --tiles: of a GeoTIFF, those for red, green and blue, such as 4,3,2.')
-flags.DEFINE_string('value_range', None, 'With --tiles: of a GeoTIFF, the values for black and white, such as 0,3000.')
+flags.DEFINE_string('bands', None, 'Of a GeoTIFF, those for red, green and blue, such as 4,3,2.')
+flags.DEFINE_string('value_range', None, 'Of a GeoTIFF, the values for black and white, such as 0,3000.')
 flags.DEFINE_list('format', None, 'With --tiles: of zarr (always), png, tif, viewer; by default png while small.')
 FOLDERS = 'variants', 'split', 'degrade', 'strength', 'solver'
 flags.DEFINE_integer('variants', 1, 'Without --tiles: images to make of each.')
@@ -76,8 +77,7 @@ def check_flags() -> None:
     for name in ('stages', 'steps', 'batch_size', 'variants', 'workers', 'supertile', 'consistency_end'):
         if FLAGS[name].value is not None and FLAGS[name].value < 1:
             raise BadInput(f'--{name} is {FLAGS[name].value}; it must be at least 1')
-    if FLAGS.gsd_m is not None and not 0 < FLAGS.gsd_m < float('inf'):
-        raise BadInput(f'--gsd_m is {FLAGS.gsd_m}; it must be a positive number of metres')
+    console.flag_gsd_m()
     if not 0 <= FLAGS.consistency_strength <= 1:
         raise BadInput(f'--consistency_strength is {FLAGS.consistency_strength}; it must be from 0 to 1')
     if FLAGS.region and FLAGS.format:
@@ -90,7 +90,7 @@ def check_flags() -> None:
 def projection(trained: Trained, steps: int):
     """The `Projection` that the flags ask for, or None."""
     numbers = int(FLAGS.consistency_scale), FLAGS.consistency_strength, FLAGS.consistency_end
-    made = make_projection(trained.generator, steps, *numbers)
+    made = make_projection(trained.generator, steps, *numbers, trained.generator.first_timestep(FLAGS.strength))
     return made if FLAGS.consistency else None
 
 
@@ -116,12 +116,13 @@ def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
 
 def folder(trained: Trained, provenance: dict, out: Path) -> dict:
     """Many images, each in one piece."""
-    path, mesh, steps = Path(FLAGS.condition), make_mesh(), FLAGS.steps or 20
+    path, mesh, steps = Path(FLAGS.condition), make_mesh(), steps_of(trained.generator, FLAGS.steps or 20, FLAGS.strength)
     entries = read_folder(path, FLAGS.split) if path.is_dir() else [Entry(path, path.name)]
     project = projection(trained, steps)
     provenance |= {'projection': repr(project)}
     settings = FolderSettings(FLAGS.stages, trained.config.data.size_px, steps, FLAGS.gsd_m, FLAGS.variants,
-                              FLAGS.degrade, FLAGS.strength, FLAGS.solver, FLAGS.seed, -(-FLAGS.batch_size // mesh.size) * mesh.size)
+                              FLAGS.degrade, FLAGS.strength, FLAGS.solver, FLAGS.seed, -(-FLAGS.batch_size // mesh.size) * mesh.size,
+                              flag_numbers('bands', int, 3), flag_numbers('value_range', float, 2))
     sample = bind_images(trained.generator, trained.params, steps, mesh, project, FLAGS.strength, FLAGS.solver)
     result = sample_folder(sample, trained.config.degradation, entries, out, settings, provenance)
     carry_fingerprints(FLAGS.checkpoint, out)
@@ -140,7 +141,7 @@ def main() -> None:
     elif not is_local_worker():
         summary = out / ('region.json' if FLAGS.region else 'sample.json')
         if result.get('sampled_now') == 0 and summary.exists():  # the figures of the call that made them
-            result |= {key: value for key, value in json.loads(summary.read_text()).items() if key != 'files'}
+            result |= {key: value for key, value in read_json(summary, 'remove it').items() if key != 'files'}
         console.finish(result | provenance, summary)
 
 

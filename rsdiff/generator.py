@@ -113,6 +113,10 @@ class Generator:
 
         return predict
 
+    def first_timestep(self, strength: float) -> int:
+        """The timestep that a sample of `strength` (see `sample`) starts from, at least 1."""
+        return max(1, round(strength * self.schedule.timesteps))
+
     def sample(self, params, lr, gsd_m, noise, steps: int, projection: Projection | None = Projection(),
                solver: solvers.Solver = 'ddim', guide=None, strength: float = 1.0):
         """One 4× stage in one piece: from noise, or from a real image noised part of the way (SDEdit, Meng et al. 2022,
@@ -122,14 +126,14 @@ class Generator:
           lr: float32 (b, h, w, 3) in [-1, 1].
           gsd_m: float32 (b,), metres a pixel of the result.
           noise: standard normal (b, 4h, 4w, 3).
-          steps: network evaluations.
+          steps: network evaluations, at most `first_timestep(strength)`.
           projection: of each predicted x_0 onto the condition (`diffusion.consistency`); None leaves it.
           guide: float32 (b, 4h, 4w, 3), the real image; needed if strength < 1.
           strength: share of the timesteps to run; 1 starts from noise alone.
         Returns:
           float32 (b, 4h, 4w, 3), in [-1, 1].
         """
-        predict, start = self.predictor(params, lr, gsd_m, projection), round(strength * self.schedule.timesteps)
+        predict, start = self.predictor(params, lr, gsd_m, projection), self.first_timestep(strength)
         if strength < 1:
             noise = self.schedule.alpha(start) * self.to_diffused(guide, lr) + self.schedule.sigma(start) * noise
         z0 = solvers.sample(predict, self.schedule, 'x0', noise, steps, solver=solver, start=start)

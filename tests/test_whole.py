@@ -1,6 +1,7 @@
 """Folders of images, sampled in one piece each."""
 
 import hashlib
+import json
 import shutil
 
 import jax.numpy as jnp
@@ -110,7 +111,7 @@ def test_unusable_images_are_skipped_and_counted(image_folder, tmp_path, smooth_
     (lambda f: None, {'degraded': True, 'strength': 0.0}, 'strength is 0.0'),
     (lambda f: None, {'strength': 0.5}, 'only --degrade has'),
     (lambda f: None, {'window_px': 256}, r'32×32 px; this generator needs 64 px'),
-    (lambda f: [shutil.copy(f / 'a/a0.png', f / 'a/a0.jpg'), (f / 'metadata.jsonl').unlink()], {'gsd_m': 1.0}, 'suffix'),
+    (lambda f: [shutil.copy(f / 'a/a0.png', f / 'a/a0.jpg'), (f / 'metadata.jsonl').unlink()], {'gsd_m': 1.0}, "'a/a0.jpg' and 'a/a0.png' would both be"),
 ])
 def test_what_cannot_be_sampled_is_named(image_folder, tmp_path, spoil, options, message):
     spoil(image_folder)
@@ -122,3 +123,79 @@ def test_other_settings_in_the_same_folder_are_refused(image_folder, tmp_path):
     run(image_folder, tmp_path / 'out', degraded=True)
     with pytest.raises(BadInput, match='seed 0 → 1'):
         run(image_folder, tmp_path / 'out', degraded=True, seed=1)
+
+
+@pytest.mark.parametrize('spoil', [lambda p: p.write_bytes(p.read_bytes()[:-100]), lambda p: p.write_bytes(b''), lambda p: p.unlink(),
+                                   lambda p: write_image(p, np.zeros((32, 32, 3), np.uint8))])
+def test_an_image_that_is_not_as_it_was_made_is_made_again(image_folder, tmp_path, spoil):
+    run(image_folder, tmp_path / 'out', degraded=True)
+    path = tmp_path / 'out/a/a2-0.png'
+    before = path.read_bytes()
+    spoil(path)
+    assert run(image_folder, tmp_path / 'out', degraded=True)['sampled_now'] == 1
+    assert path.read_bytes() == before
+    assert run(image_folder, tmp_path / 'out', degraded=True)['sampled_now'] == 0
+
+
+@pytest.mark.parametrize('spoil', [lambda p: p.write_bytes(p.read_bytes()[:-40]), lambda p: p.write_bytes(b'\xff\n[]\n{"file_name": 3}\n'),
+                                   lambda p: p.unlink()])
+def test_a_spoilt_index_costs_time_and_nothing_else(image_folder, tmp_path, spoil):
+    run(image_folder, tmp_path / 'out', degraded=True)
+    before = {path: path.read_bytes() for path in (tmp_path / 'out').rglob('*') if path.is_file()}
+    spoil(tmp_path / 'out/.made.jsonl')
+    assert run(image_folder, tmp_path / 'out', degraded=True)['sampled_now'] > 0
+    assert {path: path.read_bytes() for path in before} == before
+
+
+def test_nothing_is_written_outside_out(image_folder, tmp_path, smooth_image):
+    lines = [json.dumps({'file_name': name, 'gsd_m': 10.0}) for name in (
+        str(image_folder / 'a/a0.png'), 'b/../a/a2.png', './b/b1.png')]
+    (image_folder / 'metadata.jsonl').write_text('\n'.join(lines))
+    before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
+    run(image_folder, tmp_path / 'deep/out', degraded=True)
+    new = {path for path in tmp_path.rglob('*') if path.is_file()} - {*before}
+    assert {path: path.read_bytes() for path in before} == before
+    assert all(path.is_relative_to(tmp_path / 'deep/out') for path in new)
+    assert len([path for path in new if path.suffix == '.png']) == 3
+    assert {entry.extra['source'] for entry in read_folder(tmp_path / 'deep/out')} == {
+        str(image_folder / 'a/a0.png'), 'b/../a/a2.png', './b/b1.png'}
+
+
+def test_names_that_would_be_one_are_refused(image_folder, tmp_path):
+    (image_folder / 'metadata.jsonl').write_text('{"file_name": "a/a0.png", "gsd_m": 1}\n{"file_name": "./a/a0.png", "gsd_m": 1}')
+    with pytest.raises(BadInput, match="'a/a0.png' and './a/a0.png' would both be written as 'a/a0-0.png'"):
+        run(image_folder, tmp_path / 'out', degraded=True)
+
+
+def write_tiff(path, values, gsd_m):
+    rasterio = pytest.importorskip('rasterio', reason='needs the geo extra')
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with rasterio.open(path, 'w', driver='GTiff', height=values.shape[1], width=values.shape[2], count=len(values), dtype=values.dtype,
+                       crs='EPSG:32633', transform=rasterio.Affine(gsd_m, 0, 500_000, 0, -gsd_m, 5_000_000)) as file:
+        file.write(values)
+
+
+def test_a_raster_says_its_own_resolution_and_its_bands_are_part_of_the_folder(tmp_path):
+    values = np.random.default_rng(0).integers(0, 3000, (4, 32, 32)).astype(np.uint16)
+    write_tiff(tmp_path / 'in/a.tif', values, 10)
+    given = {'bands': (4, 2, 1), 'value_range': (0.0, 3000.0)}
+    run(tmp_path / 'in', tmp_path / 'out', **given)
+    made, = read_folder(tmp_path / 'out')
+    assert made.gsd_m == pytest.approx(2.5, rel=1e-2)
+    shown = np.clip(np.rint(values[[3, 1, 0]].transpose(1, 2, 0) / 3000 * 255), 0, 255)
+    assert np.abs(box_downscale(read_image(made.path), 4).astype(float) - shown).mean() < 4
+    for other in ({'bands': (1, 2, 3)}, {'value_range': (0.0, 4000.0)}):
+        with pytest.raises(BadInput, match='output of other settings'):
+            run(tmp_path / 'in', tmp_path / 'out', **given | other)
+    with pytest.raises(BadInput, match='value_range'):
+        run(tmp_path / 'in', tmp_path / 'third')
+
+
+def test_large_and_negative_seeds_continue_as_others_do(image_folder, tmp_path):
+    firsts = []
+    for seed in (0, 2**32, 2**64, -1):
+        out = tmp_path / str(seed)
+        run(image_folder, out, split='test', seed=seed)
+        assert run(image_folder, out, split='test', seed=seed)['sampled_now'] == 0
+        firsts.append((out / 'a/a8-0.png').read_bytes())
+    assert len({*firsts}) == 4

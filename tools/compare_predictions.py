@@ -30,6 +30,7 @@ from rsdiff.data.images import bicubic, box_downscale, read_image, to_float, to_
 from rsdiff.errors import BadInput
 from rsdiff.evaluation.fidelity import detail, lr_consistency, psnr
 from rsdiff.evaluation.lpips import LPIPS
+from rsdiff.seeds import seed_key
 from rsdiff.training.checkpoint import load_generator
 from rsdiff.training.config import DataConfig, TrainConfig, from_dict, to_dict
 from rsdiff.training.loop import train
@@ -111,7 +112,7 @@ def samples(workdir: Path, conditions: np.ndarray, gsd_m: np.ndarray) -> np.ndar
     trained = load_generator(workdir)
     sample = jax.jit(lambda params, *batch: trained.generator.sample(params, *batch, FLAGS.steps, projection=None))
     n, h, w, _ = conditions.shape
-    noise = np.asarray(jax.random.normal(jax.random.key(FLAGS.seed), (n, 4 * h, 4 * w, 3)))
+    noise = np.asarray(jax.random.normal(seed_key(FLAGS.seed), (n, 4 * h, 4 * w, 3)))
     batches = (slice(start, start + FLAGS.batch_size) for start in range(0, n, FLAGS.batch_size))
     return np.concatenate([to_uint8(sample(trained.params, to_float(conditions[b]), gsd_m[b], noise[b]))
                            for b in batches])

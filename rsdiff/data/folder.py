@@ -7,7 +7,7 @@ other fields are optional: `split`, `label`, `captions`, `gsd_m`, and any more, 
 import dataclasses
 import json
 import math
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any, Iterable
 
 from etils import epath
@@ -84,6 +84,18 @@ def write_manifest(folder: Path | str, entries: Iterable[Entry]) -> None:
     """Writes `metadata.jsonl` into `folder` for images that already lie there."""
     lines = [json.dumps(entry.to_json()) for entry in entries]
     write_text_atomically(Path(folder) / MANIFEST, '\n'.join(lines) + '\n')
+
+
+def clean_name(file_name: str) -> str:
+    """A manifest's `file_name` as the name of what is made of it in another folder: relative, without '.' and '..'.
+
+    Raises:
+      BadInput: nothing is left of it.
+    """
+    parts = [part for part in PurePosixPath(file_name).parts if part.strip('/') not in ('', '.', '..')]
+    if not parts:
+        raise BadInput(f'file_name {file_name!r} is no file name')
+    return '/'.join(parts)
 
 
 def file_inside(folder: epath.PathLike, name: str, where: str) -> epath.PathLike:

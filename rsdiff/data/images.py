@@ -93,14 +93,19 @@ class Picture:
             raise BadInput(f'{self.path}: not a readable image ({error})') from None
 
 
-def read_image(path: Path | str) -> np.ndarray:
+def read_image(path: Path | str, bands: tuple[int, ...] | None = None,
+               value_range: tuple[float, float] | None = None) -> np.ndarray:
     """The image at `path` as uint8 (height, width, 3); grey and palette images become RGB, alpha is dropped.
 
+    Args:
+      bands, value_range: of a raster file, see `rsdiff.data.scenes.open_scene`.
     Raises:
-      BadInput: the file is missing, truncated, no image, or has more than 8 bits a channel.
+      BadInput: the file is missing, truncated, no image, or has more than 8 bits a channel and there is no `value_range`.
     """
-    with Picture(path) as picture:
-        return picture.read()
+    from rsdiff.data.scenes import open_scene  # which reads pictures by this module
+
+    with open_scene(path, bands, value_range) as scene:
+        return scene.read(Box(0, 0, scene.height, scene.width))
 
 
 def write_image(path: epath.PathLike, image: np.ndarray) -> None:

@@ -16,6 +16,7 @@ from rsdiff.data.blue_marble import BlueMarble
 from rsdiff.data.crops import Crops, FolderImages
 from rsdiff.data.records import RecordImages, named_dataset, prepared_dataset, prepared_folder
 from rsdiff.errors import BadInput
+from rsdiff.seeds import short_seed
 
 TFDS_PREFIX = 'tfds:'
 
@@ -115,4 +116,4 @@ def batch_indices(source: Source, seed: int, batch_size: int, n: int) -> list[in
 
 def _indices(source: Source, seed: int) -> grain.MapDataset:
     """Row → index of the source: every epoch in an order of its own, without end."""
-    return grain.MapDataset.range(len(source)).seed(seed).shuffle().repeat(None)
+    return grain.MapDataset.range(len(source)).seed(short_seed(seed)).shuffle().repeat(None)

@@ -27,6 +27,7 @@ from tqdm import tqdm
 from rsdiff.downstream import retrieval
 from rsdiff.downstream.embedded import tokenize
 from rsdiff.models import text_tower
+from rsdiff.seeds import seed_key, short_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,13 +112,13 @@ def train(config: text_tower.Config, tokenizer: Tokenizer, training: Captioned, 
         params = optax.apply_updates(params, updates)
         return params, optax.incremental_update(params, average, 1 - 0.5 ** (1 / recipe.half_life)), moments, value
 
-    params = jax.jit(text_tower.init_params, static_argnums=0)(config, jax.random.key(seed))
+    params = jax.jit(text_tower.init_params, static_argnums=0)(config, seed_key(seed))
     average, moments = params, jax.jit(optimizer.init)(params)
     judge = _Judge(config, tokenizer, validation)
     best, rows, losses = params, [], []
     with tqdm(total=recipe.steps, unit='step', desc='text tower', disable=not show, dynamic_ncols=True) as bar:
         for index, images in enumerate(_batches(count, recipe, seed) if batches is None else batches):
-            key = jax.random.fold_in(jax.random.key(seed), index)
+            key = jax.random.fold_in(seed_key(seed), index)
             params, average, moments, value = step(data, params, average, moments, key, images)
             losses.append(value)
             bar.update()
@@ -164,7 +165,7 @@ def _folded(params: dict[str, Any], mean: np.ndarray, deviation: float) -> dict[
 
 def _batches(count: int, recipe: Recipe, seed: int):
     """`recipe.steps` batches of image numbers, one shuffled pass after another."""
-    generator, size = np.random.default_rng(seed), min(recipe.batch, count)
+    generator, size = np.random.default_rng(short_seed(seed)), min(recipe.batch, count)
     waiting = np.arange(0)
     for _ in range(recipe.steps):
         if len(waiting) < size:

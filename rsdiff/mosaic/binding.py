@@ -54,15 +54,28 @@ def bind_images(generator: Generator, params: dict, steps: int, mesh: Mesh, proj
     return lambda lr, noise, gsd_m, guide=None: run(params, lr, noise, gsd_m, guide)
 
 
-def make_projection(generator: Generator, steps: int, factor: int = 4, strength: float = 1.0,
-                    end_step: int | None = None) -> Projection:
-    """The projection of every step before `end_step` of `steps`, or of all.
+def steps_of(generator: Generator, steps: int, strength: float) -> int:
+    """How many of `steps` a sample of `strength` runs: below 1 no more than the timesteps that it passes, and at least one.
 
     Raises:
-      BadInput: the generator's schedule has fewer timesteps.
+      BadInput: `strength` is not above 0, and 1 at most.
     """
-    timesteps = generator.schedule.timesteps
-    if steps > timesteps:
-        raise BadInput(f'steps is {steps}; the generator has {timesteps} timesteps')
+    if not 0 < strength <= 1:
+        raise BadInput(f'strength is {strength}; it must be above 0, and 1 at most')
+    return min(steps, generator.first_timestep(strength)) if strength < 1 else steps
+
+
+def make_projection(generator: Generator, steps: int, factor: int = 4, strength: float = 1.0,
+                    end_step: int | None = None, start: int | None = None) -> Projection:
+    """The projection of every step before `end_step` of `steps`, or of all.
+
+    Args:
+      start: the timestep that the steps lead down from; by default the last that there is.
+    Raises:
+      BadInput: there are fewer timesteps than steps.
+    """
+    start = generator.schedule.timesteps if start is None else start
+    if steps > start:
+        raise BadInput(f'steps is {steps}; the generator has {start} timesteps')
     end_step = steps if end_step is None else min(end_step, steps)
-    return Projection(factor, strength, int(solvers.timestep_grid(timesteps, steps)[end_step]))
+    return Projection(factor, strength, int(solvers.timestep_grid(start, steps)[end_step]))

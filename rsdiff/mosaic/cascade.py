@@ -20,6 +20,7 @@ from rsdiff.mosaic.field import CachedField, Field, WindowSampler
 from rsdiff.mosaic.plan import UPSCALE, Plan
 from rsdiff.mosaic.plane import Plane
 from rsdiff.mosaic.store import GROUP, StageArray, make_group
+from rsdiff.seeds import written_seed
 from rsdiff.work import Claims, end_without_parent, is_local_worker, local_workers, share_out
 
 SamplerAt = Callable[[float], WindowSampler]
@@ -46,7 +47,8 @@ class MosaicSettings:
         """All of it, a key for each thing that may differ between two runs."""
         flat = {key: value for key, value in dataclasses.asdict(self).items() if key != 'plan'}
         plan = dataclasses.asdict(self.plan)
-        return flat | {'mode': 'tiles', 'plan': plan.pop('name'), **plan, 'steps': self.plan.steps}
+        return flat | {'seed': written_seed(self.seed), 'mode': 'tiles', 'plan': plan.pop('name'), **plan,
+                       'steps': self.plan.steps}
 
     def stage_gsd_m(self, stage: int) -> float:
         """Metres a pixel of the result of stage 1, 2, …"""

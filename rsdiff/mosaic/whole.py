@@ -16,12 +16,16 @@ import numpy as np
 from tqdm import tqdm
 
 from rsdiff.console import claim_folder
+from rsdiff.data.boxes import Box
 from rsdiff.data.degradation import DegradationConfig, degrade
-from rsdiff.data.folder import Entry, write_manifest
+from rsdiff.data.folder import Entry, clean_name, write_manifest
 from rsdiff.data.images import read_image, to_float, to_uint8, write_image
+from rsdiff.data.made import Made
+from rsdiff.data.scenes import open_scene
 from rsdiff.diffusion import noise
 from rsdiff.diffusion.solvers import Solver
 from rsdiff.errors import BadInput
+from rsdiff.seeds import written_seed
 
 # (condition (b, h, w, 3), noise (b, 4h, 4w, 3), gsd_m of the output (b,), real image or None) → sample (b, 4h, 4w, 3),
 # in [-1, 1]
@@ -30,7 +34,8 @@ SampleImages = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax
 
 @dataclasses.dataclass(frozen=True)
 class FolderSettings:
-    """How a folder is sampled. `gsd_m`, of the images given, stands in where an entry has none. `degraded`: the images
+    """How a folder is sampled. `gsd_m`, of the images given, stands in where an entry has none, and before what the file
+    itself says. `bands` and `value_range` say how raster files become RGB (`rsdiff.data.scenes.open_scene`). `degraded`: the images
     are the truth; each variant degrades them by 4^stages first, and the result has their resolution again. `strength` below
     1: every stage starts part of the way from the truth, and so resembles it."""
 
@@ -44,6 +49,8 @@ class FolderSettings:
     solver: Solver = 'ddim'
     seed: int = 0
     batch_size: int = 16
+    bands: tuple[int, ...] | None = None
+    value_range: tuple[float, float] | None = None
 
 
 @dataclasses.dataclass(frozen=True)
@@ -56,6 +63,7 @@ class _Job:
     size: tuple[int, int]  # height and width of the input
     padded: tuple[int, int]  # and what it is mirrored up to
     source_sha256: str  # of the file's bytes
+    gsd_m: float | None  # of the input
 
     def key(self, seed: int):
         """Names this image's noise by what it is, not by when it is made."""
@@ -66,22 +74,23 @@ def sample_folder(sample: SampleImages, degradation: DegradationConfig, entries:
                   settings: FolderSettings, provenance: dict[str, Any], show: bool = True) -> dict[str, Any]:
     """Samples `settings.variants` images of each entry into `out`, with `metadata.jsonl`. Continues what is there.
 
-    Label, captions and split are kept; source, source_sha256, seed, variant, and `provenance` are noted. Images that
+    Images that are there, but not as they were made, are made again. Label, captions and split are kept; source, source_sha256, seed, variant, and `provenance` are noted. Images that
     can't be read or are too small are named in the log and counted.
 
     Raises:
-      BadInput: no image can be used, no gsd_m is known, or `out` holds something else.
+      BadInput: no image can be used, no gsd_m is known, two would be written under one name, or `out` holds something else.
     """
     start = time.monotonic()
     _check_strength(settings)
-    _require_gsd(entries, settings)
     jobs = _plan(entries, settings)
     fixed = {key: value for key, value in dataclasses.asdict(settings).items() if key != 'batch_size'}
-    sources = repr([(job.out_name, job.source_sha256, job.entry.gsd_m or settings.gsd_m) for job in jobs])
+    fixed['seed'] = written_seed(settings.seed)
+    sources = repr([(job.out_name, job.source_sha256, job.gsd_m) for job in jobs])
     claim_folder(out, fixed | {'mode': 'folder', 'sources_sha256': hashlib.sha256(sources.encode()).hexdigest()} |
                  provenance)
 
-    missing = [job for job in jobs if not (out / job.out_name).exists()]
+    made = Made(out)
+    missing = [job for job in jobs if not made.has(job.out_name, job.source_sha256)]
     # images of one padded size go through the network together, and no image sees another's size
     missing.sort(key=lambda job: job.padded)
     groups = [list(same) for _, same in itertools.groupby(missing, key=lambda job: job.padded)]
@@ -92,10 +101,12 @@ def sample_folder(sample: SampleImages, degradation: DegradationConfig, entries:
         for batch in batches:
             for job, image in zip(batch, _sample_batch(enlarge, batch, settings)):
                 write_image(out / job.out_name, image)
+                made.add(job.out_name, job.source_sha256)
             bar.update(len(batch))
 
     rows = [_manifest_row(job, out, settings, provenance) for job in jobs]
     write_manifest(out, rows)
+    made.keep(job.out_name for job in jobs)
     return {'out': str(out), 'images': len(rows), 'sampled_now': len(missing),
             'images_skipped': len(entries) - len(jobs) // settings.variants,
             'seconds': round(time.monotonic() - start, 2), **_evaluations(jobs, settings)}
@@ -106,31 +117,46 @@ def _plan(entries: list[Entry], settings: FolderSettings) -> list[_Job]:
     jobs, reason = [], ''
     for entry in entries:
         try:
-            size, padded = _sizes(entry, settings)
+            size, padded, gsd_m = _read_sizes(entry, settings)
+            stem = PurePosixPath(clean_name(entry.file_name)).with_suffix('')
         except BadInput as error:
             reason = str(error)
             logging.warning('skipped: %s', reason)
             continue
-        stem = PurePosixPath(entry.file_name).with_suffix('')
         sha256 = hashlib.sha256(entry.path.read_bytes()).hexdigest()
-        jobs += [_Job(entry, variant, f'{stem}-{variant}.png', size, padded, sha256) for variant in range(settings.variants)]
+        jobs += [_Job(entry, variant, f'{stem}-{variant}.png', size, padded, sha256, gsd_m)
+                 for variant in range(settings.variants)]
     if not jobs:
         raise BadInput(f'none of {len(entries)} images can be used: {reason}')
-    if len({job.out_name for job in jobs}) < len(jobs):
-        raise BadInput('two images differ only in their suffix; rename one of them')
+    _check_names(jobs)
+    unknown = [job.entry.file_name for job in jobs if job.gsd_m is None and job.variant == 0]
+    if unknown:
+        raise BadInput(f'{len(unknown)} images have no gsd_m in their manifest or file ({unknown[0]}, …); give --gsd_m')
     return jobs
 
 
-def _sizes(entry: Entry, settings: FolderSettings) -> tuple[tuple[int, int], tuple[int, int]]:
-    """The size of the input, and the padded size."""
-    height, width = read_image(entry.path).shape[:2]
+def _check_names(jobs: list[_Job]) -> None:
+    """Raises BadInput where two images would be written under one name."""
+    names = {}
+    for job in jobs:
+        other = names.setdefault(job.out_name, job)
+        if other is not job:
+            raise BadInput(f'{other.entry.file_name!r} and {job.entry.file_name!r} would both be written as {job.out_name!r}; '
+                           'rename one of them')
+
+
+def _read_sizes(entry: Entry, settings: FolderSettings) -> tuple[tuple[int, int], tuple[int, int], float | None]:
+    """The size of the input, the padded size, and metres a pixel: of the manifest, the settings, or the file."""
+    with open_scene(entry.path, settings.bands, settings.value_range) as scene:
+        gsd_m = entry.gsd_m or settings.gsd_m or scene.gsd_m
+        height, width = scene.read(Box(0, 0, scene.height, scene.width)).shape[:2]
     # A window, in the pixels of the input: of the truth, or of the condition.
     least = settings.window_px * (4 ** (settings.stages - 1)) if settings.degraded else settings.window_px // 4
     # mirroring can at most double a side; a little short of a window (UC Merced has such images) is no harm
     allowed = least // 2 + 1 if settings.degraded else least
     if min(height, width) < allowed:
         raise BadInput(f'{entry.path}: {width}×{height} px; this generator needs {allowed} px a side, a window')
-    return (height, width), tuple(-(-side // least) * least for side in (height, width))
+    return (height, width), tuple(-(-side // least) * least for side in (height, width)), gsd_m
 
 
 def _enlarge_function(sample: SampleImages, degradation: DegradationConfig, settings: FolderSettings):
@@ -157,13 +183,13 @@ def _enlarge_function(sample: SampleImages, degradation: DegradationConfig, sett
 
 def _sample_batch(enlarge, batch: list[_Job], settings: FolderSettings) -> list[np.ndarray]:
     """uint8 samples of `batch`, each at its own size; images are mirrored up to the padded size, and cut back."""
-    images = [to_float(read_image(job.entry.path)) for job in batch]
+    images = [to_float(read_image(job.entry.path, settings.bands, settings.value_range)) for job in batch]
     height, width = batch[0].padded
     padded = [np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), mode='reflect')
               for image in images]
     fill = settings.batch_size - len(batch)
     keys = jnp.stack([job.key(settings.seed) for job in batch + batch[-1:] * fill])
-    gsd_m = np.array([job.entry.gsd_m or settings.gsd_m for job in batch + batch[-1:] * fill], np.float32)
+    gsd_m = np.array([job.gsd_m for job in batch + batch[-1:] * fill], np.float32)
     samples = np.asarray(enlarge(np.stack(padded + padded[-1:] * fill), gsd_m, keys))
     scale = 1 if settings.degraded else 4**settings.stages
     return [to_uint8(sample[: scale * image.shape[0], : scale * image.shape[1]])
@@ -177,20 +203,13 @@ def _check_strength(settings: FolderSettings) -> None:
         raise BadInput(f'strength {settings.strength} starts from the real image, which only --degrade has; leave one of them')
 
 
-def _require_gsd(entries: list[Entry], settings: FolderSettings) -> None:
-    unknown = [entry.file_name for entry in entries if entry.gsd_m is None]
-    if settings.gsd_m is None and unknown:
-        raise BadInput(f'{len(unknown)} images have no gsd_m in their manifest ({unknown[0]}, …); give --gsd_m')
-
-
 def _manifest_row(job: _Job, out: Path, settings: FolderSettings, provenance: dict[str, Any]) -> Entry:
     source = job.entry
-    gsd_m = source.gsd_m or settings.gsd_m
-    extra = {'source': source.file_name, 'source_sha256': job.source_sha256, 'seed': settings.seed,
+    extra = {'source': source.file_name, 'source_sha256': job.source_sha256, 'seed': written_seed(settings.seed),
              'variant': job.variant, 'degraded': settings.degraded, 'strength': settings.strength,
              'steps': settings.steps, **provenance}
     return Entry(out / job.out_name, job.out_name, source.split, source.label, source.captions,
-                 gsd_m if settings.degraded else gsd_m / 4**settings.stages, extra)
+                 job.gsd_m if settings.degraded else job.gsd_m / 4**settings.stages, extra)
 
 
 def _evaluations(jobs: list[_Job], settings: FolderSettings) -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 import dataclasses
 import difflib
+import re
 import types
 import typing
 from typing import Any
@@ -12,6 +13,7 @@ from rsdiff.data.degradation import DegradationConfig
 from rsdiff.data.pipeline import DataConfig
 from rsdiff.errors import BadInput
 from rsdiff.generator import GeneratorConfig
+from rsdiff.seeds import written_seed
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +97,6 @@ class TrainConfig:
         attending = {*model.attention_levels, len(levels) - 1}
         # in order: a later check may stand on an earlier one
         problems = [
-            (lambda: self.seed < 0, f'seed is {self.seed}; it must not be negative'),
             (lambda: model.upscale != 4, f'generator.model.upscale is {model.upscale}; a stage is 4×'),
             (lambda: model.patch not in (1, 2, 4), f'generator.model.patch is {model.patch}; it may be 1, 2 or 4'),
             (lambda: not attending <= {*levels},
@@ -128,9 +129,10 @@ class TrainConfig:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass tree as nested dicts of plain values."""
-    return {field.name: to_dict(value) if dataclasses.is_dataclass(value := getattr(config, field.name)) else value
-            for field in dataclasses.fields(config)}
+    """A dataclass tree as nested dicts of plain values; of a seed what our JSON can hold."""
+    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+    plain = {name: to_dict(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
+    return plain | {'seed': written_seed(plain['seed'])} if 'seed' in plain else plain
 
 
 def from_dict(cls: type, values: dict[str, Any], where: str = 'config') -> Any:
@@ -210,6 +212,8 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
                 return tuple(_checked(k, v, where) for k, v in zip(kinds, value))
     elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
         return float(value)
+    elif kind is int and isinstance(value, str) and re.fullmatch('-?0x[0-9a-f]+', value):  # as `written_seed` has it
+        return int(value, 16)
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value
     elif kind is type(None) and value is None:

@@ -14,6 +14,7 @@ from rsdiff.console import FolderLock
 from rsdiff.data.fingerprints import carry_fingerprints
 from rsdiff.data.pipeline import Source, batch_indices, batches, make_source
 from rsdiff.files import write_text_atomically
+from rsdiff.seeds import seed_key
 from rsdiff.training import hosts
 from rsdiff.training import mesh as meshes
 from rsdiff.training.checkpoint import Checkpoints, claim_workdir, load_parameters
@@ -60,7 +61,7 @@ def _train(config: TrainConfig, workdir: epath.Path, mesh: jax.sharding.Mesh, so
     # Order of restore: this workdir's newest whole checkpoint, else the parameters of `init_from`, else fresh.
     state = checkpoints.restore_latest(trainer.abstract_state())
     if state is None:
-        state = trainer.init(jax.random.key(config.seed))
+        state = trainer.init(seed_key(config.seed))
         if config.init_from:
             state = trainer.with_parameters(state, load_parameters(config.init_from, config.generator))
         if show:

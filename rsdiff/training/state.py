@@ -7,6 +7,7 @@ from jax.sharding import Mesh
 
 from rsdiff.data.degradation import degrade
 from rsdiff.generator import Generator
+from rsdiff.seeds import seed_key
 from rsdiff.training import mesh as meshes
 from rsdiff.training.config import EMAConfig, OptimizerConfig, TrainConfig
 
@@ -69,7 +70,7 @@ class Trainer:
     def _step(self, state: State, batch) -> tuple[State, dict[str, jax.Array]]:
         """One update from a batch of image uint8 (b, h, w, 3) and gsd_m (b,). Randomness is a function of the step."""
         config, step = self.config, state['step']
-        key = jax.random.fold_in(jax.random.key(config.seed), step)
+        key = jax.random.fold_in(seed_key(config.seed), step)
 
         def loss(params, part, key):
             key_degrade, key_loss = jax.random.split(key)

@@ -10,6 +10,7 @@ import numpy as np
 from rsdiff.data.images import bicubic, to_uint8
 from rsdiff.data.pipeline import Source, batches
 from rsdiff.diffusion import objective
+from rsdiff.seeds import seed_key
 from rsdiff.training import mesh as meshes
 from rsdiff.training.state import Trainer
 
@@ -31,7 +32,7 @@ class Validation:
         # a stream of its own: where the source has nothing unseen, its crops at least are not those of a training batch
         batch = next(batches(source, config.data, config.seed + 1, count))
         image, gsd_m = batch['image'], batch['gsd_m']
-        key = jax.random.key(config.seed)
+        key = seed_key(config.seed)
         self.truth, self.lr = (np.asarray(x) for x in jax.jit(trainer.conditions)(image, key))
         self.batch = [jax.device_put(x, meshes.batch_sharding(mesh)) for x in (self.truth, self.lr, gsd_m)]
         timesteps, bins = config.generator.schedule.timesteps, self.config.bins
@@ -72,6 +73,6 @@ class Validation:
     def _loss(self, params, t, x0, lr, gsd_m):
         generator = self.trainer.generator
         z0 = generator.to_diffused(x0, lr)
-        eps = jax.random.normal(jax.random.fold_in(jax.random.key(self.trainer.config.seed), t), z0.shape)
+        eps = jax.random.normal(jax.random.fold_in(seed_key(self.trainer.config.seed), t), z0.shape)
         return jnp.mean(objective.loss_terms(generator.denoiser(params, lr, gsd_m), generator.schedule,
                                              generator.config.objective, z0, eps, jnp.full(len(z0), t)))
