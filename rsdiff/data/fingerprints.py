@@ -23,6 +23,7 @@ from rsdiff.files import is_local, write_bytes_atomically
 FILE = 'training_fingerprints.npz'  # beside weights and what was sampled from them: the pictures they were trained on
 CELLS = {16: 0.10, 32: 0.12}  # a side, and the share of bits that may differ
 BYTES = sum(side * side for side in CELLS) // 8
+UNKNOWN = 'unknown'  # what is said of weights that have no such file
 LARGEST_PX = 1024  # larger images are scenes: training shows their parts, which no fingerprint finds
 MOST_BYTES = 1 << 31  # of a member of a file: thirteen million fingerprints
 
@@ -84,7 +85,7 @@ class TrainedOn:
         known, unknown = f'{len(self.names)} images', '; '.join(self.unknown)
         if not self.unknown:
             return known
-        return f'{known}, and unknown ones ({unknown})' if self.names else f'unknown ({unknown})'
+        return f'{known}, and {UNKNOWN} ones ({unknown})' if self.names else f'{UNKNOWN} ({unknown})'
 
 
 def write_fingerprints(path: epath.PathLike, trained_on: TrainedOn) -> None:
