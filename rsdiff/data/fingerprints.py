@@ -6,20 +6,26 @@ right neighbour (difference hash, Krawetz 2013). Two pictures are near-duplicate
 different fields and seas apart, the fine ones flat water. A crop, or a tile of a larger scene, is not found.
 """
 
+import contextlib
+import dataclasses
+import io
 import zipfile
-from pathlib import Path
-from typing import Sequence
+import zlib
 
+import filelock
 import numpy as np
 from etils import epath
 from PIL import Image
 
-from rsdiff.errors import BadInput
-from rsdiff.files import replacing
+from rsdiff.errors import BadInput, one_line
+from rsdiff.files import is_local, write_bytes_atomically
 
 FILE = 'training_fingerprints.npz'  # beside weights and what was sampled from them: the pictures they were trained on
 CELLS = {16: 0.10, 32: 0.12}  # a side, and the share of bits that may differ
 BYTES = sum(side * side for side in CELLS) // 8
+UNKNOWN = 'unknown'  # what is said of weights that have no such file
+LARGEST_PX = 1024  # larger images are scenes: training shows their parts, which no fingerprint finds
+MOST_BYTES = 1 << 31  # of a member of a file: thirteen million fingerprints
 
 
 def fingerprint(image: np.ndarray) -> np.ndarray:
@@ -52,34 +58,100 @@ def near_duplicates(queries: np.ndarray, references: np.ndarray) -> list[tuple[i
     return [(int(query), int(reference)) for query, reference in np.argwhere(found.any(axis=1))]
 
 
-def write_fingerprints(path: Path | str, names: Sequence[str], fingerprints: np.ndarray) -> None:
-    """Keeps fingerprints (n, 160) with the names that messages will use."""
-    with replacing(path) as partial:
-        with partial.open('wb') as file:
-            np.savez_compressed(file, names=np.asarray(names, str), fingerprints=fingerprints)
+@dataclasses.dataclass(frozen=True)
+class TrainedOn:
+    """The images that something was trained on.
+
+    Attributes:
+      names: what messages call them.
+      fingerprints: of the same, uint8 (n, 160).
+      unknown: what else it was trained on, of which no fingerprints are known, a line each.
+    """
+
+    names: tuple[str, ...] = ()
+    fingerprints: np.ndarray = dataclasses.field(default_factory=lambda: np.zeros((0, BYTES), np.uint8))
+    unknown: tuple[str, ...] = ()
+
+    def __add__(self, other: 'TrainedOn') -> 'TrainedOn':
+        """Both; of images with the same fingerprint, the first one's name is kept."""
+        by_bits: dict[bytes, str] = {}
+        for some in (self, other):
+            for name, bits in zip(some.names, some.fingerprints):
+                by_bits.setdefault(bits.tobytes(), name)
+        fingerprints = np.frombuffer(b''.join(by_bits), np.uint8).reshape(-1, BYTES)
+        return TrainedOn(tuple(by_bits.values()), fingerprints, tuple(dict.fromkeys(self.unknown + other.unknown)))
+
+    def __str__(self) -> str:
+        known, unknown = f'{len(self.names)} images', '; '.join(self.unknown)
+        if not self.unknown:
+            return known
+        return f'{known}, and {UNKNOWN} ones ({unknown})' if self.names else f'{UNKNOWN} ({unknown})'
 
 
-def read_fingerprints(path: Path | str) -> tuple[list[str], np.ndarray]:
-    """(names, fingerprints uint8 (n, 160)) as `write_fingerprints` kept them.
+def write_fingerprints(path: epath.PathLike, trained_on: TrainedOn) -> None:
+    """Writes `trained_on` to `path`, an .npz file."""
+    encoded = io.BytesIO()
+    np.savez_compressed(encoded, names=np.asarray(trained_on.names, str), fingerprints=trained_on.fingerprints,
+                        unknown=np.asarray(trained_on.unknown, str))
+    write_bytes_atomically(path, encoded.getvalue())
+
+
+def read_fingerprints(path: epath.PathLike) -> TrainedOn:
+    """What `write_fingerprints` wrote.
 
     Raises:
-      BadInput: the file is missing or something else.
+      BadInput: the file is missing, damaged or of another kind.
     """
+    advice = 'make it again with tools/fingerprint.py'
     try:
-        with np.load(path, allow_pickle=False) as kept:
-            names, fingerprints = kept['names'], kept['fingerprints']
-    except (OSError, EOFError, ValueError, KeyError, zipfile.BadZipFile) as error:
-        raise BadInput(f'{path}: not a file of fingerprints ({error}); make it again with tools/fingerprint.py') from None
+        with epath.Path(path).open('rb') as file:
+            # read by its members: what np.load would accept besides, such as a pickle, is none of ours
+            with zipfile.ZipFile(io.BytesIO(file.read())) as archive:
+                arrays = {name.removesuffix('.npy'): _array(archive.read(name)) for name in archive.namelist()
+                          if archive.getinfo(name).file_size <= MOST_BYTES}
+        names, fingerprints, unknown = arrays['names'], arrays['fingerprints'], arrays.get('unknown', np.zeros(0, str))
+    except KeyError as error:
+        raise BadInput(f'{path}: not a file of fingerprints (no {error.args[0]!r}); {advice}') from None
+    except (OSError, EOFError, ValueError, SyntaxError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+        raise BadInput(f'{path}: not a file of fingerprints ({one_line(error)}); {advice}') from None
+    for texts in names, unknown:
+        if texts.ndim != 1 or texts.size and texts.dtype.kind != 'U':
+            raise BadInput(f'{path}: fingerprints of another kind; {advice}')
     if fingerprints.shape != (len(names), BYTES) or fingerprints.dtype != np.uint8:
-        raise BadInput(f'{path}: fingerprints of another kind; make it again with tools/fingerprint.py')
-    return names.tolist(), fingerprints
+        raise BadInput(f'{path}: fingerprints of another kind; {advice}')
+    return TrainedOn(tuple(names.tolist()), fingerprints, tuple(unknown.tolist()))
+
+
+def known_of(folder: epath.PathLike) -> TrainedOn | None:
+    """What the file of fingerprints in `folder` says; None where there is none. Raises BadInput as `read_fingerprints`."""
+    path = epath.Path(folder) / FILE
+    return read_fingerprints(path) if path.exists() else None
+
+
+def add_fingerprints(folder: epath.PathLike, trained_on: TrainedOn) -> TrainedOn:
+    """Adds `trained_on` to the file of fingerprints in `folder` and returns all of it. Processes take turns.
+
+    Raises:
+      BadInput: the file that is there can't be read.
+    """
+    folder = epath.Path(folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    turn = filelock.FileLock(folder / f'.{FILE}.lock') if is_local(folder) else contextlib.nullcontext()
+    with turn:
+        everything = (known_of(folder) or TrainedOn()) + trained_on
+        write_fingerprints(folder / FILE, everything)
+    return everything
 
 
 def carry_fingerprints(source: epath.PathLike, target: epath.PathLike) -> None:
-    """Copies the file of fingerprints of the folder `source`, if it has one, to the folder `target`."""
+    """Copies the file of fingerprints of the folder `source`, if it has one, to the folder `target`, if that has none."""
     kept = epath.Path(source) / FILE
     if kept.exists() and not (epath.Path(target) / FILE).exists():
-        kept.copy(epath.Path(target) / FILE)
+        write_bytes_atomically(epath.Path(target) / FILE, kept.read_bytes())
+
+
+def _array(content: bytes) -> np.ndarray:
+    return np.lib.format.read_array(io.BytesIO(content), allow_pickle=False)
 
 
 def _thumbnails(image: np.ndarray) -> list[np.ndarray]:

@@ -74,6 +74,7 @@ class RecordImages:
     def __init__(self, builder: tfds.core.DatasetBuilder, split: str, gsd_m: float | None):
         self.where, self.split, self.default_gsd_m = str(builder.data_path), split, gsd_m
         features = dict(builder.info.features) if isinstance(builder.info.features, tfds.features.FeaturesDict) else {}
+        self.are_chips = {'file_name', 'box'} <= {*features}  # cut by `tools/prepare_data.py`
         image = features.get('image')
         if not isinstance(image, tfds.features.Image):
             raise BadInput(f'{self.where}: no feature "image" that is an image; there are '
@@ -86,14 +87,14 @@ class RecordImages:
             # encoded: Pillow decodes them like any other file, and one that is broken can be named
             self.records = builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
             self.length = len(self.records)
-            shards = [epath.Path(shard.filename) for shard in builder.info.splits[split].file_instructions]
+            self.shards = [epath.Path(shard.filename) for shard in builder.info.splits[split].file_instructions]
         except (KeyError, ValueError) as error:
             known = ', '.join(map(repr, builder.info.splits)) or 'none'
             raise BadInput(f'{self.where}: no split {split!r}; there are {known} ({one_line(error)[:100]})') from None
         except NotImplementedError:
             raise BadInput(f'{self.where}: its files have no random access; prepare it again with '
                            'file_format="array_record"') from None
-        if any(shard.parent != epath.Path(self.where) for shard in shards):
+        if any(shard.parent != epath.Path(self.where) for shard in self.shards):
             raise BadInput(f'{self.where}: its shards leave the folder')
         if not self.length:
             raise BadInput(f'{self.where}: split {split!r} is empty')

@@ -12,7 +12,7 @@ from typing import Iterable, Sequence
 
 import numpy as np
 
-from rsdiff.data.fingerprints import FILE, near_duplicates, orientations, read_fingerprints
+from rsdiff.data.fingerprints import UNKNOWN, known_of, near_duplicates, orientations
 from rsdiff.data.folder import Entry
 from rsdiff.data.images import read_image
 
@@ -65,11 +65,21 @@ def known_to_the_generator(synthetic: Path | str, pictures: HeldOut) -> dict[str
     Raises:
       BadInput: the folder's file of fingerprints is spoilt.
     """
-    path = Path(synthetic) / FILE
-    if not path.exists():
+    known = known_of(synthetic)
+    if known is None:
         return {}
-    names, fingerprints = read_fingerprints(path)
-    return {pictures.names[own]: names[other] for own, other in near_duplicates(pictures.orientations, fingerprints)}
+    return {pictures.names[own]: known.names[other]
+            for own, other in near_duplicates(pictures.orientations, known.fingerprints)}
+
+
+def generator_trained_on(synthetic: Path | str) -> str:
+    """What the generator of the folder `synthetic` was trained on, in words; 'unknown', perhaps with the reason, where the
+    folder does not say it or not all of it, and held-out images may be among it.
+
+    Raises:
+      BadInput: the folder's file of fingerprints is spoilt.
+    """
+    return str(known_of(synthetic) or UNKNOWN)
 
 
 def pixel_hash(image: np.ndarray) -> str:

@@ -19,7 +19,9 @@ from typing import Any, Sequence
 import jinja2
 import numpy as np
 
+from rsdiff.data.fingerprints import UNKNOWN
 from rsdiff.downstream import charts, samples
+from rsdiff.downstream.leaks import generator_trained_on
 from rsdiff.downstream.summary import RECALLS, p_text, setting_text, shots_text, summarise
 from rsdiff.evaluation import tables
 from rsdiff.evaluation.tables import Shown
@@ -105,7 +107,7 @@ def write_report(out: Path | str, settings: dict[str, Any], cells: Sequence[dict
       BadInput: a folder or an image of it can't be read.
     """
     out = Path(out)
-    summary = summarise(settings, cells, labels, dropped)
+    summary = summarise(settings, cells, labels, dropped) | {'generator_trained_on': generator_trained_on(synthetic)}
     drawn = charts.draw(summary, cells)
     pictures = {}
     for name, chart in drawn.items():
@@ -136,7 +138,8 @@ def markdown(summary: dict[str, Any]) -> str:
     """The answer, the table that people paste into a paper, and what its numbers are."""
     answer = f'{summary["headline"]["text"]}\n\n' if summary['headline'] else ''
     every = f'{tables.markdown(ANSWERS, summary["answers"])}\n' if len(summary['answers']) > 1 else ''
-    table = f'{answer}{every}{tables.markdown(COLUMNS, summary["rows"])}\n{caption(summary)}\n'
+    table = (f'{answer}{every}{tables.markdown(COLUMNS, summary["rows"])}\n{caption(summary)}\n\n'
+             f'{trained_on_text(summary)}\n')
     if not summary['retrieval']:
         return table
     return f'{table}\n{tables.markdown(RETRIEVAL_COLUMNS, summary["retrieval"])}\n{retrieval_caption(summary)}\n'
@@ -150,6 +153,15 @@ def caption(summary: dict[str, Any]) -> str:
             f'{len(summary["classes"])} classes, chance {100 * summary["chance"]:.1f} %; {spread}. Gains are paired by seed and '
             'image; their 95 % intervals and p are of a bootstrap of test images and seeds together; Holm corrects over '
             'the arms of a method and number of real images.')
+
+
+def trained_on_text(summary: dict[str, Any]) -> str:
+    """Whether held-out images can have been among those that the generator was trained on."""
+    trained_on = summary['generator_trained_on']
+    if UNKNOWN in trained_on:
+        return (f'The generator was trained on: {trained_on}. Whether images of the {summary["evaluate_on"]} split were among '
+                'them can not be told.')
+    return f'The generator was trained on: {trained_on}, none of which is scored here.'
 
 
 def retrieval_caption(summary: dict[str, Any]) -> str:
@@ -169,7 +181,8 @@ def page(summary: dict[str, Any], settings: dict[str, Any], cells: Sequence[dict
     own = [row for row in summary['per_class'] if headline and all(row[key] == headline[key]
                                                                     for key in ('method', 'arm', 'shots'))]
     return environment.from_string(TEMPLATE.read_text(encoding='utf-8')).render(
-        summary=summary, headline=headline, caption=caption(summary), answer_columns=ANSWERS, columns=GROUPED,
+        summary=summary, headline=headline, caption=caption(summary), trained_on=trained_on_text(summary),
+        answer_columns=ANSWERS, columns=GROUPED,
         groups=[(name, list(rows)) for name, rows in itertools.groupby(summary['rows'], setting_text)],
         retrieval_columns=RETRIEVAL_COLUMNS[:1] + RETRIEVAL_COLUMNS[2:], retrieval_caption=retrieval_caption(summary),
         retrieval_groups=[(name, list(rows)) for name, rows in itertools.groupby(summary['retrieval'], setting_text)],

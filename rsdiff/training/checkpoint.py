@@ -6,9 +6,11 @@ release is a folder of `config.json` and `model.safetensors` (the averaged param
 
 import contextlib
 import dataclasses
+import errno
 import hashlib
-import json
 import logging
+import math
+import re
 import shutil
 from typing import Any, Callable
 
@@ -19,7 +21,7 @@ import orbax.checkpoint as ocp
 from etils import epath
 
 from rsdiff.errors import BadInput
-from rsdiff.files import is_local, write_text_atomically
+from rsdiff.files import is_local, read_json, write_json
 from rsdiff.generator import Generator, GeneratorConfig
 from rsdiff.models import weights
 from rsdiff.training import hosts
@@ -27,6 +29,8 @@ from rsdiff.training.config import TrainConfig, differing_keys, from_dict, to_di
 
 CONFIG, RELEASE = 'config.json', 'model.safetensors'
 ITEMS = ('params', 'ema', 'opt')
+ABSENT = errno.ENOENT, errno.ENOTDIR, errno.EISDIR
+TRANSIENT = 'UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|ABORTED|CANCELLED'
 
 # Orbax has every replica write a slice of every array. For small ones the slicing costs more than the writing, and that
 # while the next step waits: on eight devices, a save then blocks four times as long.
@@ -72,6 +76,7 @@ class Checkpoints:
 
         Raises:
           BadInput: there are checkpoints, and all are damaged.
+          OSError: the newest can't be read now, which is no damage; nothing is moved.
         """
         found = _newest_whole(self.manager, {name: abstract[name] for name in ITEMS})
         if found is None:
@@ -121,28 +126,104 @@ def fingerprint(tree) -> jax.Array:
     return total
 
 
+WHOLE, DAMAGED, UNREADABLE = range(3)
+
+
 def _newest_whole(manager: ocp.CheckpointManager, like: dict[str, Any] | Callable[[int], dict[str, Any]]):
-    """(step, items, damaged steps) of the newest checkpoint whose items are what was saved; None where there is none."""
-    damaged = []
-    for step in sorted(manager.all_steps(), reverse=True):
-        try:
-            wanted = like(step) if callable(like) else like
-            items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
-            restored = manager.restore(step, args=ocp.args.Composite(**items, fingerprints=ocp.args.JsonRestore()))
-            wrong = [name for name in wanted if int(fingerprint(restored[name])) != restored['fingerprints'][name]]
-            if wrong:
-                raise ValueError(f'{", ".join(wrong)} is not what was saved')
-        # Orbax raises whatever it met, a bare Exception among it; the fingerprints alone say that a state is whole.
-        except Exception as error:
-            reason = _first_line(error)
-            logging.warning('%s/%d is damaged (%s); trying the one before', manager.directory, step, reason)
-            damaged.append(step)
-        else:
-            return step, {name: restored[name] for name in wanted}, damaged
+    """(step, items, damaged steps) of the newest checkpoint whose items are what was saved; None where there is none. All
+    processes agree: what is damaged for one is damaged.
+
+    Raises:
+      BadInput: all are damaged.
+      OSError: one can't be read, which is no damage: the next try may succeed.
+    """
+    damaged, reason = [], 'another process says so'
+    steps = sorted(manager.all_steps())
+    while True:
+        step = hosts.first_says(steps[-1] if steps else -1)  # a folder shared by hosts may look different to them for a while
+        if step < 0:
+            break
+        restored, error = _restore(manager, step, like)
+        verdict = hosts.all_agree_on(_verdict(error, manager.directory / str(step)))
+        if verdict == WHOLE:
+            # a computation of all devices, so only where all processes have got so far
+            error = _difference(restored)
+            verdict = hosts.all_agree_on(WHOLE if error is None else DAMAGED)
+        reason = reason if error is None else _first_line(error)
+        if verdict == WHOLE:
+            return step, {name: value for name, value in restored.items() if name in ITEMS}, damaged
+        if verdict == UNREADABLE:
+            raise OSError(f'{manager.directory}/{step} can not be read now ({reason}); nothing was changed. Run the same '
+                          'command again when this is mended') from error
+        logging.warning('%s/%d is damaged (%s); trying the one before', manager.directory, step, reason)
+        damaged.append(step)
+        steps = [other for other in steps if other < step]
     if damaged:
         raise BadInput(f'{manager.directory}: no checkpoint can be read ({reason}); restore one from a backup, or start '
                        'again in another --workdir')
     return None
+
+
+def _restore(manager: ocp.CheckpointManager, step: int, like) -> tuple[dict[str, Any] | None, Exception | None]:
+    """The items of a checkpoint as they are stored, or what stands against it."""
+    try:
+        wanted = like(step) if callable(like) else like
+        items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
+        return manager.restore(step, args=ocp.args.Composite(**items, fingerprints=ocp.args.JsonRestore())), None
+    except jax.errors.JaxRuntimeError:  # of the devices, such as too little memory
+        raise
+    # Orbax wraps what its readers meet in a bare Exception; `_verdict` looks at what is inside.
+    except Exception as error:
+        return None, error
+
+
+def _verdict(error: Exception | None, folder: epath.Path) -> int:
+    """`DAMAGED` if the files of a checkpoint can be read to their ends and yet are no checkpoint."""
+    if error is None:
+        return WHOLE
+    if _is_of_the_system(error):
+        return UNREADABLE
+    try:
+        _read_all(folder)
+    except OSError as failed:
+        error.args = (str(failed),)
+        return UNREADABLE
+    return DAMAGED
+
+
+def _is_of_the_system(error: BaseException | None) -> bool:
+    """Whether an error, or one that it was raised from, came from the system or the network and not from what was read. A
+    file that is missing from a checkpoint is damage."""
+    while error is not None:
+        if isinstance(error, MemoryError):
+            return True
+        if isinstance(error, OSError) and error.errno is not None and error.errno not in ABSENT:
+            return True
+        numbers = map(int, re.findall(r'OS error (\d+)', str(error)))  # TensorStore's, which raises ValueError
+        if any(number not in ABSENT for number in numbers) or re.match(TRANSIENT, str(error)):
+            return True
+        error = error.__cause__ or error.__context__
+    return False
+
+
+def _read_all(folder: epath.Path) -> None:
+    """Reads every file below `folder`. Raises OSError where one can't be read."""
+    for path in folder.iterdir():
+        if path.is_dir():
+            _read_all(path)
+        else:
+            with path.open('rb') as file:
+                while file.read(1 << 24):
+                    pass
+
+
+def _difference(restored: dict[str, Any]) -> Exception | None:
+    """What in a restored checkpoint is not what was saved."""
+    prints = restored['fingerprints']
+    names = [name for name in ITEMS if name in restored]
+    found = {name: int(fingerprint(restored[name])) for name in names}
+    wrong = [name for name in names if not isinstance(prints, dict) or prints.get(name) != found[name]]
+    return ValueError(f'{", ".join(wrong)} is not what was saved') if wrong else None
 
 
 def _first_line(error: Exception) -> str:
@@ -163,13 +244,13 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig, allow_changes: b
         if config.optimizer.final_fraction == 1:
             free.add('total_images')
         kept = lambda settings: {key: value for key, value in settings.items() if key not in free}
-        old = to_dict(from_dict(TrainConfig, _read_config(path), str(path)))  # a key that is new has its default
+        old = to_dict(from_dict(TrainConfig, read_json(path), str(path)))  # a key that is new has its default
         changed = differing_keys(kept(old), kept(new))
         never = [key for key in changed if key.startswith(('generator.', 'batch_size '))]
         if never or (changed and not allow_changes):
             advice = 'use another --workdir' if never else 'use another --workdir, or --allow_config_change'
             raise BadInput(f'{workdir} holds a run with other settings: {"; ".join(never or changed)}; {advice}')
-    write_text_atomically(path, json.dumps(new, indent=2) + '\n')
+    write_json(path, new)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,12 +268,16 @@ def load_generator(path: epath.PathLike) -> Trained:
     """The averaged parameters of a run's newest checkpoint, or of a release, as float32.
 
     Raises:
-      BadInput: there is no checkpoint at `path`, or it does not fit the config beside it.
+      BadInput: there is no checkpoint at `path`, it does not fit the config beside it, or not all of its values are finite.
+      OSError: it can't be read now.
     """
     path = epath.Path(path)
     if not (path / CONFIG).is_file() or not ((path / RELEASE).is_file() or (path / 'checkpoints').is_dir()):
         raise BadInput(f'{path}: not a checkpoint; expected {CONFIG} with checkpoints/ or {RELEASE} beside it')
-    config = from_dict(TrainConfig, _read_config(path / CONFIG), str(path / CONFIG))
+    config = from_dict(TrainConfig, read_json(path / CONFIG), str(path / CONFIG))
+    gsd_m = config.data.gsd_m
+    if gsd_m is not None and not 0 < gsd_m < math.inf:
+        raise BadInput(f'{path / CONFIG}: data.gsd_m is {gsd_m}; it must be a positive number of metres')
     generator = Generator(config.generator)
     shapes = generator.parameter_shapes()
     if (path / RELEASE).is_file():
@@ -207,6 +292,9 @@ def load_generator(path: epath.PathLike) -> Trained:
     if wrong:
         raise BadInput(f'{path}: the parameters belong to another config; {len(wrong)} differ ({wrong[0]}, …)')
     params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    for name, value in weights.flatten(params).items():
+        if not np.isfinite(np.asarray(value)).all():
+            raise BadInput(f'{path}: parameter {name} has values that are not finite; use another checkpoint')
     return Trained(generator, params, config, _digest(params, config), images_seen)
 
 
@@ -230,7 +318,7 @@ def release(trained: Trained, folder: epath.PathLike) -> None:
         holder[key] = holder[key] and epath.Path(holder[key]).name
     flat = {name: np.asarray(x, jnp.bfloat16) for name, x in weights.flatten(trained.params).items()}
     weights.write_safetensors(folder / RELEASE, flat, {'images_seen': str(trained.images_seen)})
-    write_text_atomically(folder / CONFIG, json.dumps(config, indent=2) + '\n')
+    write_json(folder / CONFIG, config)
 
 
 def _restore_ema(path: epath.Path) -> tuple[dict[str, Any], int]:
@@ -247,16 +335,6 @@ def _restore_ema(path: epath.Path) -> tuple[dict[str, Any], int]:
         raise BadInput(f'{path}: no checkpoint has been saved yet')
     step, items, _ = found
     return weights.unflatten(weights.flatten(items['ema'])), step
-
-
-def _read_config(path: epath.Path) -> dict[str, Any]:
-    try:
-        config = json.loads(path.read_text())
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
-        raise BadInput(f'{path}: not a config ({error})') from None
-    if not isinstance(config, dict):
-        raise BadInput(f'{path}: not a config (no object)')
-    return config
 
 
 def _digest(params: dict[str, Any], config: TrainConfig) -> str:

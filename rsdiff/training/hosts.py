@@ -61,6 +61,18 @@ def first_does(work: Callable[[], None]) -> None:
         raise refusal
 
 
+def all_agree_on(number: int) -> int:
+    """The largest of the numbers with which all processes call this, on each of them. All must call it."""
+    if jax.process_count() == 1:
+        return number
+    return int(np.max(multihost_utils.process_allgather(np.int32(number))))
+
+
+def first_says(number: int) -> int:
+    """The number with which the first process calls this, on each of them. All must call it."""
+    return number if jax.process_count() == 1 else int(multihost_utils.broadcast_one_to_all(np.int32(number)))
+
+
 def preempted(step: int) -> bool:
     """Whether any process was told by SIGTERM to stop, and all have agreed to do so after `step`. Every process asks
     after every step; always False for one alone, which needs no agreement."""

@@ -11,7 +11,6 @@ from clu import parameter_overview
 from etils import epath
 
 from rsdiff.console import FolderLock
-from rsdiff.data.fingerprints import carry_fingerprints
 from rsdiff.data.pipeline import Source, batch_indices, batches, make_source
 from rsdiff.files import write_text_atomically
 from rsdiff.seeds import seed_key
@@ -20,6 +19,7 @@ from rsdiff.training import mesh as meshes
 from rsdiff.training.checkpoint import Checkpoints, claim_workdir, load_parameters
 from rsdiff.training.config import TrainConfig
 from rsdiff.training.metrics import Metrics, Silent
+from rsdiff.training.provenance import record_training_data
 from rsdiff.training.state import Trainer
 from rsdiff.training.validation import Judge, Validation
 
@@ -48,7 +48,7 @@ def train(config: TrainConfig, workdir: epath.PathLike, allow_config_change: boo
     source, unseen = make_source(config.data), make_source(config.data, validation=True)
     try:
         hosts.first_does(lambda: (lock.acquire(), claim_workdir(workdir, config, allow_config_change),
-                                  carry_fingerprints(config.data.source, workdir)))
+                                  record_training_data(workdir, config, source, allow_config_change, show)))
         return _train(config, workdir, mesh, source, unseen, show and hosts.is_first(), judge)
     finally:
         lock.release()

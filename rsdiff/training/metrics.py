@@ -11,21 +11,25 @@ from etils import epath
 from tqdm import tqdm
 
 from rsdiff.data.images import write_image
-from rsdiff.files import write_text_atomically
+from rsdiff.errors import BadInput
+from rsdiff.files import field, is_local, parse_json, write_text_atomically
+
+FILE = 'metrics.jsonl'
 
 
 class Metrics:
-    """Rows on disk and a bar on the console, counted in images. `latest` holds the newest value of each figure."""
+    """Rows on disk and a bar on the console, counted in images. `latest` holds the newest value of each figure.
+
+    Raises:
+      BadInput: `metrics.jsonl` holds something else.
+    """
 
     def __init__(self, workdir: epath.PathLike, total_images: int, images_seen: int, show: bool):
         self.workdir = epath.Path(workdir)
-        path = self.workdir / 'metrics.jsonl'
-        lines = path.read_text().splitlines() if path.exists() else []
         # what an interrupted run had told beyond its last checkpoint is told again
-        kept = [line for line in lines if _images_seen(line) <= images_seen]
-        write_text_atomically(path, ''.join(line + '\n' for line in kept))
-        self.latest: dict[str, Any] = {key: value for line in kept for key, value in json.loads(line).items()}
-        self.file = path.open('a')
+        rows = [row for row in read_metrics(self.workdir) if row['images_seen'] <= images_seen]
+        self.latest: dict[str, Any] = {key: value for row in rows for key, value in row.items()}
+        self.rows = _Rows(self.workdir / FILE, [json.dumps(row) + '\n' for row in rows])
         self.board = _tensorboard(self.workdir / 'tensorboard', images_seen)
         self.bar = tqdm(total=total_images, initial=images_seen, unit='image', desc='training', disable=not show,
                         smoothing=0.05, dynamic_ncols=True)
@@ -47,8 +51,7 @@ class Metrics:
         """Adds a row."""
         row = {'images_seen': images_seen, **row}
         self.latest |= row
-        self.file.write(json.dumps(row) + '\n')
-        self.file.flush()
+        self.rows.add(json.dumps(_finite(row)) + '\n')
         if self.board:
             for name, value in row.items():
                 for number, one in enumerate(value if isinstance(value, list) else [value]):
@@ -63,7 +66,7 @@ class Metrics:
     def close(self) -> None:
         """Ends the bar and the files."""
         self.bar.close()
-        self.file.close()
+        self.rows.close()
         if self.board:
             self.board.close()
 
@@ -77,6 +80,48 @@ class Silent:
         return lambda *args: {}
 
 
+def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
+    """The rows of `metrics.jsonl`, none where it is missing. A last line that was cut off is left out.
+
+    Raises:
+      BadInput: another line is no row.
+    """
+    path = epath.Path(workdir) / FILE
+    if not path.exists():
+        return []
+    *lines, cut_off = path.read_bytes().split(b'\n')
+    rows = []
+    for number, line in enumerate(lines, 1):
+        row = parse_json(line, f'{path}:{number}')
+        if not isinstance(row, dict):
+            raise BadInput(f'{path}:{number}: no object; remove the line')
+        field(row, 'images_seen', int, f'{path}:{number}')
+        rows.append(row)
+    return rows
+
+
+class _Rows:
+    """Lines that are on disk as soon as they are added, after `lines`, which replace what was there. A file in a bucket
+    can't be added to: there it is written anew each time."""
+
+    def __init__(self, path: epath.Path, lines: list[str]):
+        self.path, self.lines = path, lines
+        write_text_atomically(path, ''.join(lines))
+        self.file = path.open('a') if is_local(path) else None
+
+    def add(self, line: str) -> None:
+        if self.file:
+            self.file.write(line)
+            self.file.flush()
+        else:
+            self.lines.append(line)
+            write_text_atomically(self.path, ''.join(self.lines))
+
+    def close(self) -> None:
+        if self.file:
+            self.file.close()
+
+
 def _tensorboard(folder: epath.Path, images_seen: int):
     """A writer of TensorBoard's files that takes back what was told beyond `images_seen`; None without tensorboardX."""
     try:
@@ -86,9 +131,10 @@ def _tensorboard(folder: epath.Path, images_seen: int):
     return SummaryWriter(str(folder), purge_step=images_seen + 1)
 
 
-def _images_seen(line: str) -> float:
-    """Where a row stands; a line that was cut off stands beyond everything."""
-    try:
-        return json.loads(line)['images_seen']
-    except (json.JSONDecodeError, KeyError):
-        return math.inf
+def _finite(value: Any) -> Any:
+    """`value` as JSON has it: what is not finite, such as the PSNR of equal images, becomes null."""
+    if isinstance(value, dict):
+        return {key: _finite(item) for key, item in value.items()}
+    if isinstance(value, list):
+        return [_finite(item) for item in value]
+    return None if isinstance(value, float) and not math.isfinite(value) else value

@@ -1,6 +1,7 @@
 """A run that is killed, damaged and starved, and what is left of it."""
 
 import dataclasses
+import errno
 import json
 import logging
 import multiprocessing
@@ -13,23 +14,42 @@ import time
 
 import jax
 import numpy as np
+import orbax.checkpoint as ocp
 import pytest
 
 from rsdiff.data.degradation import LIGHT
+from rsdiff.data.images import write_image
 from rsdiff.errors import BadInput
-from rsdiff.training.checkpoint import load_generator
+from rsdiff.models import weights
+from rsdiff.training import checkpoint
+from rsdiff.training.checkpoint import load_generator, release
 from rsdiff.training.config import TrainConfig, from_dict, to_dict
 from rsdiff.training.loop import train
 
 
-@pytest.fixture
-def config(image_folder):
+def small(images):
     return from_dict(TrainConfig, {
         'generator': {'model': dict(width=16, multipliers=(1,), blocks=1, attention_levels=(), head_width=16, patch=4,
                                     rrdb_features=8, rrdb_growth=4, rrdb_blocks=1)},
-        'data': {'source': str(image_folder), 'size_px': 16, 'threads': 1}, 'degradation': to_dict(LIGHT),
+        'data': {'source': str(images), 'size_px': 16, 'threads': 1, 'gsd_m': 10.0}, 'degradation': to_dict(LIGHT),
         'batch_size': 8, 'total_images': 32, 'log_images': 8, 'checkpoint_images': 16,
         'validation': {'every_images': 10**9, 'examples': 8, 'grid': 1, 'bins': 1, 'steps': 1}})
+
+
+@pytest.fixture
+def config(image_folder):
+    return small(image_folder)
+
+
+@pytest.fixture(scope='module')
+def saved(tmp_path_factory, smooth_image):
+    """(config, workdir) of a finished run with checkpoints of steps 2 and 4, which tests copy."""
+    where = tmp_path_factory.mktemp('saved')
+    for number in range(8):
+        write_image(where / 'images' / f'{number}.png', smooth_image(32, 32, number))
+    config = small(where / 'images')
+    train(config, where / 'run', show=False)
+    return config, where / 'run'
 
 
 def until(config, images):
@@ -167,6 +187,76 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(config, tmp_
     assert (tmp_path / 'run' / 'damaged' / '4').is_dir()
     for one, other in zip(whole, leaves(tmp_path / 'run'), strict=True):
         np.testing.assert_array_equal(one, other)
+
+
+def proc_mem(folder):
+    """The kernel answers with EIO whoever reads there: a disk that fails, for now."""
+    path = next(path for path in (folder / 'params').rglob('d/*'))
+    path.unlink()
+    path.symlink_to('/proc/self/mem')
+
+
+def stale(folder):
+    raise OSError(errno.ESTALE, os.strerror(errno.ESTALE), str(folder))
+
+
+def wrapped(folder):
+    """As Orbax raises what TensorStore says of a bucket."""
+    raise Exception('Encountered error while reading array index') from ValueError('UNAVAILABLE: try again later')
+
+
+@pytest.mark.parametrize('failure, message', [
+    (proc_mem, '(?i)input/output error|EIO'), (stale, 'Stale'), (wrapped, 'Encountered'),
+    (lambda folder: (_ for _ in ()).throw(OSError(errno.EACCES, 'Permission denied', str(folder))), 'Permission denied')])
+def test_what_can_not_be_read_now_is_named_and_not_moved(saved, tmp_path, monkeypatch, failure, message):
+    run = tmp_path / 'run'
+    shutil.copytree(saved[1], run)
+    if failure is proc_mem:
+        proc_mem(run / 'checkpoints' / '4')
+    else:
+        monkeypatch.setattr(ocp.CheckpointManager, 'restore', lambda self, step, **_: failure(self.directory / str(step)))
+    for attempt in (lambda: train(saved[0], run, show=False), lambda: load_generator(run)):
+        with pytest.raises(OSError, match=message) as raised:
+            attempt()
+        assert f'{run}/checkpoints/4' in str(raised.value) and '\n' not in str(raised.value)
+    assert not (run / 'damaged').exists() and {path.name for path in (run / 'checkpoints').iterdir()} == {'2', '4'}
+
+
+def test_what_another_host_calls_damaged_or_unreadable_is_so_for_all(saved, monkeypatch):
+    verdicts = iter([checkpoint.DAMAGED, checkpoint.WHOLE, checkpoint.WHOLE])
+    monkeypatch.setattr(checkpoint.hosts, 'all_agree_on', lambda own: max(own, next(verdicts)))
+    assert load_generator(saved[1]).images_seen == 16
+    monkeypatch.setattr(checkpoint.hosts, 'all_agree_on', lambda own: checkpoint.UNREADABLE)
+    with pytest.raises(OSError, match='another process'):
+        load_generator(saved[1])
+
+
+def test_a_step_that_the_first_host_does_not_see_is_not_restored(saved, monkeypatch):
+    monkeypatch.setattr(checkpoint.hosts, 'first_says', lambda own: min(own, 2))
+    assert load_generator(saved[1]).images_seen == 16
+
+
+def test_weights_that_are_not_finite_are_refused(saved, tmp_path):
+    release(load_generator(saved[1]), tmp_path)
+    flat = weights.read_safetensors(tmp_path / 'model.safetensors')
+    name = sorted(flat)[0]
+    for value in np.nan, -np.inf:
+        spoilt = np.array(flat[name])
+        spoilt.flat[-1] = value
+        weights.write_safetensors(tmp_path / 'model.safetensors', flat | {name: spoilt}, {})
+        with pytest.raises(BadInput, match='not finite') as raised:
+            load_generator(tmp_path)
+        assert name in str(raised.value)
+
+
+@pytest.mark.parametrize('content', [b'', b'{"seed":', b'[]', b'\xff\xfe', b'{"data": {"gsd_m": NaN}}', b'{"data": {"gsd_m": -1}}',
+                                     b'{"data": {"gsd_m": 1e999}}', b'{"seed": ' + b'9' * 5000 + b'}', b'[' * 100_000])
+def test_a_spoilt_config_is_bad_input(saved, tmp_path, content):
+    shutil.copytree(saved[1], tmp_path / 'run')
+    (tmp_path / 'run' / 'config.json').write_bytes(content)
+    with pytest.raises(BadInput, match='config.json') as raised:
+        load_generator(tmp_path / 'run')
+    assert '\n' not in str(raised.value)
 
 
 def test_a_run_with_nothing_but_damage_does_not_start_over(config, tmp_path):

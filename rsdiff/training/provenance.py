@@ -1,0 +1,63 @@
+"""What a run was trained on, kept beside its checkpoints.
+
+`training_data.json` holds a digest of each file of the data of now. A run that continues compares: data that have changed
+are another experiment. `training_fingerprints.npz` (`rsdiff.data.fingerprints`) holds the images of all data that the
+parameters ever saw: those of `init_from`, and those of an earlier `data.source`, too.
+"""
+
+from typing import Any
+
+from etils import epath
+
+from rsdiff.data.fingerprints import TrainedOn, add_fingerprints, known_of
+from rsdiff.data.inventory import Inventory, take_inventory
+from rsdiff.data.pipeline import Source
+from rsdiff.errors import BadInput
+from rsdiff.files import field, read_json, write_json
+from rsdiff.training.config import TrainConfig
+
+FILE = 'training_data.json'
+
+
+def record_training_data(workdir: epath.PathLike, config: TrainConfig, source: Source, allow_changes: bool,
+                         show: bool) -> None:
+    """Writes both files, or adds to the fingerprints that are there.
+
+    Args:
+      source: of `config.data`.
+      allow_changes: whether the data may be others than the run began with.
+    Raises:
+      BadInput: they are others, and may not be; or a file that is there can't be read.
+    """
+    workdir = epath.Path(workdir)
+    inventory, path = take_inventory(source, config.data.source, show), workdir / FILE
+    before = read_json(path, 'restore it from a backup, or use another --workdir') if path.exists() else None
+    if before is not None and not allow_changes:
+        if changes := differing_files(field(before, 'files', dict, path), inventory.digests):
+            raise BadInput(f'{workdir}: its training data have changed: {changes}; use another --workdir, or '
+                           '--allow_config_change')
+    seen = _inherited(config.init_from) + inventory.trained_on
+    if before is None and (workdir / 'checkpoints').exists() and known_of(workdir) is None:
+        seen += TrainedOn(unknown=('what the run was trained on before fingerprints were kept',))
+    add_fingerprints(workdir, seen)
+    write_json(path, _row(inventory))
+
+
+def differing_files(old: dict[str, Any], new: dict[str, str]) -> str:
+    """In words how the files of two data sets differ, each a digest by name; '' where they do not."""
+    kinds = {
+        'added': sorted({*new} - {*old}), 'removed': sorted({*old} - {*new}),
+        'changed': sorted(name for name in {*old} & {*new} if old[name] != new[name])}
+    return ', '.join(f'{len(names)} {"file" if len(names) == 1 else "files"} {kind} ({names[0]}{", …" if len(names) > 1 else ""})'
+                     for kind, names in kinds.items() if names)
+
+
+def _row(inventory: Inventory) -> dict[str, Any]:
+    return {'trained_on': str(inventory.trained_on), 'files': dict(sorted(inventory.digests.items()))}
+
+
+def _inherited(init_from: str | None) -> TrainedOn:
+    if not init_from:
+        return TrainedOn()
+    name = init_from.rstrip('/').rpartition('/')[2]
+    return known_of(init_from) or TrainedOn(unknown=(f'what {name} was trained on',))
