@@ -1,12 +1,13 @@
 """What every program here does at its edges: one clear line for bad input, one JSON object as its last line."""
 
+import contextlib
 import ctypes
 import errno
 import json
 import os
 import sys
 from pathlib import Path
-from typing import Any, Callable
+from typing import Any, Callable, Iterator
 
 import filelock
 import jax
@@ -150,23 +151,35 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     path = folder / SETTINGS
     if folder.exists() and not folder.is_dir():
         raise BadInput(f'{folder} is a file; --out needs a folder')
-    if path.exists():
-        old = read_json(path, 'use another --out')
-        new = json.loads(json.dumps(settings))
-        changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
-        values = [f'{key} {old.get(key)!r} → {new.get(key)!r}' for key in changed]
-        # a digest says nothing to a person
-        named = [key if len(value) > 80 else value for key, value in zip(changed, values)]
-        if changed:
-            raise BadInput(f'{folder} holds output of other settings ({"; ".join(named)}); use another --out or remove it')
-    else:
-        folder.mkdir(parents=True, exist_ok=True)
-        with filelock.FileLock(folder / f'.{SETTINGS}.lock'):  # of two processes one writes, and the other compares
+    folder.mkdir(parents=True, exist_ok=True)
+    if not path.exists():
+        with _turn(folder / f'.{SETTINGS}.lock'):  # of several processes one writes, and the others compare
             if not path.exists():
                 if any(not file.name.startswith('.') for file in folder.iterdir()):
                     raise BadInput(f'{folder} exists and is not output of this program; use another --out')
                 write_json(path, settings)
-        claim_folder(folder, settings)
+    old, new = read_json(path, 'use another --out'), json.loads(json.dumps(settings))
+    changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
+    values = [f'{key} {old.get(key)!r} → {new.get(key)!r}' for key in changed]
+    # a digest says nothing to a person
+    named = [key if len(value) > 80 else value for key, value in zip(changed, values)]
+    if changed:
+        raise BadInput(f'{folder} holds output of other settings ({"; ".join(named)}); use another --out or remove it')
+
+
+@contextlib.contextmanager
+def _turn(path: Path) -> Iterator[None]:
+    """One process at a time; where the file system knows no locks, all at once."""
+    lock = filelock.FileLock(path)
+    try:
+        lock.acquire()
+    except NotImplementedError:
+        yield
+        return
+    try:
+        yield
+    finally:
+        lock.release()
 
 
 def finish(result: dict[str, Any], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -11,11 +12,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rsdiff.console import FolderLock
 from rsdiff.data import chips
 from rsdiff.data.boxes import Box
 from rsdiff.data.crops import FolderImages
+from rsdiff.data.fingerprints import known_of
 from rsdiff.data.folder import Entry, write_manifest
 from rsdiff.data.images import box_downscale, read_image, write_image
+from rsdiff.data.inventory import take_inventory
 from rsdiff.data.pipeline import DataConfig, make_source
 from rsdiff.errors import BadInput
 
@@ -154,6 +158,29 @@ def test_the_tool_writes_what_it_says_and_training_reads_it(image_folder, tmp_pa
     source = make_source(DataConfig(source=str(tmp_path / 'out'), size_px=16))
     assert len(source) == 20 and 'images/' in source.name(0)
     assert prepare(*command) == result, 'finished is finished'
+    # the images that chips for training were cut from, and no others
+    used = {f'images/{source.name(n).split("images/")[1].split(" ")[0]}' for n in range(20)}
+    known = known_of(tmp_path / 'out')
+    assert {*known.names} == used and not known.unknown and result['trained_on'] == f'{len(used)} images'
+    inventory = take_inventory(source, str(tmp_path / 'out'))
+    assert inventory.trained_on.names == known.names and len(inventory.digests) == 1
+    validation = make_source(DataConfig(source=str(tmp_path / 'out'), split='validation', size_px=16))
+    assert 'unknown' in str(take_inventory(validation, str(tmp_path / 'out')).trained_on)
+    # what is missing or cut off is made again
+    shard = next((tmp_path / 'out').rglob('*train.array_record*'))
+    for spoil in (lambda: shutil.rmtree(tmp_path / 'out' / 'chips'), lambda: os.truncate(shard, 100)):
+        spoil()
+        again = prepare(*command)
+        assert {**again, 'seconds': 0, 'files': 0} == {**result, 'seconds': 0, 'files': 0} and shard.stat().st_size > 100
+        assert {*again['files']} == {*result['files']}
+    lock = FolderLock(tmp_path / 'out')
+    lock.acquire()
+    assert 'in use' in prepare(*command, ok=False)
+    lock.release()
+    for content in b'{"files":', b'[]', b'{"files": 7}', b'\xff':
+        (tmp_path / 'out' / 'prepare.json').write_bytes(content)
+        assert 'prepare.json' in prepare(*command, ok=False)
+    (tmp_path / 'out' / 'prepare.json').write_text(json.dumps(result))
     assert 'other settings (size_px 16 → 32)' in prepare(*command, '--size_px', 32, ok=False)
 
 

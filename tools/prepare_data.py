@@ -5,8 +5,10 @@
 A source is an image folder, with `metadata.jsonl` or without, and after a colon which of its splits; or one image.
 Every image is cut into chips of --size_px at each reduction (box mean), without those that have gaps, are mostly white
 or black or nearly constant, or are there already. OUT holds a TFDS dataset of ArrayRecord shards, `chips`, splits train
-and validation, and prepare.json with every count. Interrupted, the same command begins again, because shards are only
-written once all chips are shuffled; until then OUT holds no dataset. A finished one is not made twice.
+and validation, training_fingerprints.npz of the images that chips for training were cut from, and prepare.json with every
+count and the size and SHA-256 of every file. Interrupted, the same command begins again, because shards are only
+written once all chips are shuffled; until then OUT holds no dataset. A finished one is not made twice, unless a file of it
+is missing or damaged.
 """
 
 import collections
@@ -24,9 +26,15 @@ from tqdm import tqdm
 from rsdiff import console
 from rsdiff.data import chips
 from rsdiff.data.crops import FolderImages
+from rsdiff.data.fingerprints import FILE as FINGERPRINTS
+from rsdiff.data.fingerprints import TrainedOn, add_fingerprints, known_of
 from rsdiff.data.folder import split_of
-from rsdiff.data.records import CHIPS, write_chips
+from rsdiff.data.inventory import images_seen, look_at_entries
+from rsdiff.data.records import CHIPS, prepared_folder, write_chips
 from rsdiff.errors import BadInput
+from rsdiff.files import field, is_whole, read_json, stamp
+
+REPORT = 'prepare.json'
 
 SPLITS = {
     'train': flags.DEFINE_multi_string('source', None, 'DIR, DIR:SPLIT or an image, any number.', required=True),
@@ -90,16 +98,35 @@ def main() -> None:
         'images': hashlib.sha256(described.encode()).hexdigest(), **{name: flag.value for name, flag in LIMITS.items()}}
     before = (out / console.SETTINGS).exists()
     console.claim_folder(out, settings)
-    report = out / 'prepare.json'
-    if report.exists():
-        print(f'{out} is finished', file=sys.stderr)
-        return console.finish(json.loads(report.read_text()), report)
-    if before:
-        print('an earlier run was interrupted; shards are only written once all chips are shuffled, so it begins again',
-              file=sys.stderr)
+    lock, report = console.FolderLock(out), out / REPORT
+    lock.acquire()
+    try:
+        if report.exists():
+            result = read_json(report, f'remove {report} to prepare again')
+            spoilt = spoilt_files(out, result)
+            if not spoilt:
+                print(f'{out} is finished', file=sys.stderr)
+                return console.finish(result, report)
+            print(f'{out} is not whole any more: {len(spoilt)} files are missing or damaged ({spoilt[0]}, …); it is made again',
+                  file=sys.stderr)
+            report.unlink()
+        elif before:
+            print('an earlier run was interrupted; shards are only written once all chips are shuffled, so it begins again',
+                  file=sys.stderr)
         shutil.rmtree(out / CHIPS, ignore_errors=True)
-    result = prepare(out, sources, reductions, limits)
-    console.finish({**result, 'seconds': round(time.monotonic() - started)}, report)
+        (out / FINGERPRINTS).unlink(missing_ok=True)
+        result = prepare(out, sources, reductions, limits)
+        console.finish({**result, 'seconds': round(time.monotonic() - started)}, report)
+    finally:
+        lock.release()
+
+
+def spoilt_files(out: Path, report: dict) -> list[str]:
+    """Names of the files that `report`, of a finished dataset, tells of, and that are not what they were."""
+    files = field(report, 'files', dict, out / REPORT, {})
+    if not files:  # of an earlier version
+        return [] if prepared_folder(str(out)) else [CHIPS]
+    return [name for name, expected in files.items() if not is_whole(out / name, expected)]
 
 
 def prepare(out: Path, sources: list[Source], reductions: tuple[int, ...], limits: chips.Limits) -> dict:
@@ -128,6 +155,7 @@ def prepare(out: Path, sources: list[Source], reductions: tuple[int, ...], limit
                         resolutions[round(example['gsd_m'], 3)] += 1
                         yield key, example
 
+        add_fingerprints(out, trained_on(sources, chosen))
         size = write_chips(out, {split: lambda split=split: generate(split) for split in splits}, ENCODING.value)
     return {
         'out': str(out), 'chips': sum(map(len, chosen)), 'bytes': size,
@@ -138,8 +166,26 @@ def prepare(out: Path, sources: list[Source], reductions: tuple[int, ...], limit
         'gsd_m': {str(gsd_m): count for gsd_m, count in sorted(resolutions.items())},
         'dropped': dict(sorted(survey.dropped.items())),
         'images_too_small': {str(reduction): count for reduction, count in sorted(survey.too_small.items()) if count},
-        'unreadable': survey.unreadable,
+        'unreadable': survey.unreadable, 'trained_on': str(known_of(out)),
+        'files': {path.relative_to(out).as_posix(): stamp(path) for path in written_files(out)},
     }
+
+
+def trained_on(sources: list[Source], chosen: list[list[chips.Chip]]) -> TrainedOn:
+    """The images that chips of the split train are cut from, and what was known of those images' own making."""
+    known = TrainedOn()
+    for source, some in zip(sources, chosen):
+        if source.split == 'train':
+            numbers = sorted({chip.number for chip in some})
+            known += images_seen(source.images, numbers, look_at_entries(source.images, numbers, show=True), source.name)
+            folder = Path(split_of(source.argument)[0])
+            known += (folder.is_dir() and known_of(folder)) or TrainedOn()
+    return known
+
+
+def written_files(out: Path) -> list[Path]:
+    """All that a finished dataset consists of."""
+    return sorted(path for path in (out / CHIPS).rglob('*') if path.is_file()) + [out / FINGERPRINTS]
 
 
 if __name__ == '__main__':

@@ -283,7 +283,7 @@ def load_generator(path: epath.PathLike) -> Trained:
     if (path / RELEASE).is_file():
         params = weights.unflatten(weights.read_safetensors(path / RELEASE))
         recorded = weights.read_safetensors_metadata(path / RELEASE).get('images_seen', '')
-        images_seen = int(recorded) if recorded.isdigit() else None
+        images_seen = int(recorded) if recorded.isdecimal() and len(recorded) < 19 else None
     else:
         params, step = _restore_ema(path)
         images_seen = step * config.batch_size
