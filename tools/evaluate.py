@@ -12,6 +12,8 @@ method lies between. OUT holds table.md, table.csv, per_image.csv, grid.png and 
 last line. Run the same command again to continue; samples and features are kept.
 """
 
+import functools
+import hashlib
 import subprocess
 import sys
 import time
@@ -25,14 +27,18 @@ from tqdm import tqdm
 
 from rsdiff import console
 from rsdiff.data.degradation import PRESETS, degrade
-from rsdiff.data.folder import Entry, read_folder, split_of, write_manifest
+from rsdiff.data.folder import Entry, clean_name, read_folder, split_of, write_manifest
 from rsdiff.data.images import read_image, to_float, to_uint8, write_image
+from rsdiff.data.made import Made
+from rsdiff.data.scenes import open_scene
 from rsdiff.diffusion.noise import name_key
 from rsdiff.errors import BadInput
-from rsdiff.evaluation import columns, comparison, fidelity, pairs, report
+from rsdiff.files import stamp
+from rsdiff.seeds import written_seed
+from rsdiff.evaluation import columns, comparison, pairs, report
 from rsdiff.evaluation.comparison import Row
 from rsdiff.evaluation.features import named_extractor
-from rsdiff.evaluation.paired import paired_measures
+from rsdiff.evaluation.paired import DegradeNamed, paired_measures
 from rsdiff.evaluation.pairs import SCALE, Pair
 
 SAMPLE = Path(__file__).parents[1] / 'sample.py'
@@ -51,6 +57,8 @@ FEATURES = flags.DEFINE_list('features', ['efflite0'], 'Networks to compare sets
                              'Hugging Face format, or for FID proper the file pt_inception-2015-12-05-6726825d.pth.')
 LIMIT = flags.DEFINE_integer('limit', None, 'Take this many references, evenly spread.', lower_bound=1)
 GSD_M = flags.DEFINE_float('gsd_m', None, 'Metres a pixel of references whose manifest does not say.')
+BANDS = flags.DEFINE_string('bands', None, 'Of GeoTIFFs, those for red, green and blue, such as 4,3,2.')
+VALUE_RANGE = flags.DEFINE_string('value_range', None, 'Of GeoTIFFs, the values for black and white, such as 0,3000.')
 STEPS = flags.DEFINE_integer('steps', 20, 'Network evaluations a sample.', lower_bound=1)
 SEED = flags.DEFINE_integer('seed', 0, 'Names the noise of samples and of conditions.')
 BATCH = flags.DEFINE_integer('batch_size', 8, 'Images at a time; changes speed only.', lower_bound=1)
@@ -59,14 +67,17 @@ EXAMPLES = flags.DEFINE_integer('examples', 6, 'Lines of grid.png.', lower_bound
 
 def main() -> None:
     started, out = time.monotonic(), Path(OUT.value)
+    console.flag_gsd_m()
+    colours()
     folder, truths = references()
     generated, checkpoints = named('generated', GENERATED.value), named('checkpoint', CHECKPOINT.value)
     check(generated, checkpoints)
     measure = paired_measures(METRICS.value, degradation(folder, truths))
     extractors = [named_extractor(name) for name in FEATURES.value]
     console.enable_compilation_cache()
-    console.claim_folder(out, settings(folder, truths, generated, checkpoints))
-    rows_of = make_conditions(folder, truths, out / 'conditions')
+    sources = digests(folder, truths, out / 'conditions')
+    console.claim_folder(out, settings(folder, truths, sources, generated, checkpoints))
+    rows_of = make_conditions(folder, truths, sources, out / 'conditions')
     for name, checkpoint in checkpoints.items():
         sample(checkpoint, out / 'conditions', out / 'samples' / name)
         generated[name] = out / 'samples' / name
@@ -89,19 +100,52 @@ def references() -> tuple[Path, list[Entry]]:
     folder, entries = Path(path), read_folder(path, split)
     if LIMIT.value and LIMIT.value < len(entries):
         entries = [entries[number * len(entries) // LIMIT.value] for number in range(LIMIT.value)]
-    stems = [Path(entry.file_name).with_suffix('') for entry in entries]
-    if len({*stems}) < len(stems):
-        raise BadInput(f'{folder}: two images differ only in their suffix; rename one of them')
+    names = {}
+    for entry in entries:
+        other = names.setdefault(condition_name(entry), entry)
+        if other is not entry:
+            raise BadInput(f'{folder}: {other.file_name!r} and {entry.file_name!r} differ only in their suffix; rename one of them')
     return folder, entries
 
 
-def degradation(folder: Path, truths: list[Entry]) -> fidelity.Degrade:
-    """What made the conditions, as far as it is known: of a sensor's, block means."""
+def condition_name(truth: Entry) -> str:
+    """What the condition of `truth` is called in OUT/conditions."""
+    return str(Path(clean_name(truth.file_name)).with_suffix('.png'))
+
+
+def colours() -> dict:
+    """How raster files become RGB, as `read_image` takes it."""
+    return {'bands': console.flag_numbers('bands', int, 3), 'value_range': console.flag_numbers('value_range', float, 2)}
+
+
+def digests(folder: Path, truths: list[Entry], conditions: Path) -> list[str]:
+    """Of each truth, with the condition of its sensor if it has one, what its condition is made from, by content.
+
+    Raises:
+      BadInput: it is another than `conditions` were made from.
+    """
+    made, found = Made(conditions), []
+    for truth in truths:
+        sensor = pairs.sensor_condition(folder, truth)
+        found.append('-'.join(stamp(path).sha256 for path in (truth.path, sensor) if path))
+        if made.source(condition_name(truth)) not in (None, found[-1]):
+            raise BadInput(f'{truth.path}: has changed since {OUT.value} was begun; use another --out or remove it')
+    return found
+
+
+@functools.cache
+def reduction():
+    """(image (h, w, 3), file name of the truth) → its condition, in [-1, 1]. The name alone decides what is drawn."""
+    reduce = jax.jit(lambda image, key: degrade(image[None], key[None], PRESETS[DEGRADATION.value])[0])
+    return lambda image, name: np.asarray(reduce(to_float(image), name_key(SEED.value, zlib.crc32(name.encode()))))
+
+
+def degradation(folder: Path, truths: list[Entry]) -> DegradeNamed | None:
+    """What made the conditions, as far as it is known: of a sensor's, block means (None)."""
     if any(pairs.sensor_condition(folder, truth) for truth in truths):
-        return fidelity.block_means
-    reduce = jax.jit(lambda images, keys: degrade(images, keys, PRESETS[DEGRADATION.value]))
-    return lambda images, factor: 127.5 * (np.asarray(reduce(
-        to_float(images), jax.random.split(name_key(SEED.value), len(images))), np.float64) + 1)
+        return None
+    return lambda images, names: np.stack([127.5 * (reduction()(image, name).astype(np.float64) + 1)
+                                           for image, name in zip(images, names)])
 
 
 def named(flag: str, given: list[str]) -> dict[str, Path]:
@@ -127,36 +171,43 @@ def check(generated: dict[str, Path], checkpoints: dict[str, Path]) -> None:
         raise BadInput('--unpaired compares folders of images by --features; --checkpoint makes pairs')
 
 
-def settings(folder: Path, truths: list[Entry], generated: dict[str, Path], checkpoints: dict[str, Path]) -> dict:
+def settings(folder: Path, truths: list[Entry], sources: list[str], generated: dict[str, Path],
+             checkpoints: dict[str, Path]) -> dict:
     """What the contents of OUT depend on."""
     names = zlib.crc32('\n'.join(truth.file_name for truth in truths).encode())
     return {'reference': str(folder.resolve()), 'images': len(truths), 'names_crc32': names,
+            'references_sha256': hashlib.sha256('\n'.join(sources).encode()).hexdigest(),
             'generated': {name: str(path.resolve()) for name, path in generated.items()},
             'checkpoints': {name: str(path.resolve()) for name, path in checkpoints.items()},
-            'degradation': DEGRADATION.value, 'steps': STEPS.value, 'seed': SEED.value}
+            'degradation': DEGRADATION.value, 'steps': STEPS.value, 'seed': written_seed(SEED.value), **colours()}
 
 
-def make_conditions(folder: Path, truths: list[Entry], out: Path) -> list[Pair]:
-    """Writes the condition of every truth into the image folder `out`, those of a sensor as they are."""
-    reduce = jax.jit(lambda image, key: degrade(image[None], key[None], PRESETS[DEGRADATION.value])[0])
-    made, entries = [], []
-    for truth in tqdm(truths, unit='image', desc='conditions', dynamic_ncols=True):
-        pair = Pair(truth, out / Path(truth.file_name).with_suffix('.png'))
+def make_conditions(folder: Path, truths: list[Entry], sources: list[str], out: Path) -> list[Pair]:
+    """Writes the condition of every truth into the image folder `out`, those of a sensor as they are. What is there, but is not
+    as it was made from `sources`, is made again."""
+    made, entries, index = [], [], Made(out)
+    for truth, source in zip(tqdm(truths, unit='image', desc='conditions', dynamic_ncols=True), sources):
+        name = condition_name(truth)
+        pair = Pair(truth, out / name, **colours())
         sensor = pairs.sensor_condition(folder, truth)
-        if not pair.condition.exists():
-            if sensor:
-                condition = read_image(sensor)
-            else:
-                pairs.cut_size(truth.path)
-                key = name_key(SEED.value, zlib.crc32(truth.file_name.encode()))
-                condition = to_uint8(reduce(to_float(pair.read_truth()), key))
+        if not index.has(name, source):
+            pair.size()
+            condition = read_image(sensor, **colours()) if sensor else to_uint8(reduction()(pair.read_truth(), truth.file_name))
             write_image(pair.condition, condition)
-        gsd_m = truth.gsd_m or GSD_M.value
+            index.add(name, source)
+        gsd_m = truth.gsd_m or GSD_M.value or file_gsd_m(truth)
         made.append(pair)
-        entries.append(Entry(pair.condition, str(pair.condition.relative_to(out)), truth.split, truth.label,
+        entries.append(Entry(pair.condition, name, truth.split, truth.label,
                              truth.captions, gsd_m and gsd_m * SCALE, {'source': truth.file_name, 'sensor': bool(sensor)}))
     write_manifest(out, entries)
+    index.keep(entry.file_name for entry in entries)
     return made
+
+
+def file_gsd_m(truth: Entry) -> float | None:
+    """Metres a pixel, if the file itself says so."""
+    with open_scene(truth.path, **colours()) as scene:
+        return scene.gsd_m
 
 
 def sample(checkpoint: Path, conditions: Path, out: Path) -> None:
@@ -175,7 +226,7 @@ def make_rows(made: list[Pair], generated: dict[str, Path]) -> list[Row]:
     for name, folder in generated.items():
         if UNPAIRED.value:
             entries = read_folder(folder)
-            rows.append(Row(name, lambda number, entries=entries: read_image(entries[number].path), len(entries), False))
+            rows.append(Row(name, lambda number, entries=entries: read_image(entries[number].path, **colours()), len(entries), False))
         else:
             entries = pairs.match(folder, [pair.truth for pair in made])
             read = lambda number, entries=entries: pairs.read_made(entries[number], made[number])

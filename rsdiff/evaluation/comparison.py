@@ -104,7 +104,12 @@ def measure_row(row: Row, pairs: Sequence[Pair], measure: Measure, batch_size: i
     found = {}
     with tqdm(total=len(pairs), unit='image', desc=f'measuring {row.name}', disable=not show, dynamic_ncols=True) as bar:
         for numbers, batch in _batches(row, pairs, batch_size):
-            for name, values in measure(*batch).items():
+            own = [pairs[number].truth for number in numbers]
+            try:
+                measured = measure(*batch, [truth.file_name for truth in own])
+            except BadInput as error:  # images of a batch have one size
+                raise BadInput(f'{own[0].path}: {error}') from None
+            for name, values in measured.items():
                 found.setdefault(name, np.full(len(pairs), np.nan))[numbers] = values
             bar.update(len(numbers))
     return found

@@ -37,17 +37,17 @@ WINDOW /= WINDOW.sum()
 C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 
 
-def checked_pairs(images: np.ndarray, truth: np.ndarray, least_px: int = 1) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float64.
+def checked_pairs(images: np.ndarray, truth: np.ndarray, least_px: int = 1, who: str = 'this measure') -> tuple[np.ndarray, np.ndarray]:
+    """Both as float64. `who` needs at least `least_px` a side.
 
     Raises:
-      ValueError: the shapes differ, are not (n, h, w, c), or h or w is below `least_px`.
-      BadInput: a pixel is not finite.
+      ValueError: the shapes differ, or are not (n, h, w, c).
+      BadInput: h or w is below `least_px`, or a pixel is not finite.
     """
     if images.shape != truth.shape or images.ndim != 4 or 0 in images.shape[1:]:
         raise ValueError(f'shapes {images.shape} and {truth.shape}; two batches (n, h, w, c) alike are compared')
     if min(images.shape[1:3]) < least_px:
-        raise ValueError(f'images of {images.shape[1]} × {images.shape[2]} pixels; this needs {least_px} each way')
+        raise BadInput(f'images of {images.shape[1]}×{images.shape[2]} px; {who} needs {least_px} px a side')
     for batch in (images, truth):
         finite = np.isfinite(batch).all((1, 2, 3))
         if not finite.all():
@@ -72,10 +72,10 @@ def ssim(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
     The 5 pixels along the edges are never the window's centre. Flat images are compared by their means alone.
 
     Raises:
-      ValueError: as `psnr`, or the images are smaller than the window.
-      BadInput: a pixel is not finite.
+      ValueError: as `psnr`.
+      BadInput: a pixel is not finite, or the images are smaller than the window.
     """
-    images, truth = checked_pairs(images, truth, least_px=len(WINDOW))
+    images, truth = checked_pairs(images, truth, least_px=len(WINDOW), who='ssim')
 
     def similarity(a, b):
         (mean_a, variance_a), (mean_b, variance_b) = _local_moments(a), _local_moments(b)
@@ -92,10 +92,10 @@ def cpsnr(images: np.ndarray, truth: np.ndarray, border_px: int = 4, satlas_comp
       satlas_compat: as allenai/satlas-super-resolution, whose border is 4: where (2) moves the truth's window from edge
         to edge, both move, against each other. So the shifts go twice as far, and odd ones are left out.
     Raises:
-      ValueError: as `psnr`, or nothing is left within the border.
-      BadInput: a pixel is not finite.
+      ValueError: as `psnr`.
+      BadInput: a pixel is not finite, or nothing is left within the border.
     """
-    images, truth = checked_pairs(images, truth, least_px=2 * border_px + 2)  # a single pixel is nothing but bias
+    images, truth = checked_pairs(images, truth, least_px=2 * border_px + 2, who='cpsnr')  # a single pixel is nothing but bias
     starts = [(2 * border_px - start if satlas_compat else border_px, start) for start in range(2 * border_px + 1)]
     height, width = (size - 2 * border_px for size in images.shape[1:3])
 
@@ -117,10 +117,10 @@ def cssim(images: np.ndarray, truth: np.ndarray, border_px: int = 4) -> np.ndarr
     """SSIM as `cpsnr` is PSNR: the best over every shift up to `border_px`, each channel's mean error taken away.
 
     Raises:
-      ValueError: as `psnr`, or what is left within the border is smaller than SSIM's window.
-      BadInput: a pixel is not finite.
+      ValueError: as `psnr`.
+      BadInput: a pixel is not finite, or what is left within the border is smaller than SSIM's window.
     """
-    images, truth = checked_pairs(images, truth, least_px=2 * border_px + len(WINDOW))
+    images, truth = checked_pairs(images, truth, least_px=2 * border_px + len(WINDOW), who='cssim')
     height, width = (size - 2 * border_px for size in images.shape[1:3])
 
     def best(image, truth):
@@ -167,10 +167,9 @@ def detail(images: np.ndarray) -> np.ndarray:
     """Root mean square of the 4-neighbour Laplacian, in grey levels: the energy of the finest structure.
 
     Raises:
-      ValueError: the images are smaller than 3 × 3 pixels.
-      BadInput: a pixel is not finite.
+      BadInput: the images are smaller than 3 × 3 pixels, or a pixel is not finite.
     """
-    x, _ = checked_pairs(images, images, least_px=3)
+    x, _ = checked_pairs(images, images, least_px=3, who='detail')
     laplacian = 4 * x[:, 1:-1, 1:-1] - x[:, :-2, 1:-1] - x[:, 2:, 1:-1] - x[:, 1:-1, :-2] - x[:, 1:-1, 2:]
     return np.sqrt((laplacian**2).mean((1, 2, 3)))
 

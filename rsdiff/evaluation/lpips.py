@@ -143,13 +143,14 @@ class LPIPS:
         Returns:
           float32 (n,).
         Raises:
-          ValueError: the shapes differ, or are not those of large enough images.
-          BadInput: a pixel is not finite.
+          ValueError: the shapes differ, or are not those of images.
+          BadInput: the images are too small, or a pixel is not finite.
         """
         least = self.MIN_PX[self.network]
-        if a.shape != b.shape or a.ndim != 4 or a.shape[3] != 3 or min(a.shape[1:3]) < least:
-            raise ValueError(f'shapes {a.shape} and {b.shape}; LPIPS of {self.network} takes two (n, h, w, 3) alike, '
-                             f'h and w at least {least}')
+        if a.shape != b.shape or a.ndim != 4 or a.shape[3] != 3:
+            raise ValueError(f'shapes {a.shape} and {b.shape}; LPIPS of {self.network} takes two (n, h, w, 3) alike')
+        if min(a.shape[1:3]) < least:
+            raise BadInput(f'images of {a.shape[1]}×{a.shape[2]} px; lpips_{self.network} needs {least} px a side')
         distances = np.asarray(self._distances(self._state, a, b))
         if not np.isfinite(distances).all():
             raise BadInput(f'LPIPS: pair {np.argmin(np.isfinite(distances))} of {len(a)} has pixels that are NaN, infinite '

@@ -10,15 +10,19 @@ from rsdiff.evaluation import fidelity, opensr
 from rsdiff.evaluation.columns import PAIRED
 from rsdiff.evaluation.lpips import LPIPS
 
-# (samples, truths, conditions), uint8 (n, h, w, 3), the last (n, h/4, w/4, 3) → a number for each image, by name
-Measure = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
+# (samples, truths, conditions, names of the pairs), uint8 (n, h, w, 3), the third (n, h/4, w/4, 3) → a number for each
+# image, by name of the measure; names of pairs may be left out where `paired_measures` was given no `degrade`
+Measure = Callable[..., dict[str, np.ndarray]]
+# (images (n, h, w, 3), names of the pairs) → what their conditions should be, (n, h/4, w/4, 3), in grey levels
+DegradeNamed = Callable[[np.ndarray, Sequence[str]], np.ndarray]
 
 
-def paired_measures(names: Sequence[str], degrade: fidelity.Degrade = fidelity.block_means) -> Measure:
+def paired_measures(names: Sequence[str], degrade: DegradeNamed | None = None) -> Measure:
     """The measures `names`, of those in `columns.PAIRED`, as one function.
 
     Args:
-      degrade: what made the conditions, for `lr_consistency`.
+      degrade: what made the conditions, for `lr_consistency`; by default block means. What is drawn at random in it has to
+        be a function of the pair's name, so that every image of a pair meets what its condition was made by.
     Raises:
       BadInput: there is no such measure, or the weights that it needs are not there.
     """
@@ -31,17 +35,21 @@ def paired_measures(names: Sequence[str], degrade: fidelity.Degrade = fidelity.b
         'ssim': lambda image, truth, condition: fidelity.ssim(image, truth),
         'cpsnr': lambda image, truth, condition: fidelity.cpsnr(image, truth),
         'detail_ratio': lambda image, truth, condition: fidelity.detail_ratio(image, truth),
-        'lr_consistency': lambda image, truth, condition: fidelity.lr_consistency(image, condition, degrade),
     }
-    groups: list[Measure] = [lambda *images, name=name: {name: simple[name](*images)} for name in names if name in simple]
+    groups = [lambda *images, name=name: {name: simple[name](*images)} for name in names if name in simple]
     if {*names} & {*opensr.Correctness._fields}:
         groups.append(lambda *images: opensr.correctness(*images)._asdict())
+    if 'lr_consistency' in names and degrade is None:
+        groups.append(lambda image, truth, condition: {'lr_consistency': fidelity.lr_consistency(image, condition)})
     for network in ('vgg16', 'alexnet'):
         if f'lpips_{network}' in names:
             groups.append(_lpips(network))
 
-    def measure(images, truths, conditions) -> dict[str, np.ndarray]:
+    def measure(images, truths, conditions, pair_names: Sequence[str] = ()) -> dict[str, np.ndarray]:
         values = {name: value for group in groups for name, value in group(images, truths, conditions).items()}
+        if 'lr_consistency' in names and degrade is not None:
+            again = lambda images, factor: degrade(images, pair_names)
+            values['lr_consistency'] = fidelity.lr_consistency(images, conditions, again)
         return {name: np.asarray(values[name], np.float64) for name in names}
 
     return measure

@@ -11,7 +11,8 @@ from typing import Callable, Sequence
 import numpy as np
 
 from rsdiff.data.folder import Entry, file_inside, read_folder
-from rsdiff.data.images import Picture, bicubic, read_image
+from rsdiff.data.images import bicubic, read_image
+from rsdiff.data.scenes import open_scene
 from rsdiff.errors import BadInput
 
 SCALE = 4
@@ -19,14 +20,25 @@ SCALE = 4
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A truth and the image that a generator is given instead, `SCALE` times coarser."""
+    """A truth and the image that a generator is given instead, `SCALE` times coarser. `bands` and `value_range` say how
+    raster files become RGB (`rsdiff.data.scenes.open_scene`)."""
 
     truth: Entry
     condition: Path
+    bands: tuple[int, ...] | None = None
+    value_range: tuple[float, float] | None = None
 
     def read_truth(self) -> np.ndarray:
         """uint8 (h, w, 3), multiples of `SCALE`."""
-        return cut(read_image(self.truth.path))
+        return cut(read_image(self.truth.path, self.bands, self.value_range))
+
+    def size(self) -> tuple[int, int]:
+        """Height and width of the cut truth, of which no pixel is decoded.
+
+        Raises:
+          BadInput: it can't be read, or nothing is left.
+        """
+        return cut_size(self.truth.path, self.bands, self.value_range)
 
     def read_condition(self) -> np.ndarray:
         """uint8 (h / SCALE, w / SCALE, 3).
@@ -34,7 +46,7 @@ class Pair:
         Raises:
           BadInput: it has another size.
         """
-        condition, size = read_image(self.condition), cut_size(self.truth.path)
+        condition, size = read_image(self.condition), self.size()
         if tuple(SCALE * side for side in condition.shape[:2]) != size:
             raise BadInput(f'{self.condition}: {condition.shape[1]}×{condition.shape[0]} px; {self.truth.path} has '
                            f'{size[1]}×{size[0]}, and the condition must be {SCALE} times smaller')
@@ -47,16 +59,17 @@ def cut(image: np.ndarray) -> np.ndarray:
     return image[:height, :width]
 
 
-def cut_size(path: Path) -> tuple[int, int]:
+def cut_size(path: Path, bands: tuple[int, ...] | None = None,
+             value_range: tuple[float, float] | None = None) -> tuple[int, int]:
     """Height and width that `cut` leaves of the image at `path`, whose pixels are not decoded.
 
     Raises:
       BadInput: it can't be read, or nothing is left.
     """
-    with Picture(path) as picture:
-        height, width = picture.height // SCALE * SCALE, picture.width // SCALE * SCALE
+    with open_scene(path, bands, value_range) as scene:
+        height, width = scene.height // SCALE * SCALE, scene.width // SCALE * SCALE
     if not height or not width:
-        raise BadInput(f'{path}: {picture.width}×{picture.height} px; at least {SCALE} a side are needed')
+        raise BadInput(f'{path}: {scene.width}×{scene.height} px; at least {SCALE} a side are needed')
     return height, width
 
 
@@ -102,7 +115,7 @@ def read_made(entry: Entry, pair: Pair) -> np.ndarray:
     Raises:
       BadInput: it has another size.
     """
-    image, size = cut(read_image(entry.path)), cut_size(pair.truth.path)
+    image, size = cut(read_image(entry.path, pair.bands, pair.value_range)), pair.size()
     if image.shape[:2] != size:
         raise BadInput(f'{entry.path}: {image.shape[1]}×{image.shape[0]} px; {pair.truth.path} has {size[1]}×{size[0]}')
     return image
