@@ -16,7 +16,7 @@ from tqdm import tqdm
 from rsdiff import console
 from rsdiff.data.fingerprints import FILE, fingerprint, write_fingerprints
 from rsdiff.data.folder import read_folder, split_of
-from rsdiff.data.images import Picture
+from rsdiff.data.images import image_size, read_image
 from rsdiff.errors import BadInput
 
 IMAGES = flags.DEFINE_multi_string('images', None, 'DIR or DIR:SPLIT; may be given again.', required=True)
@@ -29,11 +29,10 @@ def main() -> None:
     names, kept, scenes, unreadable = [], [], 0, []
     for argument, entry in tqdm(entries, unit='image', desc='fingerprints', dynamic_ncols=True):
         try:
-            with Picture(entry.path) as picture:
-                if max(picture.width, picture.height) > LARGEST_PX.value:
-                    scenes += 1
-                    continue
-                kept.append(fingerprint(picture.read()))
+            if max(image_size(entry.path)) > LARGEST_PX.value:
+                scenes += 1
+                continue
+            kept.append(fingerprint(read_image(entry.path)))
         except BadInput as error:
             unreadable.append(str(error))
             continue

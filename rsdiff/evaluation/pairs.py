@@ -11,7 +11,7 @@ from typing import Callable, Sequence
 import numpy as np
 
 from rsdiff.data.folder import Entry, file_inside, read_folder
-from rsdiff.data.images import Picture, bicubic, read_image
+from rsdiff.data.images import bicubic, image_size, read_image
 from rsdiff.errors import BadInput
 
 SCALE = 4
@@ -53,10 +53,10 @@ def cut_size(path: Path) -> tuple[int, int]:
     Raises:
       BadInput: it can't be read, or nothing is left.
     """
-    with Picture(path) as picture:
-        height, width = picture.height // SCALE * SCALE, picture.width // SCALE * SCALE
+    whole = image_size(path)
+    height, width = (side // SCALE * SCALE for side in whole)
     if not height or not width:
-        raise BadInput(f'{path}: {picture.width}×{picture.height} px; at least {SCALE} a side are needed')
+        raise BadInput(f'{path}: {whole[1]}×{whole[0]} px; at least {SCALE} a side are needed')
     return height, width
 
 
