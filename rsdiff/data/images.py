@@ -3,9 +3,7 @@
 Outside: uint8 RGB, (height, width, 3). Inside: float32 in [-1, 1].
 """
 
-import contextlib
 import io
-from pathlib import Path
 from typing import IO
 
 import numpy as np
@@ -13,11 +11,10 @@ from etils import epath
 from PIL import Image
 
 from rsdiff.data.boxes import Box
+from rsdiff.data.pictures import MOST_PIXELS
+from rsdiff.data.scenes import open_scene
 from rsdiff.errors import BadInput
 from rsdiff.files import write_bytes_atomically
-
-# The images are large on purpose; Pillow's guard against decompression bombs is raised, not removed.
-Image.MAX_IMAGE_PIXELS = 1 << 30
 
 
 def to_float(image: np.ndarray) -> np.ndarray:
@@ -30,82 +27,41 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     return np.clip(np.rint((np.asarray(image, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
-class Picture:
-    """An image file that Pillow reads, as a scene (`rsdiff.data.scenes`). The pixels are decoded when first asked for.
+def read_image(path: epath.PathLike, bands: tuple[int, ...] | None = None,
+               value_range: tuple[float, float] | None = None, file: IO[bytes] | None = None) -> np.ndarray:
+    """The image at `path` as uint8 RGB (height, width, 3), upright; alpha and masks are dropped.
 
     Args:
-      path: local, or one that etils' epath can open.
-      file: the opened file, where there is no path; `path` is then only its name in messages.
+      bands, value_range, file: see `rsdiff.data.scenes.open_scene`.
     Raises:
-      BadInput: the file is missing, no image, or has more than 8 bits a channel.
+      BadInput: as `open_scene`; or the pixels are broken, or too many to be held at once.
     """
-
-    GEOTIFF_TAGS = 33550, 34264, 34735  # pixel scale, transformation, keys
-    gsd_m = None
-    georeference = None
-
-    def __init__(self, path, file: IO[bytes] | None = None):
-        self.path, self.pixels, self.file = path, None, None
-        with self._reading():
-            self.file = file or epath.Path(path).open('rb')
-            try:
-                self.image = Image.open(self.file)
-                if self.image.mode.startswith(('I', 'F')):
-                    raise BadInput(f'{path}: {self.image.mode} pixels, more than 8 bits; convert it to 8-bit RGB first')
-            except BaseException:
-                self.file.close()
-                raise
-        self.width, self.height = self.image.size
-
-    def __enter__(self) -> 'Picture':
-        return self
-
-    def __exit__(self, *_) -> None:
-        self.file.close()
-
-    def read(self, box: Box | None = None) -> np.ndarray:
-        """The pixels of `box`, or all: uint8 (height, width, 3); grey and palette images become RGB, alpha is dropped.
-
-        Raises:
-          BadInput: the file is truncated or broken.
-        """
-        if self.pixels is None:
-            with self._reading():
-                self.pixels = np.asarray(self.image.convert('RGB'))
-        return self.pixels if box is None else box.crop(self.pixels)
-
-    def nodata(self, box: Box) -> float:
-        """The share of pixels in `box` that hold no measurement: none, a picture has no such mark."""
-        return 0.0
-
-    @property
-    def is_georeferenced(self) -> bool:
-        """Whether it is a TIFF that says where on Earth it lies."""
-        return any(tag in getattr(self.image, 'tag_v2', {}) for tag in self.GEOTIFF_TAGS)
-
-    @contextlib.contextmanager
-    def _reading(self):
-        try:
-            yield
-        except FileNotFoundError:
-            raise BadInput(f'{self.path}: no such image') from None
-        except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-            raise BadInput(f'{self.path}: not a readable image ({error})') from None
+    with open_scene(path, bands, value_range, file) as scene:
+        return scene.read(_all_of(path, scene))
 
 
-def read_image(path: Path | str, bands: tuple[int, ...] | None = None,
-               value_range: tuple[float, float] | None = None) -> np.ndarray:
-    """The image at `path` as uint8 (height, width, 3); grey and palette images become RGB, alpha is dropped.
+def read_masked(path: epath.PathLike, bands: tuple[int, ...] | None = None, value_range: tuple[float, float] | None = None,
+                file: IO[bytes] | None = None) -> tuple[np.ndarray, np.ndarray]:
+    """As `read_image`, and where there is a measurement: bool (height, width), read-only."""
+    with open_scene(path, bands, value_range, file) as scene:
+        box = _all_of(path, scene)
+        return scene.read(box), scene.valid(box)
 
-    Args:
-      bands, value_range: of a raster file, see `rsdiff.data.scenes.open_scene`.
+
+def image_size(path: epath.PathLike) -> tuple[int, int]:
+    """Height and width of the image at `path`, upright; no pixel is decoded, so any depth will do.
+
     Raises:
-      BadInput: the file is missing, truncated, no image, or has more than 8 bits a channel and there is no `value_range`.
+      BadInput: it can't be opened.
     """
-    from rsdiff.data.scenes import open_scene  # which reads pictures by this module
+    with open_scene(path, value_range=(0, 1)) as scene:
+        return scene.height, scene.width
 
-    with open_scene(path, bands, value_range) as scene:
-        return scene.read(Box(0, 0, scene.height, scene.width))
+
+def _all_of(path, scene) -> Box:
+    if scene.height * scene.width > MOST_PIXELS:
+        raise BadInput(f'{path}: {scene.width}×{scene.height} px are too many to be read at once; cut it into parts')
+    return Box(0, 0, scene.height, scene.width)
 
 
 def write_image(path: epath.PathLike, image: np.ndarray) -> None:

@@ -17,7 +17,7 @@ import tensorflow_datasets as tfds
 from etils import epath
 from google.protobuf import json_format
 
-from rsdiff.data.images import Picture
+from rsdiff.data.scenes import Scene, open_scene
 from rsdiff.errors import BadInput, one_line
 
 INFO_FILES = 'dataset_info.json', 'features.json'
@@ -114,14 +114,14 @@ class RecordImages:
             return f'{name} = {_text(record.get("source", b""))}/{_text(record["file_name"])} ({box})'
         return name
 
-    def open(self, number: int) -> tuple[Picture, float]:
+    def open(self, number: int) -> tuple[Scene, float]:
         """See `rsdiff.data.crops.Images`."""
         record = self._record(number)
         name = f'{self.where} {self.split}[{number}]'
         gsd_m = record.get('gsd_m', self.default_gsd_m)
         if not 0 < gsd_m < math.inf:
             raise BadInput(f'{name}: gsd_m is {gsd_m}; it must be a positive number of metres')
-        return Picture(name, io.BytesIO(record['image'])), float(gsd_m)
+        return open_scene(name, file=io.BytesIO(record['image'])), float(gsd_m)
 
     def _record(self, number: int) -> dict[str, Any]:
         try:

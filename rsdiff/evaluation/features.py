@@ -23,7 +23,7 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from rsdiff.data.images import Picture, clean_bicubic, resized
+from rsdiff.data.images import clean_bicubic, read_image, resized
 from rsdiff.errors import BadInput
 from rsdiff.models import efficientnet, inception as inception_model, towers, weights
 
@@ -201,8 +201,7 @@ def _load(image: Image, number: int, known: dict[bytes, np.ndarray]) -> tuple[by
         key = hashlib.sha256(data).digest()
         if key in known:
             return key, None
-        with Picture(image, io.BytesIO(data)) as picture:
-            return key, picture.read()
+        return key, read_image(image, file=io.BytesIO(data))
     pixels = np.asarray(image() if callable(image) else image)
     if pixels.dtype != np.uint8 or pixels.ndim != 3 or pixels.shape[2] != 3 or not pixels.size:
         raise BadInput(f'image {number}: {pixels.dtype} {pixels.shape}; an image is uint8 (h, w, 3)')

@@ -11,8 +11,7 @@ from typing import Callable, Sequence
 import numpy as np
 
 from rsdiff.data.folder import Entry, file_inside, read_folder
-from rsdiff.data.images import bicubic, read_image
-from rsdiff.data.scenes import open_scene
+from rsdiff.data.images import bicubic, image_size, read_image
 from rsdiff.errors import BadInput
 
 SCALE = 4
@@ -38,7 +37,7 @@ class Pair:
         Raises:
           BadInput: it can't be read, or nothing is left.
         """
-        return cut_size(self.truth.path, self.bands, self.value_range)
+        return cut_size(self.truth.path)
 
     def read_condition(self) -> np.ndarray:
         """uint8 (h / SCALE, w / SCALE, 3).
@@ -59,17 +58,16 @@ def cut(image: np.ndarray) -> np.ndarray:
     return image[:height, :width]
 
 
-def cut_size(path: Path, bands: tuple[int, ...] | None = None,
-             value_range: tuple[float, float] | None = None) -> tuple[int, int]:
+def cut_size(path: Path) -> tuple[int, int]:
     """Height and width that `cut` leaves of the image at `path`, whose pixels are not decoded.
 
     Raises:
       BadInput: it can't be read, or nothing is left.
     """
-    with open_scene(path, bands, value_range) as scene:
-        height, width = scene.height // SCALE * SCALE, scene.width // SCALE * SCALE
+    whole = image_size(path)
+    height, width = (side // SCALE * SCALE for side in whole)
     if not height or not width:
-        raise BadInput(f'{path}: {scene.width}×{scene.height} px; at least {SCALE} a side are needed')
+        raise BadInput(f'{path}: {whole[1]}×{whole[0]} px; at least {SCALE} a side are needed')
     return height, width
 
 

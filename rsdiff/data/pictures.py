@@ -1,0 +1,144 @@
+"""JPEG, PNG, WebP, BMP, and TIFF where rasterio is not installed: images that Pillow reads, decoded whole."""
+
+import contextlib
+import functools
+import logging
+import struct
+from typing import IO
+
+import numpy as np
+from PIL import ExifTags, Image
+
+from rsdiff.data import places
+from rsdiff.data.boxes import Box
+from rsdiff.data.rasters import import_rasterio
+from rsdiff.errors import BadInput
+from rsdiff.files import is_local
+
+# The images are large on purpose; Pillow's guard against decompression bombs is raised, not removed.
+Image.MAX_IMAGE_PIXELS = 1 << 30
+# twice that is where Pillow stops
+MOST_PIXELS = 1 << 31
+# what Pillow raises for broken files, by format
+BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, struct.error,
+          NotImplementedError, Image.DecompressionBombError)
+
+
+class Picture:
+    """An image file that Pillow reads, as a `rsdiff.data.scenes.Scene`. The pixels are decoded when first asked for.
+
+    Args:
+      path: names it in messages, and says what lies beside it.
+      file: the opened file, closed on exit.
+    Raises:
+      BadInput: it is no image, has more than 8 bits a channel, or is a TIFF that only rasterio reads rightly.
+    """
+
+    # pixel scale, control points, transformation, keys, no data
+    RASTER_TAGS = 33550, 33922, 34264, 34735, 42113
+
+    def __init__(self, path, file: IO[bytes]):
+        self.path, self.file, self.pixels, self.opaque = path, file, None, None
+        try:
+            with self._reading():
+                self.image = Image.open(file)
+                self._refuse_what_would_be_read_wrongly()
+        except BaseException:
+            file.close()
+            raise
+        self.width, self.height = self.image.size
+
+    def __enter__(self) -> 'Picture':
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.file.close()
+
+    def read(self, box: Box) -> np.ndarray:
+        """See `Scene`; grey and palette images become RGB."""
+        self._decode()
+        return box.crop(self.pixels)
+
+    def valid(self, box: Box) -> np.ndarray:
+        """See `Scene`: what is not wholly transparent."""
+        if self.image.has_transparency_data:
+            self._decode()
+            if self.opaque is not None:
+                return box.crop(self.opaque)
+        return np.broadcast_to(np.True_, (box.y1 - box.y0, box.x1 - box.x0))
+
+    def nodata(self, box: Box) -> float:
+        """See `Scene`."""
+        return float(1 - self.valid(box).mean()) if self.image.has_transparency_data else 0.0
+
+    @functools.cached_property
+    def orientation(self) -> int:
+        """EXIF's number of how it lies; 1 is upright. A TIFF is turned by Pillow."""
+        return 1 if self.image.format == 'TIFF' else self._orientation()
+
+    @functools.cached_property
+    def gsd_m(self) -> float | None:
+        """See `Scene`: by what lies beside it."""
+        place, _ = self._place
+        return place and places.pixel_side_m(*place, self.height, self.width)
+
+    @functools.cached_property
+    def georeference(self) -> dict | None:
+        """See `Scene`: by a world file with a CRS in GDAL's `.aux.xml`. Any other that lies there is logged."""
+        place, lost = self._place
+        if lost:
+            logging.warning('%s: its place on Earth is not kept: %s', self.path, lost)
+        return place and places.georeference(place)
+
+    @functools.cached_property
+    def _place(self) -> tuple[tuple | None, str | None]:
+        beside = places.files_beside(self.path) if is_local(self.path) else []
+        if not beside:
+            return None, None
+        rasterio = import_rasterio()
+        if rasterio is None:
+            return None, f"{beside[0]} is read by rasterio; pip install 'rsdiff-jax[geo]' brings it"
+        try:
+            with rasterio.open(str(self.path), driver='JPEG' if self.image.format == 'MPO' else self.image.format) as dataset:
+                return places.place_of(dataset)
+        except (rasterio.errors.RasterioError, ValueError):
+            return None, f'{beside[0]} can not be read with it'
+
+    def _decode(self) -> None:
+        if self.pixels is not None:
+            return
+        with self._reading():
+            if self.image.has_transparency_data:
+                pixels = np.asarray(self.image.convert('RGBA'))
+                self.opaque = pixels[..., 3] > 0
+                if self.opaque.all():
+                    self.opaque = None
+                self.pixels = np.ascontiguousarray(pixels[..., :3])
+            else:
+                self.pixels = np.asarray(self.image.convert('RGB'))
+        if self.image.format == 'PNG' and self._orientation() != self.orientation:
+            raise BadInput(f'{self.path}: its EXIF orientation lies behind its pixels; save it again')
+
+    def _orientation(self) -> int:
+        try:
+            # not Pillow's own for PNG, which decodes the pixels
+            return Image.Image.getexif(self.image).get(ExifTags.Base.Orientation, 1)
+        except BROKEN:
+            # of a broken EXIF nothing is known, and the picture may be whole
+            return 1
+
+    def _refuse_what_would_be_read_wrongly(self) -> None:
+        decoders = str([tile[3] for tile in self.image.tile])
+        if self.image.mode.startswith(('I', 'F')) or ';16' in decoders:
+            raise BadInput(f'{self.path}: more than 8 bits ({self.image.mode} pixels); convert it to 8-bit RGB, or pip '
+                           "install 'rsdiff-jax[geo]' and give a value_range")
+        tags = getattr(self.image, 'tag_v2', {})
+        if any(tag in tags for tag in self.RASTER_TAGS) or self.image.format == 'TIFF' and self.image.n_frames > 1:
+            raise BadInput(f"{self.path}: a GeoTIFF is read by rasterio; pip install 'rsdiff-jax[geo]' brings it")
+
+    @contextlib.contextmanager
+    def _reading(self):
+        try:
+            yield
+        except BROKEN as error:
+            raise BadInput(f'{self.path}: not a readable image ({error})') from None

@@ -1,0 +1,186 @@
+"""Rasters that rasterio reads (the `geo` extra), window by window, as RGB."""
+
+import contextlib
+import functools
+import logging
+import warnings
+
+import numpy as np
+
+from rsdiff.data import places
+from rsdiff.data.boxes import Box
+from rsdiff.errors import BadInput, one_line
+
+# the window in the middle that tells which values a raster has
+GLANCE_PX = 512
+
+
+def import_rasterio():
+    """The module, or None where the `geo` extra is not installed."""
+    try:
+        import rasterio
+        import rasterio.warp
+    except ImportError:
+        return None
+    # a raster without a place on Earth is a picture, not a mistake
+    warnings.filterwarnings('ignore', category=rasterio.errors.NotGeoreferencedWarning)
+    return rasterio
+
+
+class Raster:
+    """A file that rasterio reads, as a `rsdiff.data.scenes.Scene`.
+
+    Args:
+      path: of the file; its name in messages where `data` is given.
+      driver: GDAL's name of the format. Left to guess, it would also read recipes that name further files.
+      bands, value_range: see `rsdiff.data.scenes.open_scene`.
+      data: the bytes of the file.
+    Raises:
+      BadInput: as `open_scene`.
+    """
+
+    def __init__(self, rasterio, path, driver: str, bands, value_range, data: bytes | None = None):
+        self.rasterio, self.path = rasterio, path
+        self.errors = rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError
+        self.memory = rasterio.MemoryFile(data) if data is not None else None
+        try:
+            self.dataset = self.memory.open(driver=driver) if self.memory else rasterio.open(str(path), driver=driver)
+        except self.errors as error:
+            raise BadInput(f'{path}: not a readable raster ({one_line(error)})') from None
+        try:
+            self.height, self.width = self.dataset.height, self.dataset.width
+            self.bands = self._bands(bands)
+            self.palette = self._palette()
+            dtype = self.dataset.dtypes[self.bands[0] - 1]
+            self.floating = dtype.startswith('float')
+            all_valid = rasterio.enums.MaskFlags.all_valid
+            self.masked = not all(all_valid in flags for flags in self.dataset.mask_flag_enums)
+            self.value_range = self._value_range(dtype, value_range)
+        except BaseException:
+            self.__exit__()
+            raise
+
+    def __enter__(self) -> 'Raster':
+        return self
+
+    def __exit__(self, *_) -> None:
+        self.dataset.close()
+        if self.memory:
+            self.memory.close()
+
+    @property
+    def has_place(self) -> bool:
+        """Whether the file says anything of where it lies."""
+        return places.place_of(self.dataset) != (None, None)
+
+    @functools.cached_property
+    def gsd_m(self) -> float | None:
+        """See `Scene`."""
+        place, _ = places.place_of(self.dataset)
+        return place and places.pixel_side_m(*place, self.height, self.width)
+
+    @functools.cached_property
+    def georeference(self) -> dict | None:
+        """See `Scene`. What the file says of its place and can't be kept is logged."""
+        place, lost = places.place_of(self.dataset)
+        if lost:
+            logging.warning('%s: its place on Earth is not kept: %s', self.path, lost)
+        return place and places.georeference(place)
+
+    def read(self, box: Box) -> np.ndarray:
+        """See `Scene`."""
+        if self.palette is not None:
+            return self.palette[self._values(box, self.bands[0]), :3]
+        values = np.moveaxis(self._values(box, list(self.bands)), 0, -1)
+        if self.value_range is None:
+            return np.ascontiguousarray(values)
+        low, high = self.value_range
+        exact = values.astype(np.float32 if values.dtype.itemsize <= 2 or values.dtype == np.float32 else np.float64)
+        scaled = (exact - exact.dtype.type(low)) * (255 / (high - low))
+        return np.rint(np.clip(np.nan_to_num(scaled, posinf=255), 0, 255)).astype(np.uint8)
+
+    def valid(self, box: Box) -> np.ndarray:
+        """See `Scene`: rasterio's mask of the dataset, and every selected band is a finite number."""
+        valid = np.broadcast_to(np.True_, (box.y1 - box.y0, box.x1 - box.x0))
+        if self.masked:
+            with self._reading(box) as window:
+                valid = self.dataset.dataset_mask(window=window) > 0
+        if self.palette is not None and not self.palette[:, 3].all():
+            valid = valid & (self.palette[self._values(box, self.bands[0]), 3] > 0)
+        if self.floating:
+            valid = valid & np.isfinite(self._values(box, list(self.bands))).all(0)
+        return valid
+
+    def nodata(self, box: Box) -> float:
+        """See `Scene`."""
+        return float(1 - self.valid(box).mean())
+
+    def _values(self, box: Box, bands: int | list[int]) -> np.ndarray:
+        with self._reading(box) as window:
+            return self.dataset.read(bands, window=window)
+
+    @contextlib.contextmanager
+    def _reading(self, box: Box):
+        try:
+            yield self.rasterio.windows.Window(box.x0, box.y0, box.x1 - box.x0, box.y1 - box.y0)
+        except self.errors as error:
+            raise BadInput(f'{self.path}: rows {box.y0} to {box.y1} can not be read ({one_line(error)})') from None
+
+    def _bands(self, bands) -> tuple[int, ...]:
+        count, meaning, names = self.dataset.count, list(self.dataset.colorinterp), self.rasterio.enums.ColorInterp
+        if bands is not None:
+            if len(bands) != 3 or not all(1 <= band <= count for band in bands):
+                raise BadInput(f'{self.path}: has bands 1 to {count}; three of them are needed, not {tuple(bands)}')
+            return tuple(bands)
+        if names.cyan in meaning:
+            raise BadInput(f'{self.path}: its colours are those of print (CMYK); convert it to RGB first')
+        colours = names.red, names.green, names.blue
+        if all(colour in meaning for colour in colours):
+            return tuple(meaning.index(colour) + 1 for colour in colours)
+        shown = [band for band, name in enumerate(meaning, 1) if name != names.alpha] or [1]
+        return tuple(shown[:3]) if len(shown) >= 3 else (shown[0],) * 3
+
+    def _palette(self) -> np.ndarray | None:
+        """The colours of the values, uint8 (n, RGBA), where the selected band holds entries of a palette."""
+        names = {self.dataset.colorinterp[band - 1] for band in self.bands}
+        if self.rasterio.enums.ColorInterp.palette not in names:
+            return None
+        if len(set(self.bands)) > 1:
+            raise BadInput(f'{self.path}: bands {self.bands} are entries of a palette; convert it to RGB first')
+        bits = np.dtype(self.dataset.dtypes[self.bands[0] - 1]).itemsize * 8
+        try:
+            colours = self.dataset.colormap(self.bands[0])
+        except ValueError:
+            colours = {}
+        if bits > 16 or not colours:
+            raise BadInput(f'{self.path}: its values are entries of a palette that is missing; convert it to RGB first')
+        # an entry without a colour is no measurement
+        palette = np.zeros((2**bits, 4), np.uint8)
+        for entry, colour in colours.items():
+            palette[entry] = colour
+        return palette
+
+    def _value_range(self, dtype: str, value_range) -> tuple[float, float] | None:
+        """What becomes 0 and 255; None where the values are 0 to 255 as they stand, whatever the caller gives for others."""
+        structure, own = self.dataset.tags(ns='IMAGE_STRUCTURE'), self.dataset.tags(self.bands[0], ns='IMAGE_STRUCTURE')
+        if self.palette is not None:
+            return None
+        if dtype.startswith('complex'):
+            raise BadInput(f'{self.path}: {dtype} values; an image holds real numbers, such as their amplitude')
+        if dtype == 'uint8':
+            brightest = 2 ** int(own.get('NBITS', 8)) - 1
+            value_range = (0, brightest) if brightest < 255 else None
+        elif value_range is None:
+            raise BadInput(f'{self.path}: {dtype} values, more than 8 bits{self._glance()}; value_range has to tell which of '
+                           'them become 0 and 255, such as 0,3000 for the reflectance of Sentinel-2')
+        if structure.get('MINISWHITE', own.get('MINISWHITE')) == 'YES':
+            return (value_range or (0, 255))[::-1]
+        return value_range
+
+    def _glance(self) -> str:
+        """', 12 to 3456 in its middle', as far as there are values."""
+        rows, columns = ((max(side // 2 - GLANCE_PX // 2, 0), min(side // 2 + GLANCE_PX // 2 + 1, side))
+                         for side in (self.height, self.width))
+        box = Box(rows[0], columns[0], rows[1], columns[1])
+        values = self._values(box, list(self.bands))[:, self.valid(box)]
+        return f', {values.min():g} to {values.max():g} in its middle' if values.size else ''
