@@ -26,8 +26,16 @@ def to_float(image: np.ndarray) -> np.ndarray:
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """float in [-1, 1] (clipped) → uint8 in [0, 255]; the inverse of `to_float`."""
-    return np.clip(np.rint((np.asarray(image, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+    """float in [-1, 1] (clipped) → uint8 in [0, 255]; the inverse of `to_float`.
+
+    Raises:
+      FloatingPointError: a value is NaN or infinite, which no pixel can show.
+    """
+    values = np.asarray(image, np.float32)
+    if not np.isfinite(values).all():
+        raise FloatingPointError(f'{np.count_nonzero(~np.isfinite(values))} of {values.size} values of an image are NaN or infinite; '
+                                 'check the weights, and the gsd_m that the network is given')
+    return np.clip(np.rint((values + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
 class Picture:
@@ -45,7 +53,7 @@ class Picture:
     georeference = None
 
     def __init__(self, path, file: IO[bytes] | None = None):
-        self.path, self.pixels, self.file = path, None, None
+        self.path, self.pixels, self.alpha, self.file = path, None, None, None
         with self._reading():
             self.file = file or epath.Path(path).open('rb')
             try:
@@ -74,9 +82,22 @@ class Picture:
                 self.pixels = np.asarray(self.image.convert('RGB'))
         return self.pixels if box is None else box.crop(self.pixels)
 
+    def valid(self, box: Box) -> np.ndarray:
+        """Which pixels of `box` hold a measurement, bool (height, width): those that are not fully transparent.
+
+        Raises:
+          BadInput: the file is truncated or broken.
+        """
+        if 'A' not in self.image.getbands() and 'transparency' not in self.image.info:
+            return np.ones((box.y1 - box.y0, box.x1 - box.x0), bool)
+        if self.alpha is None:
+            with self._reading():
+                self.alpha = np.asarray(self.image.convert('RGBA'))[..., 3]
+        return box.crop(self.alpha) > 0
+
     def nodata(self, box: Box) -> float:
-        """The share of pixels in `box` that hold no measurement: none, a picture has no such mark."""
-        return 0.0
+        """The share of pixels in `box` that hold no measurement."""
+        return float(1 - self.valid(box).mean())
 
     @property
     def is_georeferenced(self) -> bool:

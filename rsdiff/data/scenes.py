@@ -32,6 +32,9 @@ class Scene(Protocol):
     def read(self, box: Box) -> np.ndarray:
         """The pixels of `box`, uint8 (height, width, 3). Raises BadInput where they can't be read."""
 
+    def valid(self, box: Box) -> np.ndarray:
+        """Which pixels of `box` hold a measurement, bool (height, width)."""
+
     def nodata(self, box: Box) -> float:
         """The share of pixels in `box` that hold no measurement."""
 
@@ -115,14 +118,18 @@ class Raster:
             values = np.rint(np.clip(np.nan_to_num(scaled, posinf=255), 0, 255)).astype(np.uint8)
         return np.ascontiguousarray(np.moveaxis(values, 0, -1))
 
+    def valid(self, box: Box) -> np.ndarray:
+        """See `Scene`: rasterio's dataset mask over all bands of the file, and finite in the bands that are read."""
+        window = self.rasterio.windows.Window(box.x0, box.y0, box.x1 - box.x0, box.y1 - box.y0)
+        try:
+            valid = self.dataset.dataset_mask(window=window) > 0
+        except self.rasterio.errors.RasterioError as error:
+            raise BadInput(f'{self.path}: rows {box.y0} to {box.y1} can not be read ({one_line(error)})') from None
+        return valid & np.isfinite(self._call(self.dataset.read, box)).all(0) if self.floating else valid
+
     def nodata(self, box: Box) -> float:
         """See `Scene`."""
-        if self.whole:
-            return 0.0
-        valid = self._call(self.dataset.read_masks, box) > 0
-        if self.floating:
-            valid &= np.isfinite(self._call(self.dataset.read, box))
-        return float(1 - valid.all(0).mean())
+        return float(1 - self.valid(box).mean())
 
     def _call(self, method, box: Box) -> np.ndarray:
         window = self.rasterio.windows.Window(box.x0, box.y0, box.x1 - box.x0, box.y1 - box.y0)
