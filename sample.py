@@ -21,12 +21,13 @@ from rsdiff import console
 from rsdiff.console import flag_numbers
 from rsdiff.data.fingerprints import carry_fingerprints
 from rsdiff.data.folder import Entry, read_folder
+from rsdiff.data.gsd import check_gsd_m
 from rsdiff.diffusion import noise
 from rsdiff.diffusion.solvers import Solver
 from rsdiff.errors import BadInput
-from rsdiff.files import read_json
+from rsdiff.files import is_local, read_json
 from rsdiff.mosaic.binding import bind_images, bind_windows, make_projection, steps_of
-from rsdiff.mosaic.cascade import MosaicSettings, estimate, sample_mosaic, save_region
+from rsdiff.mosaic.cascade import MOST_STAGES, MosaicSettings, estimate, sample_mosaic, save_region
 from rsdiff.mosaic.condition import Condition
 from rsdiff.mosaic.plan import PlanName, make_plan
 from rsdiff.mosaic.whole import FolderSettings, sample_folder
@@ -77,7 +78,12 @@ def check_flags() -> None:
     for name in ('stages', 'steps', 'batch_size', 'variants', 'workers', 'supertile', 'consistency_end'):
         if FLAGS[name].value is not None and FLAGS[name].value < 1:
             raise BadInput(f'--{name} is {FLAGS[name].value}; it must be at least 1')
-    console.flag_gsd_m()
+    if FLAGS.stages > MOST_STAGES:
+        raise BadInput(f'--stages is {FLAGS.stages}; it must be {MOST_STAGES} at most')
+    if FLAGS.gsd_m is not None:
+        check_gsd_m(FLAGS.gsd_m, '--gsd_m')
+    if not is_local(FLAGS.out):
+        raise BadInput(f'--out is {FLAGS.out}; what is sampled is written to a folder on this machine')
     if not 0 <= FLAGS.consistency_strength <= 1:
         raise BadInput(f'--consistency_strength is {FLAGS.consistency_strength}; it must be from 0 to 1')
     if FLAGS.region and FLAGS.format:
@@ -96,7 +102,8 @@ def projection(trained: Trained, steps: int):
 
 def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
     """A canvas, a part of it, or what it will cost."""
-    condition = Condition(FLAGS.condition, flag_numbers('bands', int, 3), flag_numbers('value_range', float, 2))
+    shown = {'bands': flag_numbers('bands', int, 3), 'value_range': flag_numbers('value_range', float, 2)}
+    condition = Condition(FLAGS.condition, **shown)
     region, gsd_m = flag_numbers('region', int, 4), FLAGS.gsd_m or condition.gsd_m
     if gsd_m is None:
         raise BadInput(f'--tiles needs --gsd_m, the metres a pixel of the condition; {FLAGS.condition} does not say')
@@ -105,6 +112,7 @@ def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
     project = projection(trained, plan.steps)
     settings = MosaicSettings(gsd_m, FLAGS.stages, plan, FLAGS.supertile or 16 * window_px, FLAGS.seed, FLAGS.noise, FLAGS.wrap_x)
     provenance |= {'projection': repr(project), 'condition': condition.digest()}
+    provenance |= {name: list(value) for name, value in shown.items() if value}
     sampler_at = bind_windows(trained.generator, trained.params, plan, make_mesh(), project, FLAGS.batch_size)
     if FLAGS.dry_run:
         return estimate(sampler_at, condition, settings)
@@ -140,8 +148,9 @@ def main() -> None:
         print(json.dumps(result))
     elif not is_local_worker():
         summary = out / ('region.json' if FLAGS.region else 'sample.json')
-        if result.get('sampled_now') == 0 and summary.exists():  # the figures of the call that made them
-            result |= {key: value for key, value in read_json(summary, 'remove it').items() if key != 'files'}
+        if result.get('sampled_now') == 0 and summary.exists():  # the figures of the call that made them, not its paths
+            made = read_json(summary, 'remove it and run the same command again')
+            result |= {key: made[key] for key in ('sampled_now', 'seconds', 'devices') if key in made}
         console.finish(result | provenance, summary)
 
 

@@ -110,7 +110,6 @@ class FolderLock:
 
 
 SETTINGS = 'settings.json'
-LEAST_GSD_M, LARGEST_GSD_M = 0.0001, 1e8
 
 
 def flag_numbers(name: str, kind: type, count: int | None = None) -> tuple | None:
@@ -127,18 +126,6 @@ def flag_numbers(name: str, kind: type, count: int | None = None) -> tuple | Non
     if values is not None and len(values) != (count or max(len(values), 1)):
         raise BadInput(f'--{name} is {text}; it must be {count or ""} numbers with commas between'.replace('  ', ' '))
     return values
-
-
-def flag_gsd_m() -> float | None:
-    """The value of --gsd_m, None where it is not given.
-
-    Raises:
-      BadInput: it is no ground sampling distance.
-    """
-    gsd_m = flags.FLAGS.gsd_m
-    if gsd_m is not None and not LEAST_GSD_M <= gsd_m <= LARGEST_GSD_M:
-        raise BadInput(f'--gsd_m is {gsd_m}; it must be a positive number of metres, from {LEAST_GSD_M} to {LARGEST_GSD_M:.0f}')
-    return gsd_m
 
 
 def claim_folder(folder: Path, settings: dict[str, Any]) -> None:

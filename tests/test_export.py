@@ -49,7 +49,7 @@ def mosaic(images, tmp_path):
 
 def names(folder):
     """Whatever is in a mosaic's folder beside the mosaic."""
-    ours = {'settings.json', GROUP, 'claims'}
+    ours = {'settings.json', '.settings.json.lock', GROUP, 'claims', 'exports'}
     return {path.name for path in folder.iterdir()} - ours
 
 
@@ -77,10 +77,46 @@ def test_pictures_are_made_where_nothing_is_said_and_left_out_where_others_are_n
     assert names(mosaic) == {'stage_1.png', 'stage_2.png'}
 
 
-def test_what_is_there_is_not_made_again(mosaic):
-    (mosaic / 'stage_1.png').write_text('mine')
-    export(mosaic, ['png'])
-    assert (mosaic / 'stage_1.png').read_text() == 'mine' and (mosaic / 'stage_2.png').exists()
+def cut(path):
+    path.write_bytes(path.read_bytes()[:-20])
+
+
+def empty(path):
+    path.write_bytes(b'')
+
+
+def flip(path):
+    data = bytearray(path.read_bytes())
+    data[len(data) // 2] ^= 1
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize('damage', [cut, empty, flip, lambda path: path.unlink()])
+@pytest.mark.parametrize('name, file', [('png', 'stage_1.png'), ('tif', 'stage_1.tif'), ('viewer', 'viewer/index.html'),
+                                        ('viewer', 'viewer/tiles/stage_1/2/0/0.png'), ('png', 'exports/stage_1.png.json')])
+def test_a_damaged_export_is_made_again_and_a_whole_one_is_not(mosaic, name, file, damage):
+    pytest.importorskip('rasterio', reason='GeoTIFF needs the `geo` extra')
+    files = lambda: {path: (path.stat().st_ino, path.read_bytes()) for path in mosaic.rglob('*') if path.is_file()}
+    export(mosaic, [name], show=False)
+    before = files()
+    export(mosaic, [name], show=False)
+    assert files() == before
+    damage(mosaic / file)
+    export(mosaic, [name], show=False)
+    after = files()
+    same = {path: content for path, (_, content) in after.items()} == {path: content for path, (_, content) in before.items()}
+    assert same and (mosaic / 'stage_2.png' not in before or after[mosaic / 'stage_2.png'] == before[mosaic / 'stage_2.png'])
+
+
+def test_broken_settings_and_metadata_are_named(mosaic):
+    (mosaic / GROUP / 'stage_1' / 'zarr.json').write_text('{"attr')
+    with pytest.raises(BadInput, match='stage_1/zarr.json'):
+        export(mosaic)
+    for text in ('{"mode": "tiles"', '{"mode": "tiles", "stages": "2"}', '[]', '{"mode": "tiles", "stages": 2, "supertile_px": 0, '
+                 '"condition_px": [4, 4]}'):
+        (mosaic / 'settings.json').write_text(text)
+        with pytest.raises(BadInput, match='settings.json'):
+            export(mosaic)
 
 
 def test_a_geotiff_is_valid_lies_in_its_place_and_holds_the_pixels(images, tmp_path):
@@ -120,7 +156,7 @@ def test_an_interrupted_export_leaves_nothing_half_and_ends_the_same(mosaic, ima
     with monkeypatch.context() as broken, pytest.raises(Stopped):
         stop_reading(broken, 3)
         export(mosaic, [name], images[0], show=False)
-    assert not last.exists() and not list(mosaic.glob('.*'))
+    assert not last.exists() and not list(mosaic.glob('.*partial*'))
     tiles = {path: (path.stat().st_ino, path.read_bytes()) for path in mosaic.glob('viewer/**/*.png')}
     export(mosaic, [name], images[0], show=False)
     whole = fill(tmp_path / 'whole' / 'mosaic', images)

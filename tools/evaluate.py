@@ -28,6 +28,7 @@ from tqdm import tqdm
 from rsdiff import console
 from rsdiff.data.degradation import PRESETS, degrade
 from rsdiff.data.folder import Entry, clean_name, read_folder, split_of, write_manifest
+from rsdiff.data.gsd import check_gsd_m
 from rsdiff.data.images import read_image, to_float, to_uint8, write_image
 from rsdiff.data.made import Made
 from rsdiff.data.scenes import open_scene
@@ -67,7 +68,8 @@ EXAMPLES = flags.DEFINE_integer('examples', 6, 'Lines of grid.png.', lower_bound
 
 def main() -> None:
     started, out = time.monotonic(), Path(OUT.value)
-    console.flag_gsd_m()
+    if GSD_M.value is not None:
+        check_gsd_m(GSD_M.value, '--gsd_m')
     colours()
     folder, truths = references()
     generated, checkpoints = named('generated', GENERATED.value), named('checkpoint', CHECKPOINT.value)

@@ -6,12 +6,12 @@ other fields are optional: `split`, `label`, `captions`, `gsd_m`, and any more, 
 
 import dataclasses
 import json
-import math
 from pathlib import Path, PurePosixPath
 from typing import Any, Iterable
 
 from etils import epath
 
+from rsdiff.data.gsd import check_gsd_m
 from rsdiff.errors import BadInput
 from rsdiff.files import is_local, write_text_atomically
 
@@ -128,8 +128,8 @@ def _parse(folder: Path, where: str, line: str) -> Entry:
     name = row.pop('file_name')
     path = file_inside(folder, name, where)
     gsd_m = row.pop('gsd_m', None)
-    if gsd_m is not None and not (isinstance(gsd_m, (int, float)) and math.isfinite(gsd_m) and gsd_m > 0):
-        raise BadInput(f'{where}: gsd_m is {gsd_m!r}; it must be a positive number of metres')
+    if gsd_m is not None:
+        gsd_m = check_gsd_m(gsd_m, f'{where}: gsd_m')
     captions = row.pop('captions', None) or ()
     if isinstance(captions, str):
         captions = (captions,)

@@ -23,8 +23,16 @@ def to_float(image: np.ndarray) -> np.ndarray:
 
 
 def to_uint8(image: np.ndarray) -> np.ndarray:
-    """float in [-1, 1] (clipped) → uint8 in [0, 255]; the inverse of `to_float`."""
-    return np.clip(np.rint((np.asarray(image, np.float32) + 1.0) * 127.5), 0, 255).astype(np.uint8)
+    """float in [-1, 1] (clipped) → uint8 in [0, 255]; the inverse of `to_float`.
+
+    Raises:
+      FloatingPointError: a value is NaN or infinite, which no pixel can show.
+    """
+    values = np.asarray(image, np.float32)
+    if not np.isfinite(values).all():
+        raise FloatingPointError(f'{np.count_nonzero(~np.isfinite(values))} of {values.size} values of an image are NaN or infinite; '
+                                 'check the weights, and the gsd_m that the network is given')
+    return np.clip(np.rint((values + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
 def read_image(path: epath.PathLike, bands: tuple[int, ...] | None = None,

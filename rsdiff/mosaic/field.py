@@ -21,6 +21,7 @@ from rsdiff.data.boxes import Box
 from rsdiff.data.images import to_float, to_uint8
 from rsdiff.diffusion import noise
 from rsdiff.diffusion.solvers import Steps
+from rsdiff.errors import BadInput
 from rsdiff.mosaic.plan import UPSCALE, Plan, hull
 from rsdiff.mosaic.plane import Plane
 from rsdiff.mosaic.windows import Profile, shares
@@ -28,6 +29,8 @@ from rsdiff.mosaic.windows import Profile, shares
 first_noise = jax.jit(noise.windows, static_argnums=(0, 3, 4))
 
 
+# Places are 32-bit numbers where noise is made; beyond, they would begin again.
+LARGEST_PLACE = 2**31 - 1
 # On CPUs, windows of at most so many pixels go through the network at a time.
 CPU_BATCH_PX = 2**15
 
@@ -85,7 +88,12 @@ class Field:
         return self.region(Box(y0, x0, y1, x1))
 
     def region(self, box: Box, count: Callable[[int], None] = lambda evaluations: None) -> np.ndarray:
-        """The pixels of `box`, which may lie anywhere, uint8. `count` is told of evaluations of windows, as they are made."""
+        """The pixels of `box`, which may lie anywhere, uint8. `count` is told of evaluations of windows, as they are made.
+
+        Raises:
+          BadInput: it reaches further than `LARGEST_PLACE` pixels from (0, 0); around a cylinder that is no matter in x.
+          FloatingPointError: the network has left NaN or an infinity.
+        """
         plan, sampler = self.plan, self.sampler
         rows, columns = plan.places(0, box.y0, box.y1), plan.places(1, box.x0, box.x1, self.around_px)
         reads = [hull(*places, plan.window_px) for places in zip(rows, columns)]
@@ -95,7 +103,7 @@ class Field:
             steps, is_last = sampler.steps[done : done + phase.steps], done + phase.steps == plan.steps
 
             def advance(corners):
-                filled = np.array(corners + corners[-1:] * (sampler.batch - len(corners)), np.int32)
+                filled = np.array(corners + corners[-1:] * (sampler.batch - len(corners)), np.int64)
                 lr = condition.windows(filled, plan.window_px)
                 x, x0 = self._first(filled) if field is None else field.windows(filled, plan.window_px)
                 x, x0 = sampler.advance(lr, x, x0, steps)
@@ -110,11 +118,15 @@ class Field:
 
     def memory_bytes(self, side_px: int) -> int:
         """Of the fields that a region of side_px × side_px holds at once: two that a phase reads, two that it leaves."""
-        reads = [places[-1] - places[0] + self.plan.window_px for places in self.plan.places(0, 0, side_px)]
+        reads = self.plan.reads(0, 0, side_px)
         return max(24 * (read**2 + leave**2) for read, leave in zip(reads, reads[1:] + [side_px]))
 
     def _first(self, corners: np.ndarray) -> tuple[jax.Array, jax.Array]:
-        x = first_noise(self.noise_kind, self.key, corners, self.plan.window_px, self.around_px)
+        if self.around_px:
+            corners = np.stack([corners[:, 0], corners[:, 1] % self.around_px], 1)
+        if corners.min() < -LARGEST_PLACE or corners.max() + self.plan.window_px > LARGEST_PLACE:
+            raise BadInput(f'the region reaches beyond {LARGEST_PLACE:,} px from the upper left corner, where noise has no places')
+        x = first_noise(self.noise_kind, self.key, corners.astype(np.int32), self.plan.window_px, self.around_px)
         return x, jnp.zeros_like(x)
 
 

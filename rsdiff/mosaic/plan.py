@@ -21,7 +21,9 @@ an edge of one has left apart, windows of the next see whole. What each of these
 import dataclasses
 import hashlib
 import math
-from typing import Literal, get_args
+from typing import Literal, Sequence, get_args
+
+import numpy as np
 
 from rsdiff.data.boxes import Box
 from rsdiff.diffusion.solvers import Solver
@@ -36,6 +38,7 @@ OFFSETS = (0.0, 0.0), (0.0, 0.5), (0.5, 0.5), (0.5, 0.0)
 FAST_STEPS, OTHER_STEPS = 12, 50
 PHASES = 3
 LEAST_OVERLAP_PX = 20
+MOST_STEPS = 10_000
 
 
 @dataclasses.dataclass(frozen=True)
@@ -86,13 +89,41 @@ class Plan:
             a, b = windows[0], windows[-1] + self.window_px
         return needed[::-1]
 
-    def evaluations(self, tile_rows: list[tuple[int, int]], tile_columns: list[tuple[int, int]],
+    def reads(self, axis: int, a: int, b: int) -> list[int]:
+        """Of each phase, the length in pixels of what its windows cover that [a, b) needs."""
+        lengths = []
+        for phase in reversed(self.phases):
+            lattice = self.lattice(phase, axis)
+            first, last = lattice.numbers(a, b, self.profile(phase))
+            a, b = lattice.position(first), lattice.position(last - 1) + self.window_px
+            lengths.append(b - a)
+        return lengths[::-1]
+
+    def counts(self, axis: int, begins: np.ndarray, ends: np.ndarray, around_px: int | None = None) -> list[np.ndarray]:
+        """Of each phase, how many windows along an axis each of the intervals [begin, end) needs: the lengths of `places`,
+        of many intervals at once."""
+        a, b, needed = begins, ends, []
+        for phase in reversed(self.phases):
+            lattice = self.lattice(phase, axis, around_px)
+            first, last = lattice.numbers(a, b, self.profile(phase))
+            needed.append(last - first)
+            a, b = lattice.position(first), lattice.position(last - 1) + self.window_px
+        return needed[::-1]
+
+    def evaluations(self, tile_rows: Sequence[tuple[int, int]], tile_columns: Sequence[tuple[int, int]],
                     around_px: int | None = None) -> int:
         """Network evaluations, times pixels each, of every tile rows × columns with its halo. Rows and columns do not
         mix, so neither do the sums: a canvas of 10^12 pixels is counted at once."""
-        rows, columns = ([sum(map(len, places)) for places in zip(*(self.places(axis, a, b, around_px) for a, b in tiles))]
+        rows, columns = (self.counts(axis, *np.asarray(tiles, np.int64).T, around_px)
                          for axis, tiles in ((0, tile_rows), (1, tile_columns)))
-        return sum(phase.steps * m * n for phase, m, n in zip(self.phases, rows, columns)) * self.window_px**2
+        each = [phase.steps * int(m.sum()) * int(n.sum()) for phase, m, n in zip(self.phases, rows, columns)]
+        return sum(each) * self.window_px**2
+
+
+def cut(side_px: int, tile_px: int) -> np.ndarray:
+    """Where tiles of `tile_px` along a side begin and end: int64 (tiles, 2)."""
+    begins = np.arange(0, side_px, tile_px)
+    return np.stack([begins, np.minimum(begins + tile_px, side_px)], 1)
 
 
 def hull(rows: list[int], columns: list[int], window_px: int) -> Box:
@@ -120,8 +151,8 @@ def make_plan(name: PlanName, window_px: int, steps: int | None = None, phases: 
             raise BadInput(f'plan {name} has no {number} to set; {" and ".join(plans)} {"have" if plans[1:] else "has"}')
     steps = steps if steps is not None else FAST_STEPS if name == 'fast' else OTHER_STEPS
     phases = phases if phases is not None else min(PHASES, steps)
-    if steps < 1:
-        raise BadInput(f'steps is {steps}; it must be at least 1')
+    if not 1 <= steps <= MOST_STEPS:
+        raise BadInput(f'steps is {steps}; it must be from 1 to {MOST_STEPS}')
     if not 1 <= phases <= steps:
         raise BadInput(f'phases is {phases}; {steps} steps allow 1 to {steps}')
     if overlap_px is None:

@@ -1,4 +1,5 @@
-"""Mosaics on disk: a Zarr v3 group, in it an array a stage, whose shards are the supertiles.
+"""Mosaics on disk: a Zarr v3 group, in it an array a stage, whose shards are the supertiles. Where the condition had void,
+each stage has another array beside it, its mask, with the same supertiles.
 
 A shard is a file. It appears whole or not at all, and has one writer, so that what exists is what is done; within it are
 chunks small enough for a viewer. At its end stands the index of its chunks (Zarr v3, ZEP 2): offset and length of each,
@@ -17,30 +18,55 @@ import tensorstore as ts
 
 from rsdiff.data.boxes import Box
 from rsdiff.errors import BadInput, one_line
-from rsdiff.files import write_text_atomically
+from rsdiff.files import parse_json, read_json, write_json
 
 GROUP = 'mosaic.zarr'
+METADATA = 'zarr.json'
 CHUNK_PX = 256  # at most
 _MISSING = 2**64 - 1
 
 
 def make_group(path: Path, attributes: dict[str, Any]) -> None:
-    """The group's metadata."""
-    write_text_atomically(path / 'zarr.json', json.dumps(
-        {'zarr_format': 3, 'node_type': 'group', 'attributes': attributes}, indent=2) + '\n')
+    """Writes the group's metadata, unless the same are there."""
+    expected = {'zarr_format': 3, 'node_type': 'group', 'attributes': json.loads(json.dumps(attributes))}
+    try:
+        there = read_json(path / METADATA)
+    except BadInput:
+        there = None
+    if there != expected:
+        write_json(path / METADATA, expected)
+
+
+def open_stage(out: Path, stage: int, height: int, width: int, tile_px: int, attributes: dict[str, Any],
+               masked: bool) -> 'StageArray':
+    """The array of a stage of the mosaic in `out`, and its `mask`, made where they are not there."""
+    name = f'stage_{stage}'
+    mask_name = f'{name}_mask'
+    array = StageArray(out / GROUP / name, height, width, tile_px, attributes | ({'mask': mask_name} if masked else {}))
+    if masked:
+        meaning = '255: on a valid pixel of the condition; 0: on none, all of it is invented'
+        array.mask = StageArray(out / GROUP / mask_name, height, width, tile_px, attributes | {'meaning': meaning}, bands=None)
+    return array
 
 
 class StageArray:
     """uint8 (height, width, 3) on disk, written supertile by supertile, (i, j) counted from the top left. It reads like a
-    NumPy array, by window."""
+    NumPy array, by window. With `bands` None it is uint8 (height, width).
 
-    def __init__(self, path: Path, height: int, width: int, tile_px: int, attributes: dict[str, Any] | None = None):
+    Raises:
+      BadInput: another array is there. Metadata that are cut short are written anew.
+    """
+
+    def __init__(self, path: Path, height: int, width: int, tile_px: int, attributes: dict[str, Any] | None = None,
+                 bands: int | None = 3):
         self.path, self.height, self.width, self.tile_px = Path(path), height, width, tile_px
-        self.shape, self.attributes = (height, width, 3), attributes or {}
+        last = () if bands is None else (bands,)
+        self.shape, self.attributes = (height, width, *last), attributes or {}
+        self.mask: StageArray | None = None
         chunk_px = next(n for n in range(min(CHUNK_PX, tile_px), 0, -1) if tile_px % n == 0)
         self.chunks = (tile_px // chunk_px) ** 2
         checksum = {'name': 'crc32c'}
-        sharding = {'chunk_shape': [chunk_px, chunk_px, 3], 'index_location': 'end',
+        sharding = {'chunk_shape': [chunk_px, chunk_px, *last], 'index_location': 'end',
                     'codecs': [{'name': 'bytes'}, {'name': 'zstd', 'configuration': {'level': 3}}, checksum],
                     'index_codecs': [{'name': 'bytes', 'configuration': {'endian': 'little'}}, checksum]}
         spec = {
@@ -49,16 +75,18 @@ class StageArray:
             # a tile of zeros is a finished tile
             'store_data_equal_to_fill_value': True,
             'metadata': {
-                'shape': [height, width, 3], 'data_type': 'uint8', 'fill_value': 0,
-                'chunk_grid': {'name': 'regular', 'configuration': {'chunk_shape': [tile_px, tile_px, 3]}},
+                'shape': list(self.shape), 'data_type': 'uint8', 'fill_value': 0,
+                'chunk_grid': {'name': 'regular', 'configuration': {'chunk_shape': [tile_px, tile_px, *last]}},
                 'codecs': [{'name': 'sharding_indexed', 'configuration': sharding}],
-                'dimension_names': ['y', 'x', 'band'], 'attributes': self.attributes,
+                'dimension_names': ['y', 'x', 'band'][: len(self.shape)], 'attributes': self.attributes,
             },
         }
+        self._remove_broken_metadata()
         try:
             self.array = ts.open(spec, open=True, create=True).result()
         except ValueError as error:
-            raise BadInput(f'{path}: not the array that belongs here ({" ".join(str(error).split())[:200]})') from None
+            raise BadInput(f'{path}: not the array that belongs here ({one_line(error)[:200]}); if it is, remove its {METADATA} '
+                           'and run the same command again') from None
 
     def tiles(self) -> Iterator[tuple[int, int]]:
         """Every supertile, row by row; none is kept in memory."""
@@ -76,7 +104,8 @@ class StageArray:
 
     def shard(self, tile: tuple[int, int]) -> Path:
         """Its file."""
-        return self.path / 'c' / str(tile[0]) / str(tile[1]) / '0'
+        inside = [str(tile[0]), str(tile[1]), '0']
+        return self.path.joinpath('c', *inside[: len(self.shape)])
 
     def is_done(self, tile: tuple[int, int]) -> bool:
         """Whether its file is there, and as long as the index at its end says."""
@@ -92,6 +121,10 @@ class StageArray:
             return False
         lengths = np.frombuffer(index[:-4], '<u8')[1::2].tolist()
         return sum(length for length in lengths if length != _MISSING) + index_bytes == size
+
+    def is_all_done(self, tile: tuple[int, int]) -> bool:
+        """The same of it and of its mask, if it has one."""
+        return self.is_done(tile) and (self.mask is None or self.mask.is_done(tile))
 
     def write(self, tile: tuple[int, int], pixels: np.ndarray) -> None:
         """Writes a whole supertile, uint8; it is on disk when this returns, and else nothing of it.
@@ -130,6 +163,16 @@ class StageArray:
     def read(self) -> np.ndarray:
         """Everything, in memory."""
         return self[:, :]
+
+    def _remove_broken_metadata(self) -> None:
+        """They follow from the settings, so that they can be written anew."""
+        path = self.path / METADATA
+        try:
+            parse_json(path.read_bytes(), str(path))
+        except FileNotFoundError:
+            pass
+        except BadInput:
+            path.unlink(missing_ok=True)
 
     def _check(self, tile: tuple[int, int]) -> None:
         box = self.box(tile)

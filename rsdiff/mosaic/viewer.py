@@ -5,20 +5,22 @@ side. So the condition, halved c times, has its own pixels at zoom c, and the re
 
     metres a pixel at zoom z = gsd_m 2^(c - z)                                                                        (1)
 
-A tile of a lower zoom is the mean over 2×2 pixels of the four tiles beneath it, and is written after them: what stands
-beneath a tile that is there is there.
+A tile of a lower zoom is the mean over 2×2 pixels of the four tiles beneath it, of the opaque ones if there are any.
 """
 
 import json
 import shutil
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, Callable, NamedTuple
 
 import numpy as np
+from PIL import Image
 from tqdm import tqdm
 
-from rsdiff.data.images import box_downscale, read_image, write_image
+from rsdiff.data.boxes import Box
+from rsdiff.data.images import box_downscale, write_image
 from rsdiff.files import write_text_atomically
+from rsdiff.mosaic.void import with_alpha
 
 TILE_PX = 256
 # Files beyond this number are a burden to most file systems, and to whoever copies them.
@@ -34,6 +36,7 @@ class Layer(NamedTuple):
     image: Any
     gsd_m: float
     finer: int
+    valid: Callable[[Box], np.ndarray] | None = None  # box → which of its pixels to show; None: all
 
 
 def halvings(condition_shape: tuple[int, ...]) -> int:
@@ -50,31 +53,43 @@ def count_tiles(condition_shape: tuple[int, ...], finer: int) -> int:
 
 class Pyramid:
     """The tiles folder/<zoom>/<y>/<x>.png of an image whose own pixels are at `zoom`. Those that reach beyond the image are
-    transparent there, since Leaflet shows all of them at the same size."""
+    transparent there, since Leaflet shows all of them at the same size; and so are pixels that are not `valid`.
 
-    def __init__(self, folder: Path, image: Any, zoom: int, bar: tqdm):
-        self.folder, self.image, self.zoom, self.bar = folder, image, zoom, bar
+    `files` lists the tiles as they are written or found whole."""
+
+    def __init__(self, folder: Path, image: Any, zoom: int, bar: tqdm, valid: Callable[[Box], np.ndarray] | None = None):
+        self.folder, self.image, self.zoom, self.bar, self.valid = folder, image, zoom, bar, valid
+        self.files: list[Path] = []
 
     def write(self, zoom: int = 0, y: int = 0, x: int = 0) -> np.ndarray:
-        """Writes a tile and all beneath it, if it is not there, and returns its pixels that are in the image."""
+        """Writes a tile and all beneath it, those that are not there and whole, and returns its pixels that are in the image,
+        RGBA."""
         path = self.folder / str(zoom) / str(y) / f'{x}.png'
         rows, columns = (range(TILE_PX * n, min(TILE_PX * (n + 1), side)) for n, side in zip((y, x), self._sides(zoom)))
-        if path.exists():
-            self.bar.update(int(np.prod([len(beneath) for beneath in self._beneath(zoom, y, x, self.zoom)])))
-            return read_image(path)[: len(rows), : len(columns)]
-        if zoom == self.zoom:
-            pixels = np.asarray(self.image[rows.start : rows.stop, columns.start : columns.stop])
-            self.bar.update()
-        else:
+        finer = None
+        if zoom < self.zoom:
             down, across = self._beneath(zoom, y, x, zoom + 1)
-            pixels = halved(np.concatenate([np.concatenate([self.write(zoom + 1, v, u) for u in across], 1) for v in down]))
-        if pixels.shape[:2] == (TILE_PX, TILE_PX):
-            write_image(path, pixels)
+            finer = np.concatenate([np.concatenate([self.write(zoom + 1, v, u) for u in across], 1) for v in down])
+        else:
+            self.bar.update()
+        self.files.append(path)
+        if (there := read_tile(path)) is not None:
+            return there[: len(rows), : len(columns)]
+        pixels = self._own(rows, columns) if finer is None else halved(finer)
+        if pixels.shape[:2] == (TILE_PX, TILE_PX) and pixels[..., 3].all():
+            write_image(path, pixels[..., :3])
         else:
             whole = np.zeros((TILE_PX, TILE_PX, 4), np.uint8)
-            whole[: len(rows), : len(columns)] = np.pad(pixels, ((0, 0), (0, 0), (0, 1)), constant_values=255)
+            whole[: len(rows), : len(columns)] = pixels
             write_image(path, whole)
         return pixels
+
+    def _own(self, rows: range, columns: range) -> np.ndarray:
+        pixels = np.asarray(self.image[rows.start : rows.stop, columns.start : columns.stop])
+        valid = np.ones(pixels.shape[:2], bool)
+        if self.valid is not None:
+            valid = self.valid(Box(rows.start, columns.start, rows.stop, columns.stop))
+        return with_alpha(pixels, valid)
 
     def _sides(self, zoom: int) -> list[int]:
         """Height and width of the image at `zoom`."""
@@ -86,14 +101,34 @@ class Pyramid:
         return [range(times * n, min(times * (n + 1), -(-side // TILE_PX))) for n, side in zip((y, x), self._sides(finer))]
 
 
+def read_tile(path: Path) -> np.ndarray | None:
+    """A tile's pixels, RGBA; None where it is not there or not whole."""
+    try:
+        with Image.open(path) as image:
+            pixels = np.asarray(image.convert('RGBA'))
+    except (OSError, SyntaxError, ValueError):
+        return None
+    return pixels if pixels.shape[:2] == (TILE_PX, TILE_PX) else None
+
+
 def halved(image: np.ndarray) -> np.ndarray:
-    """Means over 2×2 pixels; over fewer at the end of an odd side."""
-    return box_downscale(np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode='edge'), 2)
+    """Means over the opaque ones of 2×2 pixels, RGBA, transparent where there is none; over fewer at the end of an odd
+    side."""
+    image = np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode='edge')
+    if image[..., 3].all():
+        return box_downscale(image, 2)
+    blocks = image.reshape(image.shape[0] // 2, 2, image.shape[1] // 2, 2, 4).astype(np.float64)
+    opaque = blocks[..., 3:] > 0
+    count = opaque.sum((1, 3))
+    means = np.rint((blocks[..., :3] * opaque).sum((1, 3)) / np.maximum(count, 1))
+    return with_alpha(means, count[..., 0] > 0)
 
 
 def write_viewer(folder: Path, title: str, layers: list[Layer], condition_shape: tuple[int, ...], gsd_m: float,
-                 georeference: dict[str, Any], show: bool = True) -> None:
+                 georeference: dict[str, Any], show: bool = True) -> list[Path]:
     """Writes folder/tiles and, when they are whole, folder/index.html, which needs nothing but this folder.
+
+    Returns all of its files.
 
     Args:
       layers: from the lowest to the uppermost, the last one the finest.
@@ -103,8 +138,11 @@ def write_viewer(folder: Path, title: str, layers: list[Layer], condition_shape:
     coarsest = halvings(condition_shape)
     tiles = sum(int(np.prod([-(-side // TILE_PX) for side in layer.image.shape[:2]])) for layer in layers)
     with tqdm(total=tiles, unit='tile', dynamic_ncols=True, disable=not show, desc=folder.name) as bar:
+        written = []
         for layer in layers:
-            Pyramid(folder / 'tiles' / layer.name, layer.image, coarsest + layer.finer, bar).write()
+            pyramid = Pyramid(folder / 'tiles' / layer.name, layer.image, coarsest + layer.finer, bar, layer.valid)
+            pyramid.write()
+            written += pyramid.files
     shutil.copytree(LEAFLET, folder / LEAFLET.name, dirs_exist_ok=True)
     known = {
         'title': title, 'gsd_m': gsd_m, 'shape': condition_shape[:2], 'coarsest': coarsest, 'tile_px': TILE_PX,
@@ -114,3 +152,5 @@ def write_viewer(folder: Path, title: str, layers: list[Layer], condition_shape:
     # inline, since a page on disk may not read files; and nothing in it may end the script
     text = json.dumps(known).replace('<', '\\u003c')
     write_text_atomically(folder / 'index.html', PAGE.read_text(encoding='utf-8').replace('/* what is shown */ null', text))
+    parts = [path for path in (folder / LEAFLET.name).rglob('*') if path.is_file()]
+    return [*written, *parts, folder / 'index.html']

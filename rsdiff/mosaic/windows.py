@@ -43,11 +43,14 @@ class Lattice(NamedTuple):
         """p(i)."""
         return self.unit_px * ((i * self.length + self.shift) // self.count)
 
+    def numbers(self, a: int, b: int, profile: Profile) -> tuple[int, int]:
+        """Of the windows whose weights are not all zero in [a, b), the first i and the one after the last. Arrays of a and
+        b, int64, give arrays."""
+        return self._first_above(a - profile.window_px + profile.crop_px), self._first_above(b - 1 - profile.crop_px)
+
     def touching(self, a: int, b: int, profile: Profile) -> list[int]:
-        """Where the windows begin whose weights are not all zero in [a, b), ascending; never none."""
-        first = self._first_above(a - profile.window_px + profile.crop_px)
-        last = self._first_above(b - 1 - profile.crop_px)
-        return [self.position(i) for i in range(first, last)]
+        """Where those windows begin, ascending; never none."""
+        return [self.position(i) for i in range(*self.numbers(a, b, profile))]
 
     def _first_above(self, pixel: int) -> int:
         """The smallest i with p(i) > pixel."""
