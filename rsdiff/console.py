@@ -139,11 +139,12 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     if folder.exists() and not folder.is_dir():
         raise BadInput(f'{folder} is a file; --out needs a folder')
     folder.mkdir(parents=True, exist_ok=True)
+    # in this order: whoever has output here wrote the settings before
+    if any(not file.name.startswith('.') for file in folder.iterdir()) and not path.exists():
+        raise BadInput(f'{folder} exists and is not output of this program; use another --out')
     if not path.exists():
         with _turn(folder / f'.{SETTINGS}.lock'):  # of several processes one writes, and the others compare
             if not path.exists():
-                if any(not file.name.startswith('.') for file in folder.iterdir()):
-                    raise BadInput(f'{folder} exists and is not output of this program; use another --out')
                 write_json(path, settings)
     old, new = read_json(path, 'use another --out'), json.loads(json.dumps(settings))
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
