@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rsdiff.data.fingerprints import FILE, known_of
 from rsdiff.data.folder import read_folder
 from rsdiff.data.images import read_image, write_image
 
@@ -147,6 +148,14 @@ def test_a_release_samples_like_its_run(trained, tmp_path):
     images, workdir, _ = trained
     released = run('tools/release.py', '--checkpoint', workdir, '--out', tmp_path / 'weights')
     assert released['images_seen'] == 16 and released['bytes'] < 2e6
+    assert released['trained_on'] == json.loads((tmp_path / 'weights' / 'release.json').read_text())['trained_on']
+    assert released['trained_on'] == str(known_of(tmp_path / 'weights')) == str(known_of(workdir))
+    shutil.copytree(workdir, tmp_path / 'old')
+    (tmp_path / 'old' / FILE).unlink()
+    old = lambda out: run('tools/release.py', '--checkpoint', tmp_path / 'old', '--out', tmp_path / out)['trained_on']
+    assert old('silent') == 'unknown' and not (tmp_path / 'silent' / FILE).exists()
+    assert 'unknown' in old('weights')  # what was released there before does not make it known
+    run('tools/release.py', '--checkpoint', workdir, '--out', tmp_path / 'weights')
     assert read_image(tmp_path / 'weights' / 'loss.png').std() > 0
     assert (read_image(tmp_path / 'weights' / 'samples.png') == read_image(max((workdir / 'samples').iterdir()))).all()
     sampled = run('sample.py', '--checkpoint', tmp_path / 'weights', '--condition', images, '--steps', 2, '--out',

@@ -13,6 +13,8 @@ import pytest
 from PIL import Image
 
 from rsdiff.data.degradation import LIGHT
+from rsdiff.data.fingerprints import FILE, known_of
+from rsdiff.data.images import write_image
 from rsdiff.data.pipeline import batch_indices, make_source
 from rsdiff.errors import BadInput
 from rsdiff.evaluation.fidelity import psnr
@@ -183,6 +185,54 @@ def test_a_run_starts_from_the_average_of_another(config, tmp_path):
     other = from_dict(TrainConfig, to_dict(start) | {'generator': {'model': MODEL | {'blocks': 2}}})
     with pytest.raises(BadInput, match=r'init_from .* is another generator: model.blocks \(1 → 2\)'):
         train(other, tmp_path / 'third', show=False)
+
+
+def names_known(workdir):
+    return {name.split('/')[-1] for name in known_of(workdir).names}
+
+
+def test_changed_training_data_are_named_and_take_a_flag(config, tmp_path, smooth_image):
+    folder, run = Path(config.data.source), tmp_path / 'run'
+    train(until(config, 8), run, show=False)
+    assert len(known_of(run).names) == 12 and known_of(run).unknown == ()
+    copy = dataclasses.replace(config.data, source=str(shutil.copytree(folder, tmp_path / 'copy')))
+    # of a copy the path alone is another
+    train(until(dataclasses.replace(config, data=copy), 8), run, allow_config_change=True, show=False)
+    train(until(dataclasses.replace(config, data=copy), 8), run, show=False)
+    write_image(Path(copy.source) / 'a/a0.png', smooth_image(32, 32, 99))
+    shutil.copy(folder / 'b/b1.png', tmp_path / 'copy' / 'new.png')
+    lines = (tmp_path / 'copy' / 'metadata.jsonl').read_text().splitlines()
+    (tmp_path / 'copy' / 'metadata.jsonl').write_text('\n'.join([*lines[:-2], '{"file_name": "new.png", "gsd_m": 10}']))
+    changed = until(dataclasses.replace(config, data=copy), 8)
+    with pytest.raises(BadInput, match=r'1 file added \(new.png\), 2 files removed \(.*…\), 1 file changed \(a/a0.png\)'
+                                       '.*--allow_config_change'):
+        train(changed, run, show=False)
+    train(changed, run, allow_config_change=True, show=False)
+    train(changed, run, show=False)
+    # everything that the run has ever seen; new.png is b1.png
+    assert len(known_of(run).names) == 13 and known_of(run).unknown == ()
+
+
+def test_a_run_from_before_digests_continues_and_its_past_is_unknown(config, tmp_path):
+    train(until(config, 8), tmp_path, show=False)
+    (tmp_path / 'training_data.json').unlink()
+    (tmp_path / FILE).unlink()
+    train(until(config, 16), tmp_path, show=False)
+    assert len(known_of(tmp_path).names) == 12 and 'before' in known_of(tmp_path).unknown[0]
+    (tmp_path / 'training_data.json').write_text('{"files": [')
+    with pytest.raises(BadInput, match='training_data.json'):
+        train(until(config, 16), tmp_path, show=False)
+
+
+def test_what_init_from_was_trained_on_is_added(config, tmp_path):
+    train_only, test_only = (dataclasses.replace(config.data, split=split) for split in ('train', 'test'))
+    train(until(dataclasses.replace(config, data=train_only), 8), tmp_path / 'first', show=False)
+    second = until(dataclasses.replace(config, data=test_only, init_from=str(tmp_path / 'first')), 8)
+    train(second, tmp_path / 'second', show=False)
+    assert len(names_known(tmp_path / 'first')) == 8 and len(names_known(tmp_path / 'second')) == 12
+    (tmp_path / 'first' / FILE).unlink()
+    train(second, tmp_path / 'third', show=False)
+    assert len(names_known(tmp_path / 'third')) == 4 and known_of(tmp_path / 'third').unknown == ('what first was trained on',)
 
 
 def test_released_weights_are_the_average_in_bfloat16(config, tmp_path):
