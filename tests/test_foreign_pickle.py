@@ -1,9 +1,12 @@
 """Arrays come out of other people's pickles as they went in, and nothing else comes out or runs."""
 
 import collections
+import contextlib
 import io
 import os
 import pickle
+import time
+import tracemalloc
 import zipfile
 
 import jax
@@ -253,4 +256,82 @@ def test_a_pickle_can_not_change_what_its_words_stand_for(tmp_path):
     trap = b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x08\x00\x00\x00to_numpyK\x01s\x86b.'
     (tmp_path / 'x').write_bytes(pickle.dumps(TORCH_MAGIC) + pickle.dumps(1001) + pickle.dumps({}) + trap)
     with pytest.raises(BadInput, match='an attempt to change'):
+        read_torch(tmp_path / 'x')
+
+
+# Small files that ask for much.
+
+@contextlib.contextmanager
+def within(seconds, megabytes):
+    """Fails if what is done takes longer, or Python and NumPy hold more memory at once."""
+    tracemalloc.start()
+    begun = time.monotonic()
+    try:
+        yield
+        assert time.monotonic() - begun < seconds
+        assert tracemalloc.get_traced_memory()[1] < megabytes * 2**20
+    finally:
+        tracemalloc.stop()
+
+
+def shared_dicts(levels):
+    """A dict that holds a dict twice, which holds a dict twice, and so on: 2^levels ways to the last."""
+    node = {'a': np.zeros(1, 'f')}
+    for _ in range(levels):
+        node = {'a': node, 'b': node}
+    return pickle.dumps(node, 3)
+
+
+def shared_tuples(levels):
+    """As a key of a dict, 2^levels visits to whoever hashes it."""
+    return b'\x80\x02}K\x01' + b'q\x00h\x00\x86' * levels + b'K\x02s.'
+
+
+def many_arrays(count, size):
+    state = 1, (size,), np.dtype('u1'), False, bytes(size)  # one bytes object, which all of them name
+
+    class Again:
+        def __reduce__(self):
+            return np.zeros(0).__reduce__()[0], (np.ndarray, (0,), b'b'), state
+    return pickle.dumps({str(number): Again() for number in range(count)}, 3)
+
+
+@pytest.mark.parametrize('contents, message', [
+    (shared_dicts(45), 'more than 100000 arrays'),
+    (shared_tuples(45), 'a tuple as a key'),
+    (b'\x80\x02Nr\xff\xff\xff\x0f.', 'holds a NoneType'),  # 9 bytes, an entry of the memo at 2^28
+    (b'\x80\x02B\xff\xff\xff\x7f.', 'not a whole pickle'), (b'\x80\x04\x8e' + bytes(6) + b'\x7f\0.', 'not a whole pickle'),
+    (b'\x80\x04\x8d' + bytes(6) + b'\x7f\0.', 'not a whole pickle'), (b'\x80\x04\x95' + b'\xff' * 8 + b'}.', None),
+    (b'\x80\x02}' + b'X\x01\0\0\0a}' * 1000 + b's' * 1000 + b'.', 'dicts within dicts beyond 50'),
+    (b'\x80\x02' + b'}0' * 600_000 + b'.', 'the instruction POP'),
+    (b'\x80\x02' + b'}' * 1_100_000 + b'.', 'more than 1000000 instructions'),
+    (b'\x80\x02}(' + b''.join(b'\x8a\x0a' + (k * (2**61 - 1)).to_bytes(10, 'little') + b'N' for k in range(1, 20_000)) + b'u.',
+     'a int as a key'),
+    (many_arrays(1000, 10_000), 'more than 4 times as large'),
+    (b'L' + b'9' * 5000 + b'L\n.', 'not a whole pickle'), (b'\x80\x02\x8b\x00\x10\0\0' + b'\x7f' * 4096 + b'.', '32767 bits'),
+], ids=['shared dicts', 'shared tuples', 'memo', 'bytes', 'bytes8', 'unicode8', 'frame', 'depth', 'pop', 'instructions',
+        'colliding keys', 'arrays', 'digits', 'bits'])
+def test_a_small_pickle_gets_little_work_and_memory(tmp_path, contents, message):
+    (tmp_path / 'x').write_bytes(contents)
+    with within(seconds=10, megabytes=200):
+        if message is None:
+            assert read_pickled_arrays(tmp_path / 'x') == {}
+        else:
+            with pytest.raises(BadInput, match=f'x: .*{message}'):
+                read_pickled_arrays(tmp_path / 'x')
+
+
+def test_many_tensors_over_one_storage_are_refused_and_tied_ones_are_read(tmp_path):
+    storage = np.arange(100_000, dtype='<f4').tobytes()
+    tensors = {f'w{number}': Tensor(0, (100_000,), (1,)) for number in range(1000)}
+    path = by_hand(tmp_path / 'x', tensors, {'0': storage}, 100_000)
+    with within(seconds=10, megabytes=50), pytest.raises(BadInput, match='x: its arrays are more than 4 times'):
+        read_torch(path)
+    tied = read_torch(by_hand(tmp_path / 'y', {name: tensors[name] for name in ('w0', 'w1')}, {'0': storage}, 100_000))
+    np.testing.assert_array_equal(tied['w0'], tied['w1'])
+
+
+def test_a_zip_of_very_many_files_is_refused(tmp_path):
+    (tmp_path / 'x').write_bytes(b'PK\3\4' + (b'PK\1\2' + bytes(42)) * 100_001)
+    with within(seconds=5, megabytes=50), pytest.raises(BadInput, match='x: a zip of more than 100000 files'):
         read_torch(tmp_path / 'x')
