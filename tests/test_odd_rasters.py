@@ -72,8 +72,9 @@ def test_an_odd_raster_is_read_as_rasterio_reads_it(rasterio, name, caplog):
     image, valid = read_masked(path, value_range=value_range)
     expected, mask = as_rasterio_reads(rasterio, path, bands, value_range)
     np.testing.assert_array_equal(valid, mask)
-    # JPEG decoders differ by rounding
-    np.testing.assert_allclose(image[mask], expected[mask], atol=3 if name.endswith('.jpg') else 0.501)
+    difference = np.abs(image[mask] - expected[mask])
+    # decoders of JPEG interpolate colour in their own ways
+    assert difference.mean() < 0.5 if name.endswith('.jpg') else difference.max(initial=0) < 0.501
     with caplog.at_level(logging.WARNING), open_scene(path, value_range=value_range) as scene, rasterio.open(path) as file:
         if name not in LOST:
             assert scene.georeference == {'crs': file.crs.to_wkt(), 'transform': list(file.transform)[:6]}

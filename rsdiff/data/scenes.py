@@ -102,7 +102,8 @@ def _tag_of_orientation(file: IO[bytes], driver: str) -> int:
     """EXIF's number, which GDAL does not heed; 1 where there is none. The file is left at its start."""
     try:
         if driver == 'GTiff':
-            tags = ImageFileDirectory_v2(file.read(16))
+            start = file.read(16)
+            tags = ImageFileDirectory_v2(start if b'+' in start[:4] else start[:8])
             file.seek(tags.next)
             tags.load(file)
             return tags.get(ExifTags.Base.Orientation, 1)
