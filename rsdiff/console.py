@@ -139,10 +139,11 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     if folder.exists() and not folder.is_dir():
         raise BadInput(f'{folder} is a file; --out needs a folder')
     folder.mkdir(parents=True, exist_ok=True)
-    _check_ours(folder)
+    # in this order: whoever has output here wrote the settings before
+    if any(not file.name.startswith('.') for file in folder.iterdir()) and not path.exists():
+        raise BadInput(f'{folder} exists and is not output of this program; use another --out')
     if not path.exists():
         with _turn(folder / f'.{SETTINGS}.lock'):  # of several processes one writes, and the others compare
-            _check_ours(folder)
             if not path.exists():
                 write_json(path, settings)
     old, new = read_json(path, 'use another --out'), json.loads(json.dumps(settings))
@@ -152,12 +153,6 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
     named = [key if len(value) > 80 else value for key, value in zip(changed, values)]
     if changed:
         raise BadInput(f'{folder} holds output of other settings ({"; ".join(named)}); use another --out or remove it')
-
-
-def _check_ours(folder: Path) -> None:
-    names = {file.name for file in folder.iterdir() if not file.name.startswith('.')}
-    if names and SETTINGS not in names:  # settings are there before anything else
-        raise BadInput(f'{folder} exists and is not output of this program; use another --out')
 
 
 @contextlib.contextmanager

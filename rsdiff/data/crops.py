@@ -7,10 +7,13 @@ from typing import Protocol
 import numpy as np
 
 from rsdiff.data.boxes import Box
-from rsdiff.data.folder import read_folder
+from rsdiff.data.folder import Entry, training_entries
 from rsdiff.data.images import box_downscale
 from rsdiff.data.scenes import RASTER_SUFFIXES, Scene, open_scene
 from rsdiff.errors import BadInput
+
+# how the resolution is given, to the program that trains and to the one that cuts chips
+GSD_ADVICE = '--config.data.gsd_m of train.py, --gsd_m of the others'
 
 
 class Images(Protocol):
@@ -95,22 +98,24 @@ class Crops:
 
 
 class FolderImages:
-    """The images of a folder (`rsdiff.data.folder`); `bands` and `value_range` as `open_scene` takes them.
+    """The images of a folder to train on (`rsdiff.data.folder.training_entries`), or those `entries` of it; `bands` and
+    `value_range` as `open_scene` takes them.
 
     Raises:
       BadInput: the folder can't be read, or the resolution of its images is unknown.
     """
 
     def __init__(self, folder: str, split: str | None = None, gsd_m: float | None = None,
-                 bands: tuple[int, ...] | None = None, value_range: tuple[float, float] | None = None):
-        self.entries = read_folder(folder, split)
+                 bands: tuple[int, ...] | None = None, value_range: tuple[float, float] | None = None,
+                 entries: list[Entry] | None = None):
+        self.entries = training_entries(folder, split) if entries is None else entries
         self.default_gsd_m, self.bands, self.value_range = gsd_m, bands, value_range
         # a raster file may know its own, which shows when it is opened
         missing = [e.file_name for e in self.entries
                    if e.gsd_m is None and e.path.suffix.lower() not in RASTER_SUFFIXES]
         if gsd_m is None and missing:
             raise BadInput(f'{folder}: {len(missing)} images have no gsd_m ({missing[0]}, …); say it in the manifest '
-                           'or give one for all (--config.data.gsd_m)')
+                           f'or give one for all ({GSD_ADVICE})')
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -127,5 +132,5 @@ class FolderImages:
         if gsd_m is None:
             scene.__exit__()
             raise BadInput(f'{entry.path}: neither it nor a manifest says its gsd_m; give one for all '
-                           '(--config.data.gsd_m)')
+                           f'({GSD_ADVICE})')
         return scene, gsd_m

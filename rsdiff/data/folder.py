@@ -1,22 +1,40 @@
 """Image folders: images plus `metadata.jsonl`, one JSON object a line (the Hugging Face ImageFolder convention).
 
-Every room that hands images to another does it through such a folder. `file_name` is relative to the folder; the
-other fields are optional: `split`, `label`, `captions`, `gsd_m`, and any more, which are kept in `Entry.extra`.
+Every room that hands images to another does it through such a folder. `file_name` is relative to the manifest; the
+other fields are optional: `split`, `label`, `captions` (or `caption`, `text`), `gsd_m`, and any more, which are kept in
+`Entry.extra`. Also read: `metadata.csv` with the same columns, a manifest in each of several subfolders, and folders without
+one, in which folders called train, val or test are splits and the folders that images lie in are classes
+(`rsdiff.data.layout`). Where two readings are possible, the folder is refused.
+
+What DIR means where DIR:SPLIT could be said: in what trains or notes what is trained on (train.py, tools/prepare_data.py,
+tools/fingerprint.py) the split `train`, if there are splits; in everything else all of it. Either is said in a line.
+`val`, `validation`, `valid` and `dev` are one name. What validates uses the validation split, and where there is none the
+images of `train` that `validation_share` draws by their content, which are then not trained on.
 """
 
+import csv
 import dataclasses
+import hashlib
+import io
 import json
+import logging
+import re
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path, PurePosixPath
-from typing import Any, Iterable
+from typing import Any, Iterable, Iterator
 
 from etils import epath
 
 from rsdiff.data.gsd import check_gsd_m
-from rsdiff.errors import BadInput
-from rsdiff.files import is_local, write_text_atomically
+from rsdiff.data.layout import (IMAGE_SUFFIXES, MANIFESTS, canonical_split, class_folders, data_files, manifests_beside,
+                                split_folders)
+from rsdiff.errors import BadInput, one_line
+from rsdiff.files import is_local, parse_json, write_text_atomically
 
-MANIFEST = 'metadata.jsonl'
-IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.jp2', '.webp', '.bmp')
+MANIFEST = MANIFESTS[0]
+TRAIN, VALIDATION = 'train', 'val'
+CAPTION_FIELDS = 'captions', 'caption', 'text'
+DIGESTED = 1 << 16
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,39 +63,98 @@ def read_folder(folder: Path | str, split: str | None = None) -> list[Entry]:
     Args:
       folder: a directory; local, or of a bucket (`gs://…`; etils' epath says what that needs). What the manifest of a
         bucket names is not looked for, one request an image: what is missing shows when it is read.
-      split: keep only entries of this split.
+      split: keep only entries of this split, by any of its names.
     Raises:
-      BadInput: the folder is missing, empty or without such a split; a line is not a JSON object, names a file
-        that is missing or outside the folder, or has a `gsd_m` that is not a positive number.
+      BadInput: the folder is missing, empty, without such a split, or can be read in two ways; a line is no JSON object,
+        names a file that is missing or outside the folder, or has a field of a wrong type or a `gsd_m` out of range.
     """
     folder = Path(folder) if is_local(folder) else epath.Path(folder)
     if is_local(folder) and folder.suffix.lower() in IMAGE_SUFFIXES and folder.is_file() and split is None:
         return [Entry(folder, folder.name)]
     if not folder.is_dir():
         raise BadInput(f'{folder}: no such folder')
-    manifest = folder / MANIFEST
-    if manifest.exists():
-        lines = manifest.read_bytes().decode('utf-8', errors='replace').split('\n')
-        entries = [_parse(folder, f'{manifest}:{n}', line) for n, line in enumerate(lines, 1) if line.strip()]
+    if manifest := _manifest_of(folder):
+        entries = _listed(folder, manifest)
+        if is_local(folder) and (others := manifests_beside(folder, (entry.file_name for entry in entries))):
+            raise BadInput(f'{manifest} and {others[0]}: two manifests of the same images; keep one of them')
     elif not is_local(folder):
         raise BadInput(f'{folder}: no {MANIFEST}; a folder in a bucket needs one')
     else:
-        paths = sorted(p for p in folder.rglob('*') if p.suffix.lower() in IMAGE_SUFFIXES)
-        entries = [Entry(path, path.relative_to(folder).as_posix()) for path in paths]
+        entries = _found(folder)
     if not entries:
         raise BadInput(f'{folder}: no images and no {MANIFEST}')
+    entries = _with_splits_of_folders(folder, entries)
     if split is not None:
         splits = {e.split for e in entries}
-        entries = [e for e in entries if e.split == split]
+        entries = [e for e in entries if e.split == canonical_split(split)]
         if not entries:
             raise BadInput(f'{folder}: no image has split {split!r}; there are {sorted(map(str, splits))}')
     return entries
+
+
+def training_entries(folder: Path | str, split: str | None = None) -> list[Entry]:
+    """What DIR or DIR:SPLIT is where it is trained on: of a folder with splits `train`, unless another is named, and that is
+    said in the log; of one without, everything.
+
+    Raises:
+      BadInput: as `read_folder`; or there are splits, and none is `train`.
+    """
+    entries = read_folder(folder, split)
+    splits = sorted({entry.split for entry in entries if entry.split is not None})
+    if split is not None or not splits:
+        return entries
+    chosen = [entry for entry in entries if entry.split == TRAIN]
+    if not chosen:
+        raise BadInput(f'{folder}: its splits are {", ".join(splits)}, and none is {TRAIN}; name the one to train on')
+    if len(chosen) < len(entries):
+        logging.warning('%s: the %d images of its split %s; of its %d others none is trained on', folder, len(chosen), TRAIN,
+                        len(entries) - len(chosen))
+    return chosen
+
+
+def opened_entries(folder: Path | str, split: str | None = None) -> list[Entry]:
+    """What DIR or DIR:SPLIT is everywhere else: all of DIR; where that takes in several splits, the log says so."""
+    entries = read_folder(folder, split)
+    splits = sorted({str(entry.split) for entry in entries})
+    if split is None and len(splits) > 1:
+        logging.warning('%s: all %d images of its splits %s; name one to take that alone', folder, len(entries),
+                        ', '.join(splits))
+    return entries
+
+
+def validation_share(entries: list[Entry], share: float) -> list[bool]:
+    """For each of `entries` whether it is in the share to validate on. It depends on the image's own bytes alone (the size of
+    the file, its first and last 64 KiB), so that copies are on one side, and other images, names and order change nothing.
+    Of two images or more there is one at least on either side, if their bytes differ; of one, none."""
+    with ThreadPoolExecutor(16) as pool:
+        digests = list(pool.map(_digest, entries))
+    return drawn(digests, share)
+
+
+def drawn(digests: list[str], share: float) -> list[bool]:
+    """The same, by hexadecimal digests of the images."""
+    if not share or len({*digests}) < 2:
+        return [False] * len(digests)
+    lowest, highest = min(digests), max(digests)
+    limit = share * 16**8
+    return [digest == lowest or (digest != highest and int(digest[:8], 16) < limit) for digest in digests]
 
 
 def split_of(argument: str) -> tuple[str, str | None]:
     """'DIR' or 'DIR:SPLIT', as tools take it → (DIR, SPLIT or None). What exists is taken as it is, colons and all."""
     folder, colon, split = argument.rpartition(':')
     return (folder, split) if colon and split and not epath.Path(argument).exists() else (argument, None)
+
+
+def clean_name(file_name: str) -> str:
+    """A relative POSIX name that leads nowhere outside, made of any `file_name`; of one that is such already, itself. Two names
+    may become one."""
+    parts = [part for part in re.split(r'[/\\]', re.sub(r'^[A-Za-z]:[/\\]', '', file_name)) if part not in ('', '.', '..')]
+    parts = [''.join('_' if ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 else c for c in part) for part in parts]
+    short = [part if len(part.encode()) <= 200 else
+             f'{part.encode()[:160].decode(errors="ignore")}-{hashlib.sha256(part.encode()).hexdigest()[:12]}{Path(part).suffix[:8]}'
+             for part in parts]
+    return '/'.join(short) or 'unnamed'
 
 
 def write_manifest(folder: Path | str, entries: Iterable[Entry]) -> None:
@@ -99,44 +176,154 @@ def clean_name(file_name: str) -> str:
 
 
 def file_inside(folder: epath.PathLike, name: str, where: str) -> epath.PathLike:
-    """The path of the file that a manifest of `folder` names.
+    """The path of the file that a manifest of `folder` names. That it is a link, to wherever, is the file system's affair.
 
     Raises:
-      BadInput: `name` is no file name, leaves the folder, links followed, or is not there; the line begins with `where`.
+      BadInput: `name` is no file name, is absolute or goes up, or is not there; the line begins with `where`.
     """
-    path = folder / name
-    if '\0' in name or len(name) > 1000 or max(map(len, name.split('/'))) > 255:
+    if not name or '\0' in name or len(name) > 1000 or max(len(part.encode()) for part in name.split('/')) > 255:
         raise BadInput(f'{where}: {name[:40]!r}… is no file name')
-    if is_local(folder):
-        inside = Path(path).resolve().is_relative_to(Path(folder).resolve())
-    else:
-        inside = '..' not in path.parts and path.is_relative_to(folder)
-    if not inside:
+    if name.startswith('/') or '://' in name or '..' in name.split('/'):
         raise BadInput(f'{where}: {name!r} leaves the folder')
+    path = folder / name
     if is_local(folder) and not path.is_file():
-        raise BadInput(f'{where}: {name!r} does not exist; remove the line or restore the file')
+        problem = 'is a folder' if path.is_dir() else 'does not exist'
+        raise BadInput(f'{where}: {name!r} {problem}; remove the line or restore the file')
     return path
 
 
-def _parse(folder: Path, where: str, line: str) -> Entry:
+def _manifest_of(folder: Path) -> Path | None:
+    there = [folder / name for name in MANIFESTS if (folder / name).exists()]
+    if len(there) > 1:
+        raise BadInput(f'{folder}: {" and ".join(path.name for path in there)} may be its manifest; keep one of them')
+    return there[0] if there else None
+
+
+def _found(folder: Path) -> list[Entry]:
+    """The entries of manifests in subfolders, and of images that none of them lies above."""
+    images, manifests = data_files(folder)
+    places = {manifest.parent: _manifest_of(manifest.parent) for manifest in manifests}
+    said_by, entries = {}, []
+    for manifest in places.values():
+        for entry in _listed(folder, manifest):
+            other = said_by.setdefault(entry.path, manifest)
+            if other != manifest:
+                raise BadInput(f'{other} and {manifest}: both tell of {entry.file_name}; keep one of them')
+            entries.append(entry)
+    names = [path.relative_to(folder).as_posix() for path in images if not {*path.parents} & {*places}]
+    entries = _with_splits_of_folders(folder, entries + [Entry(folder / name, name) for name in names])
+    if places:
+        return entries
+    return [dataclasses.replace(entry, label=label) for entry, label in zip(entries, class_folders(names))]
+
+
+def _with_splits_of_folders(folder: Path, entries: list[Entry]) -> list[Entry]:
+    """The entries with the splits that the names of folders say, where no manifest says any."""
+    if all(entry.split is not None for entry in entries):
+        return entries
+    names = [entry.file_name for entry in entries]
+    if any(entry.split is not None for entry in entries) or any(
+            entry.label is not None and entry.label == Path(entry.file_name).parent.name for entry in entries):
+        try:
+            splits = split_folders(folder, names)
+        except BadInput:  # the manifest says which are splits, or that such a folder is a class
+            return entries
+    else:
+        splits = split_folders(folder, names)
+    return [dataclasses.replace(entry, split=entry.split or split) for entry, split in zip(entries, splits)]
+
+
+def _listed(folder: Path, manifest: Path) -> list[Entry]:
+    """The entries of a manifest that lies in or below `folder`, their names relative to `folder`."""
+    rows = _csv_rows(manifest) if manifest.suffix == '.csv' else _json_rows(manifest)
+    below = '' if manifest.parent == folder else f'{manifest.parent.relative_to(folder).as_posix()}/'
+    entries = [_entry(folder, manifest.parent, below, where, row) for where, row in rows]
+    if below and any(entry.split is not None for entry in entries):
+        inside = split_folders(folder, [below + 'image'])[0]
+        if wrong := next((entry for entry in entries if inside and entry.split not in (None, inside)), None):
+            raise BadInput(f'{manifest}: {wrong.file_name} is of {wrong.split!r} by its line and of {inside!r} by its folder; '
+                           'mend one of them')
+        entries = [dataclasses.replace(entry, split=entry.split or inside) for entry in entries]
+    return entries
+
+
+def _json_rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    for number, line in enumerate(manifest.read_bytes().split(b'\n'), 1):
+        where = f'{manifest}:{number}'
+        if line.strip().removeprefix(b'\xef\xbb\xbf').strip():
+            row = parse_json(line, where)
+            if not isinstance(row, dict) or not isinstance(row.get('file_name'), str):
+                raise BadInput(f'{where}: not an object with a "file_name"')
+            yield where, row
+
+
+def _csv_rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+    """Empty cells are no fields."""
     try:
-        row = json.loads(line)
-    except json.JSONDecodeError as error:
-        raise BadInput(f'{where}: not JSON ({error.msg})') from None
-    if not isinstance(row, dict) or not isinstance(row.get('file_name'), str):
-        raise BadInput(f'{where}: not an object with a "file_name"')
+        rows = csv.reader(io.StringIO(manifest.read_bytes().decode('utf-8-sig'), newline=''), strict=True)
+        header = next(rows, [])
+        if 'file_name' not in header or len({*header}) < len(header):
+            raise BadInput(f'{manifest}:1: its columns are {", ".join(header)[:100]!r}; there must be "file_name", and none twice')
+        for cells in rows:
+            where = f'{manifest}:{rows.line_num}'
+            if not any(cells):
+                continue
+            if len(cells) != len(header):
+                raise BadInput(f'{where}: {len(cells)} cells; the first line has {len(header)}')
+            row = {name: cell for name, cell in zip(header, cells) if cell != ''}
+            if 'file_name' not in row:
+                raise BadInput(f'{where}: no "file_name"')
+            if 'gsd_m' in row:
+                row['gsd_m'] = _number(row['gsd_m'])
+            yield where, row
+    except UnicodeDecodeError as error:
+        raise BadInput(f'{manifest}: not UTF-8 text ({error.reason} at position {error.start})') from None
+    except csv.Error as error:
+        raise BadInput(f'{manifest}:{rows.line_num}: not CSV ({one_line(error)})') from None
+
+
+def _number(text: str) -> float | str:
+    try:
+        return float(text)
+    except ValueError:
+        return text
+
+
+def _entry(folder: Path, place: Path, below: str, where: str, row: dict[str, Any]) -> Entry:
     name = row.pop('file_name')
-    path = file_inside(folder, name, where)
+    file_inside(place, name, where)
     gsd_m = row.pop('gsd_m', None)
     if gsd_m is not None:
         gsd_m = check_gsd_m(gsd_m, f'{where}: gsd_m')
-    captions = row.pop('captions', None) or ()
-    if isinstance(captions, str):
-        captions = (captions,)
-    if not isinstance(captions, (list, tuple)) or not all(isinstance(caption, str) for caption in captions):
-        raise BadInput(f'{where}: captions is {captions!r}; it must be a list of strings')
+    captions = ()
+    for field in CAPTION_FIELDS:
+        if not captions and row.get(field) is not None:
+            captions = row.pop(field)
+            captions = (captions,) if isinstance(captions, str) else captions
+            if not isinstance(captions, (list, tuple)) or not all(isinstance(caption, str) for caption in captions):
+                raise BadInput(f'{where}: {field} is {str(captions)[:40]}; it must be a list of strings')
+    row.pop('captions', None)
     split, label = row.pop('split', None), row.pop('label', None)
     if not isinstance(split, str | None):
-        raise BadInput(f'{where}: split is {split!r}; it must be a string')
-    return Entry(path, name, split, None if label is None else str(label), tuple(captions),
-                 gsd_m, row)
+        raise BadInput(f'{where}: split is {str(split)[:40]!r}; it must be a string')
+    if not isinstance(label, str | int | None) or isinstance(label, bool):
+        raise BadInput(f'{where}: label is {str(label)[:40]!r}; it must be a string')
+    for field, value in row.items():
+        if field.endswith('_file_name') and value is not None:
+            if not isinstance(value, str) or value.startswith('/') or '..' in value.split('/'):
+                raise BadInput(f'{where}: {field} is {str(value)[:40]!r}, which leaves the folder or is no file name')
+            row[field] = below + value
+    return Entry(folder / (below + name), below + name, None if split is None else canonical_split(split),
+                 None if label is None else str(label), tuple(captions), gsd_m, row)
+
+
+def _digest(entry: Entry) -> str:
+    try:
+        with epath.Path(entry.path).open('rb') as file:
+            size = file.seek(0, 2)
+            file.seek(0)
+            first = file.read(DIGESTED)
+            file.seek(max(0, size - DIGESTED))
+            return hashlib.sha256(f'{size}/'.encode() + first + file.read(DIGESTED)).hexdigest()
+    except OSError as error:
+        raise BadInput(f'{entry.path}: can not be read ({one_line(error)})') from None

@@ -6,6 +6,7 @@ with nothing to restore but the step itself, and hosts may share a batch's rows 
 """
 
 import dataclasses
+import logging
 import sys
 from typing import Iterator, Protocol, Sequence
 
@@ -14,23 +15,31 @@ import numpy as np
 
 from rsdiff.data.blue_marble import BlueMarble
 from rsdiff.data.crops import Crops, FolderImages
+from rsdiff.data.folder import TRAIN, VALIDATION, read_folder, training_entries, validation_share
+from rsdiff.data.hugging_face import HubImages, hub_splits
+from rsdiff.data.layout import canonical_split
 from rsdiff.data.records import RecordImages, named_dataset, prepared_dataset, prepared_folder
 from rsdiff.errors import BadInput
 from rsdiff.seeds import short_seed
 
-TFDS_PREFIX = 'tfds:'
+TFDS_PREFIX, HUB_PREFIX = 'tfds:', 'hf:'
 
 
 @dataclasses.dataclass(frozen=True)
 class DataConfig:
     """Where training images come from, and how they are cropped.
 
-    `source` is 'blue_marble', the path of an image folder, that of a dataset written by `tools/prepare_data.py`, or
+    `source` is 'blue_marble', the path of an image folder, that of a dataset written by `tools/prepare_data.py`,
     'tfds:NAME', any dataset of TFDS with a feature `image`, prepared as array_record in `tfds_data_dir` (by default
-    TFDS's own place). Without `split`, datasets give 'train' and folders everything; `validation_split` is what to
-    validate on. `gsd_m` serves images whose resolution no manifest, record or GeoTIFF tells. Crops are reduced by one
-    of `reductions`, which teaches the resolutions that a cascade passes through: (1, 4, 16). `bands` and `value_range`
-    say how GeoTIFFs of other bands or more than 8 bits become RGB (`rsdiff.data.scenes.open_scene`).
+    TFDS's own place), or 'hf:NAME', a dataset of Hugging Face's hub or a local one, whose images are `image_column`.
+
+    Without `split` it is the split train, of folders without splits everything. `validation_split` is what to validate on; by
+    default val, validation, valid or dev, whichever there is, and where there is none the share `validation_share` of `split`,
+    which is then not trained on: images drawn by their content (`rsdiff.data.folder.validation_share`), of datasets of TFDS
+    the last records. With a share of 0 it validates on what it trains on. One line in the log says which it is. `gsd_m` serves
+    images whose resolution no manifest, record or GeoTIFF tells. Crops are reduced by one of `reductions`, which teaches the
+    resolutions that a cascade passes through: (1, 4, 16). `bands` and `value_range` say how GeoTIFFs of other bands or more
+    than 8 bits become RGB (`rsdiff.data.scenes.open_scene`).
 
     Everything may lie on any path that the operating system can open, a mounted bucket for one. Folders with a manifest
     may also lie in a bucket that etils' epath can open (`gs://…`, with fsspec's driver for it), but not their GeoTIFFs.
@@ -39,7 +48,9 @@ class DataConfig:
     source: str = 'blue_marble'
     split: str | None = None
     validation_split: str | None = None
+    validation_share: float = 0.1
     tfds_data_dir: str | None = None
+    image_column: str = 'image'
     size_px: int = 64
     gsd_m: float | None = None
     reductions: tuple[int, ...] = (1,)
@@ -65,26 +76,96 @@ class Source(Protocol):
 def make_source(config: DataConfig, validation: bool = False) -> Source:
     """The source that `config` names, or its companion for validation.
 
-    Validation images are those of `config.validation_split`. Without one they are the training images again: fresh
-    crops for another seed, but not unseen images. Blue Marble's are chips of its held-out box, land that training never
-    sees.
+    Validation images are those of `config.validation_split` or what `DataConfig` says of it. Blue Marble's are chips of its
+    held-out box, land that training never sees. Of a single image they are fresh crops of the same.
 
     Raises:
       BadInput: there is no such folder, dataset or split, or it can't be used.
     """
     if config.gsd_m is not None and not config.gsd_m > 0:
         raise BadInput(f'data.gsd_m is {config.gsd_m}; it must be a positive number of metres')
+    if not 0 <= config.validation_share < 1:
+        raise BadInput(f'data.validation_share is {config.validation_share}; it must be from 0 to below 1')
     if config.source == 'blue_marble':
         return BlueMarble(validation)
-    split = (config.validation_split if validation else None) or config.split
     if config.source.startswith(TFDS_PREFIX):
-        name = config.source.removeprefix(TFDS_PREFIX)
-        images = RecordImages(named_dataset(name, config.tfds_data_dir), split or 'train', config.gsd_m)
+        images = _record_images(named_dataset(config.source.removeprefix(TFDS_PREFIX), config.tfds_data_dir), config, validation)
+    elif config.source.startswith(HUB_PREFIX):
+        images = _hub_images(config, validation)
     elif folder := prepared_folder(config.source):
-        images = RecordImages(prepared_dataset(folder), split or 'train', config.gsd_m)
+        images = _record_images(prepared_dataset(folder), config, validation)
     else:
-        images = FolderImages(config.source, split, config.gsd_m, config.bands, config.value_range)
+        images = _folder_images(config, validation)
     return Crops(images, config.reductions)
+
+
+def _folder_images(config: DataConfig, validation: bool) -> FolderImages:
+    open_images = lambda entries: FolderImages(config.source, None, config.gsd_m, config.bands, config.value_range, entries)
+    trained = training_entries(config.source, config.split)
+    split = config.validation_split or _validation_of([entry.split for entry in read_folder(config.source)], config.split)
+    if split:
+        _say(validation, f'{config.source}: validates on its split {split}')
+        return open_images(read_folder(config.source, split) if validation else trained)
+    unseen = validation_share(trained, config.validation_share)
+    _say_share(validation, config, sum(unseen), len(trained))
+    return open_images([entry for entry, kept in zip(trained, unseen) if kept == validation or not any(unseen)])
+
+
+def _record_images(builder, config: DataConfig, validation: bool) -> RecordImages:
+    known = [*builder.info.splits]
+    train = config.split or _named_as(TRAIN, known) or TRAIN
+    split = config.validation_split or _validation_of(known, train)
+    whole = RecordImages(builder, (split if validation and split else train), config.gsd_m)
+    if split:
+        _say(validation, f'{config.source}: validates on its split {split}')
+        return whole
+    unseen = min(max(round(config.validation_share * len(whole)), config.validation_share > 0), len(whole) - 1)
+    if '[' in train or '+' in train:  # a part already, which TFDS takes no part of
+        unseen = 0
+    _say_share(validation, config, unseen, len(whole))
+    if not unseen:
+        return whole
+    first = len(whole) - unseen
+    return RecordImages(builder, f'{train}[{first}:]' if validation else f'{train}[:{first}]', config.gsd_m)
+
+
+def _hub_images(config: DataConfig, validation: bool) -> HubImages:
+    splits = hub_splits(config.source.removeprefix(HUB_PREFIX))
+    train = config.split or _named_as(TRAIN, splits) or TRAIN
+    split = config.validation_split or _validation_of(splits, train)
+    if split:
+        _say(validation, f'{config.source}: validates on its split {split}')
+        return HubImages(config.source, splits, split if validation else train, config.gsd_m, config.image_column)
+    images = HubImages(config.source, splits, train, config.gsd_m, config.image_column)
+    unseen = images.validation_share(config.validation_share)
+    _say_share(validation, config, sum(unseen), len(images))
+    if any(unseen):
+        images.keep([number for number, kept in enumerate(unseen) if kept == validation])
+    return images
+
+
+def _named_as(split: str, known) -> str | None:
+    """That of the splits `known` which is `split` by any of its names."""
+    return next((name for name in known if name is not None and canonical_split(name) == split), None)
+
+
+def _validation_of(known, train: str | None) -> str | None:
+    """The split to validate on; none where it is what is trained on."""
+    return None if canonical_split(train or TRAIN) == VALIDATION else _named_as(VALIDATION, known)
+
+
+def _say_share(validation: bool, config: DataConfig, unseen: int, count: int) -> None:
+    if unseen:
+        _say(validation, f'{config.source}: no validation split; validates on {unseen} of {count} images (data.validation_share '
+             f'{config.validation_share:g}), which are not trained on')
+    else:
+        _say(validation, f'{config.source}: no validation split; validates on the {count} images that it trains on')
+
+
+def _say(validation: bool, line: str) -> None:
+    """Once for the two sources of a run."""
+    if not validation:
+        logging.warning(line)
 
 
 def batches(source: Source, config: DataConfig, seed: int, batch_size: int, start: int = 0,

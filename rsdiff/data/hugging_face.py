@@ -1,0 +1,115 @@
+"""Images in datasets of Hugging Face's `datasets` library, which the `hf` extra brings: of its hub, or local ones."""
+
+import hashlib
+import io
+from pathlib import Path
+from typing import Any
+
+from rsdiff.data.folder import Entry, drawn
+from rsdiff.data.images import Picture
+from rsdiff.data.layout import canonical_split
+from rsdiff.errors import BadInput, one_line
+
+SAVED = 'dataset_dict.json', 'state.json'
+
+
+def hub_splits(name: str) -> dict[str, Any]:
+    """The splits of the dataset `name`: one of the hub, a local folder that `datasets.load_dataset` can read, or one that
+    `save_to_disk` wrote.
+
+    Raises:
+      BadInput: the library is not there, or can't read such a dataset.
+    """
+    try:
+        import datasets
+    except ImportError:
+        raise BadInput(f"hf:{name}: needs the library datasets: pip install 'rsdiff-jax[hf]'") from None
+    from datasets.exceptions import DatasetsError
+
+    try:
+        if any((Path(name) / file).is_file() for file in SAVED):
+            loaded = datasets.load_from_disk(name)
+        else:
+            loaded = datasets.load_dataset(name)
+    except (OSError, ValueError, TypeError, KeyError, ImportError, DatasetsError) as error:
+        raise BadInput(f'hf:{name}: the library datasets can not load it ({one_line(error)[:200]})') from None
+    return dict(loaded) if isinstance(loaded, dict) else {'train': loaded}
+
+
+class HubImages:
+    """The images of one split. A column `gsd_m` goes before the default; labels and captions are for those who ask.
+
+    Args:
+      source: 'hf:NAME', for messages.
+      splits: of `hub_splits`.
+      image, label, captions: names of columns; those of labels and captions may be missing.
+    Raises:
+      BadInput: there is no such split or column, or no resolution.
+    """
+
+    def __init__(self, source: str, splits: dict[str, Any], split: str, gsd_m: float | None, image: str = 'image',
+                 label: str = 'label', captions: str = 'captions'):
+        import datasets
+
+        found = next((name for name in (split, *splits) if name in splits and canonical_split(name) == canonical_split(split)), None)
+        if found is None:
+            raise BadInput(f'{source}: no split {split!r}; there are {", ".join(map(repr, splits))}')
+        self.where, self.default_gsd_m = f'{source} {found}', gsd_m
+        self.image, self.label, self.captions = image, label, captions
+        rows = splits[found]
+        if not isinstance(rows.features.get(image), datasets.Image):
+            raise BadInput(f'{source}: no column {image!r} of images; there are {", ".join(rows.column_names)}; '
+                           'name it by --config.data.image_column')
+        if gsd_m is None and 'gsd_m' not in rows.column_names:
+            raise BadInput(f'{source}: no column gsd_m; give --config.data.gsd_m')
+        if not len(rows):
+            raise BadInput(f'{source}: split {found!r} is empty')
+        # encoded: Pillow decodes them like any other file, and one that is broken can be named
+        self.rows = rows.cast_column(image, datasets.Image(decode=False))
+        self.numbers = [*range(len(rows))]
+
+    def __len__(self) -> int:
+        return len(self.numbers)
+
+    def keep(self, numbers: list[int]) -> None:
+        """Leaves these images alone, numbered anew."""
+        self.numbers = [self.numbers[number] for number in numbers]
+
+    def name(self, number: int) -> str:
+        """The dataset, its split and row."""
+        return f'{self.where}[{self.numbers[number]}]'
+
+    def open(self, number: int) -> tuple[Picture, float]:
+        """See `rsdiff.data.crops.Images`."""
+        row, gsd_m = self._row(number), self.default_gsd_m
+        if row.get('gsd_m') is not None:
+            gsd_m = row['gsd_m']
+        if not isinstance(gsd_m, (int, float)) or not 1e-4 <= gsd_m <= 1e8:
+            raise BadInput(f'{self.name(number)}: gsd_m is {gsd_m}; it must be a positive number of metres')
+        return Picture(self.name(number), io.BytesIO(self._encoded(number))), float(gsd_m)
+
+    def entry(self, number: int) -> Entry:
+        """What the row says of image `number`; of a class label its name."""
+        row = self._row(number)
+        label, captions = row.get(self.label), row.get(self.captions) or ()
+        if isinstance(label, int) and hasattr(self.rows.features[self.label], 'int2str'):
+            label = self.rows.features[self.label].int2str(label)
+        captions = (captions,) if isinstance(captions, str) else tuple(captions)
+        return Entry(Path(self.name(number)), f'{self.numbers[number]}', label=None if label is None else str(label),
+                     captions=captions, gsd_m=row.get('gsd_m'))
+
+    def validation_share(self, share: float) -> list[bool]:
+        """As that of `rsdiff.data.folder`, of the images' encoded bytes."""
+        return drawn([hashlib.sha256(self._encoded(number)).hexdigest() for number in range(len(self))], share)
+
+    def _row(self, number: int) -> dict[str, Any]:
+        return self.rows[self.numbers[number]]
+
+    def _encoded(self, number: int) -> bytes:
+        image = self._row(number)[self.image]
+        if image is None:
+            raise BadInput(f'{self.name(number)}: no image')
+        try:
+            return image['bytes'] if image['bytes'] is not None else Path(image['path']).read_bytes()
+        except OSError as error:
+            raise BadInput(f'{self.name(number)}: {one_line(error)}') from None
