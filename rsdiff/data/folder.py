@@ -20,7 +20,7 @@ import json
 import logging
 import re
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any, Iterable, Iterator
 
 from etils import epath
@@ -161,18 +161,6 @@ def write_manifest(folder: Path | str, entries: Iterable[Entry]) -> None:
     """Writes `metadata.jsonl` into `folder` for images that already lie there."""
     lines = [json.dumps(entry.to_json()) for entry in entries]
     write_text_atomically(Path(folder) / MANIFEST, '\n'.join(lines) + '\n')
-
-
-def clean_name(file_name: str) -> str:
-    """A manifest's `file_name` as the name of what is made of it in another folder: relative, without '.' and '..'.
-
-    Raises:
-      BadInput: nothing is left of it.
-    """
-    parts = [part for part in PurePosixPath(file_name).parts if part.strip('/') not in ('', '.', '..')]
-    if not parts:
-        raise BadInput(f'file_name {file_name!r} is no file name')
-    return '/'.join(parts)
 
 
 def file_inside(folder: epath.PathLike, name: str, where: str) -> epath.PathLike:
