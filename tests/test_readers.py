@@ -72,5 +72,5 @@ def test_gdal_reads_the_array_from_3_13_on(stages, tmp_path, monkeypatch):
         pytest.skip(f'GDAL {rasterio.__gdal_version__} reads no sharded Zarr v3')
     monkeypatch.chdir(tmp_path)
     name, = re.findall(r"'(ZARR:[^']*)'", DOCS.read_text(encoding='utf-8'))
-    with rasterio.open(name) as file:
-        assert {file.width, file.height, file.count} == {384, 320, 3}
+    with rasterio.open(name, DIM_Y=0, DIM_X=1) as file:
+        np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1), stages[1])
