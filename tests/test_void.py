@@ -7,20 +7,21 @@ import pytest
 from PIL import Image
 
 from rsdiff.data.boxes import Box
-from rsdiff.data.images import to_uint8, write_image
 from rsdiff.data.gsd import check_gsd_m
+from rsdiff.data.images import to_uint8, write_image
+from rsdiff.diffusion import noise
 from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule
 from rsdiff.diffusion.solvers import solver_steps
 from rsdiff.errors import BadInput
-from rsdiff.mosaic.cascade import MosaicSettings, estimate, extent, lazy_mosaic, sample_mosaic, sample_region, save_region
+from rsdiff.mosaic.cascade import MosaicSettings, estimate, extent, sample_mosaic, sample_region, save_region
+from rsdiff.mosaic.cog import write_cog
 from rsdiff.mosaic.condition import Condition
 from rsdiff.mosaic.export import export
 from rsdiff.mosaic.field import Field, WindowSampler
 from rsdiff.mosaic.plan import cut, make_plan
 from rsdiff.mosaic.plane import Plane
-from rsdiff.mosaic.store import GROUP, StageArray
+from rsdiff.mosaic.store import GROUP, open_stage
 from rsdiff.mosaic.void import GREY, REACH_PX, FineMask, fill
-from rsdiff.diffusion import noise
 
 PLAN = make_plan('fast', 32, steps=2)
 SETTINGS = MosaicSettings(160.0, 2, PLAN, 48)
@@ -120,11 +121,19 @@ def test_the_mask_is_zarr_that_others_read(condition, rgba, tmp_path):
 
 def test_a_geotiff_of_a_masked_mosaic_is_masked_with_its_overviews(condition, rgba, tmp_path):
     rasterio = pytest.importorskip('rasterio', reason='GeoTIFF needs the `geo` extra')
-    make(condition, tmp_path / 'out', stages=3, supertile_px=1024, formats=['tif'])
-    with rasterio.open(tmp_path / 'out' / 'stage_3.tif') as file:
+    make(condition, tmp_path / 'out', formats=['tif'])
+    with rasterio.open(tmp_path / 'out' / 'stage_2.tif') as file:
+        np.testing.assert_array_equal(file.dataset_mask(), np.kron(rgba[..., 3], np.ones((16, 16), np.uint8)))
+    shape = 20 * 64, 26 * 64
+    stage = open_stage(tmp_path / 'large', 3, *shape, 2048, {'gsd_m': 1.0}, masked=True)
+    stage.write((0, 0), np.full((*shape, 3), 200, np.uint8))
+    stage.mask.write((0, 0), np.kron(rgba[..., 3], np.ones((64, 64), np.uint8)))
+    write_cog(tmp_path / 'large.tif', stage, {}, show=False)
+    with rasterio.open(tmp_path / 'large.tif') as file:
         np.testing.assert_array_equal(file.dataset_mask(), np.kron(rgba[..., 3], np.ones((64, 64), np.uint8)))
         assert not file.read()[:, file.dataset_mask() == 0].any() and file.overviews(1)
-    with rasterio.open(tmp_path / 'out' / 'stage_3.tif', overview_level=0) as file:
+    with rasterio.open(tmp_path / 'large.tif', overview_level=0) as file:
+        assert (file.read()[:, file.dataset_mask() > 0] == 200).all()
         np.testing.assert_array_equal(file.dataset_mask() > 0, np.kron(rgba[..., 3] > 0, np.ones((32, 32), bool)))
 
 
