@@ -263,12 +263,12 @@ def test_a_pickle_can_not_change_what_its_words_stand_for(tmp_path):
 
 @contextlib.contextmanager
 def within(seconds, megabytes):
-    """Fails if what is done takes longer, or Python and NumPy hold more memory at once."""
+    """Fails if what is done takes longer of a processor, or Python and NumPy hold more memory at once."""
     tracemalloc.start()
-    begun = time.monotonic()
+    begun = time.process_time()
     try:
         yield
-        assert time.monotonic() - begun < seconds
+        assert time.process_time() - begun < seconds
         assert tracemalloc.get_traced_memory()[1] < megabytes * 2**20
     finally:
         tracemalloc.stop()
@@ -313,7 +313,7 @@ def many_arrays(count, size):
         'colliding keys', 'arrays', 'digits', 'bits'])
 def test_a_small_pickle_gets_little_work_and_memory(tmp_path, contents, message):
     (tmp_path / 'x').write_bytes(contents)
-    with within(seconds=10, megabytes=200):
+    with within(seconds=30, megabytes=200):
         if message is None:
             assert read_pickled_arrays(tmp_path / 'x') == {}
         else:
@@ -325,7 +325,7 @@ def test_many_tensors_over_one_storage_are_refused_and_tied_ones_are_read(tmp_pa
     storage = np.arange(100_000, dtype='<f4').tobytes()
     tensors = {f'w{number}': Tensor(0, (100_000,), (1,)) for number in range(1000)}
     path = by_hand(tmp_path / 'x', tensors, {'0': storage}, 100_000)
-    with within(seconds=10, megabytes=50), pytest.raises(BadInput, match='x: its arrays are more than 4 times'):
+    with within(seconds=30, megabytes=50), pytest.raises(BadInput, match='x: its arrays are more than 4 times'):
         read_torch(path)
     tied = read_torch(by_hand(tmp_path / 'y', {name: tensors[name] for name in ('w0', 'w1')}, {'0': storage}, 100_000))
     np.testing.assert_array_equal(tied['w0'], tied['w1'])
@@ -333,5 +333,5 @@ def test_many_tensors_over_one_storage_are_refused_and_tied_ones_are_read(tmp_pa
 
 def test_a_zip_of_very_many_files_is_refused(tmp_path):
     (tmp_path / 'x').write_bytes(b'PK\3\4' + (b'PK\1\2' + bytes(42)) * 100_001)
-    with within(seconds=5, megabytes=50), pytest.raises(BadInput, match='x: a zip of more than 100000 files'):
+    with within(seconds=30, megabytes=50), pytest.raises(BadInput, match='x: a zip of more than 100000 files'):
         read_torch(tmp_path / 'x')
