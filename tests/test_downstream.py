@@ -372,7 +372,7 @@ TIMES = 'seconds', 'training_seconds'
 
 
 def timeless(cell):
-    return {key: value for key, value in cell.items() if key not in TIMES}
+    return {key: value for key, value in cell.items() if key not in (*TIMES, 'content_sha256')}
 
 
 def test_finished_cells_are_not_run_again_and_settings_may_not_change(folders, encoder, tmp_path, monkeypatch):
@@ -418,6 +418,31 @@ def test_finished_cells_are_not_run_again_and_settings_may_not_change(folders, e
     write_image(folders[1] / 'lake/0_0.png', np.zeros((SIZE_PX, SIZE_PX, 3), np.uint8))
     with pytest.raises(BadInput, match=r'other settings .synthetic_images.'):
         compare.compare(load_task(*folders, encoder), encoder, SMALL, tmp_path / 'out')
+
+
+def edited(path, **values):
+    path.write_text(json.dumps(json.loads(path.read_text()) | values))
+
+
+def without_digest(path):
+    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != 'content_sha256'}))
+
+
+def test_a_cell_that_is_not_as_it_was_written_is_made_again(folders, encoder, tmp_path, monkeypatch):
+    task, study, runs = load_task(*folders, encoder), Study({'linear': SHORT}, (REAL,), (1,), 2, seeds=1), []
+    _, cells = compare.compare(task, encoder, study, tmp_path / 'out')
+    path, run = tmp_path / 'out/cells/linear/real_k2_seed0.json', compare._Laboratory.run
+    monkeypatch.setattr(compare._Laboratory, 'run', lambda laboratory, cell: (runs.append(cell.name), run(laboratory, cell)))
+    spoilers = [lambda: edited(path, accuracy=1.25), lambda: edited(path, final_loss=0), lambda: path.write_bytes(path.read_bytes()[:99]),
+                lambda: path.write_text('[]'), lambda: path.write_bytes(b'\xff'), lambda: path.write_text(''),
+                lambda: (edited(path, accuracy=1.25), without_digest(path))]
+    for number, spoil in enumerate(spoilers, 1):
+        spoil()
+        again = compare.compare(task, encoder, study, tmp_path / 'out')[1]
+        assert list(map(timeless, again)) == list(map(timeless, cells)) and len(runs) == number
+    without_digest(path)  # as cells were before; the scores are those of the predictions
+    compare.compare(task, encoder, study, tmp_path / 'out')
+    assert len(runs) == len(spoilers)
 
 
 @pytest.mark.parametrize('method', METHODS[1:])

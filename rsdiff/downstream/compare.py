@@ -20,6 +20,7 @@ import dataclasses
 import functools
 import hashlib
 import json
+import logging
 import time
 from collections import Counter
 from pathlib import Path
@@ -39,7 +40,7 @@ from rsdiff.downstream.retrieval import require_captions
 from rsdiff.downstream.task import VALIDATION, Task
 from rsdiff.downstream.tuning import Recipe
 from rsdiff.errors import BadInput
-from rsdiff.files import write_text_atomically
+from rsdiff.files import read_json, write_text_atomically
 from rsdiff.work import Claims, end_without_parent, is_local_worker, local_workers, share_out
 
 UNTRAINED = 'untrained'
@@ -147,7 +148,7 @@ def compare(task: Task, encoder: Encoder, study: Study, out: Path | str, jobs: i
     claims = Claims(out / 'claims')
     with local_workers(jobs), tqdm(total=len(cells), desc='downstream', unit='cell', dynamic_ncols=True,
                                    disable=is_local_worker()) as bar:
-        for cell, _ in share_out(cells, lambda cell: laboratory.path(cell).exists(), laboratory.run,
+        for cell, _ in share_out(cells, lambda cell: laboratory.read(cell) is not None, laboratory.run,
                                  lambda cell: claims.claim(cell.name.replace('/', '_'))):
             end_without_parent()
             bar.set_postfix_str(cell.name, refresh=False)
@@ -183,14 +184,35 @@ class _Laboratory:
         return self.out / 'cells' / f'{cell.name}.json'
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
-        """A finished cell, or None."""
+        """A finished cell, or None where there is none, or one that is not as it was written.
+
+        A cell of before there was `content_sha256` is believed if its scores follow from its predictions.
+        """
         path = self.path(cell)
         if not path.exists():
             return None
-        row = _read_json(path)
-        if row.get('digest') != self.digests[cell.method]:
+        try:
+            row = read_json(path)
+        except BadInput as error:
+            logging.warning('%s; made again', error)
+            return None
+        if isinstance(row.get('digest'), str) and row['digest'] != self.digests[cell.method]:
             raise BadInput(f'{path}: belongs to a comparison with other settings; remove it, or use another --out')
+        content = row.pop('content_sha256', None)
+        if not (self._scores_follow(row) if content is None else content == _content_sha256(row)):
+            logging.warning('%s: not as it was written; made again', path)
+            return None
         return row
+
+    def _scores_follow(self, row: dict[str, Any]) -> bool:
+        predictions, classes, labels = row.get('predictions'), len(self.task.classes), self.task.evaluation.labels
+        if not isinstance(predictions, list) or len(predictions) != len(labels):
+            return False
+        if not all(type(one) is int and 0 <= one < classes for one in predictions):
+            return False
+        confusion = scores.confusion_matrix(labels, np.array(predictions), classes)
+        return (row.get('confusion'), row.get('accuracy'), row.get('macro_f1')) == (
+            confusion.tolist(), scores.accuracy(confusion), scores.macro_f1(confusion))
 
     def prepare(self, cells: list[Cell]) -> None:
         """Computes the features that cells need, once, before several processes each begin to."""
@@ -225,7 +247,7 @@ class _Laboratory:
         row |= {'accuracy': scores.accuracy(confusion), 'macro_f1': scores.macro_f1(confusion),
                 'confusion': confusion.tolist(), 'predictions': predictions.tolist(),
                 'seconds': round(time.monotonic() - started, 2)}
-        write_text_atomically(self.path(cell), json.dumps(row) + '\n')
+        write_text_atomically(self.path(cell), json.dumps(row | {'content_sha256': _content_sha256(row)}) + '\n')
 
 
 def _check(task: Task, study: Study, cells: list[Cell]) -> None:
@@ -268,11 +290,6 @@ def _settings(task: Task, study: Study, fixed: dict[str, Any], cells: list[dict[
         'counts': {split: 0 if images is None else len(images) for split, images in splits.items()}}
 
 
-def _read_json(path: Path) -> dict[str, Any]:
-    try:
-        row = json.loads(path.read_text())
-    except json.JSONDecodeError as error:
-        raise BadInput(f'{path}: not JSON ({error.msg}); remove it') from None
-    if not isinstance(row, dict):
-        raise BadInput(f'{path}: not an object; remove it')
-    return row
+def _content_sha256(row: dict[str, Any]) -> str:
+    """Of a cell, what changes with any of its figures."""
+    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()
