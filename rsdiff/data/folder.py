@@ -18,6 +18,7 @@ import hashlib
 import io
 import json
 import logging
+import os
 import re
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -164,16 +165,18 @@ def write_manifest(folder: Path | str, entries: Iterable[Entry]) -> None:
 
 
 def file_inside(folder: epath.PathLike, name: str, where: str) -> epath.PathLike:
-    """The path of the file that a manifest of `folder` names. That it is a link, to wherever, is the file system's affair.
+    """The path of the file that a manifest of `folder` names, without '.' and '..'. That it is a link, to wherever, is the
+    file system's affair.
 
     Raises:
-      BadInput: `name` is no file name, is absolute or goes up, or is not there; the line begins with `where`.
+      BadInput: `name` is no file name, leads out of the folder, or is not there; the line begins with `where`.
     """
     if not name or '\0' in name or len(name) > 1000 or max(len(part.encode()) for part in name.split('/')) > 255:
         raise BadInput(f'{where}: {name[:40]!r}… is no file name')
-    if name.startswith('/') or '://' in name or '..' in name.split('/'):
+    inside = os.path.relpath(name, folder) if name.startswith('/') and is_local(folder) else os.path.normpath(name)
+    if inside.startswith('/') or '://' in name or inside.split('/')[0] in ('..', '.'):
         raise BadInput(f'{where}: {name!r} leaves the folder')
-    path = folder / name
+    path = folder / inside
     if is_local(folder) and not path.is_file():
         problem = 'is a folder' if path.is_dir() else 'does not exist'
         raise BadInput(f'{where}: {name!r} {problem}; remove the line or restore the file')
@@ -278,8 +281,7 @@ def _number(text: str) -> float | str:
 
 
 def _entry(folder: Path, place: Path, below: str, where: str, row: dict[str, Any]) -> Entry:
-    name = row.pop('file_name')
-    file_inside(place, name, where)
+    name = file_inside(place, row.pop('file_name'), where).relative_to(place).as_posix()
     gsd_m = row.pop('gsd_m', None)
     if gsd_m is not None:
         gsd_m = check_gsd_m(gsd_m, f'{where}: gsd_m')
