@@ -8,6 +8,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.textpath import TextPath
 
 from rsdiff.downstream.summary import MIXTURE, RANDOM, REAL, SYNTHETIC, is_mixture, setting_text
 
@@ -55,15 +56,17 @@ def accuracy(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart:
             own = [100 * cell['accuracy'] for cell in cells if _key(cell) == _key(row)]
             bars.scatter(own, y + np.linspace(-0.2, 0.2, len(own) + 2)[1:-1], s=11, color='white', edgecolor='black',
                          linewidth=0.6, zorder=3)
-            bars.annotate(_percent(row['accuracy'], row['accuracy_ci95']), (max([100 * row['accuracy'] + half, *own]), y),
-                          xytext=(5, 0), textcoords='offset points', va='center', fontsize=SMALL_PT)
+            # an interval of few seeds may end beyond 100 %
+            end = min(100, max([100 * row['accuracy'] + half, *own]))
+            bars.annotate(_percent(row['accuracy'], row['accuracy_ci95']), (end, y), xytext=(5, 0), textcoords='offset points',
+                          va='center', fontsize=SMALL_PT)
         bars.axvline(100 * summary['chance'], color='black', linestyle='--', linewidth=1, zorder=5,
                      label=f'chance, {100 * summary["chance"]:.1f} %')
         bars.set_yticks(places, [row['arm'] for row in rows], fontsize=SMALL_PT + 0.5)
         bars.set_ylim(len(rows) - 0.4, -0.6)
         bars.set_title(setting_text(rows[0]), loc='left', fontsize=FONT_PT)
         _draw_gains(gains, rows)
-    grid[0, 0].set_xlim(0, 118)
+    grid[0, 0].set_xlim(0, 130)
     grid[0, 0].set_xticks(range(0, 101, 20))
     _limit_gains(grid[0, 1], panels)
     grid[-1, 0].set_xlabel('accuracy, %', fontsize=FONT_PT)
@@ -98,9 +101,9 @@ def ratio_curve(summary: Summary) -> Chart | None:
         axes.set_xticks(ratios)
         axes.set_xlabel('synthetic images for each real one', fontsize=FONT_PT)
         axes.set_title(setting_text(curve[0]), loc='left', fontsize=FONT_PT)
-        axes.legend(frameon=False, fontsize=SMALL_PT)
         told.append(f'{setting_text(curve[0])}: ' + ', '.join(f'{ratio} {_percent(row["accuracy"], row["accuracy_ci95"])} %'
                                                          for ratio, row in zip(ratios, curve)))
+    _legend_below(figure)
     return Chart(figure, 'Accuracy by ratio', f'Accuracy over synthetic images for each real one. {"; ".join(told)}.')
 
 
@@ -130,9 +133,9 @@ def learning_curve(summary: Summary) -> Chart | None:
         axes.minorticks_off()
         axes.set_xlabel('real images a class', fontsize=FONT_PT)
         axes.set_title(method, loc='left', fontsize=FONT_PT)
-        axes.legend(frameon=False, fontsize=SMALL_PT)
         told += [f'{method}, {arm}: ' + ', '.join(f'{per_class[row["shots"]]:.0f} images {100 * row["accuracy"]:.1f} %'
                                                   for row in rows) for arm, rows in curves.items() if rows]
+    _legend_below(figure)
     return Chart(figure, 'Learning curve', f'Accuracy over real images a class. {"; ".join(told)}.')
 
 
@@ -147,16 +150,13 @@ def confusion(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart | None
                          if _key(cell) == (headline['method'], arm, headline['shots'])], axis=0)
         shares[arm] = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     difference = shares[headline['arm']] - shares[REAL]
-    side = 1.2 + 0.19 * len(classes)
-    figure = Figure(figsize=(max(9, 3 * side + 1.8), max(3.2, side + 0.9)), layout='constrained')
-    panels = figure.subplots(1, 3, sharey=True)
-    for panel, (arm, share) in zip(panels, shares.items()):
-        image = _matrix(panel, share, classes, arm, 'cividis', 0, 100)
-    panels[0].set_ylabel('true', fontsize=FONT_PT)
-    _colour_bar(figure, image, panels[:2], '% of the true class')
     most = max(1.0, np.abs(difference).max())
-    image = _matrix(panels[2], difference, classes, f'{headline["arm"]} − {REAL}', 'RdBu', -most, most)
-    _colour_bar(figure, image, panels[2], 'points')
+    titles = [*shares, f'{headline["arm"]} − {REAL}']
+    figure, panels = _matrix_panels(classes, titles)
+    for number, (panel, values) in enumerate(zip(panels, [*shares.values(), difference])):
+        low, high, colours, unit = (-most, most, 'RdBu', 'points') if number == 2 else (0, 100, 'cividis', '% of the true class')
+        image = _matrix(panel, values, classes, titles[number], colours, low, high)
+        _colour_bar(panel, image, unit)
     gained, lost = int(np.diag(difference).argmax()), int(np.diag(difference).argmin())
     return Chart(figure, f'Confusions, {setting_text(headline)}',
                  f'Confusion matrices of {REAL} and {headline["arm"]}, and their difference. On the diagonal it is from '
@@ -245,19 +245,64 @@ def _matrix(panel: Axes, values: np.ndarray, classes: Sequence[str], title: str,
     return image
 
 
-def _colour_bar(figure: Figure, image, panels, label: str) -> None:
-    bar = figure.colorbar(image, ax=panels, shrink=0.75)
+def _matrix_panels(classes: Sequence[str], titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
+    """Square panels in a row, or, where numbers would not fit into the cells, one below the other, with room for every name.
+    The places are in inches: the automatic layouts of matplotlib cut off what lies around axes of a fixed aspect."""
+    names = max(_width_inches(_short(name), SMALL_PT - 1) for name in classes)
+    side = max(1.4, 0.19 * len(classes), *(_width_inches(title, FONT_PT) + 0.1 for title in titles))
+    left, below, above, bar = 0.5 + names, 0.55 + names, 0.4, 0.95
+    if len(classes) <= NUMBERED_CLASSES:
+        size = left + len(titles) * (side + bar), below + side + above
+        corners = [(left + i * (side + bar), below) for i in range(len(titles))]
+    else:
+        size = left + side + bar, len(titles) * (below + side + above)
+        corners = [(left, size[1] - (i + 1) * (side + above) - i * below) for i in range(len(titles))]
+    figure, panels = Figure(figsize=size), []
+    for x, y in corners:
+        panel = figure.add_axes((x / size[0], y / size[1], side / size[0], side / size[1]))
+        named = not panels or len(classes) > NUMBERED_CLASSES
+        panel.tick_params(labelleft=named)
+        panel.set_ylabel('true' if named else '', fontsize=FONT_PT)
+        panels.append(panel)
+    return figure, panels
+
+
+def _width_inches(text: str, font_pt: float) -> float:
+    """Of a line of text; a dollar is measured as a letter, since names are no formulas."""
+    return TextPath((0, 0), text.replace('$', 'S') + '.', size=font_pt).get_extents().width / 72
+
+
+def _colour_bar(panel: Axes, image, label: str) -> None:
+    bar = panel.figure.colorbar(image, cax=panel.inset_axes((1 + 0.1 / _side_inches(panel), 0.1, 0.12 / _side_inches(panel), 0.8)))
     bar.set_label(label, fontsize=SMALL_PT)
     bar.ax.tick_params(labelsize=SMALL_PT - 1)
 
 
+def _side_inches(panel: Axes) -> float:
+    return panel.get_position().width * panel.figure.get_figwidth()
+
+
 def _side_by_side(panels: int) -> tuple[Figure, Sequence[Axes]]:
-    figure = Figure(figsize=(max(5.6, 4.5 * panels), 3.9), layout='constrained')
-    grid = figure.subplots(1, panels, squeeze=False)[0]
-    for axes in grid:
+    """Panels two to a row, the most whose letters can be read on a page."""
+    columns, rows = min(2, panels), -(-panels // 2)
+    figure = Figure(figsize=(max(5.6, 4.5 * columns), 3.6 * rows + 0.6), layout='constrained')
+    grid = list(figure.subplots(rows, columns, squeeze=False).flat)
+    for axes in grid[panels:]:
+        axes.remove()
+    for axes in grid[:panels:columns]:
+        axes.set_ylabel('accuracy, %', fontsize=FONT_PT)
+    for axes in grid[:panels]:
         _plain(axes, 'y')
-    grid[0].set_ylabel('accuracy, %', fontsize=FONT_PT)
-    return figure, grid
+    return figure, grid[:panels]
+
+
+def _legend_below(figure: Figure) -> None:
+    """One legend for all panels, where it hides no curve."""
+    handles = {}
+    for axes in figure.axes:
+        for handle, label in zip(*axes.get_legend_handles_labels()):
+            handles.setdefault(label, handle)
+    figure.legend(handles.values(), handles.keys(), loc='outside lower center', ncols=3, frameon=False, fontsize=SMALL_PT)
 
 
 def _plain(axes: Axes, grid: str) -> None:
@@ -284,8 +329,8 @@ def _key(row: dict[str, Any]) -> tuple:
 
 
 def _short(name: str) -> str:
-    """A class name that leaves room for the chart."""
-    return name if len(name) <= 24 else f'{name[:23]}…'
+    """A class name that leaves room for the chart; its end stays, as numbered names differ there alone."""
+    return name if len(name) <= 24 else f'{name[:15]}…{name[-8:]}'
 
 
 def _percent(mean: float, half: float | None) -> str:
