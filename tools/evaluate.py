@@ -25,7 +25,7 @@ from tqdm import tqdm
 
 from rsdiff import console
 from rsdiff.data.degradation import PRESETS, degrade
-from rsdiff.data.folder import Entry, read_folder, split_of, write_manifest
+from rsdiff.data.folder import Entry, opened_entries, read_folder, split_of, write_manifest
 from rsdiff.data.images import read_image, to_float, to_uint8, write_image
 from rsdiff.diffusion.noise import name_key
 from rsdiff.errors import BadInput
@@ -86,7 +86,7 @@ def references() -> tuple[Path, list[Entry]]:
     if (REFERENCE.value is None) == (PAIRS.value is None):
         raise BadInput('give --reference DIR or --pairs DIR, one of them')
     path, split = split_of(REFERENCE.value or PAIRS.value)
-    folder, entries = Path(path), read_folder(path, split)
+    folder, entries = Path(path), opened_entries(path, split)
     if LIMIT.value and LIMIT.value < len(entries):
         entries = [entries[number * len(entries) // LIMIT.value] for number in range(LIMIT.value)]
     stems = [Path(entry.file_name).with_suffix('') for entry in entries]

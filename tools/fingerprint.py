@@ -15,17 +15,17 @@ from tqdm import tqdm
 
 from rsdiff import console
 from rsdiff.data.fingerprints import FILE, fingerprint, write_fingerprints
-from rsdiff.data.folder import read_folder, split_of
+from rsdiff.data.folder import split_of, training_entries
 from rsdiff.data.images import Picture
 from rsdiff.errors import BadInput
 
-IMAGES = flags.DEFINE_multi_string('images', None, 'DIR or DIR:SPLIT; may be given again.', required=True)
+IMAGES = flags.DEFINE_multi_string('images', None, 'DIR (of a folder with splits train) or DIR:SPLIT; may be given again.', required=True)
 OUT = flags.DEFINE_string('out', None, 'The folder of the weights, of the run or of the synthetic images.', required=True)
 LARGEST_PX = flags.DEFINE_integer('largest_px', 1024, 'Larger pictures are scenes.', lower_bound=32)
 
 
 def main() -> None:
-    entries = [(argument, entry) for argument in IMAGES.value for entry in read_folder(*split_of(argument))]
+    entries = [(argument, entry) for argument in IMAGES.value for entry in training_entries(*split_of(argument))]
     names, kept, scenes, unreadable = [], [], 0, []
     for argument, entry in tqdm(entries, unit='image', desc='fingerprints', dynamic_ncols=True):
         try:

@@ -113,6 +113,16 @@ def training_entries(folder: Path | str, split: str | None = None) -> list[Entry
     return chosen
 
 
+def validation_entries(folder: Path | str, split: str | None = None) -> list[Entry]:
+    """What DIR or DIR:SPLIT is where it is validated on: of a folder with splits that called val, validation, valid or dev.
+
+    Raises:
+      BadInput: as `read_folder`; or there are splits, and none is for validation.
+    """
+    entries = read_folder(folder, split)
+    return entries if split is not None or all(entry.split is None for entry in entries) else read_folder(folder, VALIDATION)
+
+
 def opened_entries(folder: Path | str, split: str | None = None) -> list[Entry]:
     """What DIR or DIR:SPLIT is everywhere else: all of DIR; where that takes in several splits, the log says so."""
     entries = read_folder(folder, split)
@@ -285,7 +295,7 @@ def _entry(folder: Path, place: Path, below: str, where: str, row: dict[str, Any
     if gsd_m is not None:
         number = isinstance(gsd_m, (int, float)) and not isinstance(gsd_m, bool) and math.isfinite(gsd_m)
         if not number or not LEAST_GSD_M <= gsd_m <= MOST_GSD_M:
-            raise BadInput(f'{where}: gsd_m is {str(gsd_m)[:40]!r}; it must be metres a pixel, '
+            raise BadInput(f'{where}: gsd_m is {repr(gsd_m)[:40]}; it must be metres a pixel, '
                            f'a positive number from {LEAST_GSD_M:g} to {MOST_GSD_M:g}')
     captions = ()
     for field in CAPTION_FIELDS:
