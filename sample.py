@@ -20,7 +20,7 @@ from absl import flags
 from rsdiff import console
 from rsdiff.console import flag_numbers
 from rsdiff.data.fingerprints import carry_fingerprints
-from rsdiff.data.folder import Entry, read_folder
+from rsdiff.data.folder import Entry, opened_entries
 from rsdiff.data.gsd import check_gsd_m
 from rsdiff.diffusion import noise
 from rsdiff.diffusion.solvers import Solver
@@ -125,7 +125,7 @@ def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
 def folder(trained: Trained, provenance: dict, out: Path) -> dict:
     """Many images, each in one piece."""
     path, mesh, steps = Path(FLAGS.condition), make_mesh(), steps_of(trained.generator, FLAGS.steps or 20, FLAGS.strength)
-    entries = read_folder(path, FLAGS.split) if path.is_dir() else [Entry(path, path.name)]
+    entries = opened_entries(path, FLAGS.split) if path.is_dir() else [Entry(path, path.name)]
     project = projection(trained, steps)
     provenance |= {'projection': repr(project)}
     settings = FolderSettings(FLAGS.stages, trained.config.data.size_px, steps, FLAGS.gsd_m, FLAGS.variants,

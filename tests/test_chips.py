@@ -201,7 +201,7 @@ def test_a_killed_run_leaves_no_dataset_and_the_same_command_makes_it(tmp_path, 
     with pytest.raises(BadInput):
         make_source(DataConfig(source=str(tmp_path / 'out')))
     result = prepare(*command)
-    assert result['chips'] == len(make_source(DataConfig(source=str(tmp_path / 'out'))))
+    assert result['chips'] == len(make_source(DataConfig(source=str(tmp_path / 'out'), validation_share=0)))
     assert result['chips'] + sum(result['dropped'].values()) == 20 * 256
     assert [path.name for path in (tmp_path / 'out' / 'chips').iterdir()] == ['1.0.0']
 

@@ -57,7 +57,7 @@ def pixels(batch):
 
 
 def test_a_dataset_of_tfds_is_a_source_by_name(earth, smooth_image):
-    config = DataConfig(source='tfds:earth', tfds_data_dir=str(earth), size_px=32, gsd_m=5.0)
+    config = DataConfig(source='tfds:earth', tfds_data_dir=str(earth), size_px=32, gsd_m=5.0, validation_share=0)
     source = make_source(config)
     assert len(source) == 6 and 'train[0]' in source.name(0)
     # the square one among the six is shown as it is, turned
@@ -74,13 +74,15 @@ def test_hosts_threads_and_restarts_change_nothing(earth):
     np.testing.assert_array_equal(whole[5]['image'], np.concatenate(parts))
 
 
-def test_validation_reads_its_own_split_or_fresh_crops_of_the_training_one(earth):
+def test_validation_reads_its_own_split_or_records_that_are_not_trained_on(earth):
     config = DataConfig(source='tfds:earth', tfds_data_dir=str(earth), size_px=32, gsd_m=5.0, validation_split='test')
     train, validation = make_source(config), make_source(config, validation=True)
     batch = lambda source: next(batches(source, config, 0, 6))
     assert '/test[' in validation.name(0).replace(' ', '/') and not pixels(batch(train)) & pixels(batch(validation))
-    same = make_source(DataConfig(source='tfds:earth', tfds_data_dir=str(earth), gsd_m=5.0), validation=True)
-    assert same.name(0) == train.name(0)
+    part = DataConfig(source='tfds:earth', tfds_data_dir=str(earth), gsd_m=5.0)
+    train, validation = make_source(part), make_source(part, validation=True)
+    names = [source.name(number).rpartition(' ')[2] for source in (train, validation) for number in range(len(source))]
+    assert len(validation) == 1 and names == [f'train[{number}]' for number in range(6)]
 
 
 @pytest.mark.parametrize('change, message', [
@@ -116,7 +118,7 @@ def test_broken_records_are_skipped_and_named(tmp_path, smooth_image, caplog):
     whole = [chips.encode(smooth_image(32, 32, number), 'png') for number in range(8)]
     whole[2], whole[6] = whole[2][:300], b'text'
     folder = write_earth(tmp_path, whole)
-    config = DataConfig(source='tfds:earth', tfds_data_dir=str(folder), size_px=32, gsd_m=5.0)
+    config = DataConfig(source='tfds:earth', tfds_data_dir=str(folder), size_px=32, gsd_m=5.0, validation_share=0)
     source = make_source(config)
     drawn = [batch for batch, _ in zip(batches(source, config, 0, 4), range(3))]
     assert len(source.skipped) == 2 and caplog.text.count('skipped:') == 2
@@ -125,7 +127,7 @@ def test_broken_records_are_skipped_and_named(tmp_path, smooth_image, caplog):
 
 def test_missing_and_cut_shards_are_named(earth):
     (shard,) = earth.glob('earth/2.0.0/earth-train*')
-    config = DataConfig(source='tfds:earth', tfds_data_dir=str(earth), size_px=32, gsd_m=5.0)
+    config = DataConfig(source='tfds:earth', tfds_data_dir=str(earth), size_px=32, gsd_m=5.0, validation_share=0)
     whole = shard.read_bytes()
     for broken in (whole[:1000], b'', None):
         shard.unlink()
@@ -167,7 +169,7 @@ def test_chips_come_back_as_they_were_written(tmp_path, smooth_image):
 def test_a_record_of_impossible_resolution_is_skipped(tmp_path, smooth_image):
     write_chips(tmp_path, {'train': lambda: ((str(n), chip(smooth_image(32, 32, n), gsd_m=(-1.0, 0.0, np.nan, 3.0)[n]))
                                              for n in range(4))}, 'png')
-    config = DataConfig(source=str(tmp_path), size_px=32)
+    config = DataConfig(source=str(tmp_path), size_px=32, validation_share=0)
     source = make_source(config)
     assert next(batches(source, config, 0, 4))['gsd_m'].tolist() == 4 * [3.0] and len(source.skipped) == 3
 

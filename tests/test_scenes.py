@@ -153,7 +153,7 @@ def test_a_folder_of_geotiffs_trains_and_goes_round_its_holes(geotiff, tmp_path)
     values[:, :, 64:] = 0
     geotiff(values, nodata=0)
     geotiff(np.zeros((3, 64, 64), np.uint8), nodata=0, name='empty.tif')
-    config = DataConfig(source=str(tmp_path), size_px=16, reductions=(1, 2))
+    config = DataConfig(source=str(tmp_path), size_px=16, reductions=(1, 2), validation_share=0)
     source = make_source(config)
     stream = batches(source, config, 0, 8)
     drawn = [next(stream) for _ in range(4)]

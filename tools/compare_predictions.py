@@ -25,7 +25,7 @@ from PIL import Image, ImageDraw
 from rsdiff import console, files
 from rsdiff.data import blue_marble
 from rsdiff.data.boxes import Box
-from rsdiff.data.folder import read_folder
+from rsdiff.data.folder import canonical_split, read_folder
 from rsdiff.data.images import bicubic, box_downscale, read_image, to_float, to_uint8, write_image
 from rsdiff.errors import BadInput
 from rsdiff.evaluation.fidelity import detail, lr_consistency, psnr
@@ -88,8 +88,8 @@ def held_out_chips(data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
                    for x in range(0, image.shape[1] - size + 1, size)]
         chips = [(Box(y, x, y + size, x + size).crop(image), blue_marble.GSD_M) for y, x in corners]
     else:
-        if data.split in (None, FLAGS.split):
-            raise BadInput(f'config.data.split is {data.split!r}, so that --split {FLAGS.split} is trained on; '
+        if canonical_split(data.split or 'train') == canonical_split(FLAGS.split):
+            raise BadInput(f'config.data.split is {data.split or "train"!r}, so that --split {FLAGS.split} is trained on; '
                            'name the training split in the one and another in the other')
         chips = []
         for entry in read_folder(data.source, FLAGS.split):

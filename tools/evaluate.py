@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from rsdiff import console
 from rsdiff.data.degradation import PRESETS, degrade
-from rsdiff.data.folder import Entry, clean_name, read_folder, split_of, write_manifest
+from rsdiff.data.folder import Entry, clean_name, opened_entries, read_folder, split_of, write_manifest
 from rsdiff.data.gsd import check_gsd_m
 from rsdiff.data.images import read_image, to_float, to_uint8, write_image
 from rsdiff.data.made import Made
@@ -99,7 +99,7 @@ def references() -> tuple[Path, list[Entry]]:
     if (REFERENCE.value is None) == (PAIRS.value is None):
         raise BadInput('give --reference DIR or --pairs DIR, one of them')
     path, split = split_of(REFERENCE.value or PAIRS.value)
-    folder, entries = Path(path), read_folder(path, split)
+    folder, entries = Path(path), opened_entries(path, split)
     if LIMIT.value and LIMIT.value < len(entries):
         entries = [entries[number * len(entries) // LIMIT.value] for number in range(LIMIT.value)]
     names = {}

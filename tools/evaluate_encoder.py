@@ -21,7 +21,7 @@ import scipy.stats
 from absl import flags
 
 from rsdiff import console, files
-from rsdiff.data.folder import Entry, read_folder
+from rsdiff.data.folder import Entry, canonical_split, opened_entries, read_folder, split_of
 from rsdiff.data.images import read_image
 from rsdiff.downstream import retrieval, zero_shot
 from rsdiff.downstream.embedded import EMBEDDED, named_encoder
@@ -45,8 +45,8 @@ OUT = flags.DEFINE_string('out', None, 'Folder for the tables.', required=True)
 def main() -> None:
     console.enable_compilation_cache()
     given, out = IMAGES.value, Path(OUT.value)
-    folder, _, split = (given, '', '') if Path(given).exists() else given.rpartition(':')
-    entries = read_folder(folder or given, split or None)
+    folder, split = split_of(given)
+    entries, split = opened_entries(folder, split), canonical_split(split or '')
     tasks = WANTED.value or possible(entries, folder, split)
     if strange := [task for task in tasks if task not in TASKS]:
         raise BadInput(f'--tasks {strange[0]!r}; there are {", ".join(TASKS)}')

@@ -19,7 +19,7 @@ from rsdiff.data.folder import split_of
 from rsdiff.data.inventory import NO_IMAGE, images_seen, look_at_entries
 from rsdiff.errors import BadInput
 
-IMAGES = flags.DEFINE_multi_string('images', None, 'DIR or DIR:SPLIT; may be given again.', required=True)
+IMAGES = flags.DEFINE_multi_string('images', None, 'DIR (of a folder with splits train) or DIR:SPLIT; may be given again.', required=True)
 OUT = flags.DEFINE_string('out', None, 'The folder of the weights, of the run or of the synthetic images.', required=True)
 BANDS = flags.DEFINE_string('bands', None, 'Bands of GeoTIFFs that became red, green, blue: 4,3,2.')
 VALUE_RANGE = flags.DEFINE_string('value_range', None, 'Values of GeoTIFFs that became 0 and 255: 0,3000.')

@@ -2,7 +2,8 @@
 
     python tools/prepare_data.py --source DIR:train --source SCENE.tif --validation DIR:val --reductions 1,4 --out OUT
 
-A source is an image folder, with `metadata.jsonl` or without, and after a colon which of its splits; or one image.
+A source is an image folder, with `metadata.jsonl` or without, and after a colon which of its splits; or one image. Of a folder
+with splits DIR alone is the split train after --source, and the validation split after --validation.
 Every image is cut into chips of --size_px at each reduction (box mean), without those that have gaps, are mostly white
 or black or nearly constant, or are there already. OUT holds a TFDS dataset of ArrayRecord shards, `chips`, splits train
 and validation, training_fingerprints.npz of the images that chips for training were cut from, and prepare.json with every
@@ -28,7 +29,7 @@ from rsdiff.data import chips
 from rsdiff.data.crops import FolderImages
 from rsdiff.data.fingerprints import FILE as FINGERPRINTS
 from rsdiff.data.fingerprints import TrainedOn, add_fingerprints, known_of
-from rsdiff.data.folder import split_of
+from rsdiff.data.folder import split_of, training_entries, validation_entries
 from rsdiff.data.inventory import images_seen, look_at_entries
 from rsdiff.data.records import CHIPS, prepared_folder, write_chips
 from rsdiff.errors import BadInput
@@ -74,7 +75,8 @@ def open_source(split: str, argument: str, bands, value_range) -> Source:
     path, of_split = split_of(argument)
     if not Path(path).exists():
         raise BadInput(f'{argument}: no such folder or image')
-    images = FolderImages(path, of_split, GSD_M.value, bands, value_range)
+    entries = (training_entries if split == 'train' else validation_entries)(path, of_split)
+    images = FolderImages(path, None, GSD_M.value, bands, value_range, entries, '--gsd_m')
     return Source(split, argument, Path(path).resolve().name, images)
 
 

@@ -12,9 +12,6 @@ from rsdiff.data.images import box_downscale
 from rsdiff.data.scenes import RASTER_SUFFIXES, Scene, open_scene
 from rsdiff.errors import BadInput
 
-# how the resolution is given, to the program that trains and to the one that cuts chips
-GSD_ADVICE = '--config.data.gsd_m of train.py, --gsd_m of the others'
-
 
 class Images(Protocol):
     """Numbered images that several threads may open in any order."""
@@ -99,7 +96,7 @@ class Crops:
 
 class FolderImages:
     """The images of a folder to train on (`rsdiff.data.folder.training_entries`), or those `entries` of it; `bands` and
-    `value_range` as `open_scene` takes them.
+    `value_range` as `open_scene` takes them. `flag` is the one that messages advise to give the resolution by.
 
     Raises:
       BadInput: the folder can't be read, or the resolution of its images is unknown.
@@ -107,15 +104,15 @@ class FolderImages:
 
     def __init__(self, folder: str, split: str | None = None, gsd_m: float | None = None,
                  bands: tuple[int, ...] | None = None, value_range: tuple[float, float] | None = None,
-                 entries: list[Entry] | None = None):
+                 entries: list[Entry] | None = None, flag: str = '--config.data.gsd_m'):
         self.entries = training_entries(folder, split) if entries is None else entries
-        self.default_gsd_m, self.bands, self.value_range = gsd_m, bands, value_range
+        self.default_gsd_m, self.bands, self.value_range, self.flag = gsd_m, bands, value_range, flag
         # a raster file may know its own, which shows when it is opened
         missing = [e.file_name for e in self.entries
                    if e.gsd_m is None and e.path.suffix.lower() not in RASTER_SUFFIXES]
         if gsd_m is None and missing:
             raise BadInput(f'{folder}: {len(missing)} images have no gsd_m ({missing[0]}, …); say it in the manifest '
-                           f'or give one for all ({GSD_ADVICE})')
+                           f'or give one for all ({self.flag})')
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -132,5 +129,5 @@ class FolderImages:
         if gsd_m is None:
             scene.__exit__()
             raise BadInput(f'{entry.path}: neither it nor a manifest says its gsd_m; give one for all '
-                           f'({GSD_ADVICE})')
+                           f'({self.flag})')
         return scene, gsd_m

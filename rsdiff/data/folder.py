@@ -113,6 +113,16 @@ def training_entries(folder: Path | str, split: str | None = None) -> list[Entry
     return chosen
 
 
+def validation_entries(folder: Path | str, split: str | None = None) -> list[Entry]:
+    """What DIR or DIR:SPLIT is where it is validated on: of a folder with splits that called val, validation, valid or dev.
+
+    Raises:
+      BadInput: as `read_folder`; or there are splits, and none is for validation.
+    """
+    entries = read_folder(folder, split)
+    return entries if split is not None or all(entry.split is None for entry in entries) else read_folder(folder, VALIDATION)
+
+
 def opened_entries(folder: Path | str, split: str | None = None) -> list[Entry]:
     """What DIR or DIR:SPLIT is everywhere else: all of DIR; where that takes in several splits, the log says so."""
     entries = read_folder(folder, split)
@@ -124,8 +134,8 @@ def opened_entries(folder: Path | str, split: str | None = None) -> list[Entry]:
 
 
 def validation_share(entries: list[Entry], share: float) -> list[bool]:
-    """For each of `entries` whether it is in the share to validate on. It depends on the image's own bytes alone (the size of
-    the file, its first and last 64 KiB), so that copies are on one side, and other images, names and order change nothing.
+    """For each of `entries` whether it is in the share to validate on. It depends on the image's own bytes alone (the size
+    of the file, its first and last 64 KiB), so that copies are on one side, and other images, names and order change nothing.
     Of two images or more there is one at least on either side, if their bytes differ; of one, none."""
     with ThreadPoolExecutor(16) as pool:
         digests = list(pool.map(_digest, entries))
@@ -148,14 +158,11 @@ def split_of(argument: str) -> tuple[str, str | None]:
 
 
 def clean_name(file_name: str) -> str:
-    """A relative POSIX name that leads nowhere outside, made of any `file_name`; of one that is such already, itself. Two names
-    may become one."""
+    """A relative POSIX name that leads nowhere outside, made of any `file_name`; of one that is such already, itself.
+    Two names may become one."""
     parts = [part for part in re.split(r'[/\\]', re.sub(r'^[A-Za-z]:[/\\]', '', file_name)) if part not in ('', '.', '..')]
     parts = [''.join('_' if ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 else c for c in part) for part in parts]
-    short = [part if len(part.encode()) <= 200 else
-             f'{part.encode()[:160].decode(errors="ignore")}-{hashlib.sha256(part.encode()).hexdigest()[:12]}{Path(part).suffix[:8]}'
-             for part in parts]
-    return '/'.join(short) or 'unnamed'
+    return '/'.join(part if len(part.encode()) <= 200 else _shortened(part) for part in parts) or 'unnamed'
 
 
 def write_manifest(folder: Path | str, entries: Iterable[Entry]) -> None:
@@ -181,6 +188,11 @@ def file_inside(folder: epath.PathLike, name: str, where: str) -> epath.PathLike
         problem = 'is a folder' if path.is_dir() else 'does not exist'
         raise BadInput(f'{where}: {name!r} {problem}; remove the line or restore the file')
     return path
+
+
+def _shortened(part: str) -> str:
+    digest = hashlib.sha256(part.encode()).hexdigest()[:12]
+    return f'{part.encode()[:160].decode(errors="ignore")}-{digest}{Path(part).suffix[:8]}'
 
 
 def _manifest_of(folder: Path) -> Path | None:
@@ -232,8 +244,8 @@ def _listed(folder: Path, manifest: Path) -> list[Entry]:
     if below and any(entry.split is not None for entry in entries):
         inside = split_folders(folder, [below + 'image'])[0]
         if wrong := next((entry for entry in entries if inside and entry.split not in (None, inside)), None):
-            raise BadInput(f'{manifest}: {wrong.file_name} is of {wrong.split!r} by its line and of {inside!r} by its folder; '
-                           'mend one of them')
+            raise BadInput(f'{manifest}: {wrong.file_name} is of {wrong.split!r} by its line and of {inside!r} by its '
+                           'folder; mend one of them')
         entries = [dataclasses.replace(entry, split=entry.split or inside) for entry in entries]
     return entries
 
@@ -254,7 +266,8 @@ def _csv_rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = csv.reader(io.StringIO(manifest.read_bytes().decode('utf-8-sig'), newline=''), strict=True)
         header = next(rows, [])
         if 'file_name' not in header or len({*header}) < len(header):
-            raise BadInput(f'{manifest}:1: its columns are {", ".join(header)[:100]!r}; there must be "file_name", and none twice')
+            raise BadInput(f'{manifest}:1: its columns are {", ".join(header)[:100]!r}; there must be "file_name", and '
+                           'none twice')
         for cells in rows:
             where = f'{manifest}:{rows.line_num}'
             if not any(cells):

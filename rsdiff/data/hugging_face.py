@@ -52,7 +52,8 @@ class HubImages:
                  label: str = 'label', captions: str = 'captions'):
         import datasets
 
-        found = next((name for name in (split, *splits) if name in splits and canonical_split(name) == canonical_split(split)), None)
+        alike = [name for name in splits if canonical_split(name) == canonical_split(split)]
+        found = split if split in splits else next(iter(alike), None)
         if found is None:
             raise BadInput(f'{source}: no split {split!r}; there are {", ".join(map(repr, splits))}')
         self.where, self.default_gsd_m = f'{source} {found}', gsd_m

@@ -27,8 +27,8 @@ SPLIT_NAMES = {'train': 'train', 'training': 'train', 'test': 'test', 'testing':
 
 
 def canonical_split(name: str) -> str:
-    """The one name of a split: 'val' for val, validation, valid and dev, 'train' for training, 'test' for testing, in capitals
-    or not. Other names are their own."""
+    """The one name of a split: 'val' for val, validation, valid and dev, 'train' for training, 'test' for testing, in
+    capitals or not. Other names are their own."""
     return SPLIT_NAMES.get(name.lower(), name)
 
 
@@ -103,8 +103,8 @@ def split_folders(folder: Path, names: list[str]) -> list[str | None]:
         split = next(part for part in inside[0] if part.lower() in SPLIT_NAMES)
         other = next(name for name, own in zip(names, parts) if not any(part.lower() in SPLIT_NAMES for part in own)) \
             if len(inside) < len(parts) else names[0]
-        raise BadInput(f'{folder}: {split}/ may be a split, and {other} in none, or {split}/ may be a class or any other folder; '
-                       f'say it by "split" in a {MANIFESTS[0]}, or move away what is no data')
+        raise BadInput(f'{folder}: {split}/ may be a split, and {other} in none, or {split}/ may be a class or any other '
+                       f'folder; say it by "split" in a {MANIFESTS[0]}, or move away what is no data')
     return [None] * len(names)
 
 

@@ -120,13 +120,11 @@ def _record_images(builder, config: DataConfig, validation: bool) -> RecordImage
         _say(validation, f'{config.source}: validates on its split {split}')
         return whole
     unseen = min(max(round(config.validation_share * len(whole)), config.validation_share > 0), len(whole) - 1)
-    if '[' in train or '+' in train:  # a part already, which TFDS takes no part of
-        unseen = 0
     _say_share(validation, config, unseen, len(whole))
-    if not unseen:
-        return whole
-    first = len(whole) - unseen
-    return RecordImages(builder, f'{train}[{first}:]' if validation else f'{train}[:{first}]', config.gsd_m)
+    if unseen:
+        first = len(whole) - unseen
+        whole.keep(*((first, len(whole)) if validation else (0, first)))
+    return whole
 
 
 def _hub_images(config: DataConfig, validation: bool) -> HubImages:

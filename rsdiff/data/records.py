@@ -96,15 +96,20 @@ class RecordImages:
                            'file_format="array_record"') from None
         if any(shard.parent != epath.Path(self.where) for shard in self.shards):
             raise BadInput(f'{self.where}: its shards leave the folder')
+        self.first = 0
         if not self.length:
             raise BadInput(f'{self.where}: split {split!r} is empty')
 
     def __len__(self) -> int:
         return self.length
 
+    def keep(self, first: int, last: int) -> None:
+        """Leaves the records from `first` to before `last` alone, numbered anew."""
+        self.first, self.length = self.first + first, last - first
+
     def name(self, number: int) -> str:
         """The dataset, split and record, and where `tools/prepare_data.py` had image `number` from."""
-        name = f'{self.where} {self.split}[{number}]'
+        name = f'{self.where} {self.split}[{self.first + number}]'
         try:
             record = self._record(number)
         except BadInput:
@@ -117,7 +122,7 @@ class RecordImages:
     def open(self, number: int) -> tuple[Scene, float]:
         """See `rsdiff.data.crops.Images`."""
         record = self._record(number)
-        name = f'{self.where} {self.split}[{number}]'
+        name = f'{self.where} {self.split}[{self.first + number}]'
         gsd_m = record.get('gsd_m', self.default_gsd_m)
         if not 0 < gsd_m < math.inf:
             raise BadInput(f'{name}: gsd_m is {gsd_m}; it must be a positive number of metres')
@@ -125,9 +130,9 @@ class RecordImages:
 
     def _record(self, number: int) -> dict[str, Any]:
         try:
-            return self.records[number]
+            return self.records[self.first + number]
         except (OSError, RuntimeError, ValueError, IndexError) as error:  # the reader's, for missing and broken files
-            raise BadInput(f'{self.where} {self.split}[{number}]: not readable ({one_line(error)[:200]})') from None
+            raise BadInput(f'{self.where} {self.split}[{self.first + number}]: not readable ({one_line(error)[:200]})') from None
 
 
 class _Chips(tfds.core.GeneratorBasedBuilder, skip_registration=True):

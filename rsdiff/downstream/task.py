@@ -15,13 +15,12 @@ import numpy as np
 from absl import logging
 
 from rsdiff.data.fingerprints import fingerprint
-from rsdiff.data.folder import Entry, read_folder
+from rsdiff.data.folder import TRAIN, VALIDATION, Entry, canonical_split, read_folder
 from rsdiff.data.images import read_image
 from rsdiff.downstream.encoder import Encoder
 from rsdiff.downstream.leaks import HeldOut, known_to_the_generator, pixel_hash, recognisable
 from rsdiff.errors import BadInput
 
-TRAIN, VALIDATION = 'train', 'val'
 NO_SOURCE = ''
 
 
@@ -110,6 +109,7 @@ def load_task(real: Path | str, synthetic: Path | str, encoder: Encoder, evaluat
         among the training images, the synthetic ones, or those that the generator was trained on, or an evaluated one
         among those of the validation split.
     """
+    evaluate_on = canonical_split(evaluate_on)
     splits, made = _real_splits(real, evaluate_on), _made(synthetic)
     classes = tuple(sorted({e.label for e in splits[TRAIN]}))
     if len(classes) < 2:
