@@ -136,7 +136,8 @@ def flag_gsd_m() -> float | None:
     """
     gsd_m = flags.FLAGS.gsd_m
     if gsd_m is not None and not LEAST_GSD_M <= gsd_m <= LARGEST_GSD_M:
-        raise BadInput(f'--gsd_m is {gsd_m}; it must be a positive number of metres, from {LEAST_GSD_M} to {LARGEST_GSD_M:.0f}')
+        raise BadInput(f'--gsd_m is {gsd_m}; it must be a positive number of metres, '
+                       f'from {LEAST_GSD_M} to {LARGEST_GSD_M:.0f}')
     return gsd_m
 
 

@@ -33,7 +33,8 @@ def main() -> None:
     if unlabelled := next((entry for entries in splits.values() for entry in entries if entry.label is None), None):
         raise BadInput(f'{unlabelled.path}: no label in the manifest; a probe needs one for each image')
     colours = console.flag_numbers('bands', int, 3), console.flag_numbers('value_range', float, 2)
-    x = {split: features_of(extractor, [functools.partial(read_image, entry.path, *colours) for entry in entries], out / 'features')
+    read = lambda entry: functools.partial(read_image, entry.path, *colours)
+    x = {split: features_of(extractor, [read(entry) for entry in entries], out / 'features')
          for split, entries in splits.items()}
     y = {split: [entry.label for entry in entries] for split, entries in splits.items()}
     probe = linear_probe(x['train'], y['train'], x['val'], y['val'])

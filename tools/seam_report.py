@@ -54,7 +54,8 @@ def read_plan(settings: dict, path: Path) -> Plan:
         if len(offset) != 2 or not all(type(part) in (int, float) and 0 <= part <= 1 for part in offset):
             raise BadInput(f'{path}: offset {str(offset)[:40]} of a phase is not two numbers from 0 to 1')
         phases.append(Phase(**sizes, offset=tuple(offset)))
-    return Plan(files.field(settings, 'plan', str, path), window_px, files.field(settings, 'solver', str, path), tuple(phases))
+    name, solver = (files.field(settings, key, str, path) for key in ('plan', 'solver'))
+    return Plan(name, window_px, solver, tuple(phases))
 
 
 def grids(out: Path, settings: dict, height: int, width: int) -> list[Grid]:
