@@ -129,8 +129,9 @@ def folder(trained: Trained, provenance: dict, out: Path) -> dict:
     project = projection(trained, steps)
     provenance |= {'projection': repr(project)}
     settings = FolderSettings(FLAGS.stages, trained.config.data.size_px, steps, FLAGS.gsd_m, FLAGS.variants,
-                              FLAGS.degrade, FLAGS.strength, FLAGS.solver, FLAGS.seed, -(-FLAGS.batch_size // mesh.size) * mesh.size,
-                              flag_numbers('bands', int, 3), flag_numbers('value_range', float, 2))
+                              FLAGS.degrade, FLAGS.strength, FLAGS.solver, FLAGS.seed,
+                              -(-FLAGS.batch_size // mesh.size) * mesh.size, flag_numbers('bands', int, 3),
+                              flag_numbers('value_range', float, 2))
     sample = bind_images(trained.generator, trained.params, steps, mesh, project, FLAGS.strength, FLAGS.solver)
     result = sample_folder(sample, trained.config.degradation, entries, out, settings, provenance)
     carry_fingerprints(FLAGS.checkpoint, out)

@@ -425,7 +425,9 @@ def edited(path, **values):
 
 
 def without_digest(path):
-    path.write_text(json.dumps({key: value for key, value in json.loads(path.read_text()).items() if key != 'content_sha256'}))
+    row = json.loads(path.read_text())
+    del row['content_sha256']
+    path.write_text(json.dumps(row))
 
 
 def test_a_cell_that_is_not_as_it_was_written_is_made_again(folders, encoder, tmp_path, monkeypatch):
@@ -433,8 +435,8 @@ def test_a_cell_that_is_not_as_it_was_written_is_made_again(folders, encoder, tm
     _, cells = compare.compare(task, encoder, study, tmp_path / 'out')
     path, run = tmp_path / 'out/cells/linear/real_k2_seed0.json', compare._Laboratory.run
     monkeypatch.setattr(compare._Laboratory, 'run', lambda laboratory, cell: (runs.append(cell.name), run(laboratory, cell)))
-    spoilers = [lambda: edited(path, accuracy=1.25), lambda: edited(path, final_loss=0), lambda: path.write_bytes(path.read_bytes()[:99]),
-                lambda: path.write_text('[]'), lambda: path.write_bytes(b'\xff'), lambda: path.write_text(''),
+    spoilers = [lambda: edited(path, accuracy=1.25), lambda: edited(path, final_loss=0),
+                lambda: path.write_bytes(path.read_bytes()[:99]), lambda: path.write_text('[]'), lambda: path.write_bytes(b'\xff'), lambda: path.write_text(''),
                 lambda: (edited(path, accuracy=1.25), without_digest(path))]
     for number, spoil in enumerate(spoilers, 1):
         spoil()

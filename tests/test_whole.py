@@ -1,7 +1,6 @@
 """Folders of images, sampled in one piece each."""
 
 import hashlib
-import json
 import shutil
 
 import jax.numpy as jnp
@@ -9,7 +8,7 @@ import numpy as np
 import pytest
 
 from rsdiff.data.degradation import CLEAN, LIGHT
-from rsdiff.data.folder import read_folder
+from rsdiff.data.folder import Entry, read_folder
 from rsdiff.data.images import box_downscale, read_image, write_image
 from rsdiff.errors import BadInput
 from rsdiff.mosaic.whole import FolderSettings, sample_folder
@@ -111,7 +110,8 @@ def test_unusable_images_are_skipped_and_counted(image_folder, tmp_path, smooth_
     (lambda f: None, {'degraded': True, 'strength': 0.0}, 'strength is 0.0'),
     (lambda f: None, {'strength': 0.5}, 'only --degrade has'),
     (lambda f: None, {'window_px': 256}, r'32×32 px; this generator needs 64 px'),
-    (lambda f: [shutil.copy(f / 'a/a0.png', f / 'a/a0.jpg'), (f / 'metadata.jsonl').unlink()], {'gsd_m': 1.0}, "'a/a0.jpg' and 'a/a0.png' would both be"),
+    (lambda f: [shutil.copy(f / 'a/a0.png', f / 'a/a0.jpg'), (f / 'metadata.jsonl').unlink()], {'gsd_m': 1.0},
+     "'a/a0.jpg' and 'a/a0.png' would both be"),
 ])
 def test_what_cannot_be_sampled_is_named(image_folder, tmp_path, spoil, options, message):
     spoil(image_folder)
@@ -125,8 +125,8 @@ def test_other_settings_in_the_same_folder_are_refused(image_folder, tmp_path):
         run(image_folder, tmp_path / 'out', degraded=True, seed=1)
 
 
-@pytest.mark.parametrize('spoil', [lambda p: p.write_bytes(p.read_bytes()[:-100]), lambda p: p.write_bytes(b''), lambda p: p.unlink(),
-                                   lambda p: write_image(p, np.zeros((32, 32, 3), np.uint8))])
+@pytest.mark.parametrize('spoil', [lambda p: p.write_bytes(p.read_bytes()[:-100]), lambda p: p.write_bytes(b''),
+                                   lambda p: p.unlink(), lambda p: write_image(p, np.zeros((32, 32, 3), np.uint8))])
 def test_an_image_that_is_not_as_it_was_made_is_made_again(image_folder, tmp_path, spoil):
     run(image_folder, tmp_path / 'out', degraded=True)
     path = tmp_path / 'out/a/a2-0.png'
@@ -137,8 +137,8 @@ def test_an_image_that_is_not_as_it_was_made_is_made_again(image_folder, tmp_pat
     assert run(image_folder, tmp_path / 'out', degraded=True)['sampled_now'] == 0
 
 
-@pytest.mark.parametrize('spoil', [lambda p: p.write_bytes(p.read_bytes()[:-40]), lambda p: p.write_bytes(b'\xff\n[]\n{"file_name": 3}\n'),
-                                   lambda p: p.unlink()])
+@pytest.mark.parametrize('spoil', [lambda p: p.write_bytes(p.read_bytes()[:-40]), lambda p: p.unlink(),
+                                   lambda p: p.write_bytes(b'\xff\n[]\n{"file_name": 3}\n')])
 def test_a_spoilt_index_costs_time_and_nothing_else(image_folder, tmp_path, spoil):
     run(image_folder, tmp_path / 'out', degraded=True)
     before = {path: path.read_bytes() for path in (tmp_path / 'out').rglob('*') if path.is_file()}
@@ -147,31 +147,30 @@ def test_a_spoilt_index_costs_time_and_nothing_else(image_folder, tmp_path, spoi
     assert {path: path.read_bytes() for path in before} == before
 
 
-def test_nothing_is_written_outside_out(image_folder, tmp_path, smooth_image):
-    lines = [json.dumps({'file_name': name, 'gsd_m': 10.0}) for name in (
-        str(image_folder / 'a/a0.png'), 'b/../a/a2.png', './b/b1.png')]
-    (image_folder / 'metadata.jsonl').write_text('\n'.join(lines))
+def test_nothing_is_written_outside_out(image_folder, tmp_path):
+    names = [str(image_folder / 'a/a0.png'), '../images/a/a2.png', './b/b1.png']
+    entries = [Entry(image_folder / name, name, gsd_m=10.0) for name in names]
     before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
-    run(image_folder, tmp_path / 'deep/out', degraded=True)
+    sample_folder(sample, LIGHT, entries, tmp_path / 'deep/out', settings(degraded=True), {}, show=False)
     new = {path for path in tmp_path.rglob('*') if path.is_file()} - {*before}
     assert {path: path.read_bytes() for path in before} == before
     assert all(path.is_relative_to(tmp_path / 'deep/out') for path in new)
     assert len([path for path in new if path.suffix == '.png']) == 3
-    assert {entry.extra['source'] for entry in read_folder(tmp_path / 'deep/out')} == {
-        str(image_folder / 'a/a0.png'), 'b/../a/a2.png', './b/b1.png'}
+    assert {entry.extra['source'] for entry in read_folder(tmp_path / 'deep/out')} == {*names}
 
 
 def test_names_that_would_be_one_are_refused(image_folder, tmp_path):
-    (image_folder / 'metadata.jsonl').write_text('{"file_name": "a/a0.png", "gsd_m": 1}\n{"file_name": "./a/a0.png", "gsd_m": 1}')
+    entries = [Entry(image_folder / 'a/a0.png', name, gsd_m=10.0) for name in ('a/a0.png', './a/a0.png')]
     with pytest.raises(BadInput, match="'a/a0.png' and './a/a0.png' would both be written as 'a/a0-0.png'"):
-        run(image_folder, tmp_path / 'out', degraded=True)
+        sample_folder(sample, LIGHT, entries, tmp_path / 'out', settings(degraded=True), {}, show=False)
 
 
 def write_tiff(path, values, gsd_m):
     rasterio = pytest.importorskip('rasterio', reason='needs the geo extra')
     path.parent.mkdir(parents=True, exist_ok=True)
-    with rasterio.open(path, 'w', driver='GTiff', height=values.shape[1], width=values.shape[2], count=len(values), dtype=values.dtype,
-                       crs='EPSG:32633', transform=rasterio.Affine(gsd_m, 0, 500_000, 0, -gsd_m, 5_000_000)) as file:
+    place = rasterio.Affine(gsd_m, 0, 500_000, 0, -gsd_m, 5_000_000)
+    with rasterio.open(path, 'w', driver='GTiff', height=values.shape[1], width=values.shape[2], count=len(values),
+                       dtype=values.dtype, crs='EPSG:32633', transform=place) as file:
         file.write(values)
 
 

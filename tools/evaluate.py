@@ -106,7 +106,8 @@ def references() -> tuple[Path, list[Entry]]:
     for entry in entries:
         other = names.setdefault(condition_name(entry), entry)
         if other is not entry:
-            raise BadInput(f'{folder}: {other.file_name!r} and {entry.file_name!r} differ only in their suffix; rename one of them')
+            raise BadInput(f'{folder}: {other.file_name!r} and {entry.file_name!r} differ only in their suffix; '
+                           'rename one of them')
     return folder, entries
 
 
@@ -185,8 +186,8 @@ def settings(folder: Path, truths: list[Entry], sources: list[str], generated: d
 
 
 def make_conditions(folder: Path, truths: list[Entry], sources: list[str], out: Path) -> list[Pair]:
-    """Writes the condition of every truth into the image folder `out`, those of a sensor as they are. What is there, but is not
-    as it was made from `sources`, is made again."""
+    """Writes the condition of every truth into the image folder `out`, those of a sensor as they are. What is there, but
+    is not as it was made from `sources`, is made again."""
     made, entries, index = [], [], Made(out)
     for truth, source in zip(tqdm(truths, unit='image', desc='conditions', dynamic_ncols=True), sources):
         name = condition_name(truth)
@@ -194,7 +195,10 @@ def make_conditions(folder: Path, truths: list[Entry], sources: list[str], out: 
         sensor = pairs.sensor_condition(folder, truth)
         if not index.has(name, source):
             pair.size()
-            condition = read_image(sensor, **colours()) if sensor else to_uint8(reduction()(pair.read_truth(), truth.file_name))
+            if sensor:
+                condition = read_image(sensor, **colours())
+            else:
+                condition = to_uint8(reduction()(pair.read_truth(), truth.file_name))
             write_image(pair.condition, condition)
             index.add(name, source)
         gsd_m = truth.gsd_m or GSD_M.value or file_gsd_m(truth)
@@ -228,7 +232,8 @@ def make_rows(made: list[Pair], generated: dict[str, Path]) -> list[Row]:
     for name, folder in generated.items():
         if UNPAIRED.value:
             entries = read_folder(folder)
-            rows.append(Row(name, lambda number, entries=entries: read_image(entries[number].path, **colours()), len(entries), False))
+            read = lambda number, entries=entries: read_image(entries[number].path, **colours())
+            rows.append(Row(name, read, len(entries), False))
         else:
             entries = pairs.match(folder, [pair.truth for pair in made])
             read = lambda number, entries=entries: pairs.read_made(entries[number], made[number])

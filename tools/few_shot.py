@@ -7,6 +7,7 @@ these. Which ones they are depends on --seed and their names alone. The manifest
 also the last line.
 """
 
+import dataclasses
 import shutil
 import zlib
 from collections import Counter
@@ -15,8 +16,9 @@ from pathlib import Path
 from absl import flags
 
 from rsdiff import console
-from rsdiff.data.folder import MANIFEST, Entry, read_folder, write_manifest
+from rsdiff.data.folder import MANIFEST, Entry, clean_name, read_folder, write_manifest
 from rsdiff.errors import BadInput
+from rsdiff.files import replacing
 
 TRAIN = 'train'
 IMAGES = flags.DEFINE_string('images', None, 'A folder with labels and splits.', required=True)
@@ -50,11 +52,15 @@ def main() -> None:
     if (out / MANIFEST).exists():
         raise BadInput(f'{out} holds a {MANIFEST}; use another --out')
     entries = chosen(read_folder(IMAGES.value), PER_CLASS.value, SEED.value)
+    names = {}
     for entry in entries:
-        path = out / entry.file_name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(entry.path, path)
-    write_manifest(out, entries)
+        other = names.setdefault(clean_name(entry.file_name), entry)
+        if other is not entry:
+            raise BadInput(f'{other.file_name!r} and {entry.file_name!r} would be one file; rename one of them')
+    for name, entry in names.items():
+        with replacing(out / name) as partial:
+            shutil.copyfile(entry.path, partial)
+    write_manifest(out, [dataclasses.replace(entry, path=out / name, file_name=name) for name, entry in names.items()])
     console.finish({'out': str(out), 'per_class': PER_CLASS.value, 'seed': SEED.value,
                     'images': dict(Counter(str(entry.split) for entry in entries))}, out / 'few_shot.json')
 

@@ -7,18 +7,22 @@ FOLDER has `label` and the splits train, val and test. The regularisation is cho
 OUT holds the features, by content, and probe.json, which is also the last line.
 """
 
+import functools
 from pathlib import Path
 
 from absl import flags
 
 from rsdiff import console
 from rsdiff.data.folder import read_folder
+from rsdiff.data.images import read_image
 from rsdiff.errors import BadInput
 from rsdiff.evaluation.features import features_of, named_extractor
 from rsdiff.evaluation.probe import linear_probe
 
 IMAGES = flags.DEFINE_string('images', None, 'Folder with labels and splits.', required=True)
 FEATURES = flags.DEFINE_string('features', 'efflite0', 'efflite0, the folder of a CLIP, or a file of Inception weights.')
+BANDS = flags.DEFINE_string('bands', None, 'Of GeoTIFFs, those for red, green and blue, such as 4,3,2.')
+VALUE_RANGE = flags.DEFINE_string('value_range', None, 'Of GeoTIFFs, the values for black and white, such as 0,3000.')
 OUT = flags.DEFINE_string('out', None, 'Folder for the features and the result.', required=True)
 
 
@@ -28,7 +32,9 @@ def main() -> None:
     splits = {split: read_folder(IMAGES.value, split) for split in ('train', 'val', 'test')}
     if unlabelled := next((entry for entries in splits.values() for entry in entries if entry.label is None), None):
         raise BadInput(f'{unlabelled.path}: no label in the manifest; a probe needs one for each image')
-    x = {split: features_of(extractor, [entry.path for entry in entries], out / 'features')
+    colours = console.flag_numbers('bands', int, 3), console.flag_numbers('value_range', float, 2)
+    read = lambda entry: functools.partial(read_image, entry.path, *colours)
+    x = {split: features_of(extractor, [read(entry) for entry in entries], out / 'features')
          for split, entries in splits.items()}
     y = {split: [entry.label for entry in entries] for split, entries in splits.items()}
     probe = linear_probe(x['train'], y['train'], x['val'], y['val'])

@@ -8,6 +8,7 @@ seed with other windows holds the most alike texture. For what the figures mean 
 OUT/seams.json, which is also the last line.
 """
 
+import dataclasses
 import sys
 from pathlib import Path
 from typing import Any
@@ -25,6 +26,8 @@ from rsdiff.mosaic.plan import Phase, Plan
 
 CONTROL = flags.DEFINE_multi_string('control', [], 'NAME=IMAGE or NAME=OUT, any number of times.')
 STAGE = flags.DEFINE_integer('stage', None, 'Which stage; the last, if not given.', lower_bound=1)
+BANDS = flags.DEFINE_string('bands', None, 'Of a control that is a GeoTIFF, those for red, green and blue, such as 4,3,2.')
+VALUE_RANGE = flags.DEFINE_string('value_range', None, 'Of such a control, the values for black and white, such as 0,3000.')
 BLOCK_PX = flags.DEFINE_integer('block_px', 512, 'Side of the squares that are read, and resampled for intervals.',
                                 lower_bound=128)
 
@@ -37,13 +40,31 @@ def open_mosaic(out: Path) -> tuple[Any, dict]:
     return stages[(STAGE.value or len(stages)) - 1], settings
 
 
-def grids(settings: dict, height: int, width: int) -> list[Grid]:
-    """The windows of every phase, and the supertiles."""
-    phases = tuple(Phase(**{**phase, 'offset': tuple(phase['offset'])}) for phase in settings['phases'])
-    plan = Plan(settings['plan'], settings['window_px'], settings['solver'], phases)
+def read_plan(settings: dict, path: Path) -> Plan:
+    """The plan of the settings of a mosaic, which are those in the file `path`. Raises BadInput where they are of none."""
+    window_px, phases = files.field(settings, 'window_px', int, path), []
+    for row in files.field(settings, 'phases', list, path):
+        if not isinstance(row, dict) or row.keys() != {field.name for field in dataclasses.fields(Phase)}:
+            raise BadInput(f'{path}: {str(row)[:40]!r} is no phase')
+        sizes = {name: files.field(row, name, int, path) for name in ('steps', 'stride_px', 'crop_px', 'ramp_px')}
+        offset = files.field(row, 'offset', list, path)
+        if min(sizes.values()) < 0 or sizes['steps'] < 1 or not 1 <= sizes['stride_px'] <= window_px < 2**16 \
+                or 2 * sizes['crop_px'] + sizes['ramp_px'] >= window_px:
+            raise BadInput(f'{path}: windows of {window_px} px can not be laid out by {str(sizes)[:100]}')
+        if len(offset) != 2 or not all(type(part) in (int, float) and 0 <= part <= 1 for part in offset):
+            raise BadInput(f'{path}: offset {str(offset)[:40]} of a phase is not two numbers from 0 to 1')
+        phases.append(Phase(**sizes, offset=tuple(offset)))
+    name, solver = (files.field(settings, key, str, path) for key in ('plan', 'solver'))
+    return Plan(name, window_px, solver, tuple(phases))
+
+
+def grids(out: Path, settings: dict, height: int, width: int) -> list[Grid]:
+    """The windows of every phase of the mosaic in `out`, and the supertiles."""
+    path = out / console.SETTINGS
+    plan, around_px = read_plan(settings, path), width if files.field(settings, 'wrap_x', bool, path) else None
     found = []
-    for number, phase in enumerate(phases, 1):
-        begins = [plan.lattice(phase, axis, width if settings['wrap_x'] else None).touching(0, side, plan.profile(phase))
+    for number, phase in enumerate(plan.phases, 1):
+        begins = [plan.lattice(phase, axis, around_px).touching(0, side, plan.profile(phase))
                   for axis, side in ((0, height), (1, width))]
         rows, columns = ([place + phase.crop_px for place in places] for places in begins)
         found.append(Grid(f'windows of phase {number}', rows, columns, phase.ramp_px))
@@ -80,7 +101,7 @@ def cell(interval: Interval | None) -> str:
 def main(out: Path) -> None:
     array, settings = open_mosaic(out)
     height, width = array.shape[:2]
-    jobs = [(out.resolve().name, array, distinct(grids(settings, height, width)))]
+    jobs = [(out.resolve().name, array, distinct(grids(out, settings, height, width)))]
     for control in CONTROL.value:
         name, equals, path = control.partition('=')
         path = Path(path)
@@ -88,9 +109,9 @@ def main(out: Path) -> None:
             raise BadInput(f'--control {control}: say NAME=IMAGE or NAME=OUT, with a name of its own')
         if path.is_dir():
             other, own = open_mosaic(path)
-            jobs.append((name, other, distinct(grids(own, *other.shape[:2]))))
+            jobs.append((name, other, distinct(grids(path, own, *other.shape[:2]))))
         else:
-            image = read_image(path)
+            image = read_image(path, console.flag_numbers('bands', int, 3), console.flag_numbers('value_range', float, 2))
             if image.shape[:2] != (height, width):
                 raise BadInput(f'{path}: {image.shape[1]}×{image.shape[0]} px; {out} has {width}×{height}')
             jobs.append((name, image, jobs[0][2]))

@@ -62,7 +62,8 @@ def windows(kind: Kind, key, corners, window_px: int, around: int | None = None)
 
 
 def name_key(seed: int, *names: int):
-    """A key for `seed`, any integer, and a path of integers such as (stage, window); the same path always gives the same key."""
+    """A key for `seed`, any integer, and a path of integers such as (stage, window). The same path always gives the same
+    key."""
     key = seed_key(seed)
     for name in names:
         key = jax.random.fold_in(key, name)

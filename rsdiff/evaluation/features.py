@@ -229,8 +229,8 @@ class FeatureStore:
             except BadInput as error:
                 raise BadInput(f'{error}; remove it') from None
             keys, features = shard.get('keys', np.empty(0)), shard.get('features', np.empty(0))
-            if keys.shape != (len(features), 32) or features.shape[1:] != (self.extractor.width,) \
-                    or not np.isfinite(features).all():
+            if features.dtype != np.float32 or features.ndim != 2 or features.shape[1] != self.extractor.width \
+                    or keys.dtype != np.uint8 or keys.shape != (len(features), 32) or not np.isfinite(features).all():
                 raise BadInput(f'{path}: not features of {self.extractor.name}; remove it')
             self.rows |= zip(map(bytes, keys), features)
             self.seen.add(path)

@@ -37,7 +37,8 @@ WINDOW /= WINDOW.sum()
 C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 
 
-def checked_pairs(images: np.ndarray, truth: np.ndarray, least_px: int = 1, who: str = 'this measure') -> tuple[np.ndarray, np.ndarray]:
+def checked_pairs(images: np.ndarray, truth: np.ndarray, least_px: int = 1,
+                  who: str = 'this measure') -> tuple[np.ndarray, np.ndarray]:
     """Both as float64. `who` needs at least `least_px` a side.
 
     Raises:
@@ -95,7 +96,8 @@ def cpsnr(images: np.ndarray, truth: np.ndarray, border_px: int = 4, satlas_comp
       ValueError: as `psnr`.
       BadInput: a pixel is not finite, or nothing is left within the border.
     """
-    images, truth = checked_pairs(images, truth, least_px=2 * border_px + 2, who='cpsnr')  # a single pixel is nothing but bias
+    # a single pixel is nothing but bias
+    images, truth = checked_pairs(images, truth, least_px=2 * border_px + 2, who='cpsnr')
     starts = [(2 * border_px - start if satlas_compat else border_px, start) for start in range(2 * border_px + 1)]
     height, width = (size - 2 * border_px for size in images.shape[1:3])
 

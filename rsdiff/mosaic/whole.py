@@ -35,9 +35,9 @@ SampleImages = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax
 @dataclasses.dataclass(frozen=True)
 class FolderSettings:
     """How a folder is sampled. `gsd_m`, of the images given, stands in where an entry has none, and before what the file
-    itself says. `bands` and `value_range` say how raster files become RGB (`rsdiff.data.scenes.open_scene`). `degraded`: the images
-    are the truth; each variant degrades them by 4^stages first, and the result has their resolution again. `strength` below
-    1: every stage starts part of the way from the truth, and so resembles it."""
+    itself says. `bands` and `value_range` say how raster files become RGB (`rsdiff.data.scenes.open_scene`). `degraded`:
+    the images are the truth; each variant degrades them by 4^stages first, and the result has their resolution again.
+    `strength` below 1: every stage starts part of the way from the truth, and so resembles it."""
 
     stages: int
     window_px: int
@@ -74,8 +74,9 @@ def sample_folder(sample: SampleImages, degradation: DegradationConfig, entries:
                   settings: FolderSettings, provenance: dict[str, Any], show: bool = True) -> dict[str, Any]:
     """Samples `settings.variants` images of each entry into `out`, with `metadata.jsonl`. Continues what is there.
 
-    Images that are there, but not as they were made, are made again. Label, captions and split are kept; source, source_sha256, seed, variant, and `provenance` are noted. Images that
-    can't be read or are too small are named in the log and counted.
+    Images that are there, but not as they were made, are made again. Label, captions and split are
+    kept; source, source_sha256, seed, variant, and `provenance` are noted. Images that can't be read or are too small are
+    named in the log and counted.
 
     Raises:
       BadInput: no image can be used, no gsd_m is known, two would be written under one name, or `out` holds something else.
@@ -141,8 +142,8 @@ def _check_names(jobs: list[_Job]) -> None:
     for job in jobs:
         other = names.setdefault(job.out_name, job)
         if other is not job:
-            raise BadInput(f'{other.entry.file_name!r} and {job.entry.file_name!r} would both be written as {job.out_name!r}; '
-                           'rename one of them')
+            raise BadInput(f'{other.entry.file_name!r} and {job.entry.file_name!r} would both be written as '
+                           f'{job.out_name!r}; rename one of them')
 
 
 def _read_sizes(entry: Entry, settings: FolderSettings) -> tuple[tuple[int, int], tuple[int, int], float | None]:

@@ -87,3 +87,17 @@ def test_what_is_wrong_is_said_in_a_line(folders, tmp_path, arguments, message):
         arguments = [argument.replace(name, str(path)) for argument in arguments]
     done = run(*arguments)
     assert done.returncode == 2 and message in done.stderr.strip().splitlines()[-1], done.stderr[-2000:]
+
+
+@pytest.mark.parametrize('changes, message', [
+    ({'supertile_px': 0}, 'settings.json'),
+    ({'window_px': '64'}, "settings.json: 'window_px' is str"),
+    ({'phases': [{'steps': 1, 'stride_px': 0, 'offset': [0, 0], 'crop_px': 0, 'ramp_px': 0}]}, 'can not be laid out'),
+])
+def test_settings_that_no_mosaic_has_are_named(folders, changes, message):
+    path = folders / 'good' / 'settings.json'
+    before = path.read_text()
+    path.write_text(json.dumps(json.loads(before) | changes))
+    done = run(folders / 'good')
+    path.write_text(before)
+    assert done.returncode == 2 and message in done.stderr.strip().splitlines()[-1], done.stderr[-2000:]
