@@ -230,7 +230,8 @@ def test_ground_control_points_on_a_plane_are_a_transform(rasterio, tmp_path, sm
 @pytest.mark.parametrize('code, corner, pixel', [
     (4087, (2_000_000, 6_679_169), 10), (3857, (2_000_000, 8_399_738), 10), (32633, (300_000, 7_000_000), 10),
     (2263, (980_000, 200_000), 10), (27572, (600_000, 2_200_000), 5), (3413, (-500_000, -500_000), 100),
-    (4326, (179.9995, 60), 0.001), (4807, (2.5, 52), 0.001), (7415, (155_000, 463_000), 1), (3035, (4_321_000, 3_210_000), 10)])
+    (4326, (179.9995, 60), 0.001), (4807, (2.5, 52), 0.001), (7415, (155_000, 463_000), 1),
+    (3035, (4_321_000, 3_210_000), 10)])
 @pytest.mark.parametrize('degrees', [0, 30])
 def test_a_pixel_is_as_large_as_pyproj_measures_it(rasterio, tmp_path, smooth_image, code, corner, pixel, degrees):
     pyproj = pytest.importorskip('pyproj')

@@ -98,8 +98,10 @@ class Picture:
         rasterio = import_rasterio()
         if rasterio is None:
             return None, f"{beside[0]} is read by rasterio; pip install 'rsdiff-jax[geo]' brings it"
+        # GDAL's name of a format, but for JPEGs with several pictures
+        driver = 'JPEG' if self.image.format == 'MPO' else self.image.format
         try:
-            with rasterio.open(str(self.path), driver='JPEG' if self.image.format == 'MPO' else self.image.format) as dataset:
+            with rasterio.open(str(self.path), driver=driver) as dataset:
                 return places.place_of(dataset)
         except (rasterio.errors.RasterioError, ValueError):
             return None, f'{beside[0]} can not be read with it'

@@ -171,8 +171,8 @@ class Raster:
             brightest = 2 ** int(own.get('NBITS', 8)) - 1
             value_range = (0, brightest) if brightest < 255 else None
         elif value_range is None:
-            raise BadInput(f'{self.path}: {dtype} values, more than 8 bits{self._glance()}; value_range has to tell which of '
-                           'them become 0 and 255, such as 0,3000 for the reflectance of Sentinel-2')
+            raise BadInput(f'{self.path}: {dtype} values, more than 8 bits{self._glance()}; value_range has to tell which '
+                           'of them become 0 and 255, such as 0,3000 for the reflectance of Sentinel-2')
         if structure.get('MINISWHITE', own.get('MINISWHITE')) == 'YES':
             return (value_range or (0, 255))[::-1]
         return value_range
