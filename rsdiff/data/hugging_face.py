@@ -6,8 +6,9 @@ from pathlib import Path
 from typing import Any
 
 from rsdiff.data.folder import Entry, drawn
-from rsdiff.data.images import Picture
+from rsdiff.data.gsd import check_gsd_m
 from rsdiff.data.layout import canonical_split
+from rsdiff.data.scenes import Scene, open_scene
 from rsdiff.errors import BadInput, one_line
 
 SAVED = 'dataset_dict.json', 'state.json'
@@ -79,14 +80,13 @@ class HubImages:
         """The dataset, its split and row."""
         return f'{self.where}[{self.numbers[number]}]'
 
-    def open(self, number: int) -> tuple[Picture, float]:
+    def open(self, number: int) -> tuple[Scene, float]:
         """See `rsdiff.data.crops.Images`."""
         row, gsd_m = self._row(number), self.default_gsd_m
         if row.get('gsd_m') is not None:
             gsd_m = row['gsd_m']
-        if not isinstance(gsd_m, (int, float)) or not 1e-4 <= gsd_m <= 1e8:
-            raise BadInput(f'{self.name(number)}: gsd_m is {gsd_m}; it must be a positive number of metres')
-        return Picture(self.name(number), io.BytesIO(self._encoded(number))), float(gsd_m)
+        gsd_m = check_gsd_m(gsd_m, f'{self.name(number)}: gsd_m')
+        return open_scene(self.name(number), file=io.BytesIO(self._encoded(number))), gsd_m
 
     def entry(self, number: int) -> Entry:
         """What the row says of image `number`; of a class label its name."""
