@@ -20,6 +20,8 @@ from rsdiff.data.folder import read_folder  # noqa: E402
 from rsdiff.data.images import read_image, read_masked  # noqa: E402
 from rsdiff.downstream import compare  # noqa: E402
 from rsdiff.downstream.arms import Arm  # noqa: E402
+from rsdiff.downstream.embedded import FOLDER, embedded_encoder  # noqa: E402
+from rsdiff.downstream.encoder import byte_tokenizer, load_tokenizer  # noqa: E402
 from rsdiff.errors import BadInput  # noqa: E402
 from rsdiff.files import read_json  # noqa: E402
 from rsdiff.models import towers, weights  # noqa: E402
@@ -316,3 +318,33 @@ def test_preprocessors(folder, content):
     path.write_bytes(content)
     found = is_read_or_refused(lambda: towers.load_preprocessing(folder, CLIPConfig()), str(path))
     assert found is None or np.isfinite([*found['image_mean'], *found['image_std']]).all() and all(found['image_std'])
+
+
+@pytest.fixture(scope='module')
+def whole_tokenizer(tmp_path_factory):
+    folder = tmp_path_factory.mktemp('tokenizer')
+    byte_tokenizer().save_pretrained(folder)
+    return folder
+
+
+@pytest.mark.parametrize('name', ['tokenizer.json', 'tokenizer_config.json'])
+@damage(25)
+@given(data=st.data())
+def test_tokenizers(whole_tokenizer, name, data):
+    path = whole_tokenizer / name
+    kept = path.read_bytes()
+    path.write_bytes(data.draw(damaged_json(json.loads(kept))))
+    try:
+        is_read_or_refused(lambda: load_tokenizer(whole_tokenizer, CLIPConfig()), str(whole_tokenizer))
+    finally:
+        path.write_bytes(kept)
+
+
+@damage(30)
+@given(content=damaged_json({'model_type': 'embedded', 'trained_on': ['x'], 'config': {'vocabulary': 9, 'length': 64, 'dim': 8}}))
+def test_configs_of_text_towers(folder, content):
+    """None of these is of the tokenizer beside it."""
+    (folder / 'tokenizer.json').write_bytes((FOLDER / 'tokenizer.json').read_bytes())
+    (folder / 'config.json').write_bytes(content)
+    with pytest.raises(BadInput):
+        is_read_or_refused(lambda: embedded_encoder(folder), str(folder)) or embedded_encoder(folder)

@@ -19,7 +19,7 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from rsdiff.data.images import bicubic
-from rsdiff.downstream.encoder import Encoder, load_encoder
+from rsdiff.downstream.encoder import Encoder, load_encoder, made_tokenizer
 from rsdiff.errors import BadInput, one_line
 from rsdiff.files import field, read_json, write_text_atomically
 from rsdiff.evaluation.features import Network
@@ -110,12 +110,8 @@ def embedded_encoder(folder: Path | str = FOLDER) -> Embedded:
         raise BadInput(f'{folder / CONFIG}: not of a text tower ({one_line(error)[:120]})') from None
     except BadInput as error:
         raise BadInput(str(error) if str(error).startswith(str(folder)) else f'{folder / CONFIG}: config.{error}') from None
-    try:
-        tokenizer = Tokenizer.from_str(json.dumps(read_json(folder / TOKENIZER)))
-    except Exception as error:
-        if type(error) is not Exception:  # what the library raises has no class of its own
-            raise
-        raise BadInput(f'{folder / TOKENIZER}: not a tokenizer ({one_line(error)[:120]})') from None
+    text = json.dumps(read_json(folder / TOKENIZER))
+    tokenizer = made_tokenizer(lambda: Tokenizer.from_str(text), folder / TOKENIZER)
     if tokenizer.get_vocab_size() != config.vocabulary or None in map(tokenizer.token_to_id, (UNKNOWN, START)):
         raise BadInput(f'{folder}: the tokenizer ({tokenizer.get_vocab_size()} tokens) is not that of the text tower '
                        f'({config.vocabulary})')
