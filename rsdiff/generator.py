@@ -15,7 +15,9 @@ from rsdiff.diffusion import consistency, objective, solvers
 from rsdiff.diffusion.consistency import Projection
 from rsdiff.diffusion.objective import ObjectiveConfig
 from rsdiff.diffusion.schedule import Schedule, ScheduleConfig, like, make_schedule, to_x0
+from rsdiff.errors import BadInput
 from rsdiff.models.unet import UNet, UNetConfig
+from rsdiff.ranges import check_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -35,6 +37,11 @@ class GeneratorConfig:
     schedule: ScheduleConfig = ScheduleConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     residual_scale: float = 0.0
+
+    def __post_init__(self):
+        check_range(self, 0, 100, 'residual_scale')
+        if 0 < self.residual_scale < 1e-4:
+            raise BadInput(f'residual_scale is {self.residual_scale}; it must be 0, or from 0.0001')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 import dataclasses
 import json
+import math
 import sys
 
 import pytest
@@ -9,7 +10,7 @@ from ml_collections import config_flags
 from configs import aerial, demo, earth, metaearth
 from rsdiff.data.degradation import PRESETS
 from rsdiff.errors import BadInput
-from rsdiff.training.config import TrainConfig, differing_keys, from_dict, to_config_dict, to_dict
+from rsdiff.training.config import OptimizerConfig, TrainConfig, differing_keys, from_dict, to_config_dict, to_dict
 
 
 def test_dicts_and_dataclasses_are_inverse_through_json():
@@ -38,7 +39,7 @@ def test_every_config_file_is_a_config(module):
     ({'generator': {'model': {'head_width': 48}}}, 'head_width'),
     ({'generator': {'model': {'patch': 0}}}, 'patch is 0'),
     ({'generator': {'model': {'attention_levels': (7,)}}}, 'attention_levels'),
-    ({'generator': {'model': {'multipliers': ()}}}, 'multipliers is empty'),
+    ({'generator': {'model': {'multipliers': ()}}}, 'multipliers are 0'),
     ({'generator': {'model': {'dtype': 'float12'}}}, 'expected float32 or bfloat16'),
     ({'generator': {'model': {'upscale': 2}}}, 'upscale is 2'),
     ({'generator': {'schedule': {'beta_start': 0.5}}}, 'beta_start'),
@@ -54,11 +55,45 @@ def test_every_config_file_is_a_config(module):
     ({'accumulation': 0}, 'accumulation is 0'),
     ({'validation': {'steps': 2000}}, 'validation.steps and bins are at most 1000'),
     ({'validation': {'grid': 40}}, 'validation.grid is more'),
-    ({'validation': {'examples': 0}}, 'validation.examples is 0'),
+    ({'validation': {'examples': 0}}, r'config\.validation\.examples is 0'),
+    ({'generator': {'model': {'width': 5000}}}, r'config\.generator\.model\.width is 5000; it must be from 1 to 4096'),
+    ({'generator': {'model': {'width': -64}}}, 'width is -64'),
+    ({'generator': {'model': {'blocks': 10**6}}}, 'blocks is 1000000'),
+    ({'generator': {'model': {'multipliers': (1,) * 9}}}, 'multipliers are 9'),
+    ({'generator': {'model': {'multipliers': (1, 0)}}}, 'multipliers is'),
+    ({'generator': {'model': {'multipliers': (1, 100.0)}}}, 'multipliers is'),
+    ({'generator': {'model': {'width': 4096, 'multipliers': (8, 8)}}}, 'parameters'),
+    ({'generator': {'model': {'rrdb_features': 1024, 'rrdb_growth': 1024, 'rrdb_blocks': 64}}}, 'parameters'),
+    ({'generator': {'model': {'rrdb_blocks': 65}}}, 'rrdb_blocks is 65'),
+    ({'generator': {'schedule': {'timesteps': 10**6}}}, r'schedule\.timesteps is 1000000'),
+    ({'generator': {'residual_scale': math.nan}}, r'residual_scale: expected float, found nan'),
+    ({'generator': {'residual_scale': 1e-9}}, r'config\.generator\.residual_scale is'),
+    ({'data': {'size_px': 8192}}, r'config\.data\.size_px is 8192'),
+    ({'data': {'gsd_m': 0.0}}, r'config\.data\.gsd_m is 0'),
+    ({'data': {'value_range': (9.0, 1.0)}}, r'config\.data\.value_range'),
+    ({'data': {'validation_share': 1.0}}, r'config\.data\.validation_share'),
+    ({'optimizer': {'learning_rate': -1.0}}, r'config\.optimizer\.learning_rate is -1'),
+    ({'optimizer': {'learning_rate': 10**400}}, 'learning_rate: expected float'),
+    ({'optimizer': {'b2': 1.0}}, r'config\.optimizer\.b2 is 1'),
+    ({'ema': {'rampup': -1.0}}, r'config\.ema\.rampup is -1'),
+    ({'mesh': {'fsdp': 0}}, r'config\.mesh\.fsdp is 0'),
+    ({'degradation': {'first': {'blur': {'sigma_px': (0.1, 1e9)}}}}, r'config\.degradation\.first\.blur\.sigma_px'),
+    ({'a\nb': 1}, r"config\.'a\\nb': no such key"),
 ])
 def test_what_is_wrong_is_named(values, message):
     with pytest.raises(BadInput, match=message):
         from_dict(TrainConfig, values)
+
+
+def test_numbers_of_a_config_made_by_hand_are_checked_too():
+    for wrong in (math.nan, math.inf, -1.0):
+        with pytest.raises(BadInput, match='^learning_rate is'):
+            OptimizerConfig(learning_rate=wrong)
+
+
+def test_any_whole_number_is_a_seed():
+    for seed in (0, -5, 2**64, 10**100):
+        assert from_dict(TrainConfig, {'seed': seed}).seed == seed
 
 
 def test_values_take_their_annotated_type():

@@ -155,3 +155,30 @@ def test_broken_folders_are_bad_input(folder, name, text):
         (folder / name).write_text(text)
     with pytest.raises(BadInput, match=name):
         towers.load(folder)
+
+
+@pytest.mark.parametrize('names', [('a', 'a.b'), ('a.b', 'a'), ('a.0', 'a.0.kernel'), ('.'.join('a' * 101),)])
+def test_names_that_make_no_tree_are_bad_input(names):
+    with pytest.raises(BadInput, match='^here: '):
+        weights.unflatten(dict.fromkeys(names, np.zeros(1)), 'here')
+
+
+def test_only_what_an_index_is_written_as_becomes_one():
+    flat = dict.fromkeys(['a.0', 'a.00', 'a.10', 'a.01', 'a.٣', 'a.1234567890', 'a.-1'], 1)
+    assert list(weights.unflatten(flat)['a']) == [0, '00', 10, '01', '٣', '1234567890', '-1']
+
+
+@pytest.mark.parametrize('dtype', ['F8_E4M3', 'F8_E5M2', 'F4'])
+def test_types_that_numpy_has_not_are_named(tmp_path, dtype):
+    header = json.dumps({'layer.weight': {'dtype': dtype, 'shape': [2], 'data_offsets': [0, 1 if dtype == 'F4' else 2]}}).encode()
+    (tmp_path / 'x').write_bytes(len(header).to_bytes(8, 'little') + header + bytes(1 if dtype == 'F4' else 2))
+    with pytest.raises(BadInput, match=f"x: tensor 'layer.weight' is of type {dtype}"):
+        weights.read_safetensors(tmp_path / 'x')
+
+
+def test_what_is_finite_as_float64_alone_is_not_finite():
+    like = {'a': {'bias': jax.ShapeDtypeStruct((2,), jnp.float32)}}
+    with pytest.raises(BadInput, match='here: .*finite'):
+        weights.from_torch({'a.bias': np.array([1.0, 1e300])}, like, 'here')
+    with pytest.raises(BadInput, match='here: .*finite'):
+        weights.checked({'a': {'bias': np.array([1.0, 1e300])}}, like, 'net', 'here')

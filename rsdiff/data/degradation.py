@@ -22,27 +22,28 @@ from rsdiff.data import kernels
 from rsdiff.data.canvas import PRECISION, Canvas, blur, resize
 from rsdiff.data.jpeg import LUMA, jpeg
 from rsdiff.errors import BadInput
+from rsdiff.ranges import check_range
 
 PHOTONS = 256.0  # of a white pixel, at scale 1
 
 
-def _check_ranges(config, *names: str) -> None:
+def _check_ranges(config, highest: float, *names: str) -> None:
     for name in names:
         least, most = getattr(config, name)
-        if not 0 <= least <= most:
-            raise BadInput(f'config: a degradation\'s {name} ({least}, {most}) is no range; give (least, most), from 0')
+        if not 0 <= least <= most <= highest:
+            raise BadInput(f'{name} ({least}, {most}) is no range; give (least, most), from 0 to {highest:g}')
 
 
 def _check_probabilities(config, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(config, name) <= 1:
-            raise BadInput(f'config: a degradation\'s {name} {getattr(config, name)} is no probability; give 0 to 1')
+            raise BadInput(f'{name} {getattr(config, name)} is no probability; give 0 to 1')
 
 
 def _check_odds(config, name: str) -> None:
     odds = getattr(config, name)
-    if min(odds) < 0 or sum(odds) == 0:
-        raise BadInput(f'config: a degradation\'s odds {name} {odds} must not be negative, nor all zero')
+    if not all(0 <= each <= 1e6 for each in odds) or sum(odds) < 1e-6:
+        raise BadInput(f'the odds {name} {odds} must not be negative or huge, nor all zero')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -62,13 +63,15 @@ class BlurConfig:
     sinc_cutoff: tuple[float, float] = (math.pi / 3, math.pi / 5)
 
     def __post_init__(self):
-        _check_ranges(self, 'sigma_px', 'generalised_power', 'plateau_power', 'kernel_px')
+        _check_ranges(self, 100, 'sigma_px', 'generalised_power', 'plateau_power')
+        _check_ranges(self, 255, 'kernel_px')
+        check_range(self, 0, math.pi, 'sinc_cutoff')
         _check_probabilities(self, 'probability', 'sinc')
         _check_odds(self, 'kinds')
         if self.sigma_px[0] == 0:
-            raise BadInput(f'config: a blur\'s sigma_px {self.sigma_px} begins at 0; for no blur give it probability 0')
+            raise BadInput(f'sigma_px {self.sigma_px} begins at 0; for no blur give it probability 0')
         if any(size % 2 == 0 for size in self.kernel_px):
-            raise BadInput(f'config: a blur\'s kernel_px {self.kernel_px} are not odd')
+            raise BadInput(f'kernel_px {self.kernel_px} are not odd')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -92,11 +95,11 @@ class ResizeConfig:
     filter: FilterConfig = FilterConfig()
 
     def __post_init__(self):
-        _check_ranges(self, 'factors')
+        _check_ranges(self, 16, 'factors')
         _check_odds(self, 'odds')
         (up, down, _), (least, most) = self.odds, self.factors
-        if least == 0 or (up and most < 1) or (down and least > 1):
-            raise BadInput(f'config: resizing by {self.factors} at odds {self.odds} of up, down, keep is not possible')
+        if least < 1 / 64 or (up and most < 1) or (down and least > 1):
+            raise BadInput(f'resizing by {self.factors} at odds {self.odds} of up, down, keep is not possible')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,10 +113,10 @@ class NoiseConfig:
     poisson_scale: tuple[float, float] = (0.05, 3.0)  # multiplies the noise, not the photons
 
     def __post_init__(self):
-        _check_ranges(self, 'gaussian_levels', 'poisson_scale')
+        _check_ranges(self, 255, 'gaussian_levels', 'poisson_scale')
         _check_probabilities(self, 'gaussian', 'poisson', 'grey')
         if self.gaussian + self.poisson > 1 + 1e-6:
-            raise BadInput(f'config: noise is gaussian {self.gaussian} and poisson {self.poisson}; together over 1')
+            raise BadInput(f'noise is gaussian {self.gaussian} and poisson {self.poisson}; together over 1')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -126,7 +129,7 @@ class JPEGConfig:
     def __post_init__(self):
         _check_probabilities(self, 'probability')
         if not 1 <= self.quality[0] <= self.quality[1] <= 100:
-            raise BadInput(f'config: JPEG quality {self.quality} is no range in 1 to 100')
+            raise BadInput(f'JPEG quality {self.quality} is no range in 1 to 100')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -113,7 +113,7 @@ def read_fingerprints(path: epath.PathLike) -> TrainedOn:
     except KeyError as error:
         raise BadInput(f'{path}: not a file of fingerprints (no {error.args[0]!r}); {advice}') from None
     except (OSError, EOFError, ValueError, SyntaxError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
-        raise BadInput(f'{path}: not a file of fingerprints ({one_line(error)}); {advice}') from None
+        raise BadInput(f'{path}: not a file of fingerprints ({one_line(error)[:200]}); {advice}') from None
     for texts in names, unknown:
         if texts.ndim != 1 or texts.size and texts.dtype.kind != 'U':
             raise BadInput(f'{path}: fingerprints of another kind; {advice}')

@@ -16,10 +16,12 @@ import numpy as np
 from rsdiff.data.blue_marble import BlueMarble
 from rsdiff.data.crops import Crops, FolderImages
 from rsdiff.data.folder import TRAIN, VALIDATION, read_folder, training_entries, validation_share
+from rsdiff.data.gsd import LARGEST_GSD_M, SMALLEST_GSD_M
 from rsdiff.data.hugging_face import HubImages, hub_splits
 from rsdiff.data.layout import canonical_split
 from rsdiff.data.records import RecordImages, named_dataset, prepared_dataset, prepared_folder
 from rsdiff.errors import BadInput
+from rsdiff.ranges import check_range
 from rsdiff.seeds import short_seed
 
 TFDS_PREFIX, HUB_PREFIX = 'tfds:', 'hf:'
@@ -58,6 +60,17 @@ class DataConfig:
     value_range: tuple[float, float] | None = None
     threads: int = 4
 
+    def __post_init__(self):
+        check_range(self, 1, 4096, 'size_px', 'reductions')
+        check_range(self, SMALLEST_GSD_M, LARGEST_GSD_M, 'gsd_m')
+        check_range(self, 1, 65_535, 'bands')
+        check_range(self, -1e300, 1e300, 'value_range')
+        check_range(self, 1, 1024, 'threads')
+        if not 0 <= self.validation_share < 1:
+            raise BadInput(f'validation_share is {self.validation_share}; it must be from 0 to below 1')
+        if self.value_range and not self.value_range[0] < self.value_range[1]:
+            raise BadInput(f'value_range is {self.value_range}; the first value must be the smaller one')
+
 
 class Source(Protocol):
     """Where examples come from. `skipped` holds the names of images that could not be used so far."""
@@ -82,10 +95,6 @@ def make_source(config: DataConfig, validation: bool = False) -> Source:
     Raises:
       BadInput: there is no such folder, dataset or split, or it can't be used.
     """
-    if config.gsd_m is not None and not config.gsd_m > 0:
-        raise BadInput(f'data.gsd_m is {config.gsd_m}; it must be a positive number of metres')
-    if not 0 <= config.validation_share < 1:
-        raise BadInput(f'data.validation_share is {config.validation_share}; it must be from 0 to below 1')
     if config.source == 'blue_marble':
         return BlueMarble(validation)
     if config.source.startswith(TFDS_PREFIX):

@@ -20,6 +20,7 @@ import jax
 import jax.numpy as jnp
 
 from rsdiff.diffusion.schedule import Prediction, Schedule, add_noise, target
+from rsdiff.ranges import check_range
 
 
 @dataclasses.dataclass(frozen=True)
@@ -30,6 +31,10 @@ class ObjectiveConfig:
     error_in: Prediction = 'eps'
     p2_k: float = 1.0
     p2_gamma: float = 1.0
+
+    def __post_init__(self):
+        check_range(self, 0, 1e6, 'p2_k')
+        check_range(self, 0, 100, 'p2_gamma')
 
 
 def p2_weight(schedule: Schedule, t, k: float, gamma: float):

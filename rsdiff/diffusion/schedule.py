@@ -27,6 +27,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rsdiff.ranges import check_range
+
 Prediction = Literal['eps', 'x0', 'v']
 
 
@@ -40,6 +42,10 @@ class ScheduleConfig:
     beta_end: float = 0.0155
     shape: Literal['linear', 'sqrt_linear'] = 'linear'
     zero_terminal_snr: bool = False
+
+    def __post_init__(self):
+        check_range(self, 1, 100_000, 'timesteps')
+        check_range(self, 0, 1, 'beta_start', 'beta_end')
 
 
 @jax.tree_util.register_dataclass

@@ -19,9 +19,9 @@ import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
 from rsdiff.data.images import bicubic
-from rsdiff.downstream.encoder import Encoder, load_encoder
-from rsdiff.errors import BadInput
-from rsdiff.files import read_json, write_text_atomically
+from rsdiff.downstream.encoder import Encoder, load_encoder, made_tokenizer
+from rsdiff.errors import BadInput, one_line
+from rsdiff.files import field, read_json, write_text_atomically
 from rsdiff.evaluation.features import Network
 from rsdiff.models import efficientnet, text_tower, weights
 
@@ -104,16 +104,18 @@ def embedded_encoder(folder: Path | str = FOLDER) -> Embedded:
         raise BadInput(f'{folder}: no text tower; train one: python tools/train_text_tower.py --images FOLDER --out {folder}')
     row = read_json(folder / CONFIG)
     try:
-        config, trained_on = text_tower.Config(**row['config']), ', '.join(row['trained_on'])
-        tokenizer = Tokenizer.from_file(str(folder / TOKENIZER))
-    except (KeyError, TypeError) as error:
-        raise BadInput(f'{folder / CONFIG}: not of a text tower ({error!r})') from None
-    except Exception as error:  # what the library raises has no class of its own
-        raise BadInput(f'{folder / TOKENIZER}: not a tokenizer ({error})') from None
+        config = text_tower.Config(**field(row, 'config', dict, folder / CONFIG))
+        trained_on = ', '.join(field(row, 'trained_on', list, folder / CONFIG))
+    except TypeError as error:
+        raise BadInput(f'{folder / CONFIG}: not of a text tower ({one_line(error)[:120]})') from None
+    except BadInput as error:
+        raise BadInput(str(error) if str(error).startswith(str(folder)) else f'{folder / CONFIG}: config.{error}') from None
+    text = json.dumps(read_json(folder / TOKENIZER))
+    tokenizer = made_tokenizer(lambda: Tokenizer.from_str(text), folder / TOKENIZER)
     if tokenizer.get_vocab_size() != config.vocabulary or None in map(tokenizer.token_to_id, (UNKNOWN, START)):
         raise BadInput(f'{folder}: the tokenizer ({tokenizer.get_vocab_size()} tokens) is not that of the text tower '
                        f'({config.vocabulary})')
-    towers = weights.unflatten(weights.read_safetensors(folder / WEIGHTS))
+    towers = weights.unflatten(weights.read_safetensors(folder / WEIGHTS), folder / WEIGHTS)
     towers = weights.checked(towers, text_tower.parameter_shapes(config), 'this text tower', folder / WEIGHTS)
     params = {IMAGE_TOWER: efficientnet.load_params(), TEXT_TOWER: towers}
     digest = weights.digest(params, row['config'], tokenizer.to_str(), 'bicubic', TEMPLATES)

@@ -5,7 +5,7 @@ import hashlib
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any, Sequence
+from typing import Any, Callable, Sequence
 
 import jax
 import numpy as np
@@ -136,18 +136,30 @@ def load_tokenizer(folder: Path, config: towers.Config) -> PreTrainedTokenizerBa
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise BadInput(f'{folder}: no tokenizer ({", or ".join(TOKENIZER_FILES)})')
     if isinstance(config, clip.CLIPConfig) and (folder / 'vocab.json').is_file() and (folder / 'merges.txt').is_file():
-        tokenizer = CLIPTokenizer(vocab=str(folder / 'vocab.json'), merges=str(folder / 'merges.txt'))
+        tokenizer = made_tokenizer(lambda: CLIPTokenizer(vocab=str(folder / 'vocab.json'), merges=str(folder / 'merges.txt')), folder)
     else:
         if (folder / 'spiece.model').is_file() and importlib.util.find_spec('sentencepiece') is None:
             raise BadInput(f"{folder}: SigLIP's tokenizer needs sentencepiece; pip install 'rsdiff-jax[siglip]'")
-        try:
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True)
-        except (ImportError, OSError, TypeError, ValueError) as error:
-            raise BadInput(f'{folder}: its tokenizer is not read ({one_line(error)[:160]})') from None
+        tokenizer = made_tokenizer(lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True), folder)
     if len(tokenizer) > config.text_config.vocab_size:
         raise BadInput(f'{folder}: the tokenizer has {len(tokenizer)} tokens, the text tower '
                        f'{config.text_config.vocab_size}')
     return tokenizer
+
+
+def made_tokenizer(make: Callable[[], Any], where: Path) -> Any:
+    """`make()`, of a library that reads what is at `where`.
+
+    Raises:
+      BadInput: the library can't.
+    """
+    try:
+        return make()
+    except MemoryError:
+        raise
+    # tokenizers has no class of its own for what it raises; transformers lets out whatever a broken file makes of it
+    except Exception as error:
+        raise BadInput(f'{where}: its tokenizer is not read ({one_line(error)[:160]})') from None
 
 
 def tiny_encoder(image_size_px: int, patch_px: int = 16, width: int = 64, layers: int = 3) -> Encoder:

@@ -19,7 +19,7 @@ from flax import nnx
 
 from rsdiff.errors import BadInput
 from rsdiff.models import transformer
-from rsdiff.models.transformer import known_fields, layer_norm, linear
+from rsdiff.models.transformer import LARGEST, known_fields, layer_norm, linear
 
 # Per-channel statistics of CLIP's training images, for pixel values in [0, 1].
 IMAGE_MEAN = (0.48145466, 0.4578275, 0.40821073)
@@ -75,6 +75,12 @@ class CLIPConfig:
     text_config: TextConfig = TextConfig()
     projection_dim: int = 512
     logit_scale_init_value: float = 2.6592
+
+    def __post_init__(self):
+        if not 1 <= self.projection_dim <= LARGEST['projection_size']:
+            raise BadInput(f'CLIPConfig: projection_dim is {self.projection_dim}; it must be from 1 to {LARGEST["projection_size"]}')
+        if not -100 <= self.logit_scale_init_value <= 100:
+            raise BadInput(f'CLIPConfig: logit_scale_init_value is {self.logit_scale_init_value}; it must be from -100 to 100')
 
     @classmethod
     def from_json(cls, row: dict[str, Any], where: str = 'config.json') -> 'CLIPConfig':

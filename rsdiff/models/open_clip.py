@@ -87,19 +87,19 @@ def config_from_json(row: Any, where: str) -> CLIPConfig:
         vision_width, text_width = _number(vision, 'width', 768), _number(text, 'width', 512)
         vocabulary = _number(text, 'vocab_size', 49408)
         config = CLIPConfig(
-            VisionConfig(hidden_size=vision_width, intermediate_size=int(vision_width * vision.pop('mlp_ratio', 4.0)),
+            VisionConfig(hidden_size=vision_width, intermediate_size=_hidden(vision, vision_width),
                          num_hidden_layers=_number(vision, 'layers', 12),
-                         num_attention_heads=vision_width // _number(vision, 'head_width', 64),
+                         num_attention_heads=max(1, vision_width // _number(vision, 'head_width', 64)),
                          image_size=_number(vision, 'image_size', 224), patch_size=_number(vision, 'patch_size', 16),
                          hidden_act=activation),
             TextConfig(vocab_size=vocabulary, hidden_size=text_width,
-                       intermediate_size=int(text_width * text.pop('mlp_ratio', 4.0)),
+                       intermediate_size=_hidden(text, text_width),
                        num_hidden_layers=_number(text, 'layers', 12), num_attention_heads=_number(text, 'heads', 8),
                        max_position_embeddings=_number(text, 'context_length', 77), hidden_act=activation,
                        # the last two of CLIP's vocabulary; it pads with the latter
                        pad_token_id=vocabulary - 1, bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1),
             projection_dim=_number(top, 'embed_dim', 512))
-        strange = [f'{name} {value!r}' for section in (top, vision, text) for name, value in section.items()
+        strange = [f'{name} {ascii(value)[:60]}' for section in (top, vision, text) for name, value in section.items()
                    if value and name not in IRRELEVANT and (name, value) not in USUAL]
         if strange:
             raise BadInput(f'asks for {", ".join(strange)}, which a CLIP of Hugging Face\'s has not')
@@ -159,15 +159,16 @@ def preprocessing_from_json(row: Any, config: CLIPConfig, where: str) -> dict[st
       BadInput: it is no object, or interpolates as no filter of Pillow does.
     """
     filters = {'nearest': 0, 'bilinear': 2, 'bicubic': 3, 'random': 3}  # at random in training, bicubic else
-    if not isinstance(row, dict) or row.get('interpolation') not in (None, *filters):
-        raise BadInput(f'{where}: "preprocess_cfg" is {row!r}; it must be an object, with interpolation one of '
+    if not isinstance(row, dict) or not isinstance(row.get('interpolation'), str | None) or \
+            row.get('interpolation') not in (None, *filters):
+        raise BadInput(f'{where}: "preprocess_cfg" is {ascii(row)[:60]}; it must be an object, with interpolation one of '
                        f'{", ".join(filters)}')
     side = config.image_size_px
     return {'image_processor_type': 'CLIPImageProcessor', 'do_resize': True, 'size': {'shortest_edge': side},
             'do_center_crop': True, 'crop_size': {'height': side, 'width': side}, 'do_convert_rgb': True,
             'resample': filters[row.get('interpolation') or 'bicubic'], 'do_rescale': True, 'rescale_factor': 1 / 255,
-            'do_normalize': True, 'image_mean': list(row.get('mean') or config.image_mean),
-            'image_std': list(row.get('std') or config.image_std)}
+            'do_normalize': True, 'image_mean': row.get('mean') or list(config.image_mean),
+            'image_std': row.get('std') or list(config.image_std)}
 
 
 def _number(section: dict[str, Any], name: str, default: int) -> int:
@@ -175,6 +176,14 @@ def _number(section: dict[str, Any], name: str, default: int) -> int:
     value = section.pop(name, default)
     if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
         value = value[0]
-    if type(value) is not int or value < 1:
-        raise BadInput(f'{name} is {value!r}; it must be a number above zero')
+    if type(value) is not int or not 1 <= value <= 10_000_000:
+        raise BadInput(f'{name} is {ascii(value)[:60]}; it must be a number above zero, of no more than 7 digits')
     return value
+
+
+def _hidden(section: dict[str, Any], width: int) -> int:
+    """Takes the width of the MLPs out of a section, by `mlp_ratio`."""
+    ratio = section.pop('mlp_ratio', 4.0)
+    if type(ratio) not in (int, float) or not 1 / width <= ratio <= 100:
+        raise BadInput(f'mlp_ratio is {ascii(ratio)[:60]}; it must be a number up to 100')
+    return int(width * ratio)

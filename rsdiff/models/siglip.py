@@ -92,13 +92,16 @@ class SiglipConfig:
             raise BadInput(f'{where}: not a SigLIP config ("model_type" must be "siglip" or "siglip2")')
         vision, text = row.get('vision_config') or {}, row.get('text_config') or {}
         try:
+            for kind, section in ((VisionConfig, vision), (TextConfig, text)):
+                if not isinstance(section, dict):
+                    raise BadInput(f'{kind.__name__} is {ascii(section)[:60]}; it must be an object')
             vision_fields = known_fields(VisionConfig, vision)
             if not vision.get('vision_use_head', True):
                 raise BadInput('VisionConfig: vision_use_head is false; without its head it embeds no image')
             if row['model_type'] == 'siglip2':
                 patches = vision.get('num_patches', NAFLEX_PATCHES)
-                if type(patches) is not int or patches < 1 or math.isqrt(patches) ** 2 != patches:
-                    raise BadInput(f'VisionConfig: num_patches is {patches!r}; it must be the square of a number')
+                if type(patches) is not int or not 1 <= patches <= 1_000_000 or math.isqrt(patches) ** 2 != patches:
+                    raise BadInput(f'VisionConfig: num_patches is {ascii(patches)[:60]}; it must be the square of a number')
                 vision_fields['image_size'] = math.isqrt(patches) * vision_fields.get('patch_size', VisionConfig.patch_size)
             if text.get('projection_size') is None:  # then it is the width of the tower
                 text = text | {'projection_size': text.get('hidden_size', TextConfig.hidden_size)}

@@ -21,6 +21,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
+from rsdiff.errors import BadInput
+from rsdiff.ranges import check_range
+
 LARGEST_LOGIT_SCALE = math.log(100.0)
 
 
@@ -39,6 +42,12 @@ class Config:
     length: int = 64
     features: int = 1280
     dim: int = 512
+
+    def __post_init__(self):
+        check_range(self, 1, 1_000_000, 'vocabulary', 'length')
+        check_range(self, 1, 65_536, 'features', 'dim')
+        if not all(type(value) is int for value in dataclasses.astuple(self)):
+            raise BadInput(f'numbers of a text tower are whole, not {ascii(dataclasses.astuple(self))[:60]}')
 
 
 class Towers(nnx.Module):

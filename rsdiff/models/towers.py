@@ -36,6 +36,9 @@ PATCH_EMBEDDING = 'vision_model.embeddings.patch_embedding.weight'
 FILTERS = range(6)
 BICUBIC = 3
 
+# of pixels in [0, 1], or [0, 255] where they are not rescaled
+SMALLEST_STD, LARGEST_MEAN = 1e-4, 1e4
+
 
 def abstract_params(config: Config) -> dict[str, Any]:
     """The tree of `params` as `jax.ShapeDtypeStruct`s; allocates nothing."""
@@ -108,8 +111,8 @@ def config_from_json(row: Any, where: str = CONFIG) -> Config:
       BadInput: it is of another kind of model, or has values that no such model can have.
     """
     kind = row.get('model_type') if isinstance(row, dict) else None
-    if kind not in KINDS:
-        raise BadInput(f'{where}: "model_type" is {kind!r}; read are {", ".join(KINDS)}')
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise BadInput(f'{where}: "model_type" is {ascii(kind)[:60]}; read are {", ".join(KINDS)}')
     return KINDS[kind].from_json(row, where)
 
 
@@ -171,17 +174,19 @@ def load_preprocessing(folder: Path | str, config: Config) -> dict[str, Any]:
         raise BadInput(f'{path}: must be an object')
     mean, std = row.get('image_mean', config.image_mean), row.get('image_std', config.image_std)
     for name, values in (('image_mean', mean), ('image_std', std)):
-        if not (isinstance(values, list | tuple) and len(values) == 3 and all(isinstance(v, int | float) for v in values)):
-            raise BadInput(f'{path}: {name} is {values!r}; it must be three numbers')
+        least = SMALLEST_STD if name == 'image_std' else -LARGEST_MEAN
+        if not isinstance(values, list | tuple) or len(values) != 3 or \
+                not all(type(v) in (int, float) and least <= v <= LARGEST_MEAN for v in values):
+            raise BadInput(f'{path}: {name} is {ascii(values)[:60]}; it must be three numbers from {least:g} to {LARGEST_MEAN:g}')
     resample, factor = row.get('resample', BICUBIC), row.get('rescale_factor', 1 / 255)
-    if resample not in FILTERS:
-        raise BadInput(f'{path}: resample is {resample!r}; it must be the number of a filter of Pillow')
-    if not isinstance(factor, int | float) or factor <= 0:
-        raise BadInput(f'{path}: rescale_factor is {factor!r}; it must be a positive number')
+    if type(resample) is not int or resample not in FILTERS:
+        raise BadInput(f'{path}: resample is {ascii(resample)[:60]}; it must be the number of a filter of Pillow')
+    if type(factor) not in (int, float) or not 1e-6 <= factor <= 1e3:
+        raise BadInput(f'{path}: rescale_factor is {ascii(factor)[:60]}; it must be a number from 1e-06 to 1000')
     size = (row.get('crop_size') if row.get('do_center_crop', True) else None) or row.get('size')
     sides = size.values() if isinstance(size, dict) else [] if size is None else [size]
     if any(side != config.image_size_px for side in sides):
-        raise BadInput(f'{path}: makes images of size {size}; the tower takes {config.image_size_px}')
+        raise BadInput(f'{path}: makes images of size {ascii(size)[:60]}; the tower takes {config.image_size_px}')
     if not row.get('do_normalize', True):
         mean, std = (0.0,) * 3, (1.0,) * 3
     # (factor · p − mean) / std of a pixel p in [0, 255], as a function of p / 255

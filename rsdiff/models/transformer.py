@@ -27,6 +27,13 @@ ACTIVATIONS = {
 }
 
 
+# beyond the largest towers that there are, and small enough to be set up at once
+LARGEST = {'hidden_size': 16_384, 'intermediate_size': 65_536, 'num_hidden_layers': 256, 'num_attention_heads': 1024,
+           'image_size': 8192, 'patch_size': 1024, 'num_channels': 64, 'vocab_size': 10_000_000,
+           'max_position_embeddings': 1_000_000, 'projection_size': 65_536}
+MOST_PARAMETERS = 2e10
+
+
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
     """What the transformers of both towers have; names are Hugging Face's."""
@@ -40,11 +47,20 @@ class TowerConfig:
 
     def __post_init__(self):
         name = type(self).__name__
+        for field, most in LARGEST.items():
+            if not 1 <= getattr(self, field, 1) <= most:
+                raise BadInput(f'{name}: {field} is {getattr(self, field)}; it must be from 1 to {most}')
+        if not 0 < self.layer_norm_eps < 1:
+            raise BadInput(f'{name}: layer_norm_eps is {self.layer_norm_eps}; it must be between 0 and 1')
         if self.hidden_act not in ACTIVATIONS:
-            raise BadInput(f'{name}: hidden_act is {self.hidden_act!r}; known are {sorted(ACTIVATIONS)}')
-        if not self.num_attention_heads or self.hidden_size % self.num_attention_heads:
+            raise BadInput(f'{name}: hidden_act is {ascii(self.hidden_act)[:60]}; known are {sorted(ACTIVATIONS)}')
+        if self.hidden_size % self.num_attention_heads:
             raise BadInput(f'{name}: hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} '
                            'attention heads')
+        layer = self.hidden_size * (4 * self.hidden_size + 2 * self.intermediate_size)
+        if self.num_hidden_layers * layer > MOST_PARAMETERS:
+            raise BadInput(f'{name}: {self.num_hidden_layers} layers of hidden_size {self.hidden_size} have more than '
+                           f'{MOST_PARAMETERS:.0e} parameters')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -187,11 +203,11 @@ def known_fields(kind: type, section: Any) -> dict[str, Any]:
       BadInput: it is no object, or a field has another type or is negative.
     """
     if not isinstance(section, dict):
-        raise BadInput(f'{kind.__name__} is {section!r}; it must be an object')
+        raise BadInput(f'{kind.__name__} is {ascii(section)[:60]}; it must be an object')
     fields = {field.name: field.type for field in dataclasses.fields(kind)}
     values = {name: section[name] for name in fields if name in section}
     for name, value in values.items():
         accepted = (int, float) if fields[name] is float else fields[name]
-        if not isinstance(value, accepted) or (accepted is int and value < 0):
-            raise BadInput(f'{kind.__name__}: {name} is {value!r}; it must be {fields[name].__name__}, not negative')
+        if not isinstance(value, accepted) or isinstance(value, bool) or (accepted is int and value < 0):
+            raise BadInput(f'{kind.__name__}: {name} is {ascii(value)[:60]}; it must be {fields[name].__name__}, not negative')
     return values

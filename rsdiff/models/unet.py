@@ -20,8 +20,14 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
+from rsdiff.errors import BadInput
 from rsdiff.models.embeddings import EmbeddingMLP, gsd_position
 from rsdiff.models.rrdbnet import RRDBEncoder, conv3x3, lrelu, nearest_up
+from rsdiff.ranges import check_range
+
+
+MOST_LEVELS = 8
+MOST_PARAMETERS = 2e10
 
 
 @dataclasses.dataclass(frozen=True)
@@ -40,6 +46,30 @@ class UNetConfig:
     rrdb_blocks: int = 2
     dtype: Literal['float32', 'bfloat16'] = 'float32'
     remat: bool = False
+
+    def __post_init__(self):
+        check_range(self, 1, 4096, 'width', 'head_width')
+        check_range(self, 1e-3, 64, 'multipliers')
+        check_range(self, 1, 16, 'blocks', 'patch', 'upscale')
+        check_range(self, 0, MOST_LEVELS - 1, 'attention_levels')
+        check_range(self, 1, 1024, 'rrdb_features', 'rrdb_growth')
+        check_range(self, 0, 64, 'rrdb_blocks')
+        if not 1 <= len(self.multipliers) <= MOST_LEVELS:
+            raise BadInput(f'multipliers are {len(self.multipliers)}; there must be 1 to {MOST_LEVELS}')
+        if self.width * min(self.multipliers) < 1:
+            raise BadInput(f'multipliers {self.multipliers} of width {self.width} leave a level without channels')
+        if len(self.attention_levels) > MOST_LEVELS:
+            raise BadInput(f'attention_levels are {len(self.attention_levels)}; there must be {MOST_LEVELS} at most')
+        if self.rough_parameters > MOST_PARAMETERS:
+            raise BadInput(f'width {self.width}, multipliers, blocks and rrdb_features, rrdb_growth, rrdb_blocks make a network '
+                           f'of some {self.rough_parameters:.0e} parameters; there must be {MOST_PARAMETERS:.0e} at most')
+
+    @property
+    def rough_parameters(self) -> float:
+        """About as many as the network has, from its convolutions alone."""
+        squares = sum((self.width * multiplier) ** 2 for multiplier in self.multipliers)
+        encoder = 27 * self.rrdb_blocks * (self.rrdb_features + 4 * self.rrdb_growth) ** 2
+        return 27 * (2 * self.blocks + 3) * squares + encoder
 
     @property
     def stride(self) -> int:

@@ -18,6 +18,7 @@ A batch norm (γ, β, μ, σ²) that is only ever run, not trained, is one with 
 import hashlib
 import importlib.util
 import json
+import re
 from pathlib import Path
 from typing import Any, Callable, Iterable
 
@@ -28,12 +29,17 @@ from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from rsdiff.console import cache_folder
-from rsdiff.errors import BadInput
+from rsdiff.errors import BadInput, one_line
 from rsdiff.files import read_json, write_bytes_atomically
 
 WEIGHTS = 'model.safetensors'
 SHARDS = 'model.safetensors.index.json'
 NORM = 'scale', 'bias', 'running_mean', 'running_var'
+# of safetensors, what NumPy has; bfloat16 is ml_dtypes'
+READ_DTYPES = 'F64', 'F32', 'F16', 'BF16', 'I64', 'I32', 'I16', 'I8', 'U64', 'U32', 'U16', 'U8', 'BOOL'
+# of a name, such as layers.0.bias: its parts, and which of these are indices
+MOST_PARTS = 100
+NUMBER = re.compile('0|[1-9][0-9]{0,8}')
 
 
 def flatten(tree: dict[Any, Any]) -> dict[str, Any]:
@@ -47,14 +53,26 @@ def flatten(tree: dict[Any, Any]) -> dict[str, Any]:
     return flat
 
 
-def unflatten(flat: dict[str, Any]) -> dict[Any, Any]:
-    """The inverse of `flatten`. Parts of a name that are numbers become int keys, as in the pure dict of `nnx.List`."""
+def unflatten(flat: dict[str, Any], where: Path | str = 'weights') -> dict[Any, Any]:
+    """The inverse of `flatten`. Parts of a name that are numbers become int keys, as in the pure dict of `nnx.List`.
+
+    Raises:
+      BadInput: two names contradict each other, as `a` and `a.b` do, or one has more than `MOST_PARTS`. The line begins with
+        `where`.
+    """
     tree = {}
     for name, leaf in flat.items():
-        *branches, last = (int(part) if part.isdecimal() else part for part in name.split('.'))
+        parts = name.split('.')
+        if len(parts) > MOST_PARTS:
+            raise BadInput(f'{where}: {name[:60]!r} has {len(parts)} parts; names of weights have {MOST_PARTS} at most')
+        *branches, last = (int(part) if NUMBER.fullmatch(part) else part for part in parts)
         node = tree
         for branch in branches:
             node = node.setdefault(branch, {})
+            if not isinstance(node, dict):
+                break
+        if not isinstance(node, dict) or last in node:
+            raise BadInput(f'{where}: {name[:60]!r} and another name of its tensors contradict each other')
         node[last] = leaf
     return tree
 
@@ -63,10 +81,19 @@ def read_safetensors(path: Path | str) -> dict[str, np.ndarray]:
     """The tensors of a file by name, in the types they are stored in (bfloat16 as `ml_dtypes.bfloat16`).
 
     Raises:
-      BadInput: the file is missing, truncated or not safetensors.
+      BadInput: the file is missing, truncated or not safetensors, or a tensor is of a type of 8 bits or fewer that NumPy has not.
     """
     with _open(path) as file:
-        return {name: file.get_tensor(name) for name in file.keys()}
+        tensors = {}
+        for name in file.keys():
+            dtype = file.get_slice(name).get_dtype()
+            if dtype not in READ_DTYPES:
+                raise BadInput(f'{path}: tensor {name[:60]!r} is of type {dtype}; read are {", ".join(READ_DTYPES)}')
+            try:
+                tensors[name] = file.get_tensor(name)
+            except SafetensorError as error:
+                raise BadInput(f'{path}: tensor {name[:60]!r} can not be read ({one_line(error)[:120]})') from None
+        return tensors
 
 
 def read_safetensors_metadata(path: Path | str) -> dict[str, str]:
@@ -99,7 +126,7 @@ def from_torch(tensors: dict[str, np.ndarray], like: dict[Any, Any], where: str)
       like: a tree of arrays or `jax.ShapeDtypeStruct`s with the wanted names and shapes.
       where: what the message calls the source.
     Raises:
-      BadInput: tensors are missing, left over or of another shape; one line lists them.
+      BadInput: tensors are missing, left over or of another shape; one line lists them. Or one is not finite as float32.
     """
     wanted = flatten(like)
     found, misshapen = {}, []
@@ -115,6 +142,7 @@ def from_torch(tensors: dict[str, np.ndarray], like: dict[Any, Any], where: str)
     complaints = {'missing': names - set(tensors), 'unexpected': set(tensors) - names, 'of another shape': misshapen}
     if any(complaints.values()):
         raise BadInput(f'{where}: ' + '; '.join(f'{_listed(v)} {k}' for k, v in complaints.items() if v))
+    _check_finite(found, where)
     return unflatten(found)
 
 
@@ -161,7 +189,7 @@ def torch_name(name: str) -> str:
 
 
 def checked(params: dict[Any, Any], like: dict[Any, Any], name: str, where: Path | str) -> dict[Any, Any]:
-    """`params` as float32 on the device, if they are finite and have the names and shapes of `like`.
+    """`params` as float32 on the device, if they are finite then and have the names and shapes of `like`.
 
     Raises:
       BadInput: they are not; `name` is what they should be, `where` they come from.
@@ -170,9 +198,9 @@ def checked(params: dict[Any, Any], like: dict[Any, Any], name: str, where: Path
     wrong = sorted({*found} ^ {*expected} | {k for k in {*found} & {*expected} if found[k].shape != expected[k].shape})
     if wrong:
         raise BadInput(f'{where}: not the weights of {name}; {len(wrong)} differ ({wrong[0]}, …)')
-    if not all(np.isfinite(array).all() for array in found.values()):
-        raise BadInput(f'{where}: not all of its weights are finite')
-    return jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    params = jax.tree.map(lambda x: jnp.asarray(x, jnp.float32), params)
+    _check_finite(flatten(params), where)
+    return params
 
 
 def published(name: str, package: str, file: str, like: dict[Any, Any],
@@ -191,7 +219,7 @@ def published(name: str, package: str, file: str, like: dict[Any, Any],
     cached = cache_folder() / f'{name}.safetensors'
     if cached.exists():
         try:
-            return checked(unflatten(read_safetensors(cached)), like, name, cached)
+            return checked(unflatten(read_safetensors(cached), cached), like, name, cached)
         except BadInput as error:
             raise BadInput(f'{error}; remove it') from None
     spec = importlib.util.find_spec(package)
@@ -240,7 +268,13 @@ def _open(path: Path | str) -> safe_open:
     try:
         return safe_open(path, 'np')
     except SafetensorError as error:
-        raise BadInput(f'{path}: not a safetensors file, or a truncated one ({error})') from None
+        raise BadInput(f'{path}: not a safetensors file, or a truncated one ({one_line(error)[:200]})') from None
+
+
+def _check_finite(flat: dict[str, Any], where: Path | str) -> None:
+    """After the cast to float32, beyond which a float64 may lie."""
+    if not all(np.isfinite(np.asarray(array)).all() for array in flat.values()):
+        raise BadInput(f'{where}: not all of its weights are finite')
 
 
 def _is_kernel(name: str) -> bool:

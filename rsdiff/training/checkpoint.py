@@ -9,7 +9,6 @@ import dataclasses
 import errno
 import hashlib
 import logging
-import math
 import re
 import shutil
 from typing import Any, Callable
@@ -275,13 +274,10 @@ def load_generator(path: epath.PathLike) -> Trained:
     if not (path / CONFIG).is_file() or not ((path / RELEASE).is_file() or (path / 'checkpoints').is_dir()):
         raise BadInput(f'{path}: not a checkpoint; expected {CONFIG} with checkpoints/ or {RELEASE} beside it')
     config = from_dict(TrainConfig, read_json(path / CONFIG), str(path / CONFIG))
-    gsd_m = config.data.gsd_m
-    if gsd_m is not None and not 0 < gsd_m < math.inf:
-        raise BadInput(f'{path / CONFIG}: data.gsd_m is {gsd_m}; it must be a positive number of metres')
     generator = Generator(config.generator)
     shapes = generator.parameter_shapes()
     if (path / RELEASE).is_file():
-        params = weights.unflatten(weights.read_safetensors(path / RELEASE))
+        params = weights.unflatten(weights.read_safetensors(path / RELEASE), path / RELEASE)
         recorded = weights.read_safetensors_metadata(path / RELEASE).get('images_seen', '')
         images_seen = int(recorded) if recorded.isdecimal() and len(recorded) < 19 else None
     else:

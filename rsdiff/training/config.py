@@ -13,7 +13,11 @@ from rsdiff.data.degradation import DegradationConfig
 from rsdiff.data.pipeline import DataConfig
 from rsdiff.errors import BadInput
 from rsdiff.generator import GeneratorConfig
+from rsdiff.ranges import MOST, check_range
 from rsdiff.seeds import written_seed
+
+
+LARGEST_FLOAT = 1e300
 
 
 @dataclasses.dataclass(frozen=True)
@@ -28,6 +32,13 @@ class OptimizerConfig:
     weight_decay: float = 0.01
     clip_norm: float = 1.0
 
+    def __post_init__(self):
+        check_range(self, 0, 100, 'learning_rate', 'weight_decay')
+        check_range(self, 0, MOST, 'warmup_images')
+        check_range(self, 0, 1, 'final_fraction')
+        check_range(self, 0, 0.999999, 'b2')
+        check_range(self, 1e-9, 1e9, 'clip_norm')
+
 
 @dataclasses.dataclass(frozen=True)
 class EMAConfig:
@@ -37,12 +48,19 @@ class EMAConfig:
     half_life_images: float = 50_000
     rampup: float = 0.05
 
+    def __post_init__(self):
+        check_range(self, 0, MOST, 'half_life_images')
+        check_range(self, 0, 1000, 'rampup')
+
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
     """Devices as data × fsdp; `fsdp` must divide their number, `data` is the rest."""
 
     fsdp: int = 1
+
+    def __post_init__(self):
+        check_range(self, 1, 1_000_000, 'fsdp')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -58,6 +76,11 @@ class ValidationConfig:
     grid: int = 6
     steps: int = 20
     measures: tuple[str, ...] = ('psnr', 'ssim', 'detail_ratio', 'lr_consistency')
+
+    def __post_init__(self):
+        check_range(self, 1, MOST, 'every_images')
+        check_range(self, 1, 1_000_000, 'examples', 'samples', 'grid')
+        check_range(self, 1, 100_000, 'bins', 'steps')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,17 +105,8 @@ class TrainConfig:
 
     def __post_init__(self):
         model, schedule, objective = self.generator.model, self.generator.schedule, self.generator.objective
-        positive = {'batch_size': self.batch_size, 'accumulation': self.accumulation, 'total_images': self.total_images,
-                    'log_images': self.log_images, 'checkpoint_images': self.checkpoint_images,
-                    'data.size_px': self.data.size_px, 'data.threads': self.data.threads,
-                    'generator.model.width': model.width, 'generator.model.head_width': model.head_width,
-                    'generator.model.blocks': model.blocks, 'generator.schedule.timesteps': schedule.timesteps,
-                    **{f'validation.{key}': value for key, value in to_dict(self.validation).items() if key != 'measures'}}
-        for key, value in positive.items():
-            if value < 1:
-                raise BadInput(f'config.{key} is {value}; it must be at least 1')
-        if not model.multipliers:
-            raise BadInput('config.generator.model.multipliers is empty')
+        check_range(self, 1, 1_000_000, 'batch_size', 'accumulation')
+        check_range(self, 1, MOST, 'total_images', 'log_images', 'checkpoint_images')
         levels = range(len(model.multipliers))
         attending = {*model.attention_levels, len(levels) - 1}
         # in order: a later check may stand on an earlier one
@@ -107,8 +121,7 @@ class TrainConfig:
              f'data.size_px {self.data.size_px} is not a multiple of the network stride {model.stride}'),
             # its quarter is cropped in a mosaic, and has to be whole in the condition
             (lambda: self.data.size_px % 16, f'data.size_px {self.data.size_px} is not a multiple of 16'),
-            (lambda: not self.data.reductions or min(self.data.reductions) < 1,
-             f'data.reductions {self.data.reductions} are not whole numbers from 1'),
+            (lambda: not self.data.reductions, 'data.reductions are none; give at least one, such as 1'),
             (lambda: self.batch_size % self.accumulation, 'batch_size is not a multiple of accumulation'),
             (lambda: not 0 < schedule.beta_start <= schedule.beta_end < 1,
              'generator.schedule needs 0 < beta_start <= beta_end < 1'),
@@ -125,7 +138,7 @@ class TrainConfig:
         ]
         for wrong, message in problems:
             if wrong():
-                raise BadInput(f'config: {message}')
+                raise BadInput(message)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -139,22 +152,26 @@ def from_dict(cls: type, values: dict[str, Any], where: str = 'config') -> Any:
     """The dataclass `cls` from nested dicts; what is not given keeps its default.
 
     Raises:
-      BadInput: a key that `cls` does not have (the nearest one is named), or a value of the wrong type.
+      BadInput: a key that `cls` does not have (the nearest one is named), or a value of the wrong type or out of range. The
+        line begins with `where` and the key.
     """
     fields = typing.get_type_hints(cls)
     fields = {f.name: fields[f.name] for f in dataclasses.fields(cls)}
     arguments = {}
     for key, value in values.items():
         if key not in fields:
-            raise BadInput(f'{where}.{key}: no such key; {_nearest(key, list(fields))}')
+            raise BadInput(f'{where}.{_shown(key)}: no such key; {_nearest(key, list(fields))}')
         kind = fields[key]
         if dataclasses.is_dataclass(kind):
             if not isinstance(value, (dict, ml_collections.ConfigDict)):
-                raise BadInput(f'{where}.{key}: expected a group of settings, found {value!r}')
+                raise BadInput(f'{where}.{key}: expected a group of settings, found {_short(value)}')
             arguments[key] = from_dict(kind, dict(value), f'{where}.{key}')
         else:
             arguments[key] = _checked(kind, value, f'{where}.{key}')
-    return cls(**arguments)
+    try:
+        return cls(**arguments)
+    except BadInput as error:
+        raise BadInput(f'{where}.{error}') from None
 
 
 def to_config_dict(config: TrainConfig) -> ml_collections.ConfigDict:
@@ -188,6 +205,14 @@ def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = '') -
     return rows
 
 
+def _shown(key: str) -> str:
+    return key if key.isidentifier() and len(key) < 40 else _short(key)
+
+
+def _short(value: Any) -> str:
+    return ascii(value)[:60]
+
+
 def _nearest(key: str, known: list[str]) -> str:
     close = difflib.get_close_matches(key, known, n=1, cutoff=0.4)
     return f'did you mean {close[0]!r}?' if close else f'there are {", ".join(known)}'
@@ -211,7 +236,8 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
             if len(kinds) == len(value):
                 return tuple(_checked(k, v, where) for k, v in zip(kinds, value))
     elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        return float(value)
+        if -LARGEST_FLOAT <= value <= LARGEST_FLOAT:  # not NaN; and a whole number may be beyond any float
+            return float(value)
     elif kind is int and isinstance(value, str) and re.fullmatch('-?0x[0-9a-f]+', value):  # as `written_seed` has it
         return int(value, 16)
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
@@ -219,4 +245,4 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
     elif kind is type(None) and value is None:
         return value
     expected = ' or '.join(map(str, arguments)) if origin is typing.Literal else getattr(kind, '__name__', str(kind))
-    raise BadInput(f'{where}: expected {expected}, found {value!r}')
+    raise BadInput(f'{where}: expected {expected}, found {_short(value)}')
