@@ -2,6 +2,7 @@
 
 import numpy as np
 import pytest
+from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from rsdiff.downstream import charts, scores
@@ -37,7 +38,7 @@ def study(classes, methods):
 
 def beyond(figure):
     """By how many inches what is drawn leaves a figure, at its worst side."""
-    figure.canvas.draw()
+    FigureCanvasAgg(figure).draw()
     drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
     return max(-drawn.x0, -drawn.y0, drawn.x1 - width, drawn.y1 - height)
 
@@ -54,7 +55,7 @@ def test_nothing_leaves_the_picture(classes, methods):
 @pytest.mark.parametrize('classes', [2, 7, 21, 45])
 def test_the_titles_and_scales_of_matrices_do_not_meet(classes):
     figure = charts.confusion(*study(classes, ('linear',))).figure
-    figure.canvas.draw()
+    FigureCanvasAgg(figure).draw()
     boxes = [axes.get_tightbbox() for axes in figure.axes]
     for i, box in enumerate(boxes):
         assert not any(box.overlaps(other) for other in boxes[:i]), i

@@ -30,8 +30,8 @@ def looks(monkeypatch):
     return seen
 
 
-def take(folder, split='train', **keys):
-    return take_inventory(make_source(DataConfig(source=str(folder), split=split, **keys)), str(folder))
+def take(folder, split='train'):
+    return take_inventory(make_source(DataConfig(source=str(folder), split=split, validation_share=0)), str(folder))
 
 
 def same(a, b):

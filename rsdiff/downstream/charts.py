@@ -59,7 +59,8 @@ def accuracy(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart:
             # an interval of few seeds may end beyond 100 %
             end = min(100, max([100 * row['accuracy'] + half, *own]))
             bars.annotate(_percent(row['accuracy'], row['accuracy_ci95']), (end, y), xytext=(5, 0), textcoords='offset points',
-                          va='center', fontsize=SMALL_PT)
+                          va='center', fontsize=SMALL_PT, zorder=6,
+                          bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.5})
         bars.axvline(100 * summary['chance'], color='black', linestyle='--', linewidth=1, zorder=5,
                      label=f'chance, {100 * summary["chance"]:.1f} %')
         bars.set_yticks(places, [row['arm'] for row in rows], fontsize=SMALL_PT + 0.5)

@@ -191,10 +191,16 @@ def names_known(workdir):
     return {name.split('/')[-1] for name in known_of(workdir).names}
 
 
+def unshared(config, **data):
+    """`config`, which validates on nothing that could be trained on."""
+    return dataclasses.replace(config, data=dataclasses.replace(config.data, validation_share=0, **data))
+
+
 def test_changed_training_data_are_named_and_take_a_flag(config, tmp_path, smooth_image):
+    config = unshared(config)
     folder, run = Path(config.data.source), tmp_path / 'run'
     train(until(config, 8), run, show=False)
-    assert len(known_of(run).names) == 12 and known_of(run).unknown == ()
+    assert len(known_of(run).names) == 8 and known_of(run).unknown == ()
     copy = dataclasses.replace(config.data, source=str(shutil.copytree(folder, tmp_path / 'copy')))
     # of a copy the path alone is another
     train(until(dataclasses.replace(config, data=copy), 8), run, allow_config_change=True, show=False)
@@ -202,7 +208,8 @@ def test_changed_training_data_are_named_and_take_a_flag(config, tmp_path, smoot
     write_image(Path(copy.source) / 'a/a0.png', smooth_image(32, 32, 99))
     shutil.copy(folder / 'b/b1.png', tmp_path / 'copy' / 'new.png')
     lines = (tmp_path / 'copy' / 'metadata.jsonl').read_text().splitlines()
-    (tmp_path / 'copy' / 'metadata.jsonl').write_text('\n'.join([*lines[:-2], '{"file_name": "new.png", "gsd_m": 10}']))
+    (tmp_path / 'copy' / 'metadata.jsonl').write_text('\n'.join(
+        [*lines[:6], '{"file_name": "new.png", "split": "train", "gsd_m": 10}', *lines[8:]]))
     changed = until(dataclasses.replace(config, data=copy), 8)
     with pytest.raises(BadInput, match=r'1 file added \(new.png\), 2 files removed \(.*…\), 1 file changed \(a/a0.png\)'
                                        '.*--allow_config_change'):
@@ -210,24 +217,24 @@ def test_changed_training_data_are_named_and_take_a_flag(config, tmp_path, smoot
     train(changed, run, allow_config_change=True, show=False)
     train(changed, run, show=False)
     # everything that the run has ever seen; new.png is b1.png
-    assert len(known_of(run).names) == 13 and known_of(run).unknown == ()
+    assert len(known_of(run).names) == 9 and known_of(run).unknown == ()
 
 
 def test_a_run_from_before_digests_continues_and_its_past_is_unknown(config, tmp_path):
+    config = unshared(config)
     train(until(config, 8), tmp_path, show=False)
     (tmp_path / 'training_data.json').unlink()
     (tmp_path / FILE).unlink()
     train(until(config, 16), tmp_path, show=False)
-    assert len(known_of(tmp_path).names) == 12 and 'before' in known_of(tmp_path).unknown[0]
+    assert len(known_of(tmp_path).names) == 8 and 'before' in known_of(tmp_path).unknown[0]
     (tmp_path / 'training_data.json').write_text('{"files": [')
     with pytest.raises(BadInput, match='training_data.json'):
         train(until(config, 16), tmp_path, show=False)
 
 
 def test_what_init_from_was_trained_on_is_added(config, tmp_path):
-    train_only, test_only = (dataclasses.replace(config.data, split=split) for split in ('train', 'test'))
-    train(until(dataclasses.replace(config, data=train_only), 8), tmp_path / 'first', show=False)
-    second = until(dataclasses.replace(config, data=test_only, init_from=str(tmp_path / 'first')), 8)
+    train(until(unshared(config, split='train'), 8), tmp_path / 'first', show=False)
+    second = until(dataclasses.replace(unshared(config, split='test'), init_from=str(tmp_path / 'first')), 8)
     train(second, tmp_path / 'second', show=False)
     assert len(names_known(tmp_path / 'first')) == 8 and len(names_known(tmp_path / 'second')) == 12
     (tmp_path / 'first' / FILE).unlink()
