@@ -249,7 +249,7 @@ def test_unknown_resolution_is_bad_input(image_folder):
     (image_folder / 'metadata.jsonl').unlink()
     with pytest.raises(BadInput, match='images have no gsd_m'):
         make_source(DataConfig(source=str(image_folder)))
-    with pytest.raises(BadInput, match='positive'):
+    with pytest.raises(BadInput, match='gsd_m is -1'):
         make_source(DataConfig(source=str(image_folder), gsd_m=-1.0))
 
 

@@ -7,7 +7,7 @@ import pytest
 from rsdiff.data.images import read_image
 from rsdiff.evaluation import report
 from rsdiff.evaluation.columns import PAIRED, distribution
-from rsdiff.evaluation.comparison import Table, mean_interval, summary
+from rsdiff.evaluation.comparison import Row, Table, compare, mean_interval, summary
 from rsdiff.evaluation.interval import Interval
 
 PSNR, = (column for column in PAIRED if column.name == 'psnr')
@@ -64,3 +64,8 @@ def test_the_grid_shows_each_image_under_its_name_and_the_error_where_it_is(tmp_
     assert (line[:, :32] == 100).all() and (line[:, 36:68] == wrong).all()
     error = line[:, -32:].astype(int).sum(-1)
     assert (error[:16, :16] > 600).all() and (error[16:] < 30).all()
+
+
+def test_a_single_image_has_no_distances_between_features():
+    found = compare([Row('truth', lambda n: np.zeros((8, 8, 3), np.uint8), 1)], 'truth', (), None, (), [None])
+    assert found.columns == () and 'single image' in found.warnings[0]

@@ -8,32 +8,30 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 from PIL import Image
 
-hypothesis = pytest.importorskip('hypothesis', reason='files are damaged by hypothesis, of the `test` extra')
-from hypothesis import HealthCheck, given, settings  # noqa: E402
-from hypothesis import strategies as st  # noqa: E402
-
-from rsdiff.console import claim_folder  # noqa: E402
-from rsdiff.data.fingerprints import TrainedOn, read_fingerprints, write_fingerprints  # noqa: E402
-from rsdiff.data.folder import read_folder  # noqa: E402
-from rsdiff.data.images import read_image, read_masked  # noqa: E402
-from rsdiff.downstream import compare  # noqa: E402
-from rsdiff.downstream.arms import Arm  # noqa: E402
-from rsdiff.downstream.embedded import FOLDER, embedded_encoder  # noqa: E402
-from rsdiff.downstream.encoder import byte_tokenizer, load_tokenizer  # noqa: E402
-from rsdiff.errors import BadInput  # noqa: E402
-from rsdiff.files import read_json  # noqa: E402
-from rsdiff.models import towers, weights  # noqa: E402
-from rsdiff.models.clip import CLIPConfig  # noqa: E402
-from rsdiff.models.foreign_pickle import read_pickled_arrays, read_torch  # noqa: E402
-from rsdiff.models.siglip import SiglipConfig  # noqa: E402
-from rsdiff.mosaic.cascade import MosaicSettings, claim  # noqa: E402
-from rsdiff.mosaic.export import open_finished  # noqa: E402
-from rsdiff.mosaic.plan import make_plan  # noqa: E402
-from rsdiff.mosaic.store import GROUP, StageArray  # noqa: E402
-from rsdiff.training.config import TrainConfig, from_dict, to_dict  # noqa: E402
-from rsdiff.training.metrics import read_metrics  # noqa: E402
+from rsdiff.console import claim_folder
+from rsdiff.data.fingerprints import TrainedOn, read_fingerprints, write_fingerprints
+from rsdiff.data.folder import read_folder
+from rsdiff.data.images import read_image, read_masked
+from rsdiff.downstream import compare
+from rsdiff.downstream.arms import Arm
+from rsdiff.downstream.embedded import FOLDER, embedded_encoder
+from rsdiff.downstream.encoder import byte_tokenizer, load_tokenizer
+from rsdiff.errors import BadInput
+from rsdiff.files import read_json
+from rsdiff.models import towers, weights
+from rsdiff.models.clip import CLIPConfig
+from rsdiff.models.foreign_pickle import read_pickled_arrays, read_torch
+from rsdiff.models.siglip import SiglipConfig
+from rsdiff.mosaic.cascade import MosaicSettings, claim
+from rsdiff.mosaic.export import open_finished
+from rsdiff.mosaic.plan import make_plan
+from rsdiff.mosaic.store import GROUP, StageArray
+from rsdiff.training.config import TrainConfig, from_dict, to_dict
+from rsdiff.training.metrics import read_metrics
 
 
 def damage(examples):

@@ -56,10 +56,10 @@ def compare(rows: Sequence[Row], truth: str, pairs: Sequence[Pair], measure: Mea
     Args:
       rows: one of them is the truth; its name is `truth`.
       measure: of `paired_measures(measure_names)`.
-      extractors: whose features the sets are compared in.
+      extractors: whose features the sets are compared in; not where a set is a single image, which a warning then tells.
       cache: a folder where features are kept by the content of their image.
     Raises:
-      BadInput: an image can't be read or has another size than its truth; fewer than two images for a distribution.
+      BadInput: an image can't be read or has another size than its truth.
     """
     names = [row.name for row in rows]
     if len({*names}) < len(names):
@@ -70,6 +70,9 @@ def compare(rows: Sequence[Row], truth: str, pairs: Sequence[Pair], measure: Mea
         for row in filter(lambda row: row.paired, rows):
             per_image[row.name] = measure_row(row, pairs, measure, batch_size, show)
             values[row.name] |= {name: mean_interval(numbers) for name, numbers in per_image[row.name].items()}
+    if extractors and min(row.count for row in rows) < 2:
+        extractors = ()
+        warnings.append('a single image is no set: there are no distances between features')
     for extractor in extractors:
         features = {row.name: features_of(extractor, [functools.partial(row.read, n) for n in range(row.count)], cache,
                                           show=show) for row in rows}

@@ -258,7 +258,7 @@ def test_released_weights_are_the_average_in_bfloat16(config, tmp_path):
 @pytest.mark.parametrize('break_it, message', [
     (lambda run: shutil.rmtree(run), 'not a checkpoint'),
     (lambda run: (run / 'config.json').unlink(), 'not a checkpoint'),
-    (lambda run: (run / 'config.json').write_text('{'), 'not a config'),
+    (lambda run: (run / 'config.json').write_text('{'), 'not JSON'),
     (lambda run: shutil.rmtree(run / 'checkpoints' / '1'), 'no checkpoint has been saved'),
     (lambda run: [f.write_bytes(b'') for f in (run / 'checkpoints/1/ema').rglob('*') if f.is_file()],
      'no checkpoint can be read'),
