@@ -16,6 +16,7 @@ from rsdiff.diffusion.consistency import Projection
 from rsdiff.diffusion.objective import ObjectiveConfig
 from rsdiff.diffusion.schedule import Schedule, ScheduleConfig, like, make_schedule, to_x0
 from rsdiff.errors import BadInput
+from rsdiff.models.keys import Keys
 from rsdiff.models.unet import UNet, UNetConfig
 from rsdiff.ranges import check_range
 
@@ -53,7 +54,7 @@ class Generator:
     @functools.cached_property
     def graphdef(self):
         """The network's structure, made without allocating a parameter."""
-        return nnx.split(nnx.eval_shape(lambda: UNet(self.config.model, rngs=nnx.Rngs(0))))[0]
+        return nnx.split(nnx.eval_shape(lambda: UNet(self.config.model, rngs=Keys(0))))[0]
 
     @property
     def schedule(self) -> Schedule:
@@ -63,7 +64,7 @@ class Generator:
 
     def init(self, key) -> dict:
         """Fresh float32 parameters. Call it inside `jit` or `eval_shape`."""
-        return nnx.to_pure_dict(nnx.state(UNet(self.config.model, rngs=nnx.Rngs(key))))
+        return nnx.to_pure_dict(nnx.state(UNet(self.config.model, rngs=Keys(key))))
 
     def parameter_shapes(self) -> dict:
         """The parameters' shapes and dtypes, without making them."""

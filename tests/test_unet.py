@@ -13,6 +13,7 @@ from rsdiff.diffusion.consistency import Projection, smooth_up
 from rsdiff.diffusion.objective import ObjectiveConfig
 from rsdiff.generator import Generator, GeneratorConfig
 from rsdiff.models.embeddings import gsd_position, sinusoid
+from rsdiff.models.keys import Keys
 from rsdiff.models.rrdbnet import RRDBNet
 from rsdiff.models.unet import UNetConfig, attention_kernel
 from rsdiff.training.config import TrainConfig, from_dict
@@ -55,7 +56,7 @@ def test_demo_config_is_small_enough_for_two_cores():
 
 
 def test_rrdbnet_has_the_published_number_of_parameters_and_enlarges_four_times():
-    model = nnx.eval_shape(lambda: RRDBNet(rngs=nnx.Rngs(0)))
+    model = nnx.eval_shape(lambda: RRDBNet(rngs=Keys(0)))
     assert count(nnx.state(model)) == 16_697_987
     graphdef, state = nnx.split(model)
     out = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state)(x), state, jnp.zeros((1, 5, 7, 3)))

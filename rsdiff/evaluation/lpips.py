@@ -21,6 +21,7 @@ from jax import lax
 from rsdiff.errors import BadInput
 from rsdiff.models import weights
 from rsdiff.models.foreign_pickle import read_pickled_arrays
+from rsdiff.models.keys import Keys
 from rsdiff.models.winograd import Conv3x3
 
 Network = Literal['vgg16', 'alexnet']
@@ -184,4 +185,4 @@ def _renamed(theirs: dict[str, Any]) -> dict[str, Any]:
 
 @functools.cache
 def _abstract(network: Network) -> Distance:
-    return nnx.eval_shape(lambda: Distance(network, rngs=nnx.Rngs(0)))
+    return nnx.eval_shape(lambda: Distance(network, rngs=Keys(0)))

@@ -24,6 +24,7 @@ from flax import nnx
 
 from rsdiff.models import weights
 from rsdiff.models.foreign_pickle import read_torch
+from rsdiff.models.keys import Keys
 
 INPUT_PX, FEATURES, CLASSES = 224, 1280, 1000
 STEM = 32
@@ -148,4 +149,4 @@ def _pointwise(width_in: int, width: int, rngs: nnx.Rngs) -> nnx.Linear:
 
 @functools.cache
 def _recipe() -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: Lite0(rngs=nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: Lite0(rngs=Keys(0))))

@@ -20,6 +20,7 @@ from flax import nnx
 
 from rsdiff.models import weights
 from rsdiff.models.foreign_pickle import read_torch
+from rsdiff.models.keys import Keys
 
 INPUT_PX, FEATURES, CLASSES = 299, 2048, 1008
 BATCH_NORM_EPSILON = 1e-3
@@ -208,4 +209,4 @@ def _batch_norm(layer: str) -> str | None:
 
 @functools.cache
 def _recipe() -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: Inception(rngs=nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: Inception(rngs=Keys(0))))

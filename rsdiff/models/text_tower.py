@@ -22,6 +22,7 @@ import jax.numpy as jnp
 from flax import nnx
 
 from rsdiff.errors import BadInput
+from rsdiff.models.keys import Keys
 from rsdiff.ranges import check_range
 
 LARGEST_LOGIT_SCALE = math.log(100.0)
@@ -65,7 +66,7 @@ class Towers(nnx.Module):
 
 def init_params(config: Config, key: jax.Array) -> dict[str, Any]:
     """Random float32 parameters."""
-    return nnx.to_pure_dict(nnx.state(Towers(config, nnx.Rngs(key))))
+    return nnx.to_pure_dict(nnx.state(Towers(config, Keys(key))))
 
 
 def parameter_shapes(config: Config) -> dict[str, Any]:
@@ -92,7 +93,7 @@ def logits(params: dict[str, Any], images: jax.Array, texts: jax.Array) -> jax.A
 
 @functools.lru_cache
 def _recipe(config: Config) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: Towers(config, nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: Towers(config, Keys(0))))
 
 
 def _module(config: Config, params: dict[str, Any]) -> Towers:

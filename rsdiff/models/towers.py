@@ -23,6 +23,7 @@ from rsdiff.errors import BadInput
 from rsdiff.files import read_json
 from rsdiff.models import weights
 from rsdiff.models.clip import CLIP, CLIPConfig
+from rsdiff.models.keys import Keys
 from rsdiff.models.siglip import Siglip, SiglipConfig
 
 Config = CLIPConfig | SiglipConfig
@@ -48,7 +49,7 @@ def abstract_params(config: Config) -> dict[str, Any]:
 @functools.partial(jax.jit, static_argnums=0)
 def init_params(config: Config, key: jax.Array) -> dict[str, Any]:
     """Random float32 parameters with CLIP's initial scales (Radford et al. 2021, section 2.5)."""
-    return nnx.to_pure_dict(nnx.state(config.build(nnx.Rngs(key))))
+    return nnx.to_pure_dict(nnx.state(config.build(Keys(key))))
 
 
 def module(config: Config, params: dict[str, Any]) -> CLIP | Siglip:
@@ -197,7 +198,7 @@ def load_preprocessing(folder: Path | str, config: Config) -> dict[str, Any]:
 
 @functools.lru_cache
 def _recipe(config: Config) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(nnx.eval_shape(lambda: config.build(nnx.Rngs(0))))
+    return nnx.split(nnx.eval_shape(lambda: config.build(Keys(0))))
 
 
 def _unit(x: jax.Array) -> jax.Array:
