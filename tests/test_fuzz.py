@@ -1,5 +1,6 @@
 """Files that were damaged, or made up: each is read, or refused in one line that names it."""
 
+import contextlib
 import io
 import json
 import pickle
@@ -99,6 +100,17 @@ def is_read_or_refused(read, name):
         message = str(error)
         assert '\n' not in message and name in message, message
         assert len(message) < 1000 + message.count(name) * 300, message
+
+
+@contextlib.contextmanager
+def damaged_file(path, data):
+    """The JSON file at `path` is damaged, and afterwards as it was."""
+    kept = path.read_bytes()
+    path.write_bytes(data.draw(damaged_json(json.loads(kept))))
+    try:
+        yield
+    finally:
+        path.write_bytes(kept)
 
 
 @pytest.fixture(scope='module')
@@ -279,17 +291,12 @@ def mosaic(tmp_path_factory):
 @damage(80)
 @given(data=st.data())
 def test_mosaics(mosaic, name, data):
-    path = mosaic / name
-    kept = path.read_bytes()
-    path.write_bytes(data.draw(damaged_json(json.loads(kept))))
-    try:
+    with damaged_file(mosaic / name, data):
         opened = is_read_or_refused(lambda: open_finished(mosaic), str(mosaic))
         if opened:
             is_read_or_refused(lambda: [stage.read() for stage in opened[1]], str(mosaic))
-    finally:
-        path.write_bytes(kept)
-        for other in (mosaic / GROUP).iterdir():
-            assert other.name in ('zarr.json', 'stage_1'), 'a reader made a stage'
+    for other in (mosaic / GROUP).iterdir():
+        assert other.name in ('zarr.json', 'stage_1'), 'a reader made a stage'
 
 
 ENCODERS = [CLIPConfig().to_json(), SiglipConfig().to_json(), SiglipConfig().to_json() | {'model_type': 'siglip2'}]
@@ -329,13 +336,8 @@ def whole_tokenizer(tmp_path_factory):
 @damage(25)
 @given(data=st.data())
 def test_tokenizers(whole_tokenizer, name, data):
-    path = whole_tokenizer / name
-    kept = path.read_bytes()
-    path.write_bytes(data.draw(damaged_json(json.loads(kept))))
-    try:
+    with damaged_file(whole_tokenizer / name, data):
         is_read_or_refused(lambda: load_tokenizer(whole_tokenizer, CLIPConfig()), str(whole_tokenizer))
-    finally:
-        path.write_bytes(kept)
 
 
 @damage(30)

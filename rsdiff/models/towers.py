@@ -171,8 +171,6 @@ def load_preprocessing(folder: Path | str, config: Config) -> dict[str, Any]:
     """
     path = Path(folder) / PREPROCESSOR
     row = read_json(path) if path.is_file() else {}
-    if not isinstance(row, dict):
-        raise BadInput(f'{path}: must be an object')
     mean, std = row.get('image_mean', config.image_mean), row.get('image_std', config.image_std)
     for name, values in (('image_mean', mean), ('image_std', std)):
         least = SMALLEST_STD if name == 'image_std' else -LARGEST_MEAN
