@@ -39,7 +39,7 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string('checkpoint', None, 'A run of train.py, or a folder of released weights.')
 flags.DEFINE_string('condition', None, 'An image, with --tiles of any size; without it, or a folder.')
 flags.DEFINE_string('out', None, 'A new folder, or one that this command began to fill.')
-flags.DEFINE_float('gsd_m', None, "Metres a pixel of the condition, where its file or its manifest does not say.")
+flags.DEFINE_float('gsd_m', None, 'Metres a pixel of the condition, where its file or its manifest does not say.')
 flags.DEFINE_integer('stages', 1, 'How many times to enlarge 4×.')
 flags.DEFINE_integer('steps', None, "Network evaluations a window; if not given the plan's, or 20 without --tiles.")
 flags.DEFINE_integer('seed', 0, 'Names the noise; the same seed gives the same image.')
@@ -55,8 +55,12 @@ flags.DEFINE_integer('phases', None, 'With --tiles: phases of the plans fast and
 flags.DEFINE_integer('overlap', None, 'With --tiles: pixels by which windows of the plan fast overlap.')
 flags.DEFINE_enum('noise', 'anchored', typing.get_args(noise.Kind), 'With --tiles: see rsdiff/diffusion/noise.py.')
 flags.DEFINE_bool('wrap_x', False, 'With --tiles: the left edge follows the right one.')
-flags.DEFINE_integer('supertile', None, 'With --tiles: side in pixels of what is made at once; if not given 16 windows.')
-flags.DEFINE_string('region', None, 'With --tiles: y,x,height,width in pixels of the result; make this alone, as a PNG.')
+flags.DEFINE_integer(
+    'supertile', None, 'With --tiles: side in pixels of what is made at once; if not given 16 windows.'
+)
+flags.DEFINE_string(
+    'region', None, 'With --tiles: y,x,height,width in pixels of the result; make this alone, as a PNG.'
+)
 flags.DEFINE_bool('dry_run', False, 'With --tiles: tell size, cost and time, and make nothing.')
 flags.DEFINE_integer('workers', 1, 'With --tiles: processes to share the work, on machines without accelerators.')
 flags.DEFINE_string('bands', None, 'Of a GeoTIFF, those for red, green and blue, such as 4,3,2.')
@@ -110,7 +114,9 @@ def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
     window_px = trained.config.data.size_px
     plan = make_plan(FLAGS.plan, window_px, FLAGS.steps, FLAGS.phases, FLAGS.overlap, FLAGS.seed)
     project = projection(trained, plan.steps)
-    settings = MosaicSettings(gsd_m, FLAGS.stages, plan, FLAGS.supertile or 16 * window_px, FLAGS.seed, FLAGS.noise, FLAGS.wrap_x)
+    settings = MosaicSettings(
+        gsd_m, FLAGS.stages, plan, FLAGS.supertile or 16 * window_px, FLAGS.seed, FLAGS.noise, FLAGS.wrap_x
+    )
     provenance |= {'projection': repr(project), 'condition': condition.digest()}
     provenance |= {name: list(value) for name, value in shown.items() if value}
     sampler_at = bind_windows(trained.generator, trained.params, plan, make_mesh(), project, FLAGS.batch_size)
@@ -118,20 +124,35 @@ def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
         return estimate(sampler_at, condition, settings)
     if region:
         return save_region(sampler_at, condition, out, settings, provenance, *region)
-    return sample_mosaic(sampler_at, condition, out, settings, provenance, condition.georeference, FLAGS.workers,
-                         formats=FLAGS.format)
+    return sample_mosaic(
+        sampler_at, condition, out, settings, provenance, condition.georeference, FLAGS.workers, formats=FLAGS.format
+    )
 
 
 def folder(trained: Trained, provenance: dict, out: Path) -> dict:
     """Many images, each in one piece."""
-    path, mesh, steps = Path(FLAGS.condition), make_mesh(), steps_of(trained.generator, FLAGS.steps or 20, FLAGS.strength)
+    path, mesh, steps = (
+        Path(FLAGS.condition),
+        make_mesh(),
+        steps_of(trained.generator, FLAGS.steps or 20, FLAGS.strength),
+    )
     entries = opened_entries(path, FLAGS.split) if path.is_dir() else [Entry(path, path.name)]
     project = projection(trained, steps)
     provenance |= {'projection': repr(project)}
-    settings = FolderSettings(FLAGS.stages, trained.config.data.size_px, steps, FLAGS.gsd_m, FLAGS.variants,
-                              FLAGS.degrade, FLAGS.strength, FLAGS.solver, FLAGS.seed,
-                              -(-FLAGS.batch_size // mesh.size) * mesh.size, flag_numbers('bands', int, 3),
-                              flag_numbers('value_range', float, 2))
+    settings = FolderSettings(
+        FLAGS.stages,
+        trained.config.data.size_px,
+        steps,
+        FLAGS.gsd_m,
+        FLAGS.variants,
+        FLAGS.degrade,
+        FLAGS.strength,
+        FLAGS.solver,
+        FLAGS.seed,
+        -(-FLAGS.batch_size // mesh.size) * mesh.size,
+        flag_numbers('bands', int, 3),
+        flag_numbers('value_range', float, 2),
+    )
     sample = bind_images(trained.generator, trained.params, steps, mesh, project, FLAGS.strength, FLAGS.solver)
     result = sample_folder(sample, trained.config.degradation, entries, out, settings, provenance)
     carry_fingerprints(FLAGS.checkpoint, out)

@@ -28,8 +28,16 @@ def run(main: Callable[[], None]) -> None:
         except BadInput as error:  # a config file's
             print(f'error: {error}', file=sys.stderr)
             sys.exit(2)
-        except (flags.Error, AttributeError, KeyError, TypeError, ValueError, OSError,
-                ImportError, SyntaxError) as error:
+        except (
+            flags.Error,
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+            OSError,
+            ImportError,
+            SyntaxError,
+        ) as error:
             reason = str(error.args[0] if error.args else error).replace('\\n', ' ').replace("\\'", "'")
             print(f'error: flags: {" ".join(reason.split())}', file=sys.stderr)
             sys.exit(2)

@@ -129,7 +129,9 @@ def parse_json(text: str | bytes, where: str) -> Any:
     try:
         if isinstance(text, bytes):
             text = text.decode('utf-8')
-        value = json.loads(text.removeprefix('\ufeff'), parse_constant=_no_constant, parse_int=_int64, parse_float=_finite)
+        value = json.loads(
+            text.removeprefix('\ufeff'), parse_constant=_no_constant, parse_int=_int64, parse_float=_finite
+        )
         _check_json(value, DEEPEST_JSON)
     except json.JSONDecodeError as error:
         raise BadInput(f'{where}: not JSON ({error.msg} at line {error.lineno}, column {error.colno})') from None
@@ -162,7 +164,9 @@ def read_json(path: epath.PathLike, advice: str = '') -> dict[str, Any]:
     return value
 
 
-def field(row: dict[str, Any], name: str, kind: type | tuple[type, ...], where: epath.PathLike, default: Any = ...) -> Any:
+def field(
+    row: dict[str, Any], name: str, kind: type | tuple[type, ...], where: epath.PathLike, default: Any = ...
+) -> Any:
     """`row[name]`, if it is of `kind` (a bool is no int; an int is a float). A field that is missing or null is `default`.
 
     Raises:

@@ -125,8 +125,18 @@ class Generator:
         """The timestep that a sample of `strength` (see `sample`) starts from, at least 1."""
         return max(1, round(strength * self.schedule.timesteps))
 
-    def sample(self, params, lr, gsd_m, noise, steps: int, projection: Projection | None = Projection(),
-               solver: solvers.Solver = 'ddim', guide=None, strength: float = 1.0):
+    def sample(
+        self,
+        params,
+        lr,
+        gsd_m,
+        noise,
+        steps: int,
+        projection: Projection | None = Projection(),
+        solver: solvers.Solver = 'ddim',
+        guide=None,
+        strength: float = 1.0,
+    ):
         """One 4× stage in one piece: from noise, or from a real image noised part of the way (SDEdit, Meng et al. 2022,
         arXiv 2108.01073; He et al. 2023 call it real guidance), which the result then resembles.
 

@@ -48,8 +48,12 @@ class Claims:
             lock.release()
 
 
-def share_out(items: Iterable[Item], is_done: Callable[[Item], bool], make: Callable[[Item], None],
-              claim: Callable[[Item], contextlib.AbstractContextManager[bool]]) -> Iterator[tuple[Item, bool]]:
+def share_out(
+    items: Iterable[Item],
+    is_done: Callable[[Item], bool],
+    make: Callable[[Item], None],
+    claim: Callable[[Item], contextlib.AbstractContextManager[bool]],
+) -> Iterator[tuple[Item, bool]]:
     """Makes what is not there, and ends when all of it is there, whoever has made it.
 
     Yields:
@@ -83,7 +87,9 @@ def local_workers(count: int) -> Iterator[None]:
     once where it ends by an exception. They are silent: what stops one of them stops this process at the same place."""
     command, environment = [sys.executable, *sys.argv], os.environ | {PARENT: str(os.getpid())}
     silent = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
-    workers = [] if is_local_worker() else [subprocess.Popen(command, env=environment, **silent) for _ in range(count - 1)]
+    workers = (
+        [] if is_local_worker() else [subprocess.Popen(command, env=environment, **silent) for _ in range(count - 1)]
+    )
     try:
         yield
         for worker in workers:

@@ -26,7 +26,9 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 
 def pytest_addoption(parser):
-    parser.addoption('--kills', type=int, default=5, help='How often what is killed is killed, in each test that kills.')
+    parser.addoption(
+        '--kills', type=int, default=5, help='How often what is killed is killed, in each test that kills.'
+    )
 
 
 def pytest_configure(config):
@@ -81,8 +83,10 @@ def lively():
 
     def make(config, seed=0):
         generator = np.random.default_rng(seed)
-        return jax.tree.map(lambda leaf: jnp.asarray(0.3 * generator.standard_normal(leaf.shape), jnp.float32),
-                            towers.abstract_params(config))
+        return jax.tree.map(
+            lambda leaf: jnp.asarray(0.3 * generator.standard_normal(leaf.shape), jnp.float32),
+            towers.abstract_params(config),
+        )
 
     return make
 
@@ -121,7 +125,9 @@ def scene_folders(tmp_path):
                 for variant in range(2 * (split == 'train')):
                     made = f'{label}/{i}_{variant}.png'
                     write_image(where / 'synthetic' / made, picture(label))
-                    synthetic.append({'file_name': made, 'label': label, 'source': name, 'variant': variant, 'captions': captions})
+                    synthetic.append(
+                        {'file_name': made, 'label': label, 'source': name, 'variant': variant, 'captions': captions}
+                    )
     for folder, rows in ((where / 'real', real), (where / 'synthetic', synthetic)):
         (folder / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, rows)) + '\n')
     return where / 'real', where / 'synthetic'

@@ -52,8 +52,20 @@ def in_rows(images):
 
 def test_the_arms_are_every_control_and_every_ratio():
     names = [arm.name for arm in arms.arms_of(arms.KINDS, (1, 2, 4))]
-    assert names == ['real', 'synthetic', 'real+synthetic 1:1', 'real+synthetic 1:2', 'real+synthetic 1:4', 'real repeated',
-                     'augmented', 'mixup', 'cutout', 'cutmix', 'bicubic', 'random labels']
+    assert names == [
+        'real',
+        'synthetic',
+        'real+synthetic 1:1',
+        'real+synthetic 1:2',
+        'real+synthetic 1:4',
+        'real repeated',
+        'augmented',
+        'mixup',
+        'cutout',
+        'cutmix',
+        'bicubic',
+        'random labels',
+    ]
     slugs = [arm.slug for arm in ALL]
     assert len(set(slugs)) == len(slugs) and not set(''.join(slugs)) & set(' :/')
 
@@ -70,7 +82,8 @@ def test_every_arm_has_its_counts_and_labels_that_sum_to_one(task, arm):
     assert len(found.captions) == len(found)
     for own, label in zip(found.captions, found.labels):
         assert {zero_shot.readable(task.classes[i]) for i in np.flatnonzero(label)} == {
-            words.removeprefix('there is a ') for words in own if words.startswith('there')}
+            words.removeprefix('there is a ') for words in own if words.startswith('there')
+        }
     # every arm of a seed has the same real images, and as much of every class
     drawn = arms.draw(task, 3, seed=1)
     if real:
@@ -282,7 +295,9 @@ def test_a_head_takes_the_steps_that_adamw_takes(task, judge, tmp_path, from_tex
             loss = lambda own: cross_entropy(z[chosen] @ own['weight'] + own['bias'], found.labels[chosen])
             updates, moments = rule.update(jax.grad(loss)(own), moments, own)
             own = optax.apply_updates(own, updates)
-        expected = (features(task.validation.pixels) - mean) / deviation @ np.asarray(own['weight']) + np.asarray(own['bias'])
+        expected = (features(task.validation.pixels) - mean) / deviation @ np.asarray(own['weight']) + np.asarray(
+            own['bias']
+        )
         np.testing.assert_allclose(one.logits(task.validation.pixels), expected, rtol=1e-3, atol=1e-3)
         assert (one.learning_rate, one.weight_decay) == candidate and one.losses.shape == (5,)
 

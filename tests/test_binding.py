@@ -19,8 +19,17 @@ from rsdiff.mosaic.plan import make_plan
 from rsdiff.mosaic.plane import Plane
 from rsdiff.training.mesh import make_mesh
 
-TINY = UNetConfig(width=16, multipliers=(1,), blocks=1, attention_levels=(), head_width=16, patch=4,
-                  rrdb_features=8, rrdb_growth=4, rrdb_blocks=1)
+TINY = UNetConfig(
+    width=16,
+    multipliers=(1,),
+    blocks=1,
+    attention_levels=(),
+    head_width=16,
+    patch=4,
+    rrdb_features=8,
+    rrdb_growth=4,
+    rrdb_blocks=1,
+)
 GENERATOR = Generator(GeneratorConfig(TINY, objective=ObjectiveConfig(prediction='v'), residual_scale=0.1))
 PLAN = make_plan('fast', 32, steps=3)
 KEY = noise.name_key(0, 1)
@@ -47,7 +56,9 @@ def test_a_window_translates_what_it_is_given_and_what_it_says(params):
     d = (smooth_up(padded, 4)[:, 24:56, 24:56] - smooth_up(lr, 4)) / 0.1
     own = GENERATOR.predictor(params, lr, gsd_m, Projection())
     expected = own(zt + float(GENERATOR.schedule.alpha(300)) * d, t) - d
-    np.testing.assert_allclose(GENERATOR.predictor(params, whole, gsd_m, Projection(), margin=2)(zt, t), expected, atol=1e-4)
+    np.testing.assert_allclose(
+        GENERATOR.predictor(params, whole, gsd_m, Projection(), margin=2)(zt, t), expected, atol=1e-4
+    )
     assert float(jnp.abs(d).max()) > 0.1 and float(jnp.abs(d[:, 8:-8, 8:-8]).max()) < 1e-4
 
 
@@ -81,7 +92,10 @@ def test_whole_images_take_either_solver(params):
     """Which are one solver as long as there is no step before."""
     lr, gsd_m = to_float(np.full((8, 8, 8, 3), 90, np.uint8)), jnp.full(8, 10.0)
     eps = jax.random.normal(KEY, (8, 32, 32, 3))
-    made = {(solver, steps): np.asarray(bind_images(GENERATOR, params, steps, make_mesh(), solver=solver)(lr, eps, gsd_m))
-            for solver in ('ddim', 'dpm++2m') for steps in (1, 3)}
+    made = {
+        (solver, steps): np.asarray(bind_images(GENERATOR, params, steps, make_mesh(), solver=solver)(lr, eps, gsd_m))
+        for solver in ('ddim', 'dpm++2m')
+        for steps in (1, 3)
+    }
     np.testing.assert_allclose(made['ddim', 1], made['dpm++2m', 1], atol=1e-5)
     assert np.abs(made['ddim', 3] - made['dpm++2m', 3]).max() > 1e-3

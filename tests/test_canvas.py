@@ -74,6 +74,7 @@ def test_bilinear_without_antialiasing_is_torchs(smooth_image, size):
 @pytest.mark.parametrize('size', [(20, 24), (13, 31), (7, 5), (59, 77)])
 def test_bicubic_without_antialiasing_reproduces_a_parabola(size):
     """As Keys' cubic does with a = -1/2 alone; torch has another a."""
+
     def parabola(height, width):
         y, x = ((np.arange(count) + 0.5) * n / count - 0.5 for n, count in ((40, height), (48, width)))
         inside = np.ix_((y > 1) & (y < 38), (x > 1) & (x < 46))

@@ -8,10 +8,22 @@ from matplotlib.figure import Figure
 from rsdiff.downstream import charts, scores
 from rsdiff.downstream.summary import summarise
 
-NAMES = ('AnnualCrop', 'basketball court with <b>hatching</b>', 'W' * 30, 'price in $ and $x^', 'church',
-         'circular farmland and irrigated cropland')
-ARMS = {'real': (0.5, None), 'synthetic': (0.4, 1), 'real+synthetic 1:1': (0.7, 1), 'real+synthetic 1:16': (0.6, 16),
-        'real repeated': (0.5, 2), 'random labels': (0.0, None)}
+NAMES = (
+    'AnnualCrop',
+    'basketball court with <b>hatching</b>',
+    'W' * 30,
+    'price in $ and $x^',
+    'church',
+    'circular farmland and irrigated cropland',
+)
+ARMS = {
+    'real': (0.5, None),
+    'synthetic': (0.4, 1),
+    'real+synthetic 1:1': (0.7, 1),
+    'real+synthetic 1:16': (0.6, 16),
+    'real repeated': (0.5, 2),
+    'random labels': (0.0, None),
+}
 
 
 def study(classes, methods):
@@ -25,14 +37,33 @@ def study(classes, methods):
                     guesses = rng.integers(0, classes, len(labels))
                     predictions = np.where(rng.random(len(labels)) < right, labels, guesses)
                     confusion = scores.confusion_matrix(labels, predictions, classes)
-                    cells.append({
-                        'method': method, 'arm': arm, 'shots': shots, 'ratio': ratio, 'seed': seed, 'steps': 5,
-                        'real_images': classes * (shots or 10), 'extra_images': 0, 'accuracy': scores.accuracy(confusion),
-                        'macro_f1': scores.macro_f1(confusion), 'confusion': confusion.tolist(),
-                        'predictions': predictions.tolist(), 'final_loss': 0.5, 'seconds': 1.0})
+                    cells.append(
+                        {
+                            'method': method,
+                            'arm': arm,
+                            'shots': shots,
+                            'ratio': ratio,
+                            'seed': seed,
+                            'steps': 5,
+                            'real_images': classes * (shots or 10),
+                            'extra_images': 0,
+                            'accuracy': scores.accuracy(confusion),
+                            'macro_f1': scores.macro_f1(confusion),
+                            'confusion': confusion.tolist(),
+                            'predictions': predictions.tolist(),
+                            'final_loss': 0.5,
+                            'seconds': 1.0,
+                        }
+                    )
     names = [NAMES[i % len(NAMES)] + f' {i}' * (i >= len(NAMES)) for i in range(classes)]
-    settings = {'encoder': 'made up', 'real_per_class': None, 'classes': names, 'evaluate_on': 'test',
-                'methods': list(methods), 'chosen': {}}
+    settings = {
+        'encoder': 'made up',
+        'real_per_class': None,
+        'classes': names,
+        'evaluate_on': 'test',
+        'methods': list(methods),
+        'chosen': {},
+    }
     return summarise(settings, cells, labels), cells
 
 

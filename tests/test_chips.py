@@ -36,13 +36,16 @@ def test_the_grid_covers_all_but_a_remainder_and_stays_inside():
     assert len(chips.grid(70, 101, 16, 8)) == 7 * 11 and chips.grid(15, 101, 16, 16) == []
 
 
-@pytest.mark.parametrize('spoil, reason', [
-    (lambda x: x, None),
-    (lambda x: np.where(np.arange(32)[:, None, None] < 20, 0, x), 'black'),
-    (lambda x: np.where(np.arange(32)[:, None, None] < 20, 250, x), 'white'),
-    (lambda x: np.where(np.arange(32)[:, None, None] < 4, 250, x), None),
-    (lambda x: 100 + x // 200, 'constant'),
-])
+@pytest.mark.parametrize(
+    'spoil, reason',
+    [
+        (lambda x: x, None),
+        (lambda x: np.where(np.arange(32)[:, None, None] < 20, 0, x), 'black'),
+        (lambda x: np.where(np.arange(32)[:, None, None] < 20, 250, x), 'white'),
+        (lambda x: np.where(np.arange(32)[:, None, None] < 4, 250, x), None),
+        (lambda x: 100 + x // 200, 'constant'),
+    ],
+)
 def test_flaws_are_seen(smooth_image, spoil, reason):
     image = np.clip(smooth_image(32, 32), 30, 220)
     assert chips.flaw(spoil(image).astype(np.uint8), LIMITS) == reason
@@ -131,14 +134,24 @@ def test_examples_tell_where_they_are_from(tmp_path, smooth_image):
     (tmp_path / 'chip.png').write_bytes(example.pop('image'))
     np.testing.assert_array_equal(read_image(tmp_path / 'chip.png'), box_downscale(box.crop(smooth_image(64, 96)), 2))
     assert key == '7/0/2/0/32' and example == {
-        'gsd_m': 4.0, 'label': 'field', 'captions': ['one', 'two'], 'source': 'here', 'file_name': 'a/b.png',
-        'box': (0, 32, 64, 96)}
+        'gsd_m': 4.0,
+        'label': 'field',
+        'captions': ['one', 'two'],
+        'source': 'here',
+        'file_name': 'a/b.png',
+        'box': (0, 32, 64, 96),
+    }
 
 
 def prepare(*arguments, ok=True):
     """Runs the tool; returns its last line as an object, or its error line."""
-    done = subprocess.run([sys.executable, 'tools/prepare_data.py', *map(str, arguments)], cwd=ROOT, text=True,
-                          capture_output=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    done = subprocess.run(
+        [sys.executable, 'tools/prepare_data.py', *map(str, arguments)],
+        cwd=ROOT,
+        text=True,
+        capture_output=True,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
     if ok:
         assert done.returncode == 0, done.stderr[-2000:]
         return json.loads(done.stdout.splitlines()[-1])
@@ -148,8 +161,20 @@ def prepare(*arguments, ok=True):
 
 
 def test_the_tool_writes_what_it_says_and_training_reads_it(image_folder, tmp_path):
-    command = ['--source', f'{image_folder}:train', '--validation', f'{image_folder}:test', '--size_px', 16,
-               '--reductions', '1,2,4', '--max_chips_per_source', 20, '--out', tmp_path / 'out']
+    command = [
+        '--source',
+        f'{image_folder}:train',
+        '--validation',
+        f'{image_folder}:test',
+        '--size_px',
+        16,
+        '--reductions',
+        '1,2,4',
+        '--max_chips_per_source',
+        20,
+        '--out',
+        tmp_path / 'out',
+    ]
     result = prepare(*command)
     assert result == json.loads((tmp_path / 'out' / 'prepare.json').read_text())
     assert result['splits'] == {'train': 20, 'validation': 20} and result['chips'] == 40
@@ -171,7 +196,11 @@ def test_the_tool_writes_what_it_says_and_training_reads_it(image_folder, tmp_pa
     for spoil in (lambda: shutil.rmtree(tmp_path / 'out' / 'chips'), lambda: os.truncate(shard, 100)):
         spoil()
         again = prepare(*command)
-        assert {**again, 'seconds': 0, 'files': 0} == {**result, 'seconds': 0, 'files': 0} and shard.stat().st_size > 100
+        assert {**again, 'seconds': 0, 'files': 0} == {
+            **result,
+            'seconds': 0,
+            'files': 0,
+        } and shard.stat().st_size > 100
         assert {*again['files']} == {*result['files']}
     lock = FolderLock(tmp_path / 'out')
     lock.acquire()
@@ -188,9 +217,13 @@ def test_a_killed_run_leaves_no_dataset_and_the_same_command_makes_it(tmp_path, 
     for number in range(20):
         write_image(tmp_path / 'in' / f'{number}.png', smooth_image(256, 256, number))
     command = ['--source', tmp_path / 'in', '--gsd_m', 1, '--size_px', 16, '--out', tmp_path / 'out']
-    process = subprocess.Popen([sys.executable, 'tools/prepare_data.py', *map(str, command)], cwd=ROOT,
-                               stderr=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-                               env={**os.environ, 'PYTHONPATH': str(ROOT)})
+    process = subprocess.Popen(
+        [sys.executable, 'tools/prepare_data.py', *map(str, command)],
+        cwd=ROOT,
+        stderr=subprocess.DEVNULL,
+        stdout=subprocess.DEVNULL,
+        env={**os.environ, 'PYTHONPATH': str(ROOT)},
+    )
     for _ in range(1200):
         if list((tmp_path / 'out' / 'chips').glob('incomplete*')) or process.poll() is not None:
             break
@@ -206,21 +239,28 @@ def test_a_killed_run_leaves_no_dataset_and_the_same_command_makes_it(tmp_path, 
     assert [path.name for path in (tmp_path / 'out' / 'chips').iterdir()] == ['1.0.0']
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'--source': 'nowhere'}, 'nowhere: no such folder or image'),
-    ({'--source': 'images:val'}, "no image has split 'val'"),
-    ({'--source': 'bare'}, 'no gsd_m'),
-    ({'--out': 'theirs'}, 'is not output of this program'),
-    ({'--size_px': '64'}, 'no chip is left for train'),
-    ({'--reductions': '1,x'}, '--reductions is 1,x'),
-    ({'--value_range': '3'}, '--value_range is 3'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'--source': 'nowhere'}, 'nowhere: no such folder or image'),
+        ({'--source': 'images:val'}, "no image has split 'val'"),
+        ({'--source': 'bare'}, 'no gsd_m'),
+        ({'--out': 'theirs'}, 'is not output of this program'),
+        ({'--size_px': '64'}, 'no chip is left for train'),
+        ({'--reductions': '1,x'}, '--reductions is 1,x'),
+        ({'--value_range': '3'}, '--value_range is 3'),
+    ],
+)
 def test_the_tool_says_what_is_wrong(image_folder, tmp_path, smooth_image, change, message):
     write_image(tmp_path / 'bare' / 'a.png', smooth_image(32, 32))
     (tmp_path / 'theirs').mkdir()
     (tmp_path / 'theirs' / 'notes.txt').write_text('keep me')
     arguments = {'--source': 'images:train', '--out': 'out', '--size_px': '16'} | change
-    command = [x for key, value in arguments.items() if value is not None
-               for x in (key, tmp_path / value if key in ('--source', '--out') else value)]
+    command = [
+        x
+        for key, value in arguments.items()
+        if value is not None
+        for x in (key, tmp_path / value if key in ('--source', '--out') else value)
+    ]
     assert message in prepare(*command, ok=False)
     assert [path.name for path in (tmp_path / 'theirs').iterdir()] == ['notes.txt']

@@ -17,20 +17,42 @@ TORCH = "the reference is transformers' PyTorch model; pip install rsdiff-jax[pa
 def small_config(hidden_act='quick_gelu', eos_token_id=EOS, image_size=64, patch_size=32):
     """ViT-B/32's proportions (4× wide MLP, 32 px patches) with different widths for the two towers."""
     return clip.CLIPConfig(
-        clip.VisionConfig(hidden_size=48, intermediate_size=192, num_hidden_layers=3, num_attention_heads=4,
-                          image_size=image_size, patch_size=patch_size, hidden_act=hidden_act),
-        clip.TextConfig(vocab_size=96, hidden_size=32, intermediate_size=128, num_hidden_layers=2,
-                        num_attention_heads=2, max_position_embeddings=14, hidden_act=hidden_act,
-                        pad_token_id=EOS, bos_token_id=91, eos_token_id=eos_token_id),
-        projection_dim=24)
+        clip.VisionConfig(
+            hidden_size=48,
+            intermediate_size=192,
+            num_hidden_layers=3,
+            num_attention_heads=4,
+            image_size=image_size,
+            patch_size=patch_size,
+            hidden_act=hidden_act,
+        ),
+        clip.TextConfig(
+            vocab_size=96,
+            hidden_size=32,
+            intermediate_size=128,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            max_position_embeddings=14,
+            hidden_act=hidden_act,
+            pad_token_id=EOS,
+            bos_token_id=91,
+            eos_token_id=eos_token_id,
+        ),
+        projection_dim=24,
+    )
 
 
 @functools.partial(jax.jit, static_argnums=0)
 def every_output(config, params, images, ids, mask):
     module = towers.module(config, params)
     u, v = towers.encode_images(config, params, images), towers.encode_texts(config, params, ids, mask)
-    return {'image pooled': module.vision_model(images), 'text pooled': module.text_model(ids, mask),
-            'image': u, 'text': v, 'logits': towers.logits(config, params, u, v)}
+    return {
+        'image pooled': module.vision_model(images),
+        'text pooled': module.text_model(ids, mask),
+        'image': u,
+        'text': v,
+        'logits': towers.logits(config, params, u, v),
+    }
 
 
 @functools.partial(jax.jit, static_argnums=0)
@@ -44,7 +66,7 @@ def texts(largest_is_end):
     mask = np.ones_like(ids)
     for row, length in enumerate((3, 6, 10, 13)):
         ids[row, length:] = EOS
-        mask[row, length + 1:] = 0
+        mask[row, length + 1 :] = 0
     if not largest_is_end:
         ids[3, 4] = EOS + 5
     return ids, mask
@@ -65,11 +87,16 @@ def torch_clip(tmp_path):
     return load
 
 
-@pytest.mark.parametrize('hidden_act, eos_token_id, image_size, patch_size', [
-    ('quick_gelu', EOS, 64, 32), ('gelu', EOS, 48, 8), ('quick_gelu', 2, 64, 32),
-    ('gelu_pytorch_tanh', EOS, 50, 16),  # a remainder that no patch covers
-    ('quick_gelu', EOS, 336, 14),  # the 576 patches of ViT-L/14 at 336 pixels
-])
+@pytest.mark.parametrize(
+    'hidden_act, eos_token_id, image_size, patch_size',
+    [
+        ('quick_gelu', EOS, 64, 32),
+        ('gelu', EOS, 48, 8),
+        ('quick_gelu', 2, 64, 32),
+        ('gelu_pytorch_tanh', EOS, 50, 16),  # a remainder that no patch covers
+        ('quick_gelu', EOS, 336, 14),  # the 576 patches of ViT-L/14 at 336 pixels
+    ],
+)
 def test_every_output_is_that_of_transformers(torch_clip, lively, hidden_act, eos_token_id, image_size, patch_size):
     torch = pytest.importorskip('torch', reason=TORCH)
     config = small_config(hidden_act, eos_token_id, image_size, patch_size)
@@ -80,8 +107,10 @@ def test_every_output_is_that_of_transformers(torch_clip, lively, hidden_act, eo
     with torch.no_grad():
         inputs = {'input_ids': torch.tensor(ids, dtype=torch.long), 'attention_mask': torch.tensor(mask)}
         pixels = torch.tensor(images.transpose(0, 3, 1, 2))
-        theirs = {'image pooled': model.vision_model(pixels).pooler_output,
-                  'text pooled': model.text_model(**inputs).pooler_output}
+        theirs = {
+            'image pooled': model.vision_model(pixels).pooler_output,
+            'text pooled': model.text_model(**inputs).pooler_output,
+        }
         both = model(pixel_values=pixels, **inputs)
     theirs |= {'image': both.image_embeds, 'text': both.text_embeds, 'logits': both.logits_per_image}
     ours = every_output(config, params, images, ids, mask)
@@ -91,18 +120,24 @@ def test_every_output_is_that_of_transformers(torch_clip, lively, hidden_act, eo
         assert error < 1e-5, (name, error)
 
 
-@pytest.mark.parametrize('vision, text, projection', [
-    ((768, 12, 12, 224, 32), (512, 12, 8), 512),   # ViT-B/32
-    ((768, 12, 12, 224, 16), (512, 12, 8), 512),   # ViT-B/16
-    ((1024, 24, 16, 224, 14), (768, 12, 12), 768),  # ViT-L/14
-])
+@pytest.mark.parametrize(
+    'vision, text, projection',
+    [
+        ((768, 12, 12, 224, 32), (512, 12, 8), 512),  # ViT-B/32
+        ((768, 12, 12, 224, 16), (512, 12, 8), 512),  # ViT-B/16
+        ((1024, 24, 16, 224, 14), (768, 12, 12), 768),  # ViT-L/14
+    ],
+)
 def test_published_sizes_have_the_names_and_shapes_of_transformers(vision, text, projection):
     torch = pytest.importorskip('torch', reason=TORCH)
     from transformers import CLIPConfig, CLIPModel
+
     width, layers, heads, image_size, patch_size = vision
     config = clip.CLIPConfig(
         clip.VisionConfig(width, 4 * width, layers, heads, image_size=image_size, patch_size=patch_size),
-        clip.TextConfig(text[0], 4 * text[0], *text[1:]), projection)
+        clip.TextConfig(text[0], 4 * text[0], *text[1:]),
+        projection,
+    )
     with torch.device('meta'):
         theirs = CLIPModel(CLIPConfig.from_dict(config.to_json())).state_dict()
     assert weights.torch_shapes(towers.abstract_params(config)) == {k: tuple(v.shape) for k, v in theirs.items()}
@@ -123,8 +158,9 @@ def test_no_token_sees_what_follows_its_end_token(lively):
     params = lively(config)
     ids, mask = texts(largest_is_end=True)
     scrambled = np.where(mask == 1, ids, 7)
-    np.testing.assert_allclose(pool_texts(config, params, ids, mask), pool_texts(config, params, scrambled, mask),
-                               rtol=1e-5, atol=1e-5)
+    np.testing.assert_allclose(
+        pool_texts(config, params, ids, mask), pool_texts(config, params, scrambled, mask), rtol=1e-5, atol=1e-5
+    )
 
 
 def test_embeddings_are_unit_vectors_of_the_common_space(lively):
@@ -148,8 +184,9 @@ def test_wrong_sizes_are_refused(lively):
 def test_abstract_params_have_the_shapes_of_drawn_ones():
     config = small_config()
     drawn = jax.eval_shape(lambda key: towers.init_params(config, key), jax.random.key(0))
-    shapes, drawn_shapes = (jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree)
-                            for tree in (towers.abstract_params(config), drawn))
+    shapes, drawn_shapes = (
+        jax.tree.map(lambda leaf: (leaf.shape, leaf.dtype), tree) for tree in (towers.abstract_params(config), drawn)
+    )
     assert shapes == drawn_shapes
 
 
@@ -162,19 +199,23 @@ def test_config_survives_its_json_and_unknown_fields_are_skipped():
 
 def test_config_defaults_are_those_of_transformers():
     from transformers import CLIPConfig
+
     assert clip.CLIPConfig.from_json({'model_type': 'clip'}) == clip.CLIPConfig.from_json(CLIPConfig().to_dict())
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'model_type': 'siglip'}, 'not a CLIP config'),
-    ({'vision_config': {'hidden_act': 'swish'}}, 'hidden_act'),
-    ({'vision_config': {'patch_size': 225}}, 'patches of 225 in images of 224 pixels'),
-    ({'vision_config': {'patch_size': 0}}, 'patch_size is 0'),
-    ({'text_config': {'num_attention_heads': 7}}, '7 attention heads'),
-    ({'text_config': {'hidden_size': 'wide'}}, 'hidden_size'),
-    ({'text_config': [1]}, 'must be an object'),
-    ({'projection_dim': None}, 'projection_dim'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'model_type': 'siglip'}, 'not a CLIP config'),
+        ({'vision_config': {'hidden_act': 'swish'}}, 'hidden_act'),
+        ({'vision_config': {'patch_size': 225}}, 'patches of 225 in images of 224 pixels'),
+        ({'vision_config': {'patch_size': 0}}, 'patch_size is 0'),
+        ({'text_config': {'num_attention_heads': 7}}, '7 attention heads'),
+        ({'text_config': {'hidden_size': 'wide'}}, 'hidden_size'),
+        ({'text_config': [1]}, 'must be an object'),
+        ({'projection_dim': None}, 'projection_dim'),
+    ],
+)
 def test_a_config_that_is_no_clip_is_bad_input(change, message):
     with pytest.raises(BadInput, match=message) as raised:
         clip.CLIPConfig.from_json({'model_type': 'clip'} | change, 'here/config.json')

@@ -25,61 +25,73 @@ def test_every_config_file_is_a_config(module):
     assert f'--config configs/{module.__name__.split(".")[-1]}.py' in module.__doc__
 
 
-@pytest.mark.parametrize('values, message', [
-    ({'bath_size': 3}, r"config\.bath_size: no such key; did you mean 'batch_size'"),
-    ({'generator': {'modle': {}}}, r"config\.generator\.modle.*'model'"),
-    ({'generator': {'model': {'widht': 3}}}, r"config\.generator\.model\.widht.*'width'"),
-    ({'batch_size': 'many'}, r"config\.batch_size: expected int, found 'many'"),
-    ({'batch_size': 2.5}, r'config\.batch_size: expected int'),
-    ({'generator': 3}, 'expected a group'),
-    ({'generator': {'objective': {'prediction': 'noise'}}}, r'expected eps or x0 or v'),
-    ({'data': {'size_px': 66}}, 'not a multiple of the network stride'),
-    ({'batch_size': 16, 'accumulation': 3}, 'accumulation'),
-    ({'generator': {'model': {'patch': 8}}}, 'patch is 8'),
-    ({'generator': {'model': {'head_width': 48}}}, 'head_width'),
-    ({'generator': {'model': {'patch': 0}}}, 'patch is 0'),
-    ({'generator': {'model': {'attention_levels': (7,)}}}, 'attention_levels'),
-    ({'generator': {'model': {'multipliers': ()}}}, 'multipliers are 0'),
-    ({'generator': {'model': {'dtype': 'float12'}}}, 'expected float32 or bfloat16'),
-    ({'generator': {'model': {'upscale': 2}}}, 'upscale is 2'),
-    ({'generator': {'schedule': {'beta_start': 0.5}}}, 'beta_start'),
-    ({'generator': {'schedule': {'zero_terminal_snr': True}}},
-     "'eps' can not be used with generator.schedule.zero_terminal_snr"),
-    ({'generator': {'schedule': {'zero_terminal_snr': True}, 'objective': {'prediction': 'v', 'p2_k': 0.0}}},
-     'p2_k is 0.0'),
-    ({'generator': {'schedule': {'zero_terminal_snr': True, 'timesteps': 1}, 'objective': {'prediction': 'v'}}},
-     'needs at least 2'),
-    ({'data': {'size_px': 40}}, 'not a multiple of 16'),
-    ({'data': {'reductions': (0,)}}, 'reductions'),
-    ({'batch_size': 0}, 'batch_size is 0'),
-    ({'accumulation': 0}, 'accumulation is 0'),
-    ({'validation': {'steps': 2000}}, 'validation.steps and bins are at most 1000'),
-    ({'validation': {'grid': 40}}, 'validation.grid is more'),
-    ({'validation': {'examples': 0}}, r'config\.validation\.examples is 0'),
-    ({'generator': {'model': {'width': 5000}}}, r'config\.generator\.model\.width is 5000; it must be from 1 to 4096'),
-    ({'generator': {'model': {'width': -64}}}, 'width is -64'),
-    ({'generator': {'model': {'blocks': 10**6}}}, 'blocks is 1000000'),
-    ({'generator': {'model': {'multipliers': (1,) * 9}}}, 'multipliers are 9'),
-    ({'generator': {'model': {'multipliers': (1, 0)}}}, 'multipliers is'),
-    ({'generator': {'model': {'multipliers': (1, 100.0)}}}, 'multipliers is'),
-    ({'generator': {'model': {'width': 4096, 'multipliers': (8, 8)}}}, 'parameters'),
-    ({'generator': {'model': {'rrdb_features': 1024, 'rrdb_growth': 1024, 'rrdb_blocks': 64}}}, 'parameters'),
-    ({'generator': {'model': {'rrdb_blocks': 65}}}, 'rrdb_blocks is 65'),
-    ({'generator': {'schedule': {'timesteps': 10**6}}}, r'schedule\.timesteps is 1000000'),
-    ({'generator': {'residual_scale': math.nan}}, r'residual_scale: expected float, found nan'),
-    ({'generator': {'residual_scale': 1e-9}}, r'config\.generator\.residual_scale is'),
-    ({'data': {'size_px': 8192}}, r'config\.data\.size_px is 8192'),
-    ({'data': {'gsd_m': 0.0}}, r'config\.data\.gsd_m is 0'),
-    ({'data': {'value_range': (9.0, 1.0)}}, r'config\.data\.value_range'),
-    ({'data': {'validation_share': 1.0}}, r'config\.data\.validation_share'),
-    ({'optimizer': {'learning_rate': -1.0}}, r'config\.optimizer\.learning_rate is -1'),
-    ({'optimizer': {'learning_rate': 10**400}}, 'learning_rate: expected float'),
-    ({'optimizer': {'b2': 1.0}}, r'config\.optimizer\.b2 is 1'),
-    ({'ema': {'rampup': -1.0}}, r'config\.ema\.rampup is -1'),
-    ({'mesh': {'fsdp': 0}}, r'config\.mesh\.fsdp is 0'),
-    ({'degradation': {'first': {'blur': {'sigma_px': (0.1, 1e9)}}}}, r'config\.degradation\.first\.blur\.sigma_px'),
-    ({'a\nb': 1}, r"config\.'a\\nb': no such key"),
-])
+@pytest.mark.parametrize(
+    'values, message',
+    [
+        ({'bath_size': 3}, r"config\.bath_size: no such key; did you mean 'batch_size'"),
+        ({'generator': {'modle': {}}}, r"config\.generator\.modle.*'model'"),
+        ({'generator': {'model': {'widht': 3}}}, r"config\.generator\.model\.widht.*'width'"),
+        ({'batch_size': 'many'}, r"config\.batch_size: expected int, found 'many'"),
+        ({'batch_size': 2.5}, r'config\.batch_size: expected int'),
+        ({'generator': 3}, 'expected a group'),
+        ({'generator': {'objective': {'prediction': 'noise'}}}, r'expected eps or x0 or v'),
+        ({'data': {'size_px': 66}}, 'not a multiple of the network stride'),
+        ({'batch_size': 16, 'accumulation': 3}, 'accumulation'),
+        ({'generator': {'model': {'patch': 8}}}, 'patch is 8'),
+        ({'generator': {'model': {'head_width': 48}}}, 'head_width'),
+        ({'generator': {'model': {'patch': 0}}}, 'patch is 0'),
+        ({'generator': {'model': {'attention_levels': (7,)}}}, 'attention_levels'),
+        ({'generator': {'model': {'multipliers': ()}}}, 'multipliers are 0'),
+        ({'generator': {'model': {'dtype': 'float12'}}}, 'expected float32 or bfloat16'),
+        ({'generator': {'model': {'upscale': 2}}}, 'upscale is 2'),
+        ({'generator': {'schedule': {'beta_start': 0.5}}}, 'beta_start'),
+        (
+            {'generator': {'schedule': {'zero_terminal_snr': True}}},
+            "'eps' can not be used with generator.schedule.zero_terminal_snr",
+        ),
+        (
+            {'generator': {'schedule': {'zero_terminal_snr': True}, 'objective': {'prediction': 'v', 'p2_k': 0.0}}},
+            'p2_k is 0.0',
+        ),
+        (
+            {'generator': {'schedule': {'zero_terminal_snr': True, 'timesteps': 1}, 'objective': {'prediction': 'v'}}},
+            'needs at least 2',
+        ),
+        ({'data': {'size_px': 40}}, 'not a multiple of 16'),
+        ({'data': {'reductions': (0,)}}, 'reductions'),
+        ({'batch_size': 0}, 'batch_size is 0'),
+        ({'accumulation': 0}, 'accumulation is 0'),
+        ({'validation': {'steps': 2000}}, 'validation.steps and bins are at most 1000'),
+        ({'validation': {'grid': 40}}, 'validation.grid is more'),
+        ({'validation': {'examples': 0}}, r'config\.validation\.examples is 0'),
+        (
+            {'generator': {'model': {'width': 5000}}},
+            r'config\.generator\.model\.width is 5000; it must be from 1 to 4096',
+        ),
+        ({'generator': {'model': {'width': -64}}}, 'width is -64'),
+        ({'generator': {'model': {'blocks': 10**6}}}, 'blocks is 1000000'),
+        ({'generator': {'model': {'multipliers': (1,) * 9}}}, 'multipliers are 9'),
+        ({'generator': {'model': {'multipliers': (1, 0)}}}, 'multipliers is'),
+        ({'generator': {'model': {'multipliers': (1, 100.0)}}}, 'multipliers is'),
+        ({'generator': {'model': {'width': 4096, 'multipliers': (8, 8)}}}, 'parameters'),
+        ({'generator': {'model': {'rrdb_features': 1024, 'rrdb_growth': 1024, 'rrdb_blocks': 64}}}, 'parameters'),
+        ({'generator': {'model': {'rrdb_blocks': 65}}}, 'rrdb_blocks is 65'),
+        ({'generator': {'schedule': {'timesteps': 10**6}}}, r'schedule\.timesteps is 1000000'),
+        ({'generator': {'residual_scale': math.nan}}, r'residual_scale: expected float, found nan'),
+        ({'generator': {'residual_scale': 1e-9}}, r'config\.generator\.residual_scale is'),
+        ({'data': {'size_px': 8192}}, r'config\.data\.size_px is 8192'),
+        ({'data': {'gsd_m': 0.0}}, r'config\.data\.gsd_m is 0'),
+        ({'data': {'value_range': (9.0, 1.0)}}, r'config\.data\.value_range'),
+        ({'data': {'validation_share': 1.0}}, r'config\.data\.validation_share'),
+        ({'optimizer': {'learning_rate': -1.0}}, r'config\.optimizer\.learning_rate is -1'),
+        ({'optimizer': {'learning_rate': 10**400}}, 'learning_rate: expected float'),
+        ({'optimizer': {'b2': 1.0}}, r'config\.optimizer\.b2 is 1'),
+        ({'ema': {'rampup': -1.0}}, r'config\.ema\.rampup is -1'),
+        ({'mesh': {'fsdp': 0}}, r'config\.mesh\.fsdp is 0'),
+        ({'degradation': {'first': {'blur': {'sigma_px': (0.1, 1e9)}}}}, r'config\.degradation\.first\.blur\.sigma_px'),
+        ({'a\nb': 1}, r"config\.'a\\nb': no such key"),
+    ],
+)
 def test_what_is_wrong_is_named(values, message):
     with pytest.raises(BadInput, match=message):
         from_dict(TrainConfig, values)
@@ -97,7 +109,9 @@ def test_any_whole_number_is_a_seed():
 
 
 def test_values_take_their_annotated_type():
-    config = from_dict(TrainConfig, {'optimizer': {'learning_rate': 1}, 'generator': {'model': {'multipliers': [1, 2, 2]}}})
+    config = from_dict(
+        TrainConfig, {'optimizer': {'learning_rate': 1}, 'generator': {'model': {'multipliers': [1, 2, 2]}}}
+    )
     assert isinstance(config.optimizer.learning_rate, float)
     assert config.generator.model.multipliers == (1, 2, 2)
 
@@ -114,8 +128,17 @@ def test_config_files_cannot_invent_keys():
         to_config_dict(TrainConfig()).optimiser = 3
 
 
-@pytest.mark.parametrize('flag, value', [('data.gsd_m', 0.3), ('data.split', 'train'), ('data.reductions', (1, 4)), ('data.bands', (4, 3, 2)),
-                                         ('validation.steps', 5), ('generator.schedule.zero_terminal_snr', True)])
+@pytest.mark.parametrize(
+    'flag, value',
+    [
+        ('data.gsd_m', 0.3),
+        ('data.split', 'train'),
+        ('data.reductions', (1, 4)),
+        ('data.bands', (4, 3, 2)),
+        ('validation.steps', 5),
+        ('generator.schedule.zero_terminal_snr', True),
+    ],
+)
 def test_any_key_can_be_set_by_a_flag(flag, value, monkeypatch):
     values = flags.FlagValues()
     config_flags.DEFINE_config_file('config', None, flag_values=values, lock_config=False)

@@ -10,10 +10,27 @@ from rsdiff.training import mesh as meshes
 from rsdiff.training.config import TrainConfig, from_dict
 from rsdiff.training.state import Trainer
 
-SMALL = from_dict(TrainConfig, {
-    'generator': {'model': dict(width=64, multipliers=(1,), blocks=1, attention_levels=(), head_width=16, patch=4,
-                                rrdb_features=16, rrdb_growth=8, rrdb_blocks=1)},
-    'data': {'size_px': 32}, 'batch_size': 4, 'accumulation': 2})
+SMALL = from_dict(
+    TrainConfig,
+    {
+        'generator': {
+            'model': dict(
+                width=64,
+                multipliers=(1,),
+                blocks=1,
+                attention_levels=(),
+                head_width=16,
+                patch=4,
+                rrdb_features=16,
+                rrdb_growth=8,
+                rrdb_blocks=1,
+            )
+        },
+        'data': {'size_px': 32},
+        'batch_size': 4,
+        'accumulation': 2,
+    },
+)
 
 
 def macs(function, *arguments, **options):
@@ -72,8 +89,14 @@ def test_a_loop_of_unknown_length_is_refused_only_if_it_multiplies():
         macs(loop(lambda x: x @ x), zeros(4, 4))
 
 
-CONVOLUTIONS = [dict(), dict(window_strides=(2, 2)), dict(padding=((2, 0), (1, 3))), dict(rhs_dilation=(2, 2)),
-                dict(feature_group_count=2), dict(padding='VALID', window_strides=(3, 1))]
+CONVOLUTIONS = [
+    dict(),
+    dict(window_strides=(2, 2)),
+    dict(padding=((2, 0), (1, 3))),
+    dict(rhs_dilation=(2, 2)),
+    dict(feature_group_count=2),
+    dict(padding='VALID', window_strides=(3, 1)),
+]
 
 
 @pytest.mark.parametrize('options', CONVOLUTIONS, ids=str)
@@ -92,12 +115,13 @@ def test_without_padding_each_convolution_and_its_gradients_are_as_xla_counts_th
 def test_with_padding_a_convolution_and_its_gradients_are_as_pytorch_counts_them(stride, dilation):
     torch = pytest.importorskip('torch', reason='PyTorch is the reference; it is in the `parity` extra')
     from torch.utils.flop_counter import FlopCounterMode
+
     x, kernel = torch.zeros(2, 4, 8, 8, requires_grad=True), torch.zeros(6, 4, 3, 3, requires_grad=True)
     with FlopCounterMode(display=False) as counter:
         torch.nn.functional.conv2d(x, kernel, stride=stride, padding=dilation, dilation=dilation).sum().backward()
-    ours = lambda x, kernel: jnp.sin(conv(
-        x, kernel, window_strides=(stride,) * 2, padding=((dilation, dilation),) * 2,
-        rhs_dilation=(dilation,) * 2)).sum()
+    ours = lambda x, kernel: jnp.sin(
+        conv(x, kernel, window_strides=(stride,) * 2, padding=((dilation, dilation),) * 2, rhs_dilation=(dilation,) * 2)
+    ).sum()
     counted = macs(jax.grad(ours, argnums=(0, 1)), zeros(2, 8, 8, 4), zeros(3, 3, 4, 6))
     assert 2 * counted == counter.get_total_flops()
 
@@ -127,7 +151,8 @@ def test_state_bytes_are_those_of_the_arrays_on_a_device(fsdp):
     held = lambda tree: sum(leaf.addressable_shards[0].data.nbytes for leaf in jax.tree.leaves(tree))
     sizes = cost.state_bytes(jax.eval_shape(lambda: state), 8 // fsdp, fsdp)
     assert [sizes[name] for name in ('parameters', 'average', 'optimizer', 'gradients')] == [
-        held(placed[name]) for name in ('params', 'ema', 'opt', 'params')]
+        held(placed[name]) for name in ('params', 'ema', 'opt', 'params')
+    ]
     assert sizes['total'] == held(placed) - 4 + held(placed['params'])
 
 

@@ -11,7 +11,7 @@ from PIL import Image
 from rsdiff.data import blue_marble
 from rsdiff.data.boxes import Box
 from rsdiff.data.folder import Entry, read_folder, write_manifest
-from rsdiff.data.images import (bicubic, box_downscale, read_image, to_float, to_uint8, write_image)
+from rsdiff.data.images import bicubic, box_downscale, read_image, to_float, to_uint8, write_image
 from rsdiff.data.crops import Crops, FolderImages
 from rsdiff.data.pipeline import DataConfig, batch_indices, batches, make_source
 from rsdiff.errors import BadInput
@@ -73,22 +73,25 @@ def test_a_folder_without_a_manifest_is_its_images(image_folder):
     assert len(names) == 12 and names == sorted(names)
 
 
-@pytest.mark.parametrize('line, message', [
-    ('{"file_name": "gone.png"}', "'gone.png' does not exist"),
-    ('{"file_name": "../secret.png"}', 'leaves the folder'),
-    ('{"file_name": "/etc/hostname"}', 'leaves the folder'),
-    ('{"file_name": "a/a0.png", "gsd_m": 0}', 'gsd_m is 0'),
-    ('{"file_name": "a/a0.png", "gsd_m": -3}', 'gsd_m is -3'),
-    ('{"file_name": "a/a0.png", "gsd_m": "ten"}', 'gsd_m is'),
-    ('{"file_name": "a/a0.png", "gsd_m": NaN}', 'not JSON'),
-    ('{"file": "a/a0.png"}', 'file_name'),
-    ('[1, 2]', 'file_name'),
-    ('{"file_name": "a/a0.png", "captions": 3}', 'captions is 3'),
-    ('{"file_name": "a/a0.png", "split": ["train"]}', 'split is'),
-    ('{"file_name": "a\\u0000b.png"}', 'is no file name'),
-    ('{"file_name": "' + 300 * 'x' + '"}', 'is no file name'),
-    ('{', 'not JSON'),
-])
+@pytest.mark.parametrize(
+    'line, message',
+    [
+        ('{"file_name": "gone.png"}', "'gone.png' does not exist"),
+        ('{"file_name": "../secret.png"}', 'leaves the folder'),
+        ('{"file_name": "/etc/hostname"}', 'leaves the folder'),
+        ('{"file_name": "a/a0.png", "gsd_m": 0}', 'gsd_m is 0'),
+        ('{"file_name": "a/a0.png", "gsd_m": -3}', 'gsd_m is -3'),
+        ('{"file_name": "a/a0.png", "gsd_m": "ten"}', 'gsd_m is'),
+        ('{"file_name": "a/a0.png", "gsd_m": NaN}', 'not JSON'),
+        ('{"file": "a/a0.png"}', 'file_name'),
+        ('[1, 2]', 'file_name'),
+        ('{"file_name": "a/a0.png", "captions": 3}', 'captions is 3'),
+        ('{"file_name": "a/a0.png", "split": ["train"]}', 'split is'),
+        ('{"file_name": "a\\u0000b.png"}', 'is no file name'),
+        ('{"file_name": "' + 300 * 'x' + '"}', 'is no file name'),
+        ('{', 'not JSON'),
+    ],
+)
 def test_bad_manifest_lines_are_named(image_folder, line, message):
     (image_folder / 'metadata.jsonl').write_text('{"file_name": "a/a0.png"}\n' + line + '\n')
     with pytest.raises(BadInput, match=message) as error:
@@ -123,10 +126,10 @@ def test_a_folder_in_a_bucket_trains_as_on_disk(image_folder, bucket):
         make_source(there)
 
 
-@pytest.mark.parametrize('make, message', [
-    (lambda f: f / 'nowhere', 'no such folder'),
-    (lambda f: (f / 'empty').mkdir() or f / 'empty', 'no images'),
-])
+@pytest.mark.parametrize(
+    'make, message',
+    [(lambda f: f / 'nowhere', 'no such folder'), (lambda f: (f / 'empty').mkdir() or f / 'empty', 'no images')],
+)
 def test_missing_and_empty_folders_are_named(tmp_path, make, message):
     with pytest.raises(BadInput, match=message):
         read_folder(make(tmp_path))
@@ -159,8 +162,10 @@ def test_hosts_may_share_the_rows_of_a_batch_in_any_way(image_folder, shares):
     source = make_source(config)
     whole = take(batches(source, config, 5, 4, 2), 4)
     for mine in shares:
-        assert equal(take(batches(source, config, 5, 4, 2, mine), 4),
-                     [{name: value[mine] for name, value in batch.items()} for batch in whole])
+        assert equal(
+            take(batches(source, config, 5, 4, 2, mine), 4),
+            [{name: value[mine] for name, value in batch.items()} for batch in whole],
+        )
 
 
 class Counting:
@@ -300,8 +305,11 @@ def test_validation_draws_held_out_land_and_nothing_else(basemap):
         top, left = blue_marble.HELD_OUT.y0, blue_marble.HELD_OUT.x0
         outside = np.ones((2700, 5400), bool)
         outside[top : top + inside.shape[0], left : left + inside.shape[1]] = False
-        level[outside[: level.shape[0] * factor, : level.shape[1] * factor]
-              .reshape(level.shape[0], factor, level.shape[1], factor).any((1, 3))] = (255, 0, 255)
+        level[
+            outside[: level.shape[0] * factor, : level.shape[1] * factor]
+            .reshape(level.shape[0], factor, level.shape[1], factor)
+            .any((1, 3))
+        ] = (255, 0, 255)
     rng = np.random.default_rng(0)
     chips = [source.example(index, rng, 64) for index in range(100)]
     assert not any((chip['image'] == (255, 0, 255)).all(-1).any() for chip in chips)

@@ -13,10 +13,30 @@ import scipy.stats
 from PIL import Image
 
 from rsdiff.data import kernels
-from rsdiff.data.degradation import (BICUBIC, CLEAN, KEEP, LIGHT, MILD, NO_BLUR, NO_JPEG, NO_NOISE, PRESETS,
-                                     REAL_ESRGAN, BlurConfig, DegradationConfig, FilterConfig, JPEGConfig, NoiseConfig,
-                                     PassConfig, ResizeConfig, choose, degrade, poisson_quantile, random_kernel,
-                                     random_size)
+from rsdiff.data.degradation import (
+    BICUBIC,
+    CLEAN,
+    KEEP,
+    LIGHT,
+    MILD,
+    NO_BLUR,
+    NO_JPEG,
+    NO_NOISE,
+    PRESETS,
+    REAL_ESRGAN,
+    BlurConfig,
+    DegradationConfig,
+    FilterConfig,
+    JPEGConfig,
+    NoiseConfig,
+    PassConfig,
+    ResizeConfig,
+    choose,
+    degrade,
+    poisson_quantile,
+    random_kernel,
+    random_size,
+)
 from rsdiff.data.images import box_downscale, to_float
 from rsdiff.errors import BadInput
 from rsdiff.training.config import from_dict, to_dict
@@ -36,6 +56,7 @@ def draws(function, n, seed=0):
 
 
 # --- kernels: each formula of the paper written once more, in NumPy, pixel by pixel
+
 
 def reference_kernel(canvas_px, size_px, shape):
     kernel, half = np.zeros((canvas_px, canvas_px)), size_px // 2
@@ -93,8 +114,10 @@ def test_kernels_are_drawn_with_the_odds_sizes_and_widths_of_the_config():
     assert np.bincount(sizes)[:7].sum() == 0
 
 
-@pytest.mark.parametrize('change, share_negative, share_delta', [
-    ({'sinc': 0.0}, 0.0, 0.0), ({'sinc': 1.0, 'probability': 0.8}, 0.8, 0.2), ({'sinc': 0.25}, 0.25, 0.0)])
+@pytest.mark.parametrize(
+    'change, share_negative, share_delta',
+    [({'sinc': 0.0}, 0.0, 0.0), ({'sinc': 1.0, 'probability': 0.8}, 0.8, 0.2), ({'sinc': 0.25}, 0.25, 0.0)],
+)
 def test_sinc_and_no_blur_at_all_have_their_probabilities(change, share_negative, share_delta):
     config = dataclasses.replace(REAL_ESRGAN.final_blur, **{'sigma_px': (1.0, 3.0), 'probability': 1.0, **change})
     drawn = np.asarray(draws(lambda dice: random_kernel(dice, config), 1000))
@@ -120,6 +143,7 @@ def test_sizes_are_drawn_with_the_odds_and_in_the_range_of_the_config():
 
 
 # --- noise
+
 
 def noisy(level, count=64, **noise):
     """The flat image of that grey level after noise alone, in grey levels, float (count, 16, 16, 3)."""
@@ -172,6 +196,7 @@ def test_noise_is_gaussian_poisson_or_none_and_grey_or_coloured_as_often_as_stat
 
 # --- JPEG and order
 
+
 def test_jpeg_has_its_probability_and_is_not_compiled_without_one():
     def config(probability):
         plain = PassConfig(NO_BLUR, ResizeConfig(KEEP), NO_NOISE, NO_JPEG)
@@ -200,6 +225,7 @@ def test_sinc_and_jpeg_come_in_both_orders():
 
 
 # --- the whole
+
 
 def test_clean_is_the_mean_over_four_by_four(smooth_image):
     image = to_float(smooth_image(64, 32))
@@ -264,6 +290,7 @@ def test_nothing_shifts_or_scales(name):
 
 # --- presets
 
+
 def test_real_esrgan_has_the_published_numbers():
     first, second = REAL_ESRGAN.first, REAL_ESRGAN.second
     for blur in (first.blur, second.blur):
@@ -293,8 +320,10 @@ def test_mild_has_the_published_numbers_and_is_the_default():
 def test_presets_harm_in_their_order(smooth_image):
     images = np.stack([to_float(smooth_image(128, 128, n)) for n in range(48)])
     truth = np.stack([to_float(box_downscale(smooth_image(128, 128, n), 4)) for n in range(48)])
-    errors = [np.sqrt(np.mean((np.asarray(compiled(images, keys(48), PRESETS[name])) - truth) ** 2))
-              for name in ('clean', 'bicubic', 'light', 'mild', 'real_esrgan')]
+    errors = [
+        np.sqrt(np.mean((np.asarray(compiled(images, keys(48), PRESETS[name])) - truth) ** 2))
+        for name in ('clean', 'bicubic', 'light', 'mild', 'real_esrgan')
+    ]
     assert errors == sorted(errors) and errors[3] > 2 * errors[2]
 
 
@@ -304,17 +333,20 @@ def test_presets_survive_json(name):
     assert from_dict(DegradationConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
-@pytest.mark.parametrize('make, message', [
-    (lambda: BlurConfig(kernel_px=(8, 21)), 'not odd'),
-    (lambda: BlurConfig(sigma_px=(3.0, 1.0)), 'sigma_px'),
-    (lambda: BlurConfig(sigma_px=(0.0, 1.0)), 'begins at 0'),
-    (lambda: BlurConfig(probability=1.5), 'probability'),
-    (lambda: BlurConfig(kinds=(0, 0, 0, 0, 0, 0)), 'all zero'),
-    (lambda: ResizeConfig(odds=(1, 0, 0), factors=(0.2, 0.8)), 'not possible'),
-    (lambda: ResizeConfig(factors=(0.0, 1.0)), 'not possible'),
-    (lambda: NoiseConfig(gaussian=0.6, poisson=0.6), 'over 1'),
-    (lambda: JPEGConfig(quality=(0, 50)), '1 to 100'),
-])
+@pytest.mark.parametrize(
+    'make, message',
+    [
+        (lambda: BlurConfig(kernel_px=(8, 21)), 'not odd'),
+        (lambda: BlurConfig(sigma_px=(3.0, 1.0)), 'sigma_px'),
+        (lambda: BlurConfig(sigma_px=(0.0, 1.0)), 'begins at 0'),
+        (lambda: BlurConfig(probability=1.5), 'probability'),
+        (lambda: BlurConfig(kinds=(0, 0, 0, 0, 0, 0)), 'all zero'),
+        (lambda: ResizeConfig(odds=(1, 0, 0), factors=(0.2, 0.8)), 'not possible'),
+        (lambda: ResizeConfig(factors=(0.0, 1.0)), 'not possible'),
+        (lambda: NoiseConfig(gaussian=0.6, poisson=0.6), 'over 1'),
+        (lambda: JPEGConfig(quality=(0, 50)), '1 to 100'),
+    ],
+)
 def test_what_cannot_be_drawn_is_refused(make, message):
     with pytest.raises(BadInput, match=message):
         make()

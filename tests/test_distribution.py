@@ -31,9 +31,13 @@ def as_shares(real, generated, **options):
 
 
 METRICS = {
-    'fd': frechet_distance, 'kid': kernel_distance, 'cmmd': lambda x, y, **options: cmmd(unit(x), unit(y), **options),
-    **{name: lambda x, y, name=name, **options: neighbours(x, y, **options)[name]
-       for name in ('precision', 'recall', 'density', 'coverage')},
+    'fd': frechet_distance,
+    'kid': kernel_distance,
+    'cmmd': lambda x, y, **options: cmmd(unit(x), unit(y), **options),
+    **{
+        name: lambda x, y, name=name, **options: neighbours(x, y, **options)[name]
+        for name in ('precision', 'recall', 'density', 'coverage')
+    },
 }
 
 
@@ -51,6 +55,7 @@ def torchmetrics(monkeypatch):
 
 
 # Fréchet distance.
+
 
 def test_the_frechet_distance_is_that_of_the_square_root_of_scipy():
     x, y = normal(300, 12), normal(200, 12, 1, 1.3, 0.2)
@@ -103,11 +108,14 @@ def test_fewer_images_than_features_are_warned_of(caplog):
 def test_the_frechet_distance_is_that_of_torchmetrics(torchmetrics):
     torch = pytest.importorskip('torch', reason='the reference is torch; pip install rsdiff-jax[parity]')
     x, y = normal(300, 12), normal(200, 12, 1, 1.3, 0.2)
-    moments = [torch.from_numpy(np.asarray(m)) for z in (x.astype('d'), y.astype('d')) for m in (z.mean(0), np.cov(z.T))]
+    moments = [
+        torch.from_numpy(np.asarray(m)) for z in (x.astype('d'), y.astype('d')) for m in (z.mean(0), np.cov(z.T))
+    ]
     assert frechet_distance(x, y).value == pytest.approx(float(torchmetrics('fid')._compute_fid(*moments)), rel=1e-6)
 
 
 # Kernels.
+
 
 def test_kid_is_the_mean_over_pairs_of_different_images():
     x, y = normal(23, 5).astype('d'), normal(31, 5, 1, 1.2).astype('d')
@@ -141,19 +149,24 @@ def test_cmmd_is_a_thousand_times_the_biased_discrepancy():
 
 # Nearest neighbours.
 
+
 @pytest.mark.parametrize('scale, shift', [(1.0, 0.0), (0.6, 0.2), (1.5, -0.3)])
 def test_neighbours_are_those_of_prdc(scale, shift, monkeypatch):
     prdc = pytest.importorskip('prdc', reason='the reference; pip install rsdiff-jax[parity]')
     x, y = normal(120, 6), normal(90, 6, 1, scale, shift)
     near, far = (prdc.compute_prdc(x, y, nearest_k=k) for k in (3, 5))
-    expected = {'precision': near['precision'], 'recall': near['recall'], 'density': far['density'],
-                'coverage': far['coverage']}
+    expected = {
+        'precision': near['precision'],
+        'recall': near['recall'],
+        'density': far['density'],
+        'coverage': far['coverage'],
+    }
     assert as_shares(x, y) == pytest.approx(expected)
 
 
 def test_neighbours_by_hand():
     # On a line, real ones at 0 … 6, so that every third neighbour is 2 (inside) or 3 (at the ends) away.
-    x, y = np.arange(7.)[:, None], np.array([[-2.9], [-3.1], [3.4], [9.2], [50], [51], [52]])
+    x, y = np.arange(7.0)[:, None], np.array([[-2.9], [-3.1], [3.4], [9.2], [50], [51], [52]])
     assert as_shares(x, y)['precision'] == pytest.approx(2 / 7)
 
 
@@ -171,6 +184,7 @@ def test_a_generator_that_repeats_itself_has_precision_and_no_recall():
 
 # All of them.
 
+
 @pytest.mark.parametrize('name', METRICS)
 def test_neither_blocks_nor_order_nor_groups_change_a_number(name, monkeypatch):
     x, y = normal(70, 5), normal(50, 5, 1, 1.1, 0.2)
@@ -186,8 +200,13 @@ def test_what_is_left_out_is_left_out(name, monkeypatch):
     # The numbers that (4) stands on are those of the sets without a group, computed anew.
     x, y, seen = normal(44, 5), normal(63, 5, 1, 1.1, 0.2), []
     estimate = distribution._estimate
-    monkeypatch.setattr(distribution, '_estimate', lambda values, sets, *rest, **options: (
-        seen.append((values, sets)), estimate(values, sets, *rest, **options))[1])
+    monkeypatch.setattr(
+        distribution,
+        '_estimate',
+        lambda values, sets, *rest, **options: (seen.append((values, sets)), estimate(values, sets, *rest, **options))[
+            1
+        ],
+    )
     found = METRICS[name](x, y, groups=4)
     monkeypatch.undo()
     values, sets = next(v for v in seen if v[0][0] == found.value)
@@ -234,8 +253,13 @@ def test_intervals_of_kid_cover_the_truth():
 
 def test_images_made_from_real_ones_have_a_narrower_interval():
     x = normal(100, 4)
-    widths = [estimate.high - estimate.low for estimate in (frechet_distance(x, x + 0.3, groups=10),
-                                                            frechet_distance(x, normal(100, 4, 1) + 0.3, groups=10))]
+    widths = [
+        estimate.high - estimate.low
+        for estimate in (
+            frechet_distance(x, x + 0.3, groups=10),
+            frechet_distance(x, normal(100, 4, 1) + 0.3, groups=10),
+        )
+    ]
     assert widths[0] < 0.1 * widths[1]
 
 
@@ -245,13 +269,17 @@ def test_where_all_images_agree_a_share_has_the_interval_of_as_many_draws():
 
 
 @pytest.mark.parametrize('name', METRICS)
-@pytest.mark.parametrize('x, y, message', [
-    (np.zeros((1, 3)), np.zeros((9, 3)), r'real: features \(1, 3\); a distribution needs two'),
-    (np.zeros((9, 3)), np.zeros((0, 3)), 'generated: features'), (np.zeros((9, 3)), np.zeros(9), 'generated: features'),
-    (np.zeros((9, 3)), np.zeros((9, 4)), 'real features are 3 wide, generated ones 4'),
-    (np.zeros((9, 3)), np.full((9, 3), np.inf), 'generated: not all features are finite'),
-    (np.full((9, 3), np.nan), np.zeros((9, 3)), 'real: not all features are finite'),
-])
+@pytest.mark.parametrize(
+    'x, y, message',
+    [
+        (np.zeros((1, 3)), np.zeros((9, 3)), r'real: features \(1, 3\); a distribution needs two'),
+        (np.zeros((9, 3)), np.zeros((0, 3)), 'generated: features'),
+        (np.zeros((9, 3)), np.zeros(9), 'generated: features'),
+        (np.zeros((9, 3)), np.zeros((9, 4)), 'real features are 3 wide, generated ones 4'),
+        (np.zeros((9, 3)), np.full((9, 3), np.inf), 'generated: not all features are finite'),
+        (np.full((9, 3), np.nan), np.zeros((9, 3)), 'real: not all features are finite'),
+    ],
+)
 def test_what_is_no_pair_of_sets_is_bad_input(name, x, y, message):
     metric = cmmd if name == 'cmmd' else METRICS[name]
     with pytest.raises(BadInput, match=message):

@@ -128,11 +128,20 @@ def test_a_copy_of_a_held_out_image_stops_the_run_or_is_left_out_with_all_that_w
     real, synthetic = folders
     copy_picture(real, 'lake/test0.png', 'lake/train3.png', save={'compress_level': 1})  # another file, the same pixels
     copy_picture(real, 'lake/val1.png', 'lake/train4.png', turned=True)
-    with pytest.raises(BadInput, match='lake/train3.png is the same picture as held-out lake/test0.png .and 1 more') as raised:
+    with pytest.raises(
+        BadInput, match='lake/train3.png is the same picture as held-out lake/test0.png .and 1 more'
+    ) as raised:
         load_task(*folders, encoder)
     assert '\n' not in str(raised.value) and '--drop_duplicates' in str(raised.value)
     task = load_task(*folders, encoder, drop_duplicates=True)
-    assert task.dropped == ('lake/train3.png', 'lake/train4.png', 'lake/3_0.png', 'lake/3_1.png', 'lake/4_0.png', 'lake/4_1.png')
+    assert task.dropped == (
+        'lake/train3.png',
+        'lake/train4.png',
+        'lake/3_0.png',
+        'lake/3_1.png',
+        'lake/4_0.png',
+        'lake/4_1.png',
+    )
     assert not set(task.dropped) & {*task.train.names, *task.synthetic.names}
     assert (len(task.train), len(task.synthetic), len(task.evaluation)) == (16, 32, 15)
 
@@ -140,7 +149,9 @@ def test_a_copy_of_a_held_out_image_stops_the_run_or_is_left_out_with_all_that_w
 def test_what_the_generator_was_trained_on_may_not_be_scored(folders, encoder):
     real, synthetic = folders
     seen = [np.asarray(Image.open(real / name)) for name in ('lake/train0.png', 'lake/test2.png')]
-    write_fingerprints(synthetic / FILE, TrainedOn(('a', 'chip 7'), np.stack([fingerprint(np.rot90(image)) for image in seen])))
+    write_fingerprints(
+        synthetic / FILE, TrainedOn(('a', 'chip 7'), np.stack([fingerprint(np.rot90(image)) for image in seen]))
+    )
     with pytest.raises(BadInput, match='generator was trained on held-out lake/test2.png of .*, as chip 7;'):
         load_task(*folders, encoder)
     task = load_task(*folders, encoder, drop_duplicates=True)
@@ -151,7 +162,9 @@ def test_what_the_generator_was_trained_on_may_not_be_scored(folders, encoder):
 
 def test_settings_are_not_chosen_by_a_picture_that_is_scored(folders, encoder):
     copy_picture(folders[0], 'lake/test0.png', 'lake/val0.png')
-    with pytest.raises(BadInput, match='lake/val0.png, by which settings are chosen, is the same picture as lake/test0.png'):
+    with pytest.raises(
+        BadInput, match='lake/val0.png, by which settings are chosen, is the same picture as lake/test0.png'
+    ):
         load_task(*folders, encoder)
     task = load_task(*folders, encoder, drop_duplicates=True)
     assert len(task.validation) == 5 and len(task.evaluation) == 15
@@ -167,11 +180,14 @@ def test_a_class_that_duplicates_leave_empty_is_named(folders, encoder):
 
 
 def test_a_class_of_a_single_image_is_named(folders, encoder, caplog):
-    keep(folders[0], lambda row: row['label'] != 'lake' or row['split'] != 'test' or row['file_name'] == 'lake/test0.png')
+    keep(
+        folders[0], lambda row: row['label'] != 'lake' or row['split'] != 'test' or row['file_name'] == 'lake/test0.png'
+    )
     task = load_task(*folders, encoder)
     assert len(task.evaluation) == 11
     assert [record.getMessage().split(': ', 1)[1] for record in caplog.records] == [
-        "test split has one image of class 'lake'; figures of such a class rest on that image alone"]
+        "test split has one image of class 'lake'; figures of such a class rest on that image alone"
+    ]
 
 
 def change_first(folder, **fields):
@@ -190,19 +206,27 @@ SPOILT = {
     'unknown source': (lambda r, s: change_first(s, source='lake/none.png'), 'which the real folder does not have'),
     'source that is no name': (lambda r, s: change_first(s, source=['a']), "has source ['a']"),
     'wrong class': (lambda r, s: change_first(s, source='wood_land/train0.png'), "labelled 'lake' but was made from"),
-    'copied test image': (lambda r, s: write_image(s / 'lake/0_0.png', np.asarray(Image.open(r / 'lake/test2.png'))),
-                          'lake/0_0.png is the same picture as held-out lake/test2.png'),
-    'copied val image': (lambda r, s: write_image(s / 'lake/0_0.png', np.asarray(Image.open(r / 'lake/val0.png'))),
-                         'lake/0_0.png is the same picture as held-out lake/val0.png'),
+    'copied test image': (
+        lambda r, s: write_image(s / 'lake/0_0.png', np.asarray(Image.open(r / 'lake/test2.png'))),
+        'lake/0_0.png is the same picture as held-out lake/test2.png',
+    ),
+    'copied val image': (
+        lambda r, s: write_image(s / 'lake/0_0.png', np.asarray(Image.open(r / 'lake/val0.png'))),
+        'lake/0_0.png is the same picture as held-out lake/val0.png',
+    ),
     'no label': (lambda r, s: change_first(r, label=None), 'lake/train0.png has no label'),
     'no split': (lambda r, s: change_first(r, split=None), 'lake/train0.png has no split'),
     'no synthetic label': (lambda r, s: change_first(s, label=None), 'lake/0_0.png has no label'),
     'synthetic test split': (lambda r, s: change_first(s, split='test'), "has split 'test'"),
     'no test split': (lambda r, s: keep(r, lambda row: row['split'] != 'test'), "no image has split 'test'"),
-    'class without test': (lambda r, s: keep(r, lambda row: 'lake/test' not in row['file_name']),
-                           "no image of class 'lake'"),
-    'class without train': (lambda r, s: keep(r, lambda row: 'lake/train' not in row['file_name']),
-                            "class 'lake' is not in the real training images"),
+    'class without test': (
+        lambda r, s: keep(r, lambda row: 'lake/test' not in row['file_name']),
+        "no image of class 'lake'",
+    ),
+    'class without train': (
+        lambda r, s: keep(r, lambda row: 'lake/train' not in row['file_name']),
+        "class 'lake' is not in the real training images",
+    ),
     'class without synthetic': (lambda r, s: keep(s, lambda row: row['label'] != 'lake'), "no image of class 'lake'"),
     'one class': (lambda r, s: keep(r, lambda row: row['label'] == 'lake'), "has one class, 'lake'"),
     'spoilt fingerprints': (lambda r, s: (s / FILE).write_bytes(b'no'), 'not a file of fingerprints'),
@@ -221,12 +245,21 @@ def test_what_would_be_no_fair_comparison_is_refused_in_one_line(folders, encode
 
 REFUSED = {
     'more real images than there are': (
-        {'real_per_class': 7}, "7 real images of each class are asked for; class 'lake' has only 6 to train on"),
-    'more shots than there are': ({'shots': (2, 8)}, "8 real images of each class are asked for; class 'lake' has only 6"),
+        {'real_per_class': 7},
+        "7 real images of each class are asked for; class 'lake' has only 6 to train on",
+    ),
+    'more shots than there are': (
+        {'shots': (2, 8)},
+        "8 real images of each class are asked for; class 'lake' has only 6",
+    ),
     'more synthetic images than there are': (
-        {'ratios': (1, 3)}, "1:3 needs 6 synthetic images of class 'lake' for seed 0, there are 4 of its real images"),
+        {'ratios': (1, 3)},
+        "1:3 needs 6 synthetic images of class 'lake' for seed 0, there are 4 of its real images",
+    ),
     'a filter that knows nothing': ({'filter': 'cf'}, 'has seen nothing by which it could filter'),
-    'ratio 0': ({'ratios': (0, 1)}, 'must be at least 1'), 'no arm': ({'kinds': ()}, 'nothing to compare')}
+    'ratio 0': ({'ratios': (0, 1)}, 'must be at least 1'),
+    'no arm': ({'kinds': ()}, 'nothing to compare'),
+}
 
 
 @pytest.mark.parametrize('name', REFUSED)
@@ -250,7 +283,9 @@ def test_what_chooses_needs_a_validation_split(folders, encoder, tmp_path):
 
 
 def test_captions_are_needed_where_they_are_trained_on_and_retrieval_is_measured(folders, encoder, tmp_path):
-    captioned = Study({'captions': dataclasses.replace(RECIPE, learning_rates=(3e-3, 1e-2))}, (REAL, BOTH), (1,), None, seeds=1)
+    captioned = Study(
+        {'captions': dataclasses.replace(RECIPE, learning_rates=(3e-3, 1e-2))}, (REAL, BOTH), (1,), None, seeds=1
+    )
     cells = compare.compare(load_task(*folders, encoder), encoder, captioned, tmp_path / 'out')[1][1:]
     for cell in cells:
         hits = {direction: np.array(found) for direction, found in cell['hits'].items()}
@@ -262,8 +297,12 @@ def test_captions_are_needed_where_they_are_trained_on_and_retrieval_is_measured
         compare.compare(load_task(*folders, encoder), encoder, captioned, tmp_path / 'none')
     keep(folders[0], lambda row: row['split'] != 'val')
     with pytest.raises(BadInput, match="no image has split 'val', on which captions chooses"):
-        compare.compare(load_task(*folders, encoder), encoder, dataclasses.replace(captioned, recipes={'captions': RECIPE}),
-                        tmp_path / 'none')
+        compare.compare(
+            load_task(*folders, encoder),
+            encoder,
+            dataclasses.replace(captioned, recipes={'captions': RECIPE}),
+            tmp_path / 'none',
+        )
 
 
 # The encoder.
@@ -279,7 +318,11 @@ def test_the_byte_tokenizer_has_514_tokens_and_loses_nothing():
 
 def test_class_names_become_words():
     assert list(map(zero_shot.readable, ['AnnualCrop', 'tennis_court', 'sea-ice', ' Lake '])) == [
-        'annual crop', 'tennis court', 'sea ice', 'lake']
+        'annual crop',
+        'tennis court',
+        'sea ice',
+        'lake',
+    ]
 
 
 def test_class_embeddings_are_the_mean_of_unit_vectors_over_templates(encoder):
@@ -300,7 +343,9 @@ def test_a_study_asks_by_the_prompts_it_is_given(folders, encoder, tmp_path):
     tokens = zero_shot.prompt_tokens(encoder, task.classes, zero_shot.ENHANCED)
     texts = jax.jit(lambda params: zero_shot.class_embeddings(encoder, params, *tokens))(params)
     images = encoder.encode_images(params, task.evaluation.pixels)
-    assert cells[0]['method'] == 'zero_shot' and cells[0]['predictions'] == np.asarray(images @ texts.T).argmax(1).tolist()
+    assert (
+        cells[0]['method'] == 'zero_shot' and cells[0]['predictions'] == np.asarray(images @ texts.T).argmax(1).tolist()
+    )
     with pytest.raises(BadInput, match='prompts .enhanced. → .names.'):
         compare.compare(task, encoder, dataclasses.replace(study, prompts=zero_shot.NAMES), tmp_path / 'out')
 
@@ -354,7 +399,9 @@ def test_a_separable_task_is_learned_and_random_labels_are_not(folders, encoder,
     captions = tuple((f'there is a {zero_shot.readable(name)}',) for name in task.classes) * 12
     task = dataclasses.replace(task, synthetic=dataclasses.replace(task.synthetic, captions=captions))
     study = dataclasses.replace(study, kinds=(SYNTHETIC,), seeds=3)
-    assert np.mean([cell['accuracy'] for cell in compare.compare(task, encoder, study, tmp_path / 'random')[1][3:]]) < 0.7
+    assert (
+        np.mean([cell['accuracy'] for cell in compare.compare(task, encoder, study, tmp_path / 'random')[1][3:]]) < 0.7
+    )
 
 
 def test_predictions_do_not_depend_on_what_else_is_in_the_batch(folders, encoder):
@@ -367,7 +414,9 @@ def test_predictions_do_not_depend_on_what_else_is_in_the_batch(folders, encoder
 
 
 SHORT = Recipe(steps=3, batch=6, learning_rates=(1e-3, 1e-2))
-SMALL = Study({'clip': dataclasses.replace(SHORT, learning_rates=(1e-3,)), 'classifier': SHORT}, KINDS, (1, 2), 2, seeds=2)
+SMALL = Study(
+    {'clip': dataclasses.replace(SHORT, learning_rates=(1e-3,)), 'classifier': SHORT}, KINDS, (1, 2), 2, seeds=2
+)
 TIMES = 'seconds', 'training_seconds'
 
 
@@ -434,10 +483,18 @@ def test_a_cell_that_is_not_as_it_was_written_is_made_again(folders, encoder, tm
     task, study, runs = load_task(*folders, encoder), Study({'linear': SHORT}, (REAL,), (1,), 2, seeds=1), []
     _, cells = compare.compare(task, encoder, study, tmp_path / 'out')
     path, run = tmp_path / 'out/cells/linear/real_k2_seed0.json', compare._Laboratory.run
-    monkeypatch.setattr(compare._Laboratory, 'run', lambda laboratory, cell: (runs.append(cell.name), run(laboratory, cell)))
-    spoilers = [lambda: edited(path, accuracy=1.25), lambda: edited(path, final_loss=0),
-                lambda: path.write_bytes(path.read_bytes()[:99]), lambda: path.write_text('[]'), lambda: path.write_bytes(b'\xff'), lambda: path.write_text(''),
-                lambda: (edited(path, accuracy=1.25), without_digest(path))]
+    monkeypatch.setattr(
+        compare._Laboratory, 'run', lambda laboratory, cell: (runs.append(cell.name), run(laboratory, cell))
+    )
+    spoilers = [
+        lambda: edited(path, accuracy=1.25),
+        lambda: edited(path, final_loss=0),
+        lambda: path.write_bytes(path.read_bytes()[:99]),
+        lambda: path.write_text('[]'),
+        lambda: path.write_bytes(b'\xff'),
+        lambda: path.write_text(''),
+        lambda: (edited(path, accuracy=1.25), without_digest(path)),
+    ]
     for number, spoil in enumerate(spoilers, 1):
         spoil()
         again = compare.compare(task, encoder, study, tmp_path / 'out')[1]
@@ -448,7 +505,9 @@ def test_a_cell_that_is_not_as_it_was_written_is_made_again(folders, encoder, tm
 
 
 @pytest.mark.parametrize('method', METHODS[1:])
-def test_the_images_that_are_scored_are_not_read_before_a_model_is_chosen(folders, encoder, tmp_path, monkeypatch, method):
+def test_the_images_that_are_scored_are_not_read_before_a_model_is_chosen(
+    folders, encoder, tmp_path, monkeypatch, method
+):
     """They are replaced by what raises when it is looked at, until the fit has returned."""
     task, reads = load_task(*folders, encoder), []
 
@@ -470,7 +529,8 @@ def test_the_images_that_are_scored_are_not_read_before_a_model_is_chosen(folder
 
     fits = []
     tuner = {'clip': compare.WholeTuner, 'cross_entropy': compare.WholeTuner, 'captions': compare.CaptionTuner}.get(
-        method, compare.HeadTuner)
+        method, compare.HeadTuner
+    )
     fit = tuner.fit
 
     def watched(self, examples, validation, seed):
@@ -488,16 +548,32 @@ def test_the_images_that_are_scored_are_not_read_before_a_model_is_chosen(folder
 
 
 def test_the_program_writes_the_table_the_charts_and_one_json_line(folders, tmp_path):
-    command = [sys.executable, TOOL, f'--real={folders[0]}', f'--synthetic={folders[1]}', '--encoder=tiny', '--image_size_px=16',
-               '--seeds=2', '--steps=3', '--batch=4', '--real_per_class=2', '--arms=real,synthetic,real+synthetic,mixup']
+    command = [
+        sys.executable,
+        TOOL,
+        f'--real={folders[0]}',
+        f'--synthetic={folders[1]}',
+        '--encoder=tiny',
+        '--image_size_px=16',
+        '--seeds=2',
+        '--steps=3',
+        '--batch=4',
+        '--real_per_class=2',
+        '--arms=real,synthetic,real+synthetic,mixup',
+    ]
     done = subprocess.run([*command, f'--out={tmp_path}/out'], capture_output=True, text=True, check=True)
     summary = json.loads(done.stdout.splitlines()[-1])
     out = tmp_path / 'out'
     assert summary == json.loads((out / 'summary.json').read_text())
     rows = {row['arm']: row for row in summary['rows']}
     assert [(arm, row['real_images'], row['extra_images'], row['steps']) for arm, row in rows.items()] == [
-        (compare.UNTRAINED, 0, 0, 0), ('real', 6, 0, 3), ('synthetic', 0, 12, 3), ('real+synthetic 1:1', 6, 6, 3),
-        ('real+synthetic 1:2', 6, 12, 3), ('mixup', 6, 12, 3)]
+        (compare.UNTRAINED, 0, 0, 0),
+        ('real', 6, 0, 3),
+        ('synthetic', 0, 12, 3),
+        ('real+synthetic 1:1', 6, 6, 3),
+        ('real+synthetic 1:2', 6, 12, 3),
+        ('mixup', 6, 12, 3),
+    ]
     with open(out / 'table.csv', newline='') as file:
         table = {row['arm']: float(row['accuracy']) for row in csv.DictReader(file)}
     assert table == {arm: row['accuracy'] for arm, row in rows.items()}
@@ -508,8 +584,10 @@ def test_the_program_writes_the_table_the_charts_and_one_json_line(folders, tmp_
 
     # two processes make the same cells, and a flag that is wrong is named
     subprocess.run([*command, f'--out={tmp_path}/two', '--jobs=2'], capture_output=True, text=True, check=True)
-    one, two = ({path.relative_to(folder): timeless(json.loads(path.read_text())) for path in folder.rglob('*_seed*.json')}
-                for folder in (out, tmp_path / 'two'))
+    one, two = (
+        {path.relative_to(folder): timeless(json.loads(path.read_text())) for path in folder.rglob('*_seed*.json')}
+        for folder in (out, tmp_path / 'two')
+    )
     assert one == two and len(one) == 12
     wrong = subprocess.run([*command, f'--out={tmp_path}/x', '--methods=svm'], capture_output=True, text=True)
     assert wrong.returncode == 2 and "--methods: 'svm' is none of linear" in wrong.stderr

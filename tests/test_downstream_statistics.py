@@ -19,7 +19,9 @@ def test_with_one_seed_it_is_the_paired_bootstrap_of_the_images():
     rng = np.random.default_rng(0)
     labels = np.zeros(150, int)
     before, after = rng.random((1, 150)) < 0.6, rng.random((1, 150)) < 0.7
-    change = PairedBootstrap(labels, 2, draws=20_000).change(predicted(before, labels), predicted(after, labels)).accuracy
+    change = (
+        PairedBootstrap(labels, 2, draws=20_000).change(predicted(before, labels), predicted(after, labels)).accuracy
+    )
     difference = after[0].astype(float) - before[0]
     reference = stats.bootstrap((difference,), np.mean, n_resamples=20_000, method='percentile', rng=1)
     assert change.value == pytest.approx(difference.mean())
@@ -31,8 +33,11 @@ def test_with_one_seed_it_is_the_paired_bootstrap_of_the_images():
 def test_where_images_do_not_matter_it_is_the_paired_t_test():
     gains = np.array([0.0, 1, 1, 0, 1, 1])  # each seed is wrong on all images or right on all
     labels = np.repeat([0, 1], 20)
-    change = PairedBootstrap(labels, 2, draws=50_000).change(
-        predicted(np.zeros((6, 40), bool), labels), predicted(np.tile(gains[:, None] > 0, 40), labels)).accuracy
+    change = (
+        PairedBootstrap(labels, 2, draws=50_000)
+        .change(predicted(np.zeros((6, 40), bool), labels), predicted(np.tile(gains[:, None] > 0, 40), labels))
+        .accuracy
+    )
     reference = stats.ttest_1samp(gains, 0)
     interval = reference.confidence_interval()
     assert change.value == pytest.approx(gains.mean())
@@ -59,7 +64,9 @@ def test_a_mean_over_images_changes_as_the_accuracy_does_that_it_is():
     labels = np.repeat(np.arange(3), 20)
     before, after = generator.integers(0, 3, (2, 4, 60))
     bootstrap = PairedBootstrap(labels, 3, draws=500)
-    hits = [np.stack([predictions == labels, predictions != labels], 2).astype(float) for predictions in (before, after)]
+    hits = [
+        np.stack([predictions == labels, predictions != labels], 2).astype(float) for predictions in (before, after)
+    ]
     gained, lost = bootstrap.change_of_means(*hits)
     expected = bootstrap.change(before, after).accuracy
     assert dataclasses.astuple(gained) == pytest.approx(dataclasses.astuple(expected))
@@ -73,7 +80,9 @@ def test_scores_are_scikit_learns():
     one, other = rng.integers(0, 4, (2, 3, 50))
     found = PairedBootstrap(labels, 4, draws=10).change(one, other)
     for score, changes in ((metrics.recall_score, found.recall), (metrics.f1_score, found.f1)):
-        expected = np.mean([score(labels, b, average=None) - score(labels, a, average=None) for a, b in zip(one, other)], 0)
+        expected = np.mean(
+            [score(labels, b, average=None) - score(labels, a, average=None) for a, b in zip(one, other)], 0
+        )
         assert [change.value for change in changes] == pytest.approx(expected)
     assert found.macro_f1.value == pytest.approx(np.mean([change.value for change in found.f1]))
     assert found.accuracy.value == pytest.approx((other == labels).mean() - (one == labels).mean())
@@ -83,8 +92,10 @@ def test_the_interval_leaves_out_0_where_p_is_below_5_per_cent():
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 25)
     bootstrap = PairedBootstrap(labels, 2, draws=1000)
-    changes = [bootstrap.change(*(predicted(rng.random((3, 50)) < rate, labels) for rate in (0.5, 0.62))).accuracy
-               for _ in range(40)]
+    changes = [
+        bootstrap.change(*(predicted(rng.random((3, 50)) < rate, labels) for rate in (0.5, 0.62))).accuracy
+        for _ in range(40)
+    ]
     sure = [change.low > 0 or change.high < 0 for change in changes]
     assert 0 < sum(sure) < 40
     assert all(outside == (change.p < 0.05) for outside, change in zip(sure, changes) if abs(change.p - 0.05) > 0.003)
@@ -125,6 +136,8 @@ def test_holm_is_bonferroni_of_every_family_that_a_hypothesis_is_in():
     rng = np.random.default_rng(0)
     for p in (*rng.random((20, 5)) ** 2, np.array([0.01, 0.01, 0.04, 0.03, 0.2]), np.array([0.3])):
         families = [family for size in range(1, len(p) + 1) for family in itertools.combinations(range(len(p)), size)]
-        expected = [max(min(1, len(family) * min(p[i] for i in family)) for family in families if k in family)
-                    for k in range(len(p))]
+        expected = [
+            max(min(1, len(family) * min(p[i] for i in family)) for family in families if k in family)
+            for k in range(len(p))
+        ]
         assert holm(p) == pytest.approx(expected)

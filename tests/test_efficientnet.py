@@ -25,16 +25,37 @@ def tensors():
         found[f'{name}.weight'] = rng.normal(0, (2 / np.prod(shape[1:])) ** 0.5, shape)
 
     def norm(name, width):
-        found.update({f'{name}.weight': rng.uniform(0.5, 1.5, width), f'{name}.bias': rng.normal(0, 0.2, width),
-                      f'{name}.running_mean': rng.normal(0, 0.2, width), f'{name}.num_batches_tracked': np.array(7),
-                      f'{name}.running_var': rng.uniform(0.5, 1.5, width)})
+        found.update(
+            {
+                f'{name}.weight': rng.uniform(0.5, 1.5, width),
+                f'{name}.bias': rng.normal(0, 0.2, width),
+                f'{name}.running_mean': rng.normal(0, 0.2, width),
+                f'{name}.num_batches_tracked': np.array(7),
+                f'{name}.running_var': rng.uniform(0.5, 1.5, width),
+            }
+        )
 
     conv('_conv_stem', 32, 3, 3, 3)
     norm('_bn0', 32)
     # input, expanded, output, kernel, as Table 1 of the paper has them with its repeats
-    blocks = [(32, 32, 16, 3), (16, 96, 24, 3), (24, 144, 24, 3), (24, 144, 40, 5), (40, 240, 40, 5), (40, 240, 80, 3),
-              (80, 480, 80, 3), (80, 480, 80, 3), (80, 480, 112, 5), (112, 672, 112, 5), (112, 672, 112, 5),
-              (112, 672, 192, 5), (192, 1152, 192, 5), (192, 1152, 192, 5), (192, 1152, 192, 5), (192, 1152, 320, 3)]
+    blocks = [
+        (32, 32, 16, 3),
+        (16, 96, 24, 3),
+        (24, 144, 24, 3),
+        (24, 144, 40, 5),
+        (40, 240, 40, 5),
+        (40, 240, 80, 3),
+        (80, 480, 80, 3),
+        (80, 480, 80, 3),
+        (80, 480, 112, 5),
+        (112, 672, 112, 5),
+        (112, 672, 112, 5),
+        (112, 672, 192, 5),
+        (192, 1152, 192, 5),
+        (192, 1152, 192, 5),
+        (192, 1152, 192, 5),
+        (192, 1152, 320, 3),
+    ]
     for n, (width_in, inner, width, kernel) in enumerate(blocks):
         if n:
             conv(f'_blocks.{n}._expand_conv', inner, width_in, 1, 1)
@@ -66,8 +87,9 @@ def published(tmp_path_factory):
 def test_features_and_logits_are_those_of_torch(source, size_px, tensors, request):
     torch = pytest.importorskip('torch', reason='the reference is torch; pip install rsdiff-jax[parity]')
     lite = pytest.importorskip('efficientnet_lite_pytorch', reason='the reference; pip install rsdiff-jax[parity]')
-    theirs, params = ((tensors, efficientnet.fold(tensors, 'here')) if source == 'random'
-                      else request.getfixturevalue('published'))
+    theirs, params = (
+        (tensors, efficientnet.fold(tensors, 'here')) if source == 'random' else request.getfixturevalue('published')
+    )
     network = lite.EfficientNet.from_name('efficientnet-lite0', image_size=size_px).eval()
     network.load_state_dict({name: torch.from_numpy(tensor) for name, tensor in theirs.items()})
     images = np.random.default_rng(1).integers(0, 256, (2, size_px, size_px, 3)).astype('f')
@@ -91,8 +113,15 @@ def test_the_depthwise_sum_is_a_grouped_convolution(kernel_px, stride, height, w
     layer = efficientnet.Depthwise(6, kernel_px, stride, rngs=efficientnet.nnx.Rngs(0))
     layer.bias[...] = rng.normal(size=6)
     x = rng.normal(size=(2, height, width, 6)).astype('f')
-    expected = jax.lax.conv_general_dilated(x, layer.kernel[...], (stride, stride), 'SAME', feature_group_count=6,
-                                            dimension_numbers=('NHWC', 'HWIO', 'NHWC'), precision='highest')
+    expected = jax.lax.conv_general_dilated(
+        x,
+        layer.kernel[...],
+        (stride, stride),
+        'SAME',
+        feature_group_count=6,
+        dimension_numbers=('NHWC', 'HWIO', 'NHWC'),
+        precision='highest',
+    )
     np.testing.assert_allclose(layer(x), expected + layer.bias[...], atol=1e-5)
 
 
@@ -103,11 +132,17 @@ def test_the_published_network_knows_a_cat_and_a_cup(published):
     assert cat in (281, 282, 285) and cup in (967, 968)  # tabby, tiger, Egyptian cat; espresso, cup
 
 
-@pytest.mark.parametrize('spoil, message', [
-    (lambda theirs: theirs.pop('_blocks.3._bn1.bias'), r'blocks\.3\.bn1\.bias missing'),
-    (lambda theirs: theirs.update({'_blocks.3._se_reduce.bias': np.zeros(8, 'f')}), r'se_reduce\.bias unexpected'),
-    (lambda theirs: theirs.update({'_fc.weight': np.zeros((10, 1280), 'f')}), r'fc\.weight \(10, 1280\) for \(1000, 1280\)'),
-])
+@pytest.mark.parametrize(
+    'spoil, message',
+    [
+        (lambda theirs: theirs.pop('_blocks.3._bn1.bias'), r'blocks\.3\.bn1\.bias missing'),
+        (lambda theirs: theirs.update({'_blocks.3._se_reduce.bias': np.zeros(8, 'f')}), r'se_reduce\.bias unexpected'),
+        (
+            lambda theirs: theirs.update({'_fc.weight': np.zeros((10, 1280), 'f')}),
+            r'fc\.weight \(10, 1280\) for \(1000, 1280\)',
+        ),
+    ],
+)
 def test_weights_of_something_else_are_bad_input(tensors, spoil, message):
     theirs = dict(tensors)
     spoil(theirs)
@@ -118,7 +153,9 @@ def test_weights_of_something_else_are_bad_input(tensors, spoil, message):
 
 def test_files_that_do_not_count_batches_are_read_alike(tensors):
     uncounted = {name: tensor for name, tensor in tensors.items() if not name.endswith('num_batches_tracked')}
-    jax.tree.map(np.testing.assert_array_equal, efficientnet.fold(uncounted, 'here'), efficientnet.fold(tensors, 'here'))
+    jax.tree.map(
+        np.testing.assert_array_equal, efficientnet.fold(uncounted, 'here'), efficientnet.fold(tensors, 'here')
+    )
 
 
 def test_weights_come_from_the_package_once_and_then_from_the_cache(published, tmp_path, monkeypatch):

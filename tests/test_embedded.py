@@ -20,8 +20,16 @@ from rsdiff.errors import BadInput
 from rsdiff.models import text_tower, weights
 
 ROOT = Path(__file__).parents[1]
-CAPTIONS = ['There are many planes at the airport.', 'A plane stands in a parking lot, there', 'a lake and a forest',
-            'A lake in a Forest', 'parking lots by the lake', 'the plane', 'forests', 'lots of parking'] * 3
+CAPTIONS = [
+    'There are many planes at the airport.',
+    'A plane stands in a parking lot, there',
+    'a lake and a forest',
+    'A lake in a Forest',
+    'parking lots by the lake',
+    'the plane',
+    'forests',
+    'lots of parking',
+] * 3
 CONFIG = text_tower.Config(12, features=6, dim=4)
 
 
@@ -146,8 +154,13 @@ def test_the_one_that_comes_with_the_project_tells_a_lake_from_a_forest_in_words
 
 
 def run(tool, *arguments):
-    return subprocess.run([sys.executable, f'tools/{tool}.py', *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, 'XLA_FLAGS': ''})
+    return subprocess.run(
+        [sys.executable, f'tools/{tool}.py', *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'XLA_FLAGS': ''},
+    )
 
 
 def test_the_tools_train_a_tower_and_say_how_much_it_finds(tmp_path):
@@ -161,8 +174,19 @@ def test_the_tools_train_a_tower_and_say_how_much_it_finds(tmp_path):
         captions = f'a {label} place', label
         entries.append(Entry(tmp_path / 'images' / f'{number}.png', f'{number}.png', split, label, captions))
     write_manifest(tmp_path / 'images', entries)
-    done = run('train_text_tower', '--images', tmp_path / 'images', '--out', tmp_path / 'tower', '--views', 1, '--steps', 30,
-               '--batch', 6)
+    done = run(
+        'train_text_tower',
+        '--images',
+        tmp_path / 'images',
+        '--out',
+        tmp_path / 'tower',
+        '--views',
+        1,
+        '--steps',
+        30,
+        '--batch',
+        6,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result['images'] == {'train': 6, 'val': 6}
@@ -175,11 +199,14 @@ def test_the_tools_train_a_tower_and_say_how_much_it_finds(tmp_path):
     for found in (('probe', 'features (1280)'), ('zero_shot', 'names (1)'), ('retrieval', 'image to text, R@1, words')):
         assert rows[found] == 1
     for images, more, message in (
-            (f'{tmp_path / "images"}:val', ['--tasks', 'probe'], 'it is fitted on train and val'),
-            (f'{tmp_path / "images"}:val', ['--tasks', 'dreams'], "--tasks 'dreams'"),
-            (tmp_path / 'nothing', [], 'no such folder')):
+        (f'{tmp_path / "images"}:val', ['--tasks', 'probe'], 'it is fitted on train and val'),
+        (f'{tmp_path / "images"}:val', ['--tasks', 'dreams'], "--tasks 'dreams'"),
+        (tmp_path / 'nothing', [], 'no such folder'),
+    ):
         done = run(*evaluate, images, *more)
         assert done.returncode == 2 and message in done.stderr.splitlines()[-1]
-    write_manifest(tmp_path / 'images', [Entry(entry.path, entry.file_name, entry.split, entry.label) for entry in entries])
+    write_manifest(
+        tmp_path / 'images', [Entry(entry.path, entry.file_name, entry.split, entry.label) for entry in entries]
+    )
     done = run(*evaluate, f'{tmp_path / "images"}:test', '--tasks', 'retrieval')
     assert done.returncode == 2 and 'no captions in the manifest' in done.stderr.splitlines()[-1]

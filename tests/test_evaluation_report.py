@@ -10,17 +10,22 @@ from rsdiff.evaluation.columns import PAIRED, distribution
 from rsdiff.evaluation.comparison import Row, Table, compare, mean_interval, summary
 from rsdiff.evaluation.interval import Interval
 
-PSNR, = (column for column in PAIRED if column.name == 'psnr')
+(PSNR,) = (column for column in PAIRED if column.name == 'psnr')
 FD = distribution('net')[0]
 
 
 @pytest.fixture
 def table():
-    return Table((PSNR, FD), {'bicubic': {'psnr': Interval(23.456, 22.1, 24.9), 'fd_net': Interval(80.0)},
-                              'set': {'fd_net': Interval(12.5, 10.0, 15.0)},
-                              'truth': {'psnr': Interval(float('inf')), 'fd_net': Interval(0.0)}},
-                 {'bicubic': {'psnr': np.array([22.0, 24.0])}, 'set': {}, 'truth': {'psnr': np.array([np.inf, np.inf])}},
-                 ('fd_net: 2 images, fewer than 8 features',))
+    return Table(
+        (PSNR, FD),
+        {
+            'bicubic': {'psnr': Interval(23.456, 22.1, 24.9), 'fd_net': Interval(80.0)},
+            'set': {'fd_net': Interval(12.5, 10.0, 15.0)},
+            'truth': {'psnr': Interval(float('inf')), 'fd_net': Interval(0.0)},
+        },
+        {'bicubic': {'psnr': np.array([22.0, 24.0])}, 'set': {}, 'truth': {'psnr': np.array([np.inf, np.inf])}},
+        ('fd_net: 2 images, fewer than 8 features',),
+    )
 
 
 def test_what_rewards_blur_stands_apart_from_what_rewards_invention(table):
@@ -34,10 +39,17 @@ def test_files_hold_the_same_figures(table, tmp_path):
     report.write_tables(tmp_path, table, ['a.png', 'b.png'])
     rows = list(csv.DictReader((tmp_path / 'table.csv').open()))
     assert [(row['row'], row['column'], row['value'], row['low']) for row in rows[:3]] == [
-        ('bicubic', 'psnr', '23.456', '22.1'), ('bicubic', 'fd_net', '80.0', ''), ('set', 'fd_net', '12.5', '10.0')]
+        ('bicubic', 'psnr', '23.456', '22.1'),
+        ('bicubic', 'fd_net', '80.0', ''),
+        ('set', 'fd_net', '12.5', '10.0'),
+    ]
     images = list(csv.DictReader((tmp_path / 'per_image.csv').open()))
     assert [(row['row'], row['image'], row['psnr']) for row in images] == [
-        ('bicubic', 'a.png', '22.0'), ('bicubic', 'b.png', '24.0'), ('truth', 'a.png', 'inf'), ('truth', 'b.png', 'inf')]
+        ('bicubic', 'a.png', '22.0'),
+        ('bicubic', 'b.png', '24.0'),
+        ('truth', 'a.png', 'inf'),
+        ('truth', 'b.png', 'inf'),
+    ]
     plain = json.loads(json.dumps(summary(table), allow_nan=False))
     assert plain['rows']['truth']['psnr']['value'] is None and plain['rows']['set']['fd_net']['high'] == 15.0
     assert plain['columns'][0]['rewards'] == 'blur'
@@ -56,8 +68,9 @@ def test_the_grid_shows_each_image_under_its_name_and_the_error_where_it_is(tmp_
     truth = np.full((32, 32, 3), 100, np.uint8)
     wrong = truth.copy()
     wrong[:16, :16] = 255
-    report.write_grid(tmp_path / 'grid.png', [{'condition': truth[::4, ::4], 'mine': wrong, 'truth': truth}] * 2, 'truth',
-                      ['mine'])
+    report.write_grid(
+        tmp_path / 'grid.png', [{'condition': truth[::4, ::4], 'mine': wrong, 'truth': truth}] * 2, 'truth', ['mine']
+    )
     sheet = read_image(tmp_path / 'grid.png')
     assert sheet.shape == (report.HEAD_PX + 2 * 32 + report.GAP_PX, 4 * 32 + 3 * report.GAP_PX, 3)
     line = sheet[-32:]

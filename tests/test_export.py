@@ -28,8 +28,12 @@ def fill(out, images, **place):
     """A finished mosaic of these pixels."""
     claim(images[0], out, SETTINGS, {'checkpoint': 'abc'})
     for number, image in enumerate(images[1:], 1):
-        array = StageArray(out / GROUP / f'stage_{number}', *image.shape[:2], SETTINGS.supertile_px,
-                           {'gsd_m': SETTINGS.stage_gsd_m(number), **place})
+        array = StageArray(
+            out / GROUP / f'stage_{number}',
+            *image.shape[:2],
+            SETTINGS.supertile_px,
+            {'gsd_m': SETTINGS.stage_gsd_m(number), **place},
+        )
         for tile in array.tiles():
             array.write(tile, array.box(tile).crop(image))
     return out
@@ -92,8 +96,16 @@ def flip(path):
 
 
 @pytest.mark.parametrize('damage', [cut, empty, flip, lambda path: path.unlink()])
-@pytest.mark.parametrize('name, file', [('png', 'stage_1.png'), ('tif', 'stage_1.tif'), ('viewer', 'viewer/index.html'),
-                                        ('viewer', 'viewer/tiles/stage_1/2/0/0.png'), ('png', 'exports/stage_1.png.json')])
+@pytest.mark.parametrize(
+    'name, file',
+    [
+        ('png', 'stage_1.png'),
+        ('tif', 'stage_1.tif'),
+        ('viewer', 'viewer/index.html'),
+        ('viewer', 'viewer/tiles/stage_1/2/0/0.png'),
+        ('png', 'exports/stage_1.png.json'),
+    ],
+)
 def test_a_damaged_export_is_made_again_and_a_whole_one_is_not(mosaic, name, file, damage):
     pytest.importorskip('rasterio', reason='GeoTIFF needs the `geo` extra')
     files = lambda: {path: (path.stat().st_ino, path.read_bytes()) for path in mosaic.rglob('*') if path.is_file()}
@@ -104,16 +116,24 @@ def test_a_damaged_export_is_made_again_and_a_whole_one_is_not(mosaic, name, fil
     damage(mosaic / file)
     export(mosaic, [name], show=False)
     after = files()
-    same = {path: content for path, (_, content) in after.items()} == {path: content for path, (_, content) in before.items()}
-    assert same and (mosaic / 'stage_2.png' not in before or after[mosaic / 'stage_2.png'] == before[mosaic / 'stage_2.png'])
+    same = {path: content for path, (_, content) in after.items()} == {
+        path: content for path, (_, content) in before.items()
+    }
+    assert same and (
+        mosaic / 'stage_2.png' not in before or after[mosaic / 'stage_2.png'] == before[mosaic / 'stage_2.png']
+    )
 
 
 def test_broken_settings_and_metadata_are_named(mosaic):
     (mosaic / GROUP / 'stage_1' / 'zarr.json').write_text('{"attr')
     with pytest.raises(BadInput, match='stage_1/zarr.json'):
         export(mosaic)
-    for text in ('{"mode": "tiles"', '{"mode": "tiles", "stages": "2"}', '[]', '{"mode": "tiles", "stages": 2, "supertile_px": 0, '
-                 '"condition_px": [4, 4]}'):
+    for text in (
+        '{"mode": "tiles"',
+        '{"mode": "tiles", "stages": "2"}',
+        '[]',
+        '{"mode": "tiles", "stages": 2, "supertile_px": 0, "condition_px": [4, 4]}',
+    ):
         (mosaic / 'settings.json').write_text(text)
         with pytest.raises(BadInput, match='settings.json'):
             export(mosaic)
@@ -130,7 +150,11 @@ def test_a_geotiff_is_valid_lies_in_its_place_and_holds_the_pixels(images, tmp_p
         np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1), images[2])
         assert file.crs.to_epsg() == 32633 and list(file.transform)[:6] == TRANSFORM
         assert file.overviews(1) == [2] and file.block_shapes == [(512, 512)] * 3
-        assert file.compression.name == 'deflate' and [band.name for band in file.colorinterp] == ['red', 'green', 'blue']
+        assert file.compression.name == 'deflate' and [band.name for band in file.colorinterp] == [
+            'red',
+            'green',
+            'blue',
+        ]
         tags = file.tags()
         assert float(tags['gsd_m']) == 10 and json.loads(tags['rsdiff'])['checkpoint'] == 'abc'
         assert 'invented' in tags['TIFFTAG_IMAGEDESCRIPTION']
@@ -162,16 +186,24 @@ def test_an_interrupted_export_leaves_nothing_half_and_ends_the_same(mosaic, ima
     whole = fill(tmp_path / 'whole' / 'mosaic', images)
     export(whole, [name], images[0], show=False)
     assert {path: (path.stat().st_ino, path.read_bytes()) for path in tiles} == tiles
-    made = [{path.relative_to(out): path.read_bytes() for path in out.glob('**/*') if path.is_file() and GROUP not in path.parts}
-            for out in (mosaic, whole)]
+    made = [
+        {
+            path.relative_to(out): path.read_bytes()
+            for path in out.glob('**/*')
+            if path.is_file() and GROUP not in path.parts
+        }
+        for out in (mosaic, whole)
+    ]
     assert made[0] == made[1] and last.exists()
 
 
 def pyramid(folder, zoom, height, width):
     """The tiles of a zoom put together, without what lies beyond (height, width)."""
     rows, columns = -(-height // 256), -(-width // 256)
-    tiles = [[np.asarray(Image.open(folder / str(zoom) / str(y) / f'{x}.png').convert('RGBA')) for x in range(columns)]
-             for y in range(rows)]
+    tiles = [
+        [np.asarray(Image.open(folder / str(zoom) / str(y) / f'{x}.png').convert('RGBA')) for x in range(columns)]
+        for y in range(rows)
+    ]
     assert len(list((folder / str(zoom)).glob('*/*'))) == rows * columns
     whole = np.concatenate([np.concatenate(row, 1) for row in tiles])
     assert (whole[:height, :width, 3] == 255).all() and not whole[height:, :, 3].any() and not whole[:, width:, 3].any()
@@ -199,11 +231,14 @@ def test_the_page_of_a_mosaic_is_no_place_for_a_script(images, tmp_path):
     assert [layer['name'] for layer in json.loads(known)['layers']] == ['stage_1', 'stage_2']
 
 
-@pytest.mark.parametrize('formats, side, message', [
-    (['jpg'], 8, "format 'jpg' is none of zarr, png, tif, viewer"),
-    (['zarr', 'png'], 2501, '10004×10004 px are too many for a PNG, .* 100,000,000 at most'),
-    (['viewer'], 40_000, 'a viewer of 160000×160000 px would be .* files, more than 200,000; ask for tif'),
-])
+@pytest.mark.parametrize(
+    'formats, side, message',
+    [
+        (['jpg'], 8, "format 'jpg' is none of zarr, png, tif, viewer"),
+        (['zarr', 'png'], 2501, '10004×10004 px are too many for a PNG, .* 100,000,000 at most'),
+        (['viewer'], 40_000, 'a viewer of 160000×160000 px would be .* files, more than 200,000; ask for tif'),
+    ],
+)
 def test_what_can_not_be_made_is_refused_before_anything_is_sampled(formats, side, message):
     with pytest.raises(BadInput, match=message):
         check_formats(formats, (side, side, 3), 1)

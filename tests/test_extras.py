@@ -13,7 +13,12 @@ ROOT = Path(__file__).parents[1]
 # `bash tools/test.sh` installs these, and nothing else
 INSTALLED = 'test', 'demo'
 # where the name to install is not the name to import
-IMPORT_NAMES = {'scikit-image': 'skimage', 'scikit-learn': 'sklearn', 'basemap-data': 'mpl_toolkits', 'pytest-xdist': 'xdist'}
+IMPORT_NAMES = {
+    'scikit-image': 'skimage',
+    'scikit-learn': 'sklearn',
+    'basemap-data': 'mpl_toolkits',
+    'pytest-xdist': 'xdist',
+}
 
 
 def packages(requirements):
@@ -28,14 +33,20 @@ def extras():
     config.read(ROOT / 'setup.cfg')
     lists = dict(config['options.extras_require'])
     present = packages(config['options']['install_requires']).union(*(packages(lists.pop(name)) for name in INSTALLED))
-    return {IMPORT_NAMES.get(name, name.replace('-', '_')): name
-            for name in set().union(*map(packages, lists.values())) - present}
+    return {
+        IMPORT_NAMES.get(name, name.replace('-', '_')): name
+        for name in set().union(*map(packages, lists.values())) - present
+    }
 
 
 def calls(node, *names):
     """The calls within a node of functions of these names, whatever they are attributes of."""
     for call in ast.walk(node):
-        if isinstance(call, ast.Call) and getattr(call.func, 'attr', getattr(call.func, 'id', '')) in names and call.args:
+        if (
+            isinstance(call, ast.Call)
+            and getattr(call.func, 'attr', getattr(call.func, 'id', '')) in names
+            and call.args
+        ):
             yield call
 
 
@@ -80,8 +91,12 @@ def unguarded(sources, forbidden):
     """For each import of `forbidden` packages that no guard goes before, `file:line: package`; the file of `sources`
     (name → text) named conftest.py lends its fixtures to all. A guard that skips a whole file counts as one that is missing."""
     trees = {name: ast.parse(text) for name, text in sources.items()}
-    shared = {function.name: function for name, tree in trees.items() if Path(name).name == 'conftest.py'
-              for function in functions(tree)}
+    shared = {
+        function.name: function
+        for name, tree in trees.items()
+        if Path(name).name == 'conftest.py'
+        for function in functions(tree)
+    }
     found = []
     for name, tree in trees.items():
         fixtures = shared | {function.name: function for function in functions(tree) if function.decorator_list}
@@ -92,9 +107,14 @@ def unguarded(sources, forbidden):
             for node in import_statements(function):
                 allowed.setdefault(node, set()).update(package for package, line in lines.items() if line < node.lineno)
         for node in import_statements(tree):
-            found += [f'{name}:{node.lineno}: imports {package}' for package in imported(node) & forbidden
-                      if package not in allowed.get(node, ())]
-        found += [f'{name}:{call.lineno}: skips the whole file' for call in calls(tree, 'importorskip') if call not in inside]
+            found += [
+                f'{name}:{node.lineno}: imports {package}'
+                for package in imported(node) & forbidden
+                if package not in allowed.get(node, ())
+            ]
+        found += [
+            f'{name}:{call.lineno}: skips the whole file' for call in calls(tree, 'importorskip') if call not in inside
+        ]
     return found
 
 
@@ -121,32 +141,38 @@ def test_names_to_import_are_right_where_the_package_is_there():
         assert importlib.util.find_spec(name), f'{package} is imported by another name: IMPORT_NAMES lacks it'
 
 
-@pytest.mark.parametrize('text, line', [
-    ('import torch', 1),
-    ('import numpy\nfrom torch.nn import Linear', 2),
-    ('def test():\n    import torch', 2),
-    ('def test():\n    import torch\n    pytest.importorskip("torch")', 2),  # too late
-    ('def test():\n    pytest.importorskip("rasterio")\n    import torch', 3),
-    ('def test(plain):\n    import torch\n@pytest.fixture\ndef plain(): pass', 2),
-    ('def test(x):\n    import torch\ndef x(): pytest.importorskip("torch")', 2),  # no fixture
-    ('def test():\n    if find_spec("torch"):\n        import torch', 3),  # does less and says nothing
-    ('try:\n    import torch\nexcept ImportError:\n    torch = None', 2),
-    ('torch = pytest.importorskip("torch")', 1),
-])
+@pytest.mark.parametrize(
+    'text, line',
+    [
+        ('import torch', 1),
+        ('import numpy\nfrom torch.nn import Linear', 2),
+        ('def test():\n    import torch', 2),
+        ('def test():\n    import torch\n    pytest.importorskip("torch")', 2),  # too late
+        ('def test():\n    pytest.importorskip("rasterio")\n    import torch', 3),
+        ('def test(plain):\n    import torch\n@pytest.fixture\ndef plain(): pass', 2),
+        ('def test(x):\n    import torch\ndef x(): pytest.importorskip("torch")', 2),  # no fixture
+        ('def test():\n    if find_spec("torch"):\n        import torch', 3),  # does less and says nothing
+        ('try:\n    import torch\nexcept ImportError:\n    torch = None', 2),
+        ('torch = pytest.importorskip("torch")', 1),
+    ],
+)
 def test_what_is_unguarded_is_named_with_its_line(text, line):
     found = unguarded({'tests/made_up.py': text}, {'torch', 'rasterio'})
     assert [place.split(': ')[0] for place in found] == [f'tests/made_up.py:{line}'], found
 
 
-@pytest.mark.parametrize('text', [
-    'import numpy, torchless',
-    'def test():\n    torch = pytest.importorskip("torch")\n    from torch.nn import Linear',
-    'def test():\n    pytest.importorskip("torch")\n    def inner():\n        import torch',
-    '@pytest.fixture\ndef torch(): return pytest.importorskip("torch")\ndef test(torch):\n    from torch import nn',
-    '@pytest.fixture\ndef a():\n    if find_spec("torch") is None:\n        pytest.skip("no")\n@pytest.fixture\ndef b(a): pass\n'
-    'def test(b):\n    import torch',
-    'def test(from_conftest):\n    import torch',
-])
+@pytest.mark.parametrize(
+    'text',
+    [
+        'import numpy, torchless',
+        'def test():\n    torch = pytest.importorskip("torch")\n    from torch.nn import Linear',
+        'def test():\n    pytest.importorskip("torch")\n    def inner():\n        import torch',
+        '@pytest.fixture\ndef torch(): return pytest.importorskip("torch")\ndef test(torch):\n    from torch import nn',
+        '@pytest.fixture\ndef a():\n    if find_spec("torch") is None:\n        pytest.skip("no")\n@pytest.fixture\ndef b(a): pass\n'
+        'def test(b):\n    import torch',
+        'def test(from_conftest):\n    import torch',
+    ],
+)
 def test_what_is_guarded_is_let_be(text):
     conftest = '@pytest.fixture\ndef from_conftest():\n    pytest.importorskip("torch")'
     assert unguarded({'tests/made_up.py': text, 'tests/conftest.py': conftest}, {'torch', 'rasterio'}) == []

@@ -93,15 +93,22 @@ def test_an_interrupted_run_goes_on_where_it_was(mixed, tmp_path, monkeypatch):
     assert sum(means.calls) == 6  # five, and one to fill the batch
 
 
-@pytest.mark.parametrize('spoil', [
-    lambda path: path.write_bytes(path.read_bytes()[:-9]),
-    lambda path: weights.write_safetensors(path, {'features': np.zeros((2, 6), 'f')}),
-    lambda path: weights.write_safetensors(path, {'keys': np.zeros((2, 32), 'B'), 'features': np.zeros((2, 5), 'f')}),
-    lambda path: weights.write_safetensors(path, {'keys': np.zeros((1, 32), 'B'), 'features': np.full((1, 6), np.inf)}),
-])
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:-9]),
+        lambda path: weights.write_safetensors(path, {'features': np.zeros((2, 6), 'f')}),
+        lambda path: weights.write_safetensors(
+            path, {'keys': np.zeros((2, 32), 'B'), 'features': np.zeros((2, 5), 'f')}
+        ),
+        lambda path: weights.write_safetensors(
+            path, {'keys': np.zeros((1, 32), 'B'), 'features': np.full((1, 6), np.inf)}
+        ),
+    ],
+)
 def test_a_spoilt_cache_is_named(mixed, tmp_path, spoil):
     features_of(Means(), mixed, tmp_path / 'cache', show=False)
-    path, = (tmp_path / 'cache').glob('*/*.safetensors')
+    (path,) = (tmp_path / 'cache').glob('*/*.safetensors')
     spoil(path)
     with pytest.raises(BadInput, match=f'{path.name}: .*; remove it'):
         features_of(Means(), mixed, tmp_path / 'cache', show=False)
@@ -118,8 +125,9 @@ def test_an_unreadable_image_is_named_and_what_was_done_is_kept(mixed, tmp_path)
         assert '\n' not in str(raised.value)
 
 
-@pytest.mark.parametrize('image', [np.zeros((4, 4, 3)), np.zeros((4, 4), 'B'), np.zeros((4, 4, 4), 'B'),
-                                   np.zeros((0, 4, 3), 'B')])
+@pytest.mark.parametrize(
+    'image', [np.zeros((4, 4, 3)), np.zeros((4, 4), 'B'), np.zeros((4, 4, 4), 'B'), np.zeros((0, 4, 3), 'B')]
+)
 def test_an_array_that_is_no_image_is_bad_input(image):
     with pytest.raises(BadInput, match=r'image 1: .*; an image is uint8'):
         features_of(Means(), [np.zeros((4, 4, 3), 'B'), image], show=False)
@@ -135,14 +143,22 @@ def test_features_that_are_no_numbers_stop_the_run(mixed, tmp_path):
 
 # The networks.
 
+
 @pytest.fixture
 def clip_folder(tmp_path):
     """A small CLIP with an image tower of 32 px, and a preprocessor of its own."""
     config = clip.CLIPConfig(
-        clip.VisionConfig(hidden_size=16, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2, image_size=32,
-                          patch_size=8),
+        clip.VisionConfig(
+            hidden_size=16,
+            intermediate_size=32,
+            num_hidden_layers=1,
+            num_attention_heads=2,
+            image_size=32,
+            patch_size=8,
+        ),
         clip.TextConfig(vocab_size=10, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2),
-        projection_dim=12)
+        projection_dim=12,
+    )
     folder = tmp_path / 'a_clip'
     folder.mkdir()
     towers.save(folder, config, towers.init_params(config, jax.random.key(0)))
@@ -153,17 +169,20 @@ def clip_folder(tmp_path):
 def test_a_clip_tower_sees_what_transformers_would(clip_folder, smooth_image):
     pytest.importorskip('torch', reason="the reference is transformers' PyTorch model; pip install rsdiff-jax[parity]")
     from transformers import CLIPImageProcessorPil, CLIPModel
+
     tower = features.clip_tower(clip_folder)
     assert (tower.name, tower.width) == ('a_clip', 12)
     images = [smooth_image(48, 48, 0), smooth_image(32, 32, 1), smooth_image(20, 20, 2)]
     # the processor crops what is not square, which is why these are
-    process = CLIPImageProcessorPil(image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.25], size={'shortest_edge': 32},
-                                    crop_size=32)
+    process = CLIPImageProcessorPil(
+        image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.25], size={'shortest_edge': 32}, crop_size=32
+    )
     pixels = process(images, return_tensors='pt')['pixel_values']
     found = CLIPModel.from_pretrained(clip_folder).eval().get_image_features(pixels)
     found = getattr(found, 'pooler_output', found).detach().numpy()
-    np.testing.assert_allclose(features_of(tower, images, show=False), found / np.linalg.norm(found, axis=1, keepdims=True),
-                               atol=1e-5)
+    np.testing.assert_allclose(
+        features_of(tower, images, show=False), found / np.linalg.norm(found, axis=1, keepdims=True), atol=1e-5
+    )
 
 
 def test_a_digest_changes_with_weights_and_with_preprocessing(clip_folder):
@@ -181,8 +200,10 @@ def test_a_digest_changes_with_weights_and_with_preprocessing(clip_folder):
 def lite0():
     """efflite0 with random weights, as tests need no published ones."""
     rng = np.random.default_rng(0)
-    params = jax.tree.map(lambda leaf: np.float32(rng.normal(0, (2 / max(1, np.prod(leaf.shape[:-1]))) ** 0.5, leaf.shape)),
-                          efficientnet.parameter_shapes())
+    params = jax.tree.map(
+        lambda leaf: np.float32(rng.normal(0, (2 / max(1, np.prod(leaf.shape[:-1]))) ** 0.5, leaf.shape)),
+        efficientnet.parameter_shapes(),
+    )
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(efficientnet, 'load_params', lambda: params)
         return features.efflite0()

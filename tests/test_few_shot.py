@@ -12,14 +12,21 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(images, per_class, out):
-    done = subprocess.run([sys.executable, 'tools/few_shot.py', '--images', images, '--per_class', str(per_class), '--out', out],
-                          cwd=ROOT, capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, 'tools/few_shot.py', '--images', images, '--per_class', str(per_class), '--out', out],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+    )
     return done.returncode, (done.stdout if done.returncode == 0 else done.stderr).splitlines()[-1]
 
 
 def test_so_many_of_each_class_and_every_other_split_whole(smooth_image, tmp_path):
-    entries = [Entry(tmp_path / 'all' / f'{label}/{n}.png', f'{label}/{n}.png', split, label, gsd_m=2.0, extra={'by': 'me'})
-               for label in ('lake', 'wood') for n, split in enumerate(['train'] * 5 + ['val', 'test', 'test'])]
+    entries = [
+        Entry(tmp_path / 'all' / f'{label}/{n}.png', f'{label}/{n}.png', split, label, gsd_m=2.0, extra={'by': 'me'})
+        for label in ('lake', 'wood')
+        for n, split in enumerate(['train'] * 5 + ['val', 'test', 'test'])
+    ]
     for number, entry in enumerate(entries):
         write_image(entry.path, smooth_image(8, 8, number))
     write_manifest(tmp_path / 'all', entries)
@@ -35,7 +42,10 @@ def test_so_many_of_each_class_and_every_other_split_whole(smooth_image, tmp_pat
     run(tmp_path / 'all', 2, tmp_path / 'again')
     assert (tmp_path / 'again' / 'metadata.jsonl').read_bytes() == (tmp_path / 'few' / 'metadata.jsonl').read_bytes()
 
-    assert run(tmp_path / 'all', 2, tmp_path / 'few') == (2, f'error: {tmp_path}/few holds a metadata.jsonl; use another --out')
+    assert run(tmp_path / 'all', 2, tmp_path / 'few') == (
+        2,
+        f'error: {tmp_path}/few holds a metadata.jsonl; use another --out',
+    )
     code, line = run(tmp_path / 'all', 6, tmp_path / 'more')
     assert code == 2 and "class 'lake'" in line and 'has 5 training images' in line and not (tmp_path / 'more').exists()
     write_manifest(tmp_path / 'all', [Entry(entries[0].path, entries[0].file_name, 'train')])

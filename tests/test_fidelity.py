@@ -20,8 +20,16 @@ def batch(smooth_image):
         truth, other = smooth_image(height, width), smooth_image(height, width, 1)
         rng = np.random.default_rng(0)
         noise, ramp = rng.integers(0, 256, (2, height, width, 3)), np.linspace(0, 255, width)[None, :, None]
-        images = [truth, other, noise[0], truth + rng.normal(0, 8, truth.shape), gaussian_filter(truth, (1, 1, 0)),
-                  truth // 2 + 90, np.full_like(truth, 100), ramp + 0 * truth]
+        images = [
+            truth,
+            other,
+            noise[0],
+            truth + rng.normal(0, 8, truth.shape),
+            gaussian_filter(truth, (1, 1, 0)),
+            truth // 2 + 90,
+            np.full_like(truth, 100),
+            ramp + 0 * truth,
+        ]
         truths = [truth, truth, noise[1], truth, truth, truth, truth, np.full_like(truth, 7)]
         return (np.clip(images, 0, 255).astype(np.uint8), np.clip(truths, 0, 255).astype(np.uint8))
 
@@ -36,6 +44,7 @@ def shifted(image, rows, columns, size):
 
 # PSNR and SSIM
 
+
 def test_psnr_is_its_definition(smooth_image):
     image = smooth_image(32, 32)
     halved = image // 2 + 40
@@ -48,20 +57,27 @@ def test_psnr_is_its_definition(smooth_image):
 def test_ssim_is_scikit_images(batch, height, width):
     metrics = pytest.importorskip('skimage.metrics', reason='the reference; pip install rsdiff-jax[parity]')
     images, truth = batch(height, width)
-    expected = [metrics.structural_similarity(a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False,
-                                              channel_axis=-1, data_range=255) for a, b in zip(images, truth)]
+    expected = [
+        metrics.structural_similarity(
+            a, b, gaussian_weights=True, sigma=1.5, use_sample_covariance=False, channel_axis=-1, data_range=255
+        )
+        for a, b in zip(images, truth)
+    ]
     np.testing.assert_allclose(ssim(images, truth), expected, atol=1e-9)
     assert len(set(np.round(expected, 2))) > 4
 
 
 def test_psnr_and_ssim_are_torchmetrics(batch):
     torch = pytest.importorskip('torch', reason='for the reference; pip install rsdiff-jax[parity]')
-    metrics = pytest.importorskip('torchmetrics.functional.image', reason='the reference; pip install rsdiff-jax[parity]')
+    metrics = pytest.importorskip(
+        'torchmetrics.functional.image', reason='the reference; pip install rsdiff-jax[parity]'
+    )
     images, truth = batch(40, 56)
     a, b = (torch.from_numpy(x).permute(0, 3, 1, 2).double() for x in (images, truth))
     their_psnr = metrics.peak_signal_noise_ratio(a, b, data_range=255.0, reduction='none', dim=(1, 2, 3))
-    _, places = metrics.structural_similarity_index_measure(a, b, data_range=255.0, reduction='none',
-                                                            return_full_image=True)
+    _, places = metrics.structural_similarity_index_measure(
+        a, b, data_range=255.0, reduction='none', return_full_image=True
+    )
     # theirs reflects the image beyond its edges; without the windows that reach there
     np.testing.assert_allclose(ssim(images, truth), places[..., 5:-5, 5:-5].mean((1, 2, 3)).numpy(), atol=1e-4)
     np.testing.assert_allclose(psnr(images, truth), their_psnr.numpy(), atol=1e-4)
@@ -74,6 +90,7 @@ def test_ssim_is_symmetric_and_1_for_equal_images_only(batch):
 
 
 # shifts and bias
+
 
 @pytest.mark.parametrize('border', [0, 1, 3])
 def test_cpsnr_and_cssim_are_the_best_over_every_shift(batch, border):
@@ -127,6 +144,7 @@ def test_satlas_is_a_loop_over_pairs_of_corners(batch):
 
 # the condition, and detail
 
+
 def test_lr_consistency_sees_a_tint_but_not_detail(smooth_image):
     condition = smooth_image(16, 16)
     enlarged = np.kron(condition, np.ones((4, 4, 1), np.uint8))
@@ -159,11 +177,14 @@ def test_detail_is_the_energy_of_scipys_laplacian(smooth_image):
 def test_blur_lowers_detail_and_noise_raises_it(smooth_image):
     image = smooth_image(64, 64)
     noisy = np.clip(image + np.random.default_rng(0).normal(0, 20, image.shape), 0, 255).astype(np.uint8)
-    blurred, equal, noisy = detail_ratio(np.stack([gaussian_filter(image, (1, 1, 0)), image, noisy]), np.stack([image] * 3))
+    blurred, equal, noisy = detail_ratio(
+        np.stack([gaussian_filter(image, (1, 1, 0)), image, noisy]), np.stack([image] * 3)
+    )
     assert blurred < 0.9 and equal == 1 < noisy
 
 
 # what is no ordinary pair
+
 
 def test_flat_images_have_figures():
     flat = lambda level: np.full((1, 20, 20, 3), level, np.uint8)
@@ -188,7 +209,9 @@ def test_a_batch_is_scored_image_by_image_and_may_be_empty(batch, score):
 @pytest.mark.parametrize('score', PAIRED)
 def test_floats_are_grey_levels_too(batch, score):
     images, truth = (x[:4] for x in batch(32, 32))
-    np.testing.assert_allclose(score(images.astype(np.float32), truth.astype(np.float64)), score(images, truth), rtol=1e-12)
+    np.testing.assert_allclose(
+        score(images.astype(np.float32), truth.astype(np.float64)), score(images, truth), rtol=1e-12
+    )
 
 
 @pytest.mark.parametrize('score', PAIRED + [lr_consistency])
@@ -207,8 +230,12 @@ def test_nan_and_infinity_are_refused_by_number(batch, score):
 @pytest.mark.parametrize('score', PAIRED + [lr_consistency])
 def test_unlike_shapes_are_refused(score):
     zeros = lambda *shape: np.zeros(shape, np.uint8)
-    for a, b in ((zeros(2, 32, 32, 3), zeros(2, 32, 31, 3)), (zeros(2, 32, 32, 3), zeros(1, 32, 32, 3)),
-                 (zeros(2, 32, 32, 3), zeros(2, 32, 32, 1)), (zeros(2, 0, 32, 3), zeros(2, 0, 32, 3))):
+    for a, b in (
+        (zeros(2, 32, 32, 3), zeros(2, 32, 31, 3)),
+        (zeros(2, 32, 32, 3), zeros(1, 32, 32, 3)),
+        (zeros(2, 32, 32, 3), zeros(2, 32, 32, 1)),
+        (zeros(2, 0, 32, 3), zeros(2, 0, 32, 3)),
+    ):
         with pytest.raises(ValueError):
             score(a, b)
     if score is not lr_consistency:
@@ -226,6 +253,7 @@ def test_images_too_small_are_refused_and_the_smallest_have_a_score(score, least
 
 
 # seams
+
 
 def test_seams_are_found_where_they_are_and_only_there():
     image = 128 + 300 * gaussian_filter(np.random.default_rng(1).normal(size=(128, 128, 3)), (3, 3, 0))

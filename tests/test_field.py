@@ -116,8 +116,12 @@ def test_evaluations_are_as_many_as_the_plan_says(image, name):
 
 def test_every_call_has_one_shape(image):
     made, shapes = field(image, batch=5), set()
-    counting = dataclasses.replace(made.sampler, advance=lambda lr, x, x0, steps: shapes.add(
-        (lr.shape, x.shape, x0.shape, len(steps))) or made.sampler.advance(lr, x, x0, steps))
+    counting = dataclasses.replace(
+        made.sampler,
+        advance=lambda lr, x, x0, steps: (
+            shapes.add((lr.shape, x.shape, x0.shape, len(steps))) or made.sampler.advance(lr, x, x0, steps)
+        ),
+    )
     dataclasses.replace(made, sampler=counting).region(Box(0, 0, 40, 50))
     assert shapes == {((5, 8, 8, 3), (5, 32, 32, 3), (5, 32, 32, 3), 2)}
 
@@ -126,8 +130,12 @@ def test_the_margin_makes_all_windows_see_one_enlargement(image):
     """An image that windows enlarge by themselves, 8 pixels deep into their neighbours: without a trace of a window."""
     plan = make_plan('fast', WINDOW, steps=4)
     bare = sampler(plan, lambda lr: lambda x, t: x)
-    enlarging = dataclasses.replace(bare, margin=2, image=jax.jit(lambda lr, x: smooth_up_inside(lr, 4, 2)),
-                                    advance=lambda lr, x, x0, steps: (x, x0))
+    enlarging = dataclasses.replace(
+        bare,
+        margin=2,
+        image=jax.jit(lambda lr, x: smooth_up_inside(lr, 4, 2)),
+        advance=lambda lr, x, x0, steps: (x, x0),
+    )
     made = Field(enlarging, plan, Plane(image), KEY)
     whole = to_uint8(smooth_up(np.pad(to_float(image), ((4, 4), (4, 4), (0, 0)), 'reflect'), 4)[16:-16, 16:-16])
     assert np.abs(made.region(everything(made)).astype(int) - whole).max() <= 1
@@ -136,7 +144,8 @@ def test_the_margin_makes_all_windows_see_one_enlargement(image):
 def test_kinds_of_noise_repeat_as_they_say():
     corners = np.array([[-8, -8], [-8, 24], [8, 8], [-8, -8 + 96]], np.int32)
     shared, independent, periodic, anchored = (
-        noise.windows(kind, KEY, corners, 32) for kind in ('shared', 'independent', 'periodic', 'anchored'))
+        noise.windows(kind, KEY, corners, 32) for kind in ('shared', 'independent', 'periodic', 'anchored')
+    )
     np.testing.assert_array_equal(shared[0], shared[2])
     np.testing.assert_array_equal(periodic[0], periodic[1])
     np.testing.assert_array_equal(periodic[0][16:, 16:], periodic[2][:16, :16])

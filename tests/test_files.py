@@ -64,7 +64,9 @@ class Disk:
     def cut(self):
         """The power goes now."""
         now = {file.name: file.stat().st_ino for file in self.folder.iterdir()}
-        self.outcomes += [{name: self.flushed.get(inode, b'') for name, inode in names.items()} for names in (self.names, now)]
+        self.outcomes += [
+            {name: self.flushed.get(inode, b'') for name, inode in names.items()} for names in (self.names, now)
+        ]
 
 
 @pytest.mark.parametrize('before', [None, b'old'])
@@ -93,9 +95,16 @@ def test_a_folder_is_replaced_whole(tmp_path):
     assert (path / 'deep' / 'x').read_text() == 'new' and [file.name for file in tmp_path.iterdir()] == ['folder']
 
 
-@pytest.mark.parametrize('spoil', [lambda path: path.write_bytes(b''), lambda path: path.write_bytes(b'hell'),
-                                   lambda path: path.write_bytes(b'hellp'), lambda path: path.unlink(),
-                                   lambda path: (path.unlink(), path.mkdir())])
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        lambda path: path.write_bytes(b''),
+        lambda path: path.write_bytes(b'hell'),
+        lambda path: path.write_bytes(b'hellp'),
+        lambda path: path.unlink(),
+        lambda path: (path.unlink(), path.mkdir()),
+    ],
+)
 def test_what_was_cut_changed_or_removed_is_not_whole(tmp_path, spoil):
     path = tmp_path / 'x'
     files.write_bytes_atomically(path, b'hello')
@@ -111,9 +120,27 @@ def test_without_a_right_stamp_nothing_is_known_to_be_whole(tmp_path, mark):
     assert not files.is_whole(tmp_path / 'x', mark)
 
 
-@pytest.mark.parametrize('text', ['', '{', '{"a": NaN}', '{"a": -Infinity}', '{"a": 1e999}', '{"a": ' + '1' * 5000 + '}',
-                                  '[' * 100_000, '{"a":' * 500 + '1' + '}' * 500, '{"a": "\\ud800"}', '{"\\udc00": 1}',
-                                  b'\xff\xfe{\x00}\x00', b'\x80', '[]', '"x"', 'null', '3'])
+@pytest.mark.parametrize(
+    'text',
+    [
+        '',
+        '{',
+        '{"a": NaN}',
+        '{"a": -Infinity}',
+        '{"a": 1e999}',
+        '{"a": ' + '1' * 5000 + '}',
+        '[' * 100_000,
+        '{"a":' * 500 + '1' + '}' * 500,
+        '{"a": "\\ud800"}',
+        '{"\\udc00": 1}',
+        b'\xff\xfe{\x00}\x00',
+        b'\x80',
+        '[]',
+        '"x"',
+        'null',
+        '3',
+    ],
+)
 def test_what_is_no_json_object_is_refused_in_a_line_that_names_the_file(tmp_path, text):
     path = tmp_path / 'settings.json'
     path.write_bytes(text.encode('utf-8') if isinstance(text, str) else text)

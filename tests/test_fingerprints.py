@@ -12,8 +12,18 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rsdiff.data.fingerprints import (FILE, TrainedOn, add_fingerprints, carry_fingerprints, fingerprint, known_of,
-                                      near_duplicates, orientations, read_fingerprints, write_fingerprints)
+from rsdiff.data.fingerprints import (
+    FILE,
+    TrainedOn,
+    add_fingerprints,
+    carry_fingerprints,
+    fingerprint,
+    known_of,
+    near_duplicates,
+    orientations,
+    read_fingerprints,
+    write_fingerprints,
+)
 from rsdiff.data.folder import read_folder
 from rsdiff.data.images import read_image, write_image
 from rsdiff.errors import BadInput
@@ -68,7 +78,9 @@ def test_among_nothing_nothing_is_found(pictures):
 
 
 def trained_on(pictures, *unknown):
-    return TrainedOn(tuple(f'{n}.png' for n in range(len(pictures))), np.stack([fingerprint(one) for one in pictures]), unknown)
+    return TrainedOn(
+        tuple(f'{n}.png' for n in range(len(pictures))), np.stack([fingerprint(one) for one in pictures]), unknown
+    )
 
 
 def equal(a, b):
@@ -87,7 +99,9 @@ def test_they_are_kept_and_carried_along(pictures, tmp_path):
 def test_they_add_up_and_what_is_unknown_stays_so(pictures, tmp_path):
     add_fingerprints(tmp_path, trained_on(pictures[:4], 'a scene'))
     everything = add_fingerprints(tmp_path, trained_on(pictures, 'a scene', 'an earlier run'))
-    assert equal(everything, trained_on(pictures, 'a scene', 'an earlier run')) and equal(known_of(tmp_path), everything)
+    assert equal(everything, trained_on(pictures, 'a scene', 'an earlier run')) and equal(
+        known_of(tmp_path), everything
+    )
     assert str(TrainedOn()) == '0 images' and str(trained_on(pictures)) == '6 images'
     assert str(everything) == '6 images, and unknown ones (a scene; an earlier run)'
     assert str(TrainedOn(unknown=('a scene',))) == 'unknown (a scene)'
@@ -95,7 +109,11 @@ def test_they_add_up_and_what_is_unknown_stays_so(pictures, tmp_path):
 
 def test_several_who_add_at_once_lose_nothing(pictures, tmp_path):
     with concurrent.futures.ThreadPoolExecutor(6) as pool:
-        list(pool.map(lambda n: add_fingerprints(tmp_path, TrainedOn((f'{n}.png',), fingerprint(pictures[n])[None])), range(6)))
+        list(
+            pool.map(
+                lambda n: add_fingerprints(tmp_path, TrainedOn((f'{n}.png',), fingerprint(pictures[n])[None])), range(6)
+            )
+        )
     assert sorted(known_of(tmp_path).names) == [f'{n}.png' for n in range(6)]
 
 
@@ -114,11 +132,15 @@ def spoilt_files(path):
     yield from (whole[:cut] for cut in range(1, len(whole), 37))
     for n in range(0, len(whole), 11):
         yield whole[:n] + bytes([whole[n] ^ 255]) + whole[n + 1 :]
-    for arrays in ({'names': np.array(['a']), 'fingerprints': np.zeros((1, 9), np.uint8)},
-                   {'names': np.array([{}], object), 'fingerprints': bits},  # a pickle
-                   {'names': np.array([7]), 'fingerprints': bits}, {'names': np.array('a'), 'fingerprints': bits},
-                   {'names': np.array(['a']), 'fingerprints': bits.astype(float)}, {'fingerprints': bits},
-                   {'names': np.array(['a']), 'fingerprints': bits, 'unknown': np.array([1.5])}):
+    for arrays in (
+        {'names': np.array(['a']), 'fingerprints': np.zeros((1, 9), np.uint8)},
+        {'names': np.array([{}], object), 'fingerprints': bits},  # a pickle
+        {'names': np.array([7]), 'fingerprints': bits},
+        {'names': np.array('a'), 'fingerprints': bits},
+        {'names': np.array(['a']), 'fingerprints': bits.astype(float)},
+        {'fingerprints': bits},
+        {'names': np.array(['a']), 'fingerprints': bits, 'unknown': np.array([1.5])},
+    ):
         file = io.BytesIO()
         np.savez(file, **arrays)
         yield file.getvalue()
@@ -149,15 +171,21 @@ def test_another_file_is_bad_input(tmp_path):
 def test_the_tool_notes_pictures_and_counts_scenes(image_folder, smooth_image, tmp_path):
     write_image(image_folder / 'a/a0.png', smooth_image(8, 1030))
     (image_folder / 'b/b1.png').write_bytes(b'no image')
-    run = lambda split: json.loads(subprocess.run(
-        [sys.executable, str(TOOL), '--images', f'{image_folder}:{split}', '--out', tmp_path / 'out'],
-        capture_output=True, text=True, check=True).stdout.splitlines()[-1])
+    run = lambda split: json.loads(
+        subprocess.run(
+            [sys.executable, str(TOOL), '--images', f'{image_folder}:{split}', '--out', tmp_path / 'out'],
+            capture_output=True,
+            text=True,
+            check=True,
+        ).stdout.splitlines()[-1]
+    )
     result = run('train')
     known = known_of(tmp_path / 'out')
     entries = [entry for entry in read_folder(image_folder, 'train') if entry.file_name not in ('a/a0.png', 'b/b1.png')]
     assert result['images'] == len(known.names) == len(entries) == 6
     assert result['unreadable'] == [str(image_folder / 'b/b1.png')] and known.unknown == (
-        '1 scenes larger than 1024 px: images:train/a/a0.png',)
+        '1 scenes larger than 1024 px: images:train/a/a0.png',
+    )
     assert list(known.names) == [f'images:train/{entry.file_name}' for entry in entries]
     queries = np.stack([orientations(read_image(entry.path)) for entry in entries])
     assert {(n, n) for n in range(6)} <= {*near_duplicates(queries, known.fingerprints)}

@@ -9,8 +9,16 @@ from pathlib import Path
 
 import pytest
 
-from rsdiff.data.folder import (Entry, clean_name, opened_entries, read_folder, training_entries, validation_entries,
-                                validation_share, write_manifest)
+from rsdiff.data.folder import (
+    Entry,
+    clean_name,
+    opened_entries,
+    read_folder,
+    training_entries,
+    validation_entries,
+    validation_share,
+    write_manifest,
+)
 from rsdiff.data.images import write_image
 from rsdiff.data.layout import canonical_split
 from rsdiff.data.pipeline import DataConfig, make_source
@@ -22,6 +30,7 @@ ROOT = Path(__file__).parents[1]
 @pytest.fixture
 def images(tmp_path, smooth_image):
     """Writes images of these names, all different, into a folder, which is returned."""
+
     def make(*names, folder=tmp_path / 'data'):
         for name in names:
             write_image(folder / name, smooth_image(32, 32, sum(map(ord, name))))
@@ -44,8 +53,10 @@ SPLITS = [('test/a.png', 'test', 'wood'), ('train/a.png', 'train', 'lake'), ('va
 def test_a_manifest_in_every_split_folder(images):
     folder = images(*(name for name, _, _ in SPLITS))
     for name, _, label in SPLITS:
-        lines(folder / Path(name).parent, [{'file_name': 'a.png', 'label': label, 'gsd_m': 2, 'mask_file_name': 'a.png',
-                                            'text': 'seen from above'}])
+        lines(
+            folder / Path(name).parent,
+            [{'file_name': 'a.png', 'label': label, 'gsd_m': 2, 'mask_file_name': 'a.png', 'text': 'seen from above'}],
+        )
     assert told(folder) == SPLITS
     entry = read_folder(folder, 'dev')[0]
     assert entry.extra == {'mask_file_name': 'validation/a.png'} and entry.captions == ('seen from above',)
@@ -62,7 +73,9 @@ def test_a_table_in_every_split_folder_or_one_for_all(images, head):
     assert {(e.gsd_m, e.captions, tuple(e.extra)) for e in read_folder(folder)} == {(0.3, ('one, two',), ())}
     for path in folder.glob('*/metadata.csv'):
         path.unlink()
-    (folder / 'metadata.csv').write_text(head + 'file_name,label\n' + '\n'.join(f'{name},{label}' for name, _, label in SPLITS))
+    (folder / 'metadata.csv').write_text(
+        head + 'file_name,label\n' + '\n'.join(f'{name},{label}' for name, _, label in SPLITS)
+    )
     assert told(folder) == SPLITS
 
 
@@ -70,8 +83,11 @@ def test_class_folders_with_and_without_splits(images):
     flat = images('lake/a.png', 'wood/b.png')
     assert told(flat) == [('lake/a.png', None, 'lake'), ('wood/b.png', None, 'wood')]
     parted = images('train/lake/a.png', 'train/wood/b.png', 'valid/lake/c.png', folder=flat.with_name('parted'))
-    assert told(parted) == [('train/lake/a.png', 'train', 'lake'), ('train/wood/b.png', 'train', 'wood'),
-                            ('valid/lake/c.png', 'val', 'lake')]
+    assert told(parted) == [
+        ('train/lake/a.png', 'train', 'lake'),
+        ('train/wood/b.png', 'train', 'wood'),
+        ('valid/lake/c.png', 'val', 'lake'),
+    ]
     deep = images('a/b/c.png', 'd/e.png', folder=flat.with_name('deep'))
     assert {entry.label for entry in read_folder(deep)} == {None}
 
@@ -92,13 +108,24 @@ def test_a_class_that_is_called_train_is_one_if_the_manifest_says_so(images):
     assert told(folder) == [('train/a.png', None, 'train'), ('bus/b.png', None, 'bus')]
 
 
-@pytest.mark.parametrize('files, message', [
-    ({'metadata.jsonl': '{"file_name": "train/a.png"}', 'metadata.csv': 'file_name\ntrain/a.png'}, 'metadata.jsonl and metadata.csv'),
-    ({'metadata.jsonl': '{"file_name": "train/a.png"}', 'train/metadata.jsonl': '{"file_name": "a.png"}'},
-     'metadata.jsonl and .*train/metadata.jsonl'),
-    ({'train/metadata.jsonl': '{"file_name": "a.png", "split": "test"}'}, "'test' by its line and of 'train' by its folder"),
-    ({'train/metadata.parquet': 'x'}, 'metadata.parquet: not read'),
-])
+@pytest.mark.parametrize(
+    'files, message',
+    [
+        (
+            {'metadata.jsonl': '{"file_name": "train/a.png"}', 'metadata.csv': 'file_name\ntrain/a.png'},
+            'metadata.jsonl and metadata.csv',
+        ),
+        (
+            {'metadata.jsonl': '{"file_name": "train/a.png"}', 'train/metadata.jsonl': '{"file_name": "a.png"}'},
+            'metadata.jsonl and .*train/metadata.jsonl',
+        ),
+        (
+            {'train/metadata.jsonl': '{"file_name": "a.png", "split": "test"}'},
+            "'test' by its line and of 'train' by its folder",
+        ),
+        ({'train/metadata.parquet': 'x'}, 'metadata.parquet: not read'),
+    ],
+)
 def test_two_readings_are_refused_with_both_named(images, files, message):
     folder = images('train/a.png', 'test/b.png')
     for name, text in files.items():
@@ -108,8 +135,15 @@ def test_two_readings_are_refused_with_both_named(images, files, message):
 
 
 def test_junk_is_no_data(images, tmp_path):
-    folder = images('lake/a.png', 'wood/b.png', 'lake/.ipynb_checkpoints/a-checkpoint.png', '.Trash/c.png', '__MACOSX/d.png',
-                    'run/samples/step.png', 'made/x.png')
+    folder = images(
+        'lake/a.png',
+        'wood/b.png',
+        'lake/.ipynb_checkpoints/a-checkpoint.png',
+        '.Trash/c.png',
+        '__MACOSX/d.png',
+        'run/samples/step.png',
+        'made/x.png',
+    )
     (folder / 'lake/._a.png').write_bytes(b'\0\5\x16\7')
     (folder / 'x.tif').mkdir()
     (folder / 'run/config.json').write_text('{"generator": {}}')
@@ -155,20 +189,25 @@ def test_the_cache_of_hugging_face(images, tmp_path):
         read_folder(snapshot)
 
 
-@pytest.mark.parametrize('line, message', [
-    (b'{"file_name": "a.png", "label": "\\ud800"}', 'text'),
-    (b'{"file_name": "a.png", "year": ' + 5000 * b'1' + b'}', '5000 digits'),
-    (b'{"file_name": "a.png", "x": ' + 9000 * b'[' + 9000 * b']' + b'}', 'deep'),
-    (b'{"file_name": "a.png", "label": "\xff"}', 'UTF-8'),
-    (b'{"file_name": "a.png", "label": ["lake"]}', 'label is'),
-    (b'{"file_name": "a.png", "label": true}', 'label is'),
-    (b'{"file_name": ["a.png"]}', 'file_name'),
-    (b'{"file_name": ""}', 'is no file name'),
-    (b'{"file_name": "a.png", "mask_file_name": "../m.png"}', 'mask_file_name is'),
-    (b'{"file_name": "x.tif"}', 'is a folder'),
-    *((b'{"file_name": "a.png", "gsd_m": ' + number + b'}', 'gsd_m is|not JSON')
-      for number in (b'1e300', b'1e999', b'Infinity', b'NaN', b'-1', b'1e-9', b'true')),
-])
+@pytest.mark.parametrize(
+    'line, message',
+    [
+        (b'{"file_name": "a.png", "label": "\\ud800"}', 'text'),
+        (b'{"file_name": "a.png", "year": ' + 5000 * b'1' + b'}', '5000 digits'),
+        (b'{"file_name": "a.png", "x": ' + 9000 * b'[' + 9000 * b']' + b'}', 'deep'),
+        (b'{"file_name": "a.png", "label": "\xff"}', 'UTF-8'),
+        (b'{"file_name": "a.png", "label": ["lake"]}', 'label is'),
+        (b'{"file_name": "a.png", "label": true}', 'label is'),
+        (b'{"file_name": ["a.png"]}', 'file_name'),
+        (b'{"file_name": ""}', 'is no file name'),
+        (b'{"file_name": "a.png", "mask_file_name": "../m.png"}', 'mask_file_name is'),
+        (b'{"file_name": "x.tif"}', 'is a folder'),
+        *(
+            (b'{"file_name": "a.png", "gsd_m": ' + number + b'}', 'gsd_m is|not JSON')
+            for number in (b'1e300', b'1e999', b'Infinity', b'NaN', b'-1', b'1e-9', b'true')
+        ),
+    ],
+)
 def test_hostile_lines_are_named(images, line, message):
     folder = images('a.png')
     (folder / 'x.tif').mkdir()
@@ -178,16 +217,19 @@ def test_hostile_lines_are_named(images, line, message):
     assert 'metadata.jsonl:3' in str(error.value) and '\n' not in str(error.value) and len(str(error.value)) < 500
 
 
-@pytest.mark.parametrize('text, message', [
-    ('file;label\na.png;x', '"file_name"'),
-    ('file_name,label\na.png', '1 cells'),
-    ('file_name,gsd_m\na.png,inf', 'gsd_m is inf'),
-    ('file_name,gsd_m\na.png,nan', 'gsd_m is nan'),
-    ('file_name,gsd_m\na.png,ten', 'gsd_m is ten'),
-    ('file_name,label\n"a.png,x', 'not CSV'),
-    ('file_name,label\n/etc/hostname,x', 'leaves the folder'),
-    ('file_name,label\na.png,\udcff', 'not UTF-8'),
-])
+@pytest.mark.parametrize(
+    'text, message',
+    [
+        ('file;label\na.png;x', '"file_name"'),
+        ('file_name,label\na.png', '1 cells'),
+        ('file_name,gsd_m\na.png,inf', 'gsd_m is inf'),
+        ('file_name,gsd_m\na.png,nan', 'gsd_m is nan'),
+        ('file_name,gsd_m\na.png,ten', 'gsd_m is ten'),
+        ('file_name,label\n"a.png,x', 'not CSV'),
+        ('file_name,label\n/etc/hostname,x', 'leaves the folder'),
+        ('file_name,label\na.png,\udcff', 'not UTF-8'),
+    ],
+)
 def test_hostile_tables_are_named(images, text, message):
     folder = images('a.png')
     (folder / 'metadata.csv').write_bytes(text.encode('utf-8', 'surrogateescape'))
@@ -202,10 +244,22 @@ def test_a_name_that_goes_round_but_stays_inside_is_its_plain_one(images):
     assert [entry.file_name for entry in read_folder(folder)] == ['a.png']
 
 
-@pytest.mark.parametrize('name, cleaned', [
-    ('a/b.png', 'a/b.png'), ('../../b.png', 'b.png'), ('/etc/b.png', 'etc/b.png'), ('a/./../b.png', 'a/b.png'),
-    ('C:\\x\\b.png', 'x/b.png'), ('..\\b.png', 'b.png'), ('..', 'unnamed'), ('', 'unnamed'), ('a\nb.png', 'a_b.png'),
-    ('..a.png', '..a.png'), ('Ärger 1.png', 'Ärger 1.png')])
+@pytest.mark.parametrize(
+    'name, cleaned',
+    [
+        ('a/b.png', 'a/b.png'),
+        ('../../b.png', 'b.png'),
+        ('/etc/b.png', 'etc/b.png'),
+        ('a/./../b.png', 'a/b.png'),
+        ('C:\\x\\b.png', 'x/b.png'),
+        ('..\\b.png', 'b.png'),
+        ('..', 'unnamed'),
+        ('', 'unnamed'),
+        ('a\nb.png', 'a_b.png'),
+        ('..a.png', '..a.png'),
+        ('Ärger 1.png', 'Ärger 1.png'),
+    ],
+)
 def test_a_cleaned_name_stays_inside(name, cleaned):
     assert clean_name(name) == cleaned
     assert clean_name(cleaned) == cleaned
@@ -222,7 +276,10 @@ def test_a_cleaned_name_is_one_that_can_be_written(tmp_path):
 def test_names_of_the_validation_split_are_one(images, name):
     assert canonical_split(name) == 'val'
     folder = images('a.png', 'b.png')
-    lines(folder, [{'file_name': 'a.png', 'split': 'train', 'gsd_m': 1}, {'file_name': 'b.png', 'split': name, 'gsd_m': 1}])
+    lines(
+        folder,
+        [{'file_name': 'a.png', 'split': 'train', 'gsd_m': 1}, {'file_name': 'b.png', 'split': name, 'gsd_m': 1}],
+    )
     for asked in ('val', 'valid', 'validation', 'dev'):
         assert [entry.file_name for entry in read_folder(folder, asked)] == ['b.png']
     config = DataConfig(source=str(folder))
@@ -252,7 +309,9 @@ def test_without_a_validation_split_a_share_is_drawn_and_not_trained_on(tmp_path
     names = lambda source: {source.name(number).rpartition('/')[2] for number in range(len(source))}
     train, unseen = names(make_source(config)), names(make_source(config, validation=True))
     assert not train & unseen and len(train | unseen) == 60 and 1 <= len(unseen) <= 15
-    assert f'validates on {len(unseen)} of 60 images (data.validation_share 0.1), which are not trained on' in caplog.text
+    assert (
+        f'validates on {len(unseen)} of 60 images (data.validation_share 0.1), which are not trained on' in caplog.text
+    )
     assert all((f'{n}.png' in unseen) == (f'{n + 50}.png' in unseen) for n in range(10))
     some = [entry for entry in reversed(entries) if entry.file_name in train | {*list(unseen)[:1]}]
     kept = {entry.file_name for entry, out in zip(some, validation_share(some, 0.1)) if out}
@@ -291,11 +350,26 @@ def test_in_case_18_no_test_image_is_trained_on(tmp_path):
 
 def test_prepare_data_takes_train_and_names_its_own_flags(images, tmp_path):
     folder = images('train/a.png', 'test/c.png', 'dev/b.png')
+
     def run(*more):
-        command = [sys.executable, 'tools/prepare_data.py', '--source', folder, '--size_px=16', '--out', tmp_path / 'out', *more]
-        return subprocess.run(command, cwd=ROOT, text=True, capture_output=True, env={**os.environ, 'PYTHONPATH': str(ROOT)})
+        command = [
+            sys.executable,
+            'tools/prepare_data.py',
+            '--source',
+            folder,
+            '--size_px=16',
+            '--out',
+            tmp_path / 'out',
+            *more,
+        ]
+        return subprocess.run(
+            command, cwd=ROOT, text=True, capture_output=True, env={**os.environ, 'PYTHONPATH': str(ROOT)}
+        )
 
     refused = run()
     assert refused.returncode == 2 and '(--gsd_m)' in refused.stderr and 'config' not in refused.stderr
     result = json.loads(run('--gsd_m=1', '--validation', folder).stdout.splitlines()[-1])
-    assert [source['images'] for source in result['sources']] == [1, 1] and result['splits'] == {'train': 4, 'validation': 4}
+    assert [source['images'] for source in result['sources']] == [1, 1] and result['splits'] == {
+        'train': 4,
+        'validation': 4,
+    }

@@ -39,15 +39,19 @@ def test_arrays_come_out_as_they_went_in(tmp_path, protocol, dtype):
     assert back['a'].dtype == array.dtype
 
 
-@pytest.mark.parametrize('payload, name', [
-    (lambda mark: Calls(os.system, f'touch {mark}'), f'{os.system.__module__}.system'),
-    (lambda mark: Calls(eval, f'open({str(mark)!r}, "w")'), 'builtins.eval'),
-    (lambda mark: Calls(open, str(mark), 'w'), 'io.open'),
-    (lambda mark: Calls(np.save, str(mark), 0), 'numpy.save'),
-    (lambda mark: Calls(getattr, np.ndarray, 'tofile'), 'builtins.getattr'),
-    (lambda mark: np.float64(1), r'numpy\._core\.multiarray\.scalar'),
-    (lambda mark: jnp.zeros(2), 'jax'),
-], ids=['os.system', 'eval', 'open', 'numpy.save', 'getattr', 'numpy scalar', 'jax array'])
+@pytest.mark.parametrize(
+    'payload, name',
+    [
+        (lambda mark: Calls(os.system, f'touch {mark}'), f'{os.system.__module__}.system'),
+        (lambda mark: Calls(eval, f'open({str(mark)!r}, "w")'), 'builtins.eval'),
+        (lambda mark: Calls(open, str(mark), 'w'), 'io.open'),
+        (lambda mark: Calls(np.save, str(mark), 0), 'numpy.save'),
+        (lambda mark: Calls(getattr, np.ndarray, 'tofile'), 'builtins.getattr'),
+        (lambda mark: np.float64(1), r'numpy\._core\.multiarray\.scalar'),
+        (lambda mark: jnp.zeros(2), 'jax'),
+    ],
+    ids=['os.system', 'eval', 'open', 'numpy.save', 'getattr', 'numpy scalar', 'jax array'],
+)
 def test_whatever_else_a_pickle_names_is_refused_by_name_and_not_run(tmp_path, payload, name):
     mark = tmp_path / 'mark'
     (tmp_path / 'x').write_bytes(pickle.dumps({'a': payload(mark)}, 3))
@@ -63,13 +67,25 @@ def test_a_dotted_name_is_not_a_way_round(tmp_path):
         read_pickled_arrays(tmp_path / 'x')
 
 
-@pytest.mark.parametrize('contents', [
-    b'', b'\x80\x03.', b'PK\x03\x04' + bytes(30), b'not a pickle', pickle.dumps([np.zeros(2)], 3),
-    pickle.dumps(None, 3), pickle.dumps({1: np.zeros(2)}, 3), pickle.dumps({'a': np.array([None])}, 3),
-    pickle.dumps({'a': np.array(['x'])}, 3), pickle.dumps({'a': np.zeros(2, [('x', 'f4')])}, 3),
-    b'\x80\x03}X\x01\x00\x00\x00acnumpy\nndarray\ns.',
-    b'\x80\x03}X\x01\x00\x00\x00acnumpy\nndarray\n)Rs.', b'\x80\x03(K\x01K\x02K\x03b.',
-], ids=str)
+@pytest.mark.parametrize(
+    'contents',
+    [
+        b'',
+        b'\x80\x03.',
+        b'PK\x03\x04' + bytes(30),
+        b'not a pickle',
+        pickle.dumps([np.zeros(2)], 3),
+        pickle.dumps(None, 3),
+        pickle.dumps({1: np.zeros(2)}, 3),
+        pickle.dumps({'a': np.array([None])}, 3),
+        pickle.dumps({'a': np.array(['x'])}, 3),
+        pickle.dumps({'a': np.zeros(2, [('x', 'f4')])}, 3),
+        b'\x80\x03}X\x01\x00\x00\x00acnumpy\nndarray\ns.',
+        b'\x80\x03}X\x01\x00\x00\x00acnumpy\nndarray\n)Rs.',
+        b'\x80\x03(K\x01K\x02K\x03b.',
+    ],
+    ids=str,
+)
 def test_what_is_no_dict_of_arrays_is_bad_input(tmp_path, contents):
     (tmp_path / 'x').write_bytes(contents)
     with pytest.raises(BadInput, match='x: (not a whole pickle|holds a)') as raised:
@@ -87,6 +103,7 @@ def test_a_truncated_pickle_is_bad_input_wherever_it_ends(tmp_path):
 
 # Files of torch.save.
 
+
 @pytest.fixture(params=[True, False], ids=['zip', 'legacy'])
 def torch_save(request, tmp_path):
     """(object) → a file of torch.save, in its present and in its first format."""
@@ -101,11 +118,30 @@ def torch_save(request, tmp_path):
 
 def test_tensors_come_out_of_both_formats_as_they_went_in(torch_save):
     import torch
-    whole = torch.arange(60.).reshape(3, 4, 5)
-    tensors = {'whole': whole, 'transposed': whole.permute(2, 0, 1), 'view': whole[1:, ::2, 2], 'scalar': torch.tensor(3.),
-               'none': whole[:0], 'parameter': torch.nn.Parameter(whole[0].T), 'last': whole[2, 3, 4:]}
-    tensors |= {str(kind): whole.to(kind) for kind in (torch.float64, torch.float16, torch.int64, torch.int32, torch.int16,
-                                                       torch.int8, torch.uint8, torch.bool)}
+
+    whole = torch.arange(60.0).reshape(3, 4, 5)
+    tensors = {
+        'whole': whole,
+        'transposed': whole.permute(2, 0, 1),
+        'view': whole[1:, ::2, 2],
+        'scalar': torch.tensor(3.0),
+        'none': whole[:0],
+        'parameter': torch.nn.Parameter(whole[0].T),
+        'last': whole[2, 3, 4:],
+    }
+    tensors |= {
+        str(kind): whole.to(kind)
+        for kind in (
+            torch.float64,
+            torch.float16,
+            torch.int64,
+            torch.int32,
+            torch.int16,
+            torch.int8,
+            torch.uint8,
+            torch.bool,
+        )
+    }
     path = torch_save({'model': collections.OrderedDict(tensors), 'bfloat16': whole.bfloat16()})
     found = read_torch(path)
     assert found['bfloat16'].dtype.name == 'bfloat16'
@@ -119,6 +155,7 @@ def test_tensors_come_out_of_both_formats_as_they_went_in(torch_save):
 
 def test_the_state_of_a_module_is_read(torch_save):
     import torch
+
     state = torch.nn.Sequential(torch.nn.Conv2d(3, 4, 3), torch.nn.BatchNorm2d(4)).state_dict()
     found = read_torch(torch_save(state))
     assert list(found) == list(state)
@@ -126,14 +163,19 @@ def test_the_state_of_a_module_is_read(torch_save):
         np.testing.assert_array_equal(found[name], tensor)
 
 
-@pytest.mark.parametrize('payload, name', [
-    (lambda mark: Calls(os.system, f'touch {mark}'), f'{os.system.__module__}.system'),
-    (lambda mark: Calls(eval, f'open({str(mark)!r}, "w")'), '__builtin__.eval'),  # as protocol 2 calls it
-    (lambda mark: np.zeros(3), r'numpy\._core\.multiarray\._reconstruct'),
-    (lambda mark: collections.Counter(), 'collections.Counter'),
-], ids=['os.system', 'eval', 'numpy', 'Counter'])
+@pytest.mark.parametrize(
+    'payload, name',
+    [
+        (lambda mark: Calls(os.system, f'touch {mark}'), f'{os.system.__module__}.system'),
+        (lambda mark: Calls(eval, f'open({str(mark)!r}, "w")'), '__builtin__.eval'),  # as protocol 2 calls it
+        (lambda mark: np.zeros(3), r'numpy\._core\.multiarray\._reconstruct'),
+        (lambda mark: collections.Counter(), 'collections.Counter'),
+    ],
+    ids=['os.system', 'eval', 'numpy', 'Counter'],
+)
 def test_a_torch_file_that_holds_code_is_refused_and_not_run(torch_save, tmp_path, payload, name):
     import torch
+
     mark = tmp_path / 'mark'
     path = torch_save({'weight': torch.zeros(2), 'trap': payload(mark)})
     with pytest.raises(BadInput, match=f'x.pth: names {name}') as raised:
@@ -145,6 +187,7 @@ def test_a_torch_file_that_holds_code_is_refused_and_not_run(torch_save, tmp_pat
 
 def test_modules_whole_or_compiled_are_refused(torch_save, tmp_path):
     import torch
+
     module = torch.nn.Linear(2, 3)
     with pytest.raises(BadInput, match='x.pth: names torch.nn.modules.linear.Linear'):
         read_torch(torch_save(module))
@@ -155,6 +198,7 @@ def test_modules_whole_or_compiled_are_refused(torch_save, tmp_path):
 
 def test_a_truncated_torch_file_is_bad_input_wherever_it_ends(torch_save):
     import torch
+
     path = torch_save({'a': torch.zeros(3), 'b': torch.ones(2, 2)})
     whole = path.read_bytes()
     for length in range(0, len(whole), 7):
@@ -215,35 +259,65 @@ def test_a_file_written_by_hand_is_read(tmp_path):
     np.testing.assert_array_equal(read_torch(path)['a'], [[1, 2], [4, 5]])
 
 
-@pytest.mark.parametrize('tensor', [
-    Tensor(2, (2, 2), (3, 1)), Tensor(0, (7,), (1,)), Tensor(-1, (2,), (1,)), Tensor(6, (1,), (1,)), Tensor(5, (2,), (-1,)),
-    Tensor(0, (2, -1), (1, 1)), Tensor(0, (1 << 60,), (0,)), Tensor(0, (1 << 40, 1 << 40), (1 << 40, 1 << 40)),
-    Tensor(0, (2, 2), (1,)), Tensor(0, (2.0,), (1,)), Tensor(0, 'ab', 'cd'), Tensor(0, (2,), (1,), key='1'),
-], ids=lambda tensor: str(tensor.measures[:3]))
+@pytest.mark.parametrize(
+    'tensor',
+    [
+        Tensor(2, (2, 2), (3, 1)),
+        Tensor(0, (7,), (1,)),
+        Tensor(-1, (2,), (1,)),
+        Tensor(6, (1,), (1,)),
+        Tensor(5, (2,), (-1,)),
+        Tensor(0, (2, -1), (1, 1)),
+        Tensor(0, (1 << 60,), (0,)),
+        Tensor(0, (1 << 40, 1 << 40), (1 << 40, 1 << 40)),
+        Tensor(0, (2, 2), (1,)),
+        Tensor(0, (2.0,), (1,)),
+        Tensor(0, 'ab', 'cd'),
+        Tensor(0, (2,), (1,), key='1'),
+    ],
+    ids=lambda tensor: str(tensor.measures[:3]),
+)
 def test_a_tensor_beyond_its_storage_is_bad_input(tmp_path, tensor):
     path = by_hand(tmp_path / 'x', {'a': tensor}, {'0': bytes(24)}, 6)
     with pytest.raises(BadInput, match='x: not a whole pickle of arrays'):
         read_torch(path)
 
 
-@pytest.mark.parametrize('options, message', [
-    ({'elements': 7}, 'storage 0 has 24 bytes for 7 elements'), ({'elements': 1 << 62}, '24 bytes'),
-    ({'kind': 'DoubleStorage'}, '24 bytes for 6'), ({'kind': 'QInt8Storage'}, 'names torch.QInt8Storage'),
-    ({'byteorder': b'big'}, 'big-endian'), ({'compression': zipfile.ZIP_DEFLATED}, 'compiled module, or a zip'),
-    ({'storages': {}}, "data/0|'0'"), ({'contents': [1]}, 'holds a list'), ({'contents': {'a': 3}}, 'holds a int'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        ({'elements': 7}, 'storage 0 has 24 bytes for 7 elements'),
+        ({'elements': 1 << 62}, '24 bytes'),
+        ({'kind': 'DoubleStorage'}, '24 bytes for 6'),
+        ({'kind': 'QInt8Storage'}, 'names torch.QInt8Storage'),
+        ({'byteorder': b'big'}, 'big-endian'),
+        ({'compression': zipfile.ZIP_DEFLATED}, 'compiled module, or a zip'),
+        ({'storages': {}}, "data/0|'0'"),
+        ({'contents': [1]}, 'holds a list'),
+        ({'contents': {'a': 3}}, 'holds a int'),
+    ],
+)
 def test_a_zip_of_something_else_is_bad_input(tmp_path, options, message):
-    path = by_hand(tmp_path / 'x', **{'contents': {'a': Tensor(0, (6,), (1,))}, 'storages': {'0': bytes(24)},
-                                      'elements': 6} | options)
+    path = by_hand(
+        tmp_path / 'x',
+        **{'contents': {'a': Tensor(0, (6,), (1,))}, 'storages': {'0': bytes(24)}, 'elements': 6} | options,
+    )
     with pytest.raises(BadInput, match=f'x: .*({message})'):
         read_torch(path)
 
 
-@pytest.mark.parametrize('contents', [
-    b'', b'PK\x03\x04' + bytes(30), b'no file of torch', pickle.dumps(TORCH_MAGIC),
-    b''.join(map(pickle.dumps, [TORCH_MAGIC, 1001, {'little_endian': False}, {}, []])),
-    b''.join(map(pickle.dumps, [7, 1001, {'little_endian': True}, {}, []])),
-], ids=str)
+@pytest.mark.parametrize(
+    'contents',
+    [
+        b'',
+        b'PK\x03\x04' + bytes(30),
+        b'no file of torch',
+        pickle.dumps(TORCH_MAGIC),
+        b''.join(map(pickle.dumps, [TORCH_MAGIC, 1001, {'little_endian': False}, {}, []])),
+        b''.join(map(pickle.dumps, [7, 1001, {'little_endian': True}, {}, []])),
+    ],
+    ids=str,
+)
 def test_what_is_no_file_of_torch_is_bad_input(tmp_path, contents):
     (tmp_path / 'x').write_bytes(contents)
     with pytest.raises(BadInput, match='x: ') as raised:
@@ -260,6 +334,7 @@ def test_a_pickle_can_not_change_what_its_words_stand_for(tmp_path):
 
 
 # Small files that ask for much.
+
 
 @contextlib.contextmanager
 def within(seconds, megabytes):
@@ -293,24 +368,50 @@ def many_arrays(count, size):
     class Again:
         def __reduce__(self):
             return np.zeros(0).__reduce__()[0], (np.ndarray, (0,), b'b'), state
+
     return pickle.dumps({str(number): Again() for number in range(count)}, 3)
 
 
-@pytest.mark.parametrize('contents, message', [
-    (shared_dicts(45), 'more than 100000 arrays'),
-    (shared_tuples(45), 'a tuple as a key'),
-    (b'\x80\x02Nr\xff\xff\xff\x0f.', 'holds a NoneType'),  # 9 bytes, an entry of the memo at 2^28
-    (b'\x80\x02B\xff\xff\xff\x7f.', 'not a whole pickle'), (b'\x80\x04\x8e' + bytes(6) + b'\x7f\0.', 'not a whole pickle'),
-    (b'\x80\x04\x8d' + bytes(6) + b'\x7f\0.', 'not a whole pickle'), (b'\x80\x04\x95' + b'\xff' * 8 + b'}.', None),
-    (b'\x80\x02}' + b'X\x01\0\0\0a}' * 1000 + b's' * 1000 + b'.', 'dicts within dicts beyond 50'),
-    (b'\x80\x02' + b'}0' * 600_000 + b'.', 'the instruction POP'),
-    (b'\x80\x02' + b'}' * 1_100_000 + b'.', 'more than 1000000 instructions'),
-    (b'\x80\x02}(' + b''.join(b'\x8a\x0a' + (k * (2**61 - 1)).to_bytes(10, 'little') + b'N' for k in range(1, 20_000)) + b'u.',
-     'a int as a key'),
-    (many_arrays(1000, 10_000), 'more than 4 times as large'),
-    (b'L' + b'9' * 5000 + b'L\n.', 'not a whole pickle'), (b'\x80\x02\x8b\x00\x10\0\0' + b'\x7f' * 4096 + b'.', '32767 bits'),
-], ids=['shared dicts', 'shared tuples', 'memo', 'bytes', 'bytes8', 'unicode8', 'frame', 'depth', 'pop', 'instructions',
-        'colliding keys', 'arrays', 'digits', 'bits'])
+@pytest.mark.parametrize(
+    'contents, message',
+    [
+        (shared_dicts(45), 'more than 100000 arrays'),
+        (shared_tuples(45), 'a tuple as a key'),
+        (b'\x80\x02Nr\xff\xff\xff\x0f.', 'holds a NoneType'),  # 9 bytes, an entry of the memo at 2^28
+        (b'\x80\x02B\xff\xff\xff\x7f.', 'not a whole pickle'),
+        (b'\x80\x04\x8e' + bytes(6) + b'\x7f\0.', 'not a whole pickle'),
+        (b'\x80\x04\x8d' + bytes(6) + b'\x7f\0.', 'not a whole pickle'),
+        (b'\x80\x04\x95' + b'\xff' * 8 + b'}.', None),
+        (b'\x80\x02}' + b'X\x01\0\0\0a}' * 1000 + b's' * 1000 + b'.', 'dicts within dicts beyond 50'),
+        (b'\x80\x02' + b'}0' * 600_000 + b'.', 'the instruction POP'),
+        (b'\x80\x02' + b'}' * 1_100_000 + b'.', 'more than 1000000 instructions'),
+        (
+            b'\x80\x02}('
+            + b''.join(b'\x8a\x0a' + (k * (2**61 - 1)).to_bytes(10, 'little') + b'N' for k in range(1, 20_000))
+            + b'u.',
+            'a int as a key',
+        ),
+        (many_arrays(1000, 10_000), 'more than 4 times as large'),
+        (b'L' + b'9' * 5000 + b'L\n.', 'not a whole pickle'),
+        (b'\x80\x02\x8b\x00\x10\0\0' + b'\x7f' * 4096 + b'.', '32767 bits'),
+    ],
+    ids=[
+        'shared dicts',
+        'shared tuples',
+        'memo',
+        'bytes',
+        'bytes8',
+        'unicode8',
+        'frame',
+        'depth',
+        'pop',
+        'instructions',
+        'colliding keys',
+        'arrays',
+        'digits',
+        'bits',
+    ],
+)
 def test_a_small_pickle_gets_little_work_and_memory(tmp_path, contents, message):
     (tmp_path / 'x').write_bytes(contents)
     with within(seconds=30, megabytes=200):

@@ -36,7 +36,9 @@ def test_they_are_what_the_encoder_makes_of_each_image(encoder, pixels, tmp_path
 def test_they_are_computed_once_for_pixels_parameters_and_encoder(encoder, pixels, tmp_path, monkeypatch):
     computed = []
     run = features.Network.__call__
-    monkeypatch.setattr(features.Network, '__call__', lambda self, images: computed.append(len(images)) or run(self, images))
+    monkeypatch.setattr(
+        features.Network, '__call__', lambda self, images: computed.append(len(images)) or run(self, images)
+    )
     params = encoder.initial_params(0)
     first = FrozenTower(encoder, params, tmp_path)(pixels)
     np.testing.assert_array_equal(FrozenTower(encoder, params, tmp_path)(pixels[::-1]), first[::-1])
@@ -50,7 +52,7 @@ def test_they_are_computed_once_for_pixels_parameters_and_encoder(encoder, pixel
 def test_without_a_folder_they_are_kept_in_the_users_cache(encoder, pixels, tmp_path, monkeypatch):
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path))
     FrozenTower(encoder, encoder.initial_params(0))(pixels)
-    path, = (tmp_path / 'rsdiff').rglob('*.safetensors')
+    (path,) = (tmp_path / 'rsdiff').rglob('*.safetensors')
     path.write_bytes(path.read_bytes()[:-5])
     with pytest.raises(BadInput, match='remove it'):
         FrozenTower(encoder, encoder.initial_params(0))(pixels)

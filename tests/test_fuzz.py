@@ -37,15 +37,24 @@ from rsdiff.training.metrics import read_metrics
 
 def damage(examples):
     """The same examples in every run, and none of another's."""
-    return settings(max_examples=examples, derandomize=True, database=None, deadline=None,
-                    suppress_health_check=list(HealthCheck))
+    return settings(
+        max_examples=examples, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
+    )
 
 
 ODD_TEXTS = '', '\0', '../x', '/', 'a' * 5000, '\ud800', 'é☃', 'NaN', '1e999', '{}', '%s', '\n', '\u2028', 'con fig'
 ODD_NUMBERS = 0, -1, 1, 2**31, 2**63, 10**30, -(2**63), 0.5, 1e308, float('nan'), float('inf'), -0.0, 1e-320
-ODD = st.one_of(st.sampled_from(ODD_TEXTS), st.sampled_from(ODD_NUMBERS), st.none(), st.booleans(),
-                st.builds(list), st.builds(dict), st.just([[1, 'a'], None]), st.just({'a': {'b': 1}}),
-                st.integers(1, 300).map(lambda depth: json.loads('[' * depth + ']' * depth)))
+ODD = st.one_of(
+    st.sampled_from(ODD_TEXTS),
+    st.sampled_from(ODD_NUMBERS),
+    st.none(),
+    st.booleans(),
+    st.builds(list),
+    st.builds(dict),
+    st.just([[1, 'a'], None]),
+    st.just({'a': {'b': 1}}),
+    st.integers(1, 300).map(lambda depth: json.loads('[' * depth + ']' * depth)),
+)
 
 
 @st.composite
@@ -118,8 +127,17 @@ def folder(tmp_path_factory):
     return tmp_path_factory.mktemp('damaged')
 
 
-ROWS = [{'file_name': 'a.png', 'split': 'train', 'label': 'x', 'captions': ['one', 'two'], 'gsd_m': 0.5, 'more': {'a': [1]}},
-        {'file_name': 'b.png', 'split': 'val', 'text': 'three', 'mask_file_name': 'c.png'}]
+ROWS = [
+    {
+        'file_name': 'a.png',
+        'split': 'train',
+        'label': 'x',
+        'captions': ['one', 'two'],
+        'gsd_m': 0.5,
+        'more': {'a': [1]},
+    },
+    {'file_name': 'b.png', 'split': 'val', 'text': 'three', 'mask_file_name': 'c.png'},
+]
 
 
 @pytest.fixture(scope='module', params=['metadata.jsonl', 'metadata.csv'])
@@ -130,8 +148,10 @@ def listed(request, tmp_path_factory):
     return folder, request.param
 
 
-LINES = st.one_of(st.tuples(*map(changed, ROWS)).map(lambda rows: '\n'.join(map(json.dumps, rows)).encode()),
-                  damaged('\n'.join(map(json.dumps, ROWS)).encode()))
+LINES = st.one_of(
+    st.tuples(*map(changed, ROWS)).map(lambda rows: '\n'.join(map(json.dumps, rows)).encode()),
+    damaged('\n'.join(map(json.dumps, ROWS)).encode()),
+)
 TABLE = damaged('file_name,split,label,text,gsd_m\na.png,train,x,"one, two",0.5\nb.png,val,y,é,\n'.encode())
 
 
@@ -153,8 +173,12 @@ def test_json_and_settings(folder, content):
 
 
 @damage(300)
-@given(content=damaged_json(to_dict(TrainConfig()) | {'data': to_dict(TrainConfig().data) | {'bands': [1, 2, 3], 'gsd_m': 1.0,
-                                                                                          'value_range': [0, 9]}}))
+@given(
+    content=damaged_json(
+        to_dict(TrainConfig())
+        | {'data': to_dict(TrainConfig().data) | {'bands': [1, 2, 3], 'gsd_m': 1.0, 'value_range': [0, 9]}}
+    )
+)
 def test_configs(folder, content):
     path = folder / 'config.json'
     path.write_bytes(content)
@@ -166,15 +190,21 @@ METRICS = [{'images_seen': 1, 'loss': 0.5}, {'images_seen': 2, 'losses': [1.0, N
 
 
 @damage(100)
-@given(content=st.one_of(st.tuples(*map(changed, METRICS)).map(lambda rows: '\n'.join([*map(json.dumps, rows), '']).encode()),
-                         damaged('\n'.join([*map(json.dumps, METRICS), '']).encode())))
+@given(
+    content=st.one_of(
+        st.tuples(*map(changed, METRICS)).map(lambda rows: '\n'.join([*map(json.dumps, rows), '']).encode()),
+        damaged('\n'.join([*map(json.dumps, METRICS), '']).encode()),
+    )
+)
 def test_metrics(folder, content):
     (folder / 'metrics.jsonl').write_bytes(content)
     is_read_or_refused(lambda: read_metrics(folder), str(folder / 'metrics.jsonl'))
 
 
 def whole_fingerprints(folder):
-    write_fingerprints(folder / 'whole.npz', TrainedOn(('a', 'b'), np.arange(320, dtype=np.uint8).reshape(2, 160), ('c',)))
+    write_fingerprints(
+        folder / 'whole.npz', TrainedOn(('a', 'b'), np.arange(320, dtype=np.uint8).reshape(2, 160), ('c',))
+    )
     return (folder / 'whole.npz').read_bytes()
 
 
@@ -187,8 +217,18 @@ def test_fingerprints(folder, data):
 
 
 CELL = compare.Cell('linear', Arm('real', 0), 2, 0)
-CELL_ROW = {'digest': 'd', 'method': 'linear', 'arm': 'real', 'shots': 2, 'ratio': 0, 'seed': 0, 'accuracy': 0.5,
-            'macro_f1': 1 / 3, 'confusion': [[1, 0], [1, 0]], 'predictions': [0, 0]}
+CELL_ROW = {
+    'digest': 'd',
+    'method': 'linear',
+    'arm': 'real',
+    'shots': 2,
+    'ratio': 0,
+    'seed': 0,
+    'accuracy': 0.5,
+    'macro_f1': 1 / 3,
+    'confusion': [[1, 0], [1, 0]],
+    'predictions': [0, 0],
+}
 
 
 @damage(120)
@@ -204,8 +244,11 @@ def test_cells(folder, content):
 
 
 TENSORS = {'a.kernel': np.ones((2, 3), np.float32), 'b.0.bias': np.zeros(4, np.float16), 'b.1': np.arange(3)}
-HEADER = {'a': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 8]}, 'b.0': {'dtype': 'BF16', 'shape': [2, 2],
-          'data_offsets': [8, 16]}, '__metadata__': {'format': 'pt'}}
+HEADER = {
+    'a': {'dtype': 'F32', 'shape': [2], 'data_offsets': [0, 8]},
+    'b.0': {'dtype': 'BF16', 'shape': [2, 2], 'data_offsets': [8, 16]},
+    '__metadata__': {'format': 'pt'},
+}
 DTYPES = 'F64', 'F16', 'I64', 'U8', 'BOOL', 'F8_E4M3', 'F8_E5M2', 'F8_E8M0', 'F4', 'F6_E2M3', 'C64', 'X'
 
 
@@ -241,8 +284,11 @@ def test_pickles(folder, content):
 def whole_torch(request):
     torch = pytest.importorskip('torch', reason='writes the files')
     file = io.BytesIO()
-    torch.save({'state_dict': {'a.weight': torch.ones(2, 3), 'b': torch.arange(3)}, 'step': 3}, file,
-               _use_new_zipfile_serialization=request.param)
+    torch.save(
+        {'state_dict': {'a.weight': torch.ones(2, 3), 'b': torch.arange(3)}, 'step': 3},
+        file,
+        _use_new_zipfile_serialization=request.param,
+    )
     return file.getvalue()
 
 
@@ -261,8 +307,14 @@ def encoded(format, **options):
 
 EXIF = Image.Exif()
 EXIF[0x0112] = 6
-PICTURES = {'PNG': encoded('PNG', exif=EXIF), 'JPEG': encoded('JPEG', exif=EXIF), 'TIFF': encoded('TIFF'), 'WEBP': encoded('WEBP'),
-            'BMP': encoded('BMP'), 'GIF': encoded('GIF')}
+PICTURES = {
+    'PNG': encoded('PNG', exif=EXIF),
+    'JPEG': encoded('JPEG', exif=EXIF),
+    'TIFF': encoded('TIFF'),
+    'WEBP': encoded('WEBP'),
+    'BMP': encoded('BMP'),
+    'GIF': encoded('GIF'),
+}
 
 
 @pytest.mark.parametrize('format', PICTURES)
@@ -311,9 +363,17 @@ def test_configs_of_encoders(folder, row, data):
     is_read_or_refused(lambda: towers.config_from_json(read_json(path), str(path)), str(path))
 
 
-PREPROCESSOR = {'image_mean': [0.5, 0.5, 0.5], 'image_std': [0.5, 0.5, 0.5], 'resample': 3, 'rescale_factor': 0.00392,
-                'crop_size': {'height': 224, 'width': 224}, 'size': {'shortest_edge': 224}, 'do_center_crop': True,
-                'do_normalize': True, 'do_rescale': True}
+PREPROCESSOR = {
+    'image_mean': [0.5, 0.5, 0.5],
+    'image_std': [0.5, 0.5, 0.5],
+    'resample': 3,
+    'rescale_factor': 0.00392,
+    'crop_size': {'height': 224, 'width': 224},
+    'size': {'shortest_edge': 224},
+    'do_center_crop': True,
+    'do_normalize': True,
+    'do_rescale': True,
+}
 
 
 @damage(150)
@@ -341,7 +401,11 @@ def test_tokenizers(whole_tokenizer, name, data):
 
 
 @damage(30)
-@given(content=damaged_json({'model_type': 'embedded', 'trained_on': ['x'], 'config': {'vocabulary': 9, 'length': 64, 'dim': 8}}))
+@given(
+    content=damaged_json(
+        {'model_type': 'embedded', 'trained_on': ['x'], 'config': {'vocabulary': 9, 'length': 64, 'dim': 8}}
+    )
+)
 def test_configs_of_text_towers(folder, content):
     """None of these is of the tokenizer beside it."""
     (folder / 'tokenizer.json').write_bytes((FOLDER / 'tokenizer.json').read_bytes())

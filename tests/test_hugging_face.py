@@ -14,8 +14,14 @@ def dataset(tmp_path, smooth_image, monkeypatch):
     """Writes a dataset with these splits, three images each, and returns its place and its images."""
     datasets = pytest.importorskip('datasets', reason='the `hf` extra brings it')
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
-    features = datasets.Features({'picture': datasets.Image(), 'kind': datasets.ClassLabel(names=['lake', 'wood']),
-                                  'words': datasets.Value('string'), 'gsd_m': datasets.Value('float32')})
+    features = datasets.Features(
+        {
+            'picture': datasets.Image(),
+            'kind': datasets.ClassLabel(names=['lake', 'wood']),
+            'words': datasets.Value('string'),
+            'gsd_m': datasets.Value('float32'),
+        }
+    )
 
     def make(*splits):
         made, images = {}, {}
@@ -23,8 +29,12 @@ def dataset(tmp_path, smooth_image, monkeypatch):
             images[split] = [smooth_image(16, 16, 10 * first + number) for number in range(3)]
             for number, image in enumerate(images[split]):
                 write_image(tmp_path / f'{split}{number}.png', image)
-            rows = {'picture': [str(tmp_path / f'{split}{number}.png') for number in range(3)], 'kind': [0, 1, 0],
-                    'words': ['one', 'two', 'three'], 'gsd_m': [2.0, 3.0, 4.0]}
+            rows = {
+                'picture': [str(tmp_path / f'{split}{number}.png') for number in range(3)],
+                'kind': [0, 1, 0],
+                'words': ['one', 'two', 'three'],
+                'gsd_m': [2.0, 3.0, 4.0],
+            }
             made[split] = datasets.Dataset.from_dict(rows, features=features)
         datasets.DatasetDict(made).save_to_disk(tmp_path / 'saved')
         return f'hf:{tmp_path / "saved"}', images
@@ -61,14 +71,21 @@ def test_labels_and_captions_are_columns_by_name(dataset):
     source, _ = dataset('train')
     images = HubImages(source, hub_splits(source.removeprefix('hf:')), 'train', None, 'picture', 'kind', 'words')
     entries = [images.entry(number) for number in range(3)]
-    assert [(entry.label, entry.captions) for entry in entries] == [('lake', ('one',)), ('wood', ('two',)), ('lake', ('three',))]
+    assert [(entry.label, entry.captions) for entry in entries] == [
+        ('lake', ('one',)),
+        ('wood', ('two',)),
+        ('lake', ('three',)),
+    ]
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'image_column': 'image'}, "no column 'image' of images; there are picture, kind, words"),
-    ({'split': 'test'}, "no split 'test'; there are 'train'"),
-    ({'source': 'hf:/nowhere/at/all'}, 'hf:/nowhere/at/all: the library datasets can not load it'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'image_column': 'image'}, "no column 'image' of images; there are picture, kind, words"),
+        ({'split': 'test'}, "no split 'test'; there are 'train'"),
+        ({'source': 'hf:/nowhere/at/all'}, 'hf:/nowhere/at/all: the library datasets can not load it'),
+    ],
+)
 def test_what_a_dataset_lacks_is_said(dataset, change, message):
     source, _ = dataset('train')
     with pytest.raises(BadInput, match=message) as error:

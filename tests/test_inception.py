@@ -25,9 +25,12 @@ def tensors():
             found[name] = rng.normal(0, 0.2, leaf.shape)
         else:
             norm = layer.removesuffix('conv') + 'bn'
-            for vector, draw in {'weight': rng.uniform(0.5, 1.5, leaf.shape), 'bias': rng.normal(0, 0.2, leaf.shape),
-                                 'running_mean': rng.normal(0, 0.2, leaf.shape),
-                                 'running_var': rng.uniform(0.5, 1.5, leaf.shape)}.items():
+            for vector, draw in {
+                'weight': rng.uniform(0.5, 1.5, leaf.shape),
+                'bias': rng.normal(0, 0.2, leaf.shape),
+                'running_mean': rng.normal(0, 0.2, leaf.shape),
+                'running_var': rng.uniform(0.5, 1.5, leaf.shape),
+            }.items():
                 found[f'{norm}.{vector}'] = draw
     return {name: tensor.astype('f') for name, tensor in found.items()}
 
@@ -120,17 +123,26 @@ def test_every_form_of_the_file_is_read_alike(tensors, form, tmp_path):
         weights.write_safetensors(path, counted)
     else:
         torch = pytest.importorskip('torch', reason='it is torch that writes the file; pip install rsdiff-jax[parity]')
-        torch.save({name: torch.from_numpy(tensor) for name, tensor in counted.items()}, path,
-                   _use_new_zipfile_serialization=form == 'torch')
+        torch.save(
+            {name: torch.from_numpy(tensor) for name, tensor in counted.items()},
+            path,
+            _use_new_zipfile_serialization=form == 'torch',
+        )
     jax.tree.map(np.testing.assert_array_equal, inception.load_params(path), inception.fold(tensors, 'here'))
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'fc.weight': np.zeros((1000, 2048), 'f'), 'fc.bias': np.zeros(1000, 'f')}, r'fc\.weight \(1000, 2048\) for \(1008, 2048\)'),
-    ({'AuxLogits.fc.bias': np.zeros(1000, 'f')}, r'AuxLogits\.fc\.bias unexpected'),
-    ({'fc.bias': np.full(1008, np.inf, 'f')}, 'not all of its weights are finite'),
-    ({'Mixed_5b.branch1x1.bn.running_var': np.full(64, -1, 'f')}, 'not all of its weights are finite'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        (
+            {'fc.weight': np.zeros((1000, 2048), 'f'), 'fc.bias': np.zeros(1000, 'f')},
+            r'fc\.weight \(1000, 2048\) for \(1008, 2048\)',
+        ),
+        ({'AuxLogits.fc.bias': np.zeros(1000, 'f')}, r'AuxLogits\.fc\.bias unexpected'),
+        ({'fc.bias': np.full(1008, np.inf, 'f')}, 'not all of its weights are finite'),
+        ({'Mixed_5b.branch1x1.bn.running_var': np.full(64, -1, 'f')}, 'not all of its weights are finite'),
+    ],
+)
 def test_another_network_is_bad_input_by_its_names(tensors, change, message):
     with pytest.raises(BadInput, match=f'here: .*{message}') as raised:
         inception.fold(tensors | change, 'here')

@@ -35,9 +35,12 @@ def take(folder, split='train'):
 
 
 def same(a, b):
-    return (a.digests == b.digests and a.trained_on.names == b.trained_on.names and
-            a.trained_on.unknown == b.trained_on.unknown and
-            np.array_equal(a.trained_on.fingerprints, b.trained_on.fingerprints))
+    return (
+        a.digests == b.digests
+        and a.trained_on.names == b.trained_on.names
+        and a.trained_on.unknown == b.trained_on.unknown
+        and np.array_equal(a.trained_on.fingerprints, b.trained_on.fingerprints)
+    )
 
 
 def test_it_holds_exactly_the_images_of_the_split(image_folder):

@@ -67,7 +67,7 @@ def test_an_image_within_a_canvas_does_not_see_what_lies_beyond(smooth_image, si
     ours = compressed(canvas, quality, size)[: size[0], : size[1]]
     assert np.abs(ours - pillow(image, quality)).mean() < 1
     garbled = canvas.copy()
-    garbled[size[0]:], garbled[:, size[1]:] = 0, 255
+    garbled[size[0] :], garbled[:, size[1] :] = 0, 255
     np.testing.assert_array_equal(compressed(garbled, quality, size)[: size[0], : size[1]], ours)
 
 

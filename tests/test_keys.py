@@ -16,9 +16,22 @@ def test_the_keys_are_those_of_nnx():
 @jax.jit
 def drawn(key):
     """Parameters of one layer of each kind, from our keys and from nnx's."""
-    return [nnx.to_pure_dict(nnx.state(nnx.List([
-        nnx.Linear(2, 3, rngs=rngs), nnx.Conv(3, 4, (3, 3), rngs=rngs), nnx.LayerNorm(4, rngs=rngs),
-        nnx.Embed(5, 2, rngs=rngs)]), nnx.Param)) for rngs in (Keys(key), nnx.Rngs(key))]
+    return [
+        nnx.to_pure_dict(
+            nnx.state(
+                nnx.List(
+                    [
+                        nnx.Linear(2, 3, rngs=rngs),
+                        nnx.Conv(3, 4, (3, 3), rngs=rngs),
+                        nnx.LayerNorm(4, rngs=rngs),
+                        nnx.Embed(5, 2, rngs=rngs),
+                    ]
+                ),
+                nnx.Param,
+            )
+        )
+        for rngs in (Keys(key), nnx.Rngs(key))
+    ]
 
 
 def test_layers_take_them():

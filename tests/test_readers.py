@@ -33,7 +33,7 @@ def stages(tmp_path):
 def lines(start):
     """The Python block of the docs that begins so."""
     blocks = re.findall(r'```python\n(.*?)```', DOCS.read_text(encoding='utf-8'), re.DOTALL)
-    found, = [block for block in blocks if block.startswith(start)]
+    (found,) = [block for block in blocks if block.startswith(start)]
     return found
 
 
@@ -71,6 +71,6 @@ def test_gdal_reads_the_array_from_3_13_on(stages, tmp_path, monkeypatch):
     if tuple(map(int, rasterio.__gdal_version__.split('.')[:2])) < (3, 13):
         pytest.skip(f'GDAL {rasterio.__gdal_version__} reads no sharded Zarr v3')
     monkeypatch.chdir(tmp_path)
-    name, = re.findall(r"'(ZARR:[^']*)'", DOCS.read_text(encoding='utf-8'))
+    (name,) = re.findall(r"'(ZARR:[^']*)'", DOCS.read_text(encoding='utf-8'))
     with rasterio.open(name, DIM_Y=0, DIM_X=1) as file:
         np.testing.assert_array_equal(np.moveaxis(file.read(), 0, -1), stages[1])

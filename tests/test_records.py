@@ -27,9 +27,15 @@ class Earth(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         super().__init__(file_format=file_format, **more)
 
     def _info(self):
-        return tfds.core.DatasetInfo(builder=self, features=tfds.features.FeaturesDict({
-            self.feature: tfds.features.Image(shape=(None, None, 3), encoding_format='png'),
-            'label': tfds.features.ClassLabel(num_classes=2)}))
+        return tfds.core.DatasetInfo(
+            builder=self,
+            features=tfds.features.FeaturesDict(
+                {
+                    self.feature: tfds.features.Image(shape=(None, None, 3), encoding_format='png'),
+                    'label': tfds.features.ClassLabel(num_classes=2),
+                }
+            ),
+        )
 
     def _split_generators(self, dl_manager):
         return {'train': self._generate_examples(0), 'test': self._generate_examples(1)}
@@ -67,8 +73,10 @@ def test_a_dataset_of_tfds_is_a_source_by_name(earth, smooth_image):
 
 
 def test_hosts_threads_and_restarts_change_nothing(earth):
-    one, many = (DataConfig(source='tfds:earth', tfds_data_dir=str(earth), size_px=16, gsd_m=5.0, reductions=(1, 2),
-                            threads=n) for n in (1, 6))
+    one, many = (
+        DataConfig(source='tfds:earth', tfds_data_dir=str(earth), size_px=16, gsd_m=5.0, reductions=(1, 2), threads=n)
+        for n in (1, 6)
+    )
     whole = [batch for batch, _ in zip(batches(make_source(one), one, 0, 4), range(6))]
     parts = [next(batches(make_source(many), many, 0, 4, 5, mine))['image'] for mine in ([0, 1], [2, 3])]
     np.testing.assert_array_equal(whole[5]['image'], np.concatenate(parts))
@@ -85,12 +93,15 @@ def test_validation_reads_its_own_split_or_records_that_are_not_trained_on(earth
     assert len(validation) == 1 and names == [f'train[{number}]' for number in range(6)]
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'source': 'tfds:eurasia_nowhere'}, 'Dataset eurasia_nowhere not found'),
-    ({'source': 'tfds:mnist'}, 'mnist: not prepared in'),
-    ({'split': 'val'}, "no split 'val'; there are 'train', 'test'"),
-    ({'gsd_m': None}, 'records say no gsd_m'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'source': 'tfds:eurasia_nowhere'}, 'Dataset eurasia_nowhere not found'),
+        ({'source': 'tfds:mnist'}, 'mnist: not prepared in'),
+        ({'split': 'val'}, "no split 'val'; there are 'train', 'test'"),
+        ({'gsd_m': None}, 'records say no gsd_m'),
+    ],
+)
 def test_what_a_dataset_lacks_is_said(earth, change, message):
     with pytest.raises(BadInput, match=message) as error:
         make_source(DataConfig(**{'source': 'tfds:earth', 'tfds_data_dir': str(earth), 'gsd_m': 5.0} | change))
@@ -146,14 +157,27 @@ def test_shards_outside_the_folder_are_refused(earth):
 
 
 def chip(image, name='a.png', gsd_m=2.0):
-    return {'image': chips.encode(image, 'png'), 'gsd_m': gsd_m, 'label': 'field', 'captions': ['one', 'two'],
-            'source': 'somewhere', 'file_name': name, 'box': (0, 32, 64, 96)}
+    return {
+        'image': chips.encode(image, 'png'),
+        'gsd_m': gsd_m,
+        'label': 'field',
+        'captions': ['one', 'two'],
+        'source': 'somewhere',
+        'file_name': name,
+        'box': (0, 32, 64, 96),
+    }
 
 
 def test_chips_come_back_as_they_were_written(tmp_path, smooth_image):
     images = [smooth_image(32, 32, number) for number in range(5)]
-    write_chips(tmp_path, {'train': lambda: ((str(n), chip(images[n], gsd_m=2.0 + n)) for n in range(4)),
-                           'validation': lambda: [('x', chip(images[4]))]}, 'png')
+    write_chips(
+        tmp_path,
+        {
+            'train': lambda: ((str(n), chip(images[n], gsd_m=2.0 + n)) for n in range(4)),
+            'validation': lambda: [('x', chip(images[4]))],
+        },
+        'png',
+    )
     for folder in (tmp_path, tmp_path / 'chips' / '1.0.0'):
         config = DataConfig(source=str(folder), size_px=32, validation_split='validation')
         source, validation = make_source(config), make_source(config, validation=True)
@@ -161,14 +185,23 @@ def test_chips_come_back_as_they_were_written(tmp_path, smooth_image):
         assert pixels(batch) == {np.sort(image.ravel()).tobytes() for image in images[:4]}
         assert sorted(batch['gsd_m']) == [2, 3, 4, 5] and len(validation) == 1
         assert source.name(batch_indices(source, 0, 4, 0)[0]).endswith('= somewhere/a.png (0, 32, 64, 96)')
-    by_tfds = {tuple(x['captions']) + (x['label'], tuple(x['box'])) for x in
-               tfds.data_source('chips', data_dir=tmp_path, split='train', download=False)}
+    by_tfds = {
+        tuple(x['captions']) + (x['label'], tuple(x['box']))
+        for x in tfds.data_source('chips', data_dir=tmp_path, split='train', download=False)
+    }
     assert by_tfds == {(b'one', b'two', b'field', (0, 32, 64, 96))}
 
 
 def test_a_record_of_impossible_resolution_is_skipped(tmp_path, smooth_image):
-    write_chips(tmp_path, {'train': lambda: ((str(n), chip(smooth_image(32, 32, n), gsd_m=(-1.0, 0.0, np.nan, 3.0)[n]))
-                                             for n in range(4))}, 'png')
+    write_chips(
+        tmp_path,
+        {
+            'train': lambda: (
+                (str(n), chip(smooth_image(32, 32, n), gsd_m=(-1.0, 0.0, np.nan, 3.0)[n])) for n in range(4)
+            )
+        },
+        'png',
+    )
     config = DataConfig(source=str(tmp_path), size_px=32, validation_share=0)
     source = make_source(config)
     assert next(batches(source, config, 0, 4))['gsd_m'].tolist() == 4 * [3.0] and len(source.skipped) == 3
@@ -192,9 +225,11 @@ def test_an_interrupted_dataset_is_not_there(tmp_path, smooth_image):
 
 def test_tensorflow_is_never_imported(tmp_path, smooth_image):
     write_chips(tmp_path, {'train': lambda: [('0', chip(smooth_image(32, 32)))]}, 'png')
-    code = ('import sys, numpy; from rsdiff.data.pipeline import DataConfig, make_source;'
-            f'make_source(DataConfig(source={str(tmp_path)!r})).example(0, numpy.random.default_rng(0), 32);'
-            'assert "tensorflow" not in sys.modules')
+    code = (
+        'import sys, numpy; from rsdiff.data.pipeline import DataConfig, make_source;'
+        f'make_source(DataConfig(source={str(tmp_path)!r})).example(0, numpy.random.default_rng(0), 32);'
+        'assert "tensorflow" not in sys.modules'
+    )
     subprocess.run([sys.executable, '-c', code], check=True, cwd=Path(__file__).parents[1])
 
 

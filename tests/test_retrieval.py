@@ -46,7 +46,9 @@ def test_without_ties_it_is_the_rank_of_the_first_right_item():
     found = by_key(retrieval.recalls(images, texts, captions))
     order = np.argsort(-images @ texts.T, axis=1)
     first = np.array([np.flatnonzero(owner[row] == image)[0] for image, row in enumerate(order)])
-    rank = np.array([np.flatnonzero(row == image)[0] for image, row in zip(owner, np.argsort(-texts @ images.T, axis=1))])
+    rank = np.array(
+        [np.flatnonzero(row == image)[0] for image, row in zip(owner, np.argsort(-texts @ images.T, axis=1))]
+    )
     for k, rule in itertools.product((1, 5, 10), (OWN, WORDS)):  # no two captions are alike
         assert found[IMAGE_TO_TEXT, rule, k].recall.value == pytest.approx(np.mean(first < k))
         assert found[TEXT_TO_IMAGE, rule, k].recall.value == pytest.approx(np.mean(rank < k))
@@ -74,7 +76,8 @@ def test_the_hits_of_images_average_to_the_recalls():
     found = retrieval.hits_of_images(images, texts, captions)
     expected = [r for r in retrieval.recalls(images, texts, captions) if r.rule == retrieval.OWN]
     assert [found[r.direction][retrieval.KS.index(r.k)].mean() for r in expected] == pytest.approx(
-        [r.recall.value for r in expected])
+        [r.recall.value for r in expected]
+    )
     assert {values.shape for values in found.values()} == {(3, 8)}
 
 
@@ -83,7 +86,10 @@ def test_constant_scores_are_chance_and_random_ones_are_near_it():
     captions = [tuple(f'{rng.integers(60)}' for _ in range(5)) for _ in range(80)]
     constant = retrieval.recalls(np.ones((80, 2), 'f'), np.ones((400, 2), 'f'), captions)
     assert [r.recall.value for r in constant] == pytest.approx([r.chance for r in constant], abs=1e-12)
-    drawn = [retrieval.recalls(unit(rng.normal(size=(80, 30))), unit(rng.normal(size=(400, 30))), captions) for _ in range(30)]
+    drawn = [
+        retrieval.recalls(unit(rng.normal(size=(80, 30))), unit(rng.normal(size=(400, 30))), captions)
+        for _ in range(30)
+    ]
     for runs in zip(*drawn):
         mean, error = np.mean([r.recall.value for r in runs]), np.std([r.recall.value for r in runs]) / 30**0.5
         assert abs(mean - runs[0].chance) < 4 * error + 1e-3
@@ -99,7 +105,10 @@ def test_captions_of_an_image_do_not_count_as_independent():
 
 
 def test_an_image_without_captions_is_named(tmp_path):
-    entries = [Entry(tmp_path / 'a.png', 'a.png', captions=('a field',)), Entry(tmp_path / 'b.png', 'b.png', captions=(' ',))]
+    entries = [
+        Entry(tmp_path / 'a.png', 'a.png', captions=('a field',)),
+        Entry(tmp_path / 'b.png', 'b.png', captions=(' ',)),
+    ]
     with pytest.raises(BadInput, match='b.png: no captions in the manifest'):
         retrieval.captions_of(entries)
 
@@ -108,5 +117,7 @@ def test_the_table_has_all_figures():
     captions = [('a',), ('b',), ('c',)]
     lines = retrieval.markdown(retrieval.recalls(np.eye(3, dtype='f'), np.eye(3, dtype='f'), captions)).splitlines()
     assert len(lines) == 6 and {line.count('|') for line in lines} == {9}
-    assert lines[2] == '| image to text | own | 100.0 (100.0 to 100.0) | 33.33 | 100.0 (100.0 to 100.0) | 100.00 | 100.0 ' \
-                       '(100.0 to 100.0) | 100.00 |'
+    assert (
+        lines[2] == '| image to text | own | 100.0 (100.0 to 100.0) | 33.33 | 100.0 (100.0 to 100.0) | 100.00 | 100.0 '
+        '(100.0 to 100.0) | 100.00 |'
+    )

@@ -67,9 +67,21 @@ def geotiff(rasterio, tmp_path, smooth_image):
     def write(values=None, crs='EPSG:32633', pixel=(10.0, 10.0), corner=(500_000, 5_000_000), name='scene.tif', **more):
         values = np.moveaxis(smooth_image(96, 128), -1, 0) if values is None else np.asarray(values)
         transform = rasterio.transform.from_origin(*corner, *pixel)
-        with rasterio.open(tmp_path / name, 'w', driver='GTiff', count=len(values), height=values.shape[1],
-                           width=values.shape[2], dtype=values.dtype, crs=crs, transform=transform, tiled=True,
-                           blockxsize=32, blockysize=32, **more) as file:
+        with rasterio.open(
+            tmp_path / name,
+            'w',
+            driver='GTiff',
+            count=len(values),
+            height=values.shape[1],
+            width=values.shape[2],
+            dtype=values.dtype,
+            crs=crs,
+            transform=transform,
+            tiled=True,
+            blockxsize=32,
+            blockysize=32,
+            **more,
+        ) as file:
             file.write(values)
         return tmp_path / name
 
@@ -83,19 +95,22 @@ def test_a_window_of_a_geotiff_is_the_crop_of_the_whole(geotiff, smooth_image):
         assert scene.nodata(BOX) == 0
 
 
-@pytest.mark.parametrize('place, expected', [
-    ({}, 10.0),
-    ({'pixel': (10.0, 40.0)}, 20.0),
-    # at 60°, 1/1000 of a degree of latitude is 111.4 m and of longitude 55.8 m
-    ({'crs': 'EPSG:4326', 'pixel': (0.001, 0.001), 'corner': (20, 60 + 0.048)}, np.sqrt(111.412 * 55.800)),
-    # Web Mercator draws everything at 60° about twice as large
-    ({'crs': 'EPSG:3857', 'corner': (2_000_000, 8_399_738 + 480)}, 5.004),
-    # a plate carrée draws it twice as wide, and as high as it is
-    ({'crs': 'EPSG:4087', 'corner': (2_000_000, 6_679_169 + 480)}, np.sqrt(5.0126 * 10.008)),
-    # US survey feet
-    ({'crs': 'EPSG:2263', 'corner': (980_000, 200_000)}, 10 * 0.3048006),
-    ({'crs': None}, None),
-])
+@pytest.mark.parametrize(
+    'place, expected',
+    [
+        ({}, 10.0),
+        ({'pixel': (10.0, 40.0)}, 20.0),
+        # at 60°, 1/1000 of a degree of latitude is 111.4 m and of longitude 55.8 m
+        ({'crs': 'EPSG:4326', 'pixel': (0.001, 0.001), 'corner': (20, 60 + 0.048)}, np.sqrt(111.412 * 55.800)),
+        # Web Mercator draws everything at 60° about twice as large
+        ({'crs': 'EPSG:3857', 'corner': (2_000_000, 8_399_738 + 480)}, 5.004),
+        # a plate carrée draws it twice as wide, and as high as it is
+        ({'crs': 'EPSG:4087', 'corner': (2_000_000, 6_679_169 + 480)}, np.sqrt(5.0126 * 10.008)),
+        # US survey feet
+        ({'crs': 'EPSG:2263', 'corner': (980_000, 200_000)}, 10 * 0.3048006),
+        ({'crs': None}, None),
+    ],
+)
 def test_the_resolution_is_in_metres_on_the_ground(geotiff, place, expected):
     with open_scene(geotiff(**place)) as scene:
         assert scene.gsd_m == (expected if expected is None else pytest.approx(expected, rel=1e-3))
@@ -135,9 +150,11 @@ def test_pixels_without_data_are_counted(geotiff, dtype, hole):
 def test_foreign_and_broken_rasters_are_named(geotiff, tmp_path):
     (tmp_path / 'text.tif').write_text('not an image')
     # a recipe of GDAL's that would read another file
-    (tmp_path / 'recipe.tif').write_text(f'<VRTDataset rasterXSize="8" rasterYSize="8"><VRTRasterBand dataType="Byte" '
-                                         f'band="1"><SimpleSource><SourceFilename>{geotiff()}</SourceFilename>'
-                                         '</SimpleSource></VRTRasterBand></VRTDataset>')
+    (tmp_path / 'recipe.tif').write_text(
+        f'<VRTDataset rasterXSize="8" rasterYSize="8"><VRTRasterBand dataType="Byte" '
+        f'band="1"><SimpleSource><SourceFilename>{geotiff()}</SourceFilename>'
+        '</SimpleSource></VRTRasterBand></VRTDataset>'
+    )
     for name in ('text.tif', 'recipe.tif', 'missing.tif'):
         with pytest.raises(BadInput, match=f'{name}: (not a readable|no such) image') as error:
             open_scene(tmp_path / name)

@@ -3,7 +3,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rsdiff.diffusion.schedule import (ScheduleConfig, add_noise, make_schedule, target, to_eps, to_x0)
+from rsdiff.diffusion.schedule import ScheduleConfig, add_noise, make_schedule, target, to_eps, to_x0
 from rsdiff.errors import BadInput
 
 
@@ -64,8 +64,9 @@ def test_at_zero_terminal_snr_nothing_of_the_image_is_left_and_predictions_still
     np.testing.assert_allclose(to_eps(schedule, x0, xt, t), eps, atol=2e-4)
 
 
-@pytest.mark.parametrize('wrong', [dict(beta_start=0.0), dict(beta_end=1.5), dict(shape='cosine'),
-                                   dict(timesteps=1, zero_terminal_snr=True)])
+@pytest.mark.parametrize(
+    'wrong', [dict(beta_start=0.0), dict(beta_end=1.5), dict(shape='cosine'), dict(timesteps=1, zero_terminal_snr=True)]
+)
 def test_an_impossible_schedule_is_refused(wrong):
     with pytest.raises((ValueError, BadInput)):
         make_schedule(ScheduleConfig(**wrong))

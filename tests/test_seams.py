@@ -50,7 +50,9 @@ def test_the_strata_prefer_no_place():
     """Chosen by anything that leaves the line out, smooth ground would seem to have seams: its line is a fresh draw."""
     noise = 128 + 20 * np.random.default_rng(0).normal(size=(SIZE, SIZE, 3))
     found = report(noise)
-    assert found['step smooth'].value == pytest.approx(1, abs=0.01) and found['step textured'].value == pytest.approx(1, abs=0.01)
+    assert found['step smooth'].value == pytest.approx(1, abs=0.01) and found['step textured'].value == pytest.approx(
+        1, abs=0.01
+    )
 
 
 def test_a_tint_of_each_window_is_a_step_and_a_band_on_smooth_ground_most_of_all():
@@ -131,7 +133,9 @@ def test_measures_are_what_they_say():
     x = np.random.default_rng(0).normal(size=(40, 70, 3)).astype(np.float32)
     c, y = 31, 24
     assert seams.steps(x)[y, c] == pytest.approx(np.abs(x[y, c] - x[y, c - 1]).mean(), rel=1e-5)
-    assert seams.slopes(x)[y, c] == pytest.approx(np.abs(x[y, c + 1] - x[y, c] - x[y, c - 1] + x[y, c - 2]).mean(), rel=1e-5)
+    assert seams.slopes(x)[y, c] == pytest.approx(
+        np.abs(x[y, c + 1] - x[y, c] - x[y, c - 1] + x[y, c - 2]).mean(), rel=1e-5
+    )
     rows = slice(y - 8, y + 8)
     expected = np.abs(x[rows, c : c + 16].mean((0, 1)) - x[rows, c - 16 : c].mean((0, 1))).mean()
     assert seams.bands(x)[y, c] == pytest.approx(expected, rel=1e-4)

@@ -11,7 +11,22 @@ from rsdiff.diffusion.noise import name_key
 from rsdiff.seeds import seed_key, short_seed, written_seed
 from rsdiff.training.config import TrainConfig, from_dict, to_dict
 
-SEEDS = [0, 1, -1, 2**31, 2**32 - 1, 2**32, 2**32 + 1, -(2**32), 2**63, 2**64, 2**64 + 1, -(2**64), 10**3000, 10**3000 + 1]
+SEEDS = [
+    0,
+    1,
+    -1,
+    2**31,
+    2**32 - 1,
+    2**32,
+    2**32 + 1,
+    -(2**32),
+    2**63,
+    2**64,
+    2**64 + 1,
+    -(2**64),
+    10**3000,
+    10**3000 + 1,
+]
 
 
 @pytest.mark.parametrize('seed', [0, 1, 12345, 2**31 - 1, 2**31, 2**32 - 1])

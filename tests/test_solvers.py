@@ -73,8 +73,10 @@ def test_ddim_on_a_gaussian_approaches_the_closed_form():
     mean, variance = 0.3, 0.04
     alpha, sigma = float(SCHEDULE.alpha(1000)), float(SCHEDULE.sigma(1000))
     exact = mean + variance**0.5 * (NOISE - alpha * mean) / (alpha**2 * variance + sigma**2) ** 0.5
-    errors = [float(jnp.sqrt(jnp.mean((sample(gaussian_denoiser(mean, variance), SCHEDULE, 'x0', NOISE, n) - exact) ** 2)))
-              for n in (20, 100, 1000)]
+    errors = [
+        float(jnp.sqrt(jnp.mean((sample(gaussian_denoiser(mean, variance), SCHEDULE, 'x0', NOISE, n) - exact) ** 2)))
+        for n in (20, 100, 1000)
+    ]
     assert errors[0] > 2 * errors[1] > 2 * errors[2]
     assert errors[2] < 0.04 * variance**0.5
 
@@ -133,8 +135,11 @@ def error_on_a_gaussian(solver, steps, phase=None, end=320, mean=0.3, variance=0
     """Of x at t = `end`, against the probability flow of N(mean, variance), along a grid that is even in λ. `phase`: after
     how many steps the solver forgets its last prediction."""
     bar = np.asarray(FINE.alpha_bar, np.float64)
-    grid = np.interp(np.linspace(*np.log(bar[[16000, end]] / (1 - bar[[16000, end]])), steps + 1),
-                     np.log(bar[1:] / (1 - bar[1:]))[::-1], np.arange(16000, 0, -1))
+    grid = np.interp(
+        np.linspace(*np.log(bar[[16000, end]] / (1 - bar[[16000, end]])), steps + 1),
+        np.log(bar[1:] / (1 - bar[1:]))[::-1],
+        np.arange(16000, 0, -1),
+    )
     grid = np.rint(grid).astype(int)
     deviation = lambda t: np.sqrt(bar[t] * variance + 1 - bar[t])
     exact = np.sqrt(bar[end]) * mean + deviation(end) / deviation(16000) * (NOISE - np.sqrt(bar[16000]) * mean)

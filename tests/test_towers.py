@@ -14,15 +14,36 @@ from rsdiff.models import clip, hub, siglip, towers, weights
 
 SIDE = 32
 CLIP = clip.CLIPConfig(
-    clip.VisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=SIDE,
-                      patch_size=16),
-    clip.TextConfig(vocab_size=514, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-                    max_position_embeddings=16, pad_token_id=513, bos_token_id=512, eos_token_id=513), projection_dim=4)
+    clip.VisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=SIDE, patch_size=16
+    ),
+    clip.TextConfig(
+        vocab_size=514,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=16,
+        pad_token_id=513,
+        bos_token_id=512,
+        eos_token_id=513,
+    ),
+    projection_dim=4,
+)
 SIGLIP = siglip.SiglipConfig(
-    siglip.VisionConfig(hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=SIDE,
-                        patch_size=16),
-    siglip.TextConfig(vocab_size=64, hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2,
-                      max_position_embeddings=12, projection_size=8))
+    siglip.VisionConfig(
+        hidden_size=8, intermediate_size=8, num_hidden_layers=1, num_attention_heads=2, image_size=SIDE, patch_size=16
+    ),
+    siglip.TextConfig(
+        vocab_size=64,
+        hidden_size=8,
+        intermediate_size=8,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=12,
+        projection_size=8,
+    ),
+)
 
 
 @pytest.fixture
@@ -37,16 +58,28 @@ def write_preprocessor(folder, row):
     (folder / towers.PREPROCESSOR).write_text(json.dumps(row))
 
 
-@pytest.mark.parametrize('config, processor', [
-    (CLIP, CLIPImageProcessorPil(size={'shortest_edge': SIDE}, crop_size=SIDE)),
-    (SIGLIP, SiglipImageProcessorPil(size={'height': SIDE, 'width': SIDE})),
-    (SIGLIP, SiglipImageProcessorPil(size={'height': SIDE, 'width': SIDE}, resample=2)),  # SigLIP 2
-    (CLIP, CLIPImageProcessorPil(size={'shortest_edge': SIDE}, crop_size=SIDE, image_mean=[0.1, 0.2, 0.3],
-                                 rescale_factor=1 / 127.5)),
-    (CLIP, CLIPImageProcessorPil(size={'shortest_edge': SIDE}, crop_size=SIDE, do_rescale=False, do_normalize=False)),
-], ids=['clip', 'siglip', 'siglip2', 'another scale', 'pixels as they are'])
+@pytest.mark.parametrize(
+    'config, processor',
+    [
+        (CLIP, CLIPImageProcessorPil(size={'shortest_edge': SIDE}, crop_size=SIDE)),
+        (SIGLIP, SiglipImageProcessorPil(size={'height': SIDE, 'width': SIDE})),
+        (SIGLIP, SiglipImageProcessorPil(size={'height': SIDE, 'width': SIDE}, resample=2)),  # SigLIP 2
+        (
+            CLIP,
+            CLIPImageProcessorPil(
+                size={'shortest_edge': SIDE}, crop_size=SIDE, image_mean=[0.1, 0.2, 0.3], rescale_factor=1 / 127.5
+            ),
+        ),
+        (
+            CLIP,
+            CLIPImageProcessorPil(size={'shortest_edge': SIDE}, crop_size=SIDE, do_rescale=False, do_normalize=False),
+        ),
+    ],
+    ids=['clip', 'siglip', 'siglip2', 'another scale', 'pixels as they are'],
+)
 def test_pixels_come_to_the_tower_as_from_the_image_processor(tmp_path, lively, smooth_image, config, processor):
     from rsdiff.downstream.encoder import Encoder
+
     write_preprocessor(tmp_path, json.loads(processor.to_json_string()))
     encoder = Encoder('', '', config, None, None, (), **towers.load_preprocessing(tmp_path, config))
     image = smooth_image(70, 70)
@@ -60,14 +93,17 @@ def test_without_a_preprocessor_the_kind_of_the_towers_decides(tmp_path):
     assert towers.load_preprocessing(tmp_path, SIGLIP)['image_mean'] == (0.5, 0.5, 0.5)
 
 
-@pytest.mark.parametrize('row, message', [
-    ({'size': {'shortest_edge': 224}, 'crop_size': 224}, 'makes images of size 224; the tower takes 32'),
-    ({'size': {'height': 32, 'width': 48}}, "'width': 48}; the tower takes 32"),
-    ({'image_mean': 0.5}, 'image_mean is 0.5; it must be three numbers'),
-    ({'resample': 'sharp'}, "resample is 'sharp'"),
-    ({'rescale_factor': 0}, 'rescale_factor is 0'),
-    ([], 'holds no JSON object'),
-])
+@pytest.mark.parametrize(
+    'row, message',
+    [
+        ({'size': {'shortest_edge': 224}, 'crop_size': 224}, 'makes images of size 224; the tower takes 32'),
+        ({'size': {'height': 32, 'width': 48}}, "'width': 48}; the tower takes 32"),
+        ({'image_mean': 0.5}, 'image_mean is 0.5; it must be three numbers'),
+        ({'resample': 'sharp'}, "resample is 'sharp'"),
+        ({'rescale_factor': 0}, 'rescale_factor is 0'),
+        ([], 'holds no JSON object'),
+    ],
+)
 def test_a_preprocessor_that_does_not_fit_is_bad_input(tmp_path, row, message):
     write_preprocessor(tmp_path, row)
     with pytest.raises(BadInput, match=message) as raised:
@@ -83,6 +119,7 @@ def test_an_index_of_shards_stays_in_its_folder(clip_folder):
 
 
 # Tokenizers.
+
 
 def test_siglip_texts_are_lower_case_and_padded_to_the_whole_tower(tmp_path, lively):
     """By SigLIP 2's tokenizer, of a few letters."""
@@ -104,8 +141,16 @@ def test_siglip_reads_its_own_tokenizer(tmp_path, lively):
     sentences.write_text('\n'.join(['a lake and a wood', 'a field of rice', 'an airport by the sea'] * 20))
     folder = tmp_path / 'a_siglip'
     towers.save(folder, SIGLIP, lively(SIGLIP))
-    sentencepiece.SentencePieceTrainer.train(input=str(sentences), model_prefix=str(folder / 'spiece'), vocab_size=22,
-                                             pad_id=-1, bos_id=-1, eos_id=1, unk_id=2, minloglevel=2)
+    sentencepiece.SentencePieceTrainer.train(
+        input=str(sentences),
+        model_prefix=str(folder / 'spiece'),
+        vocab_size=22,
+        pad_id=-1,
+        bos_id=-1,
+        eos_id=1,
+        unk_id=2,
+        minloglevel=2,
+    )
     (folder / 'tokenizer_config.json').write_text('{"tokenizer_class": "SiglipTokenizer", "model_max_length": 64}')
     ids, mask = load_encoder(folder).tokenize(['A Wood, and a lake.', 'rice'])
     assert ids.shape == (2, SIGLIP.text_length) and mask.all()
@@ -115,6 +160,7 @@ def test_siglip_reads_its_own_tokenizer(tmp_path, lively):
 
 
 # Names on the hub.
+
 
 def test_a_name_is_downloaded_without_pickles_and_loads_like_its_folder(clip_folder, monkeypatch):
     asked = {}
@@ -126,10 +172,21 @@ def test_a_name_is_downloaded_without_pickles_and_loads_like_its_folder(clip_fol
     monkeypatch.setattr(huggingface_hub, 'snapshot_download', snapshot)
     encoder = load_encoder('someone/a-clip')
     assert encoder.name == 'someone/a-clip' and encoder.digest == load_encoder(clip_folder).digest
-    files = ['model.safetensors', 'config.json', 'vocab.json', 'merges.txt', 'spiece.model', 'pytorch_model.bin',
-             'open_clip_model.safetensors', 'onnx/model.safetensors', 'tf_model.h5', 'model.py']
-    taken = huggingface_hub.utils.filter_repo_objects(files, allow_patterns=asked['allowed'],
-                                                      ignore_patterns=asked['ignored'])
+    files = [
+        'model.safetensors',
+        'config.json',
+        'vocab.json',
+        'merges.txt',
+        'spiece.model',
+        'pytorch_model.bin',
+        'open_clip_model.safetensors',
+        'onnx/model.safetensors',
+        'tf_model.h5',
+        'model.py',
+    ]
+    taken = huggingface_hub.utils.filter_repo_objects(
+        files, allow_patterns=asked['allowed'], ignore_patterns=asked['ignored']
+    )
     assert list(taken) == files[:5]
 
 

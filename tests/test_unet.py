@@ -18,8 +18,17 @@ from rsdiff.models.rrdbnet import RRDBNet
 from rsdiff.models.unet import UNetConfig, attention_kernel
 from rsdiff.training.config import TrainConfig, from_dict
 
-TINY = UNetConfig(width=16, multipliers=(1, 2), blocks=1, attention_levels=(1,), head_width=16, patch=2,
-                  rrdb_features=8, rrdb_growth=4, rrdb_blocks=1)
+TINY = UNetConfig(
+    width=16,
+    multipliers=(1, 2),
+    blocks=1,
+    attention_levels=(1,),
+    head_width=16,
+    patch=2,
+    rrdb_features=8,
+    rrdb_growth=4,
+    rrdb_blocks=1,
+)
 
 
 def count(tree):
@@ -78,16 +87,23 @@ def test_every_input_matters(tiny, changed):
     generator, params = tiny
     predict = jax.jit(lambda x, t, lr, gsd: generator.denoiser(params, lr, gsd)(x, t))
     before = predict(X, T, LR, GSD)
-    after = {'xt': lambda: predict(-X, T, LR, GSD), 't': lambda: predict(X, T - 400, LR, GSD),
-             'lr': lambda: predict(X, T, -LR, GSD), 'gsd': lambda: predict(X, T, LR, GSD * 4)}[changed]()
+    after = {
+        'xt': lambda: predict(-X, T, LR, GSD),
+        't': lambda: predict(X, T - 400, LR, GSD),
+        'lr': lambda: predict(X, T, -LR, GSD),
+        'gsd': lambda: predict(X, T, LR, GSD * 4),
+    }[changed]()
     assert float(jnp.abs(after - before).max()) > 1e-3
 
 
 def test_every_parameter_gets_a_gradient(tiny):
     generator, params = tiny
     gradient = jax.jit(jax.grad(lambda p: generator.loss(p, X, LR, GSD, jax.random.key(0))))(params)
-    silent = [jax.tree_util.keystr(path) for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
-              if not float(jnp.abs(leaf).max()) > 0]
+    silent = [
+        jax.tree_util.keystr(path)
+        for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
+        if not float(jnp.abs(leaf).max()) > 0
+    ]
     assert not silent
 
 
@@ -100,7 +116,9 @@ def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(tiny):
 def test_remat_changes_nothing(tiny):
     generator, params = tiny
     again = Generator(GeneratorConfig(model=dataclasses.replace(TINY, remat=True)))
-    grads = [jax.jit(jax.grad(lambda p, g=g: g.loss(p, X, LR, GSD, jax.random.key(0))))(params) for g in (generator, again)]
+    grads = [
+        jax.jit(jax.grad(lambda p, g=g: g.loss(p, X, LR, GSD, jax.random.key(0))))(params) for g in (generator, again)
+    ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), *grads)
 
 
@@ -130,7 +148,9 @@ def test_sampling_with_consistency_agrees_with_the_condition(tiny):
 def test_the_less_strength_the_closer_to_the_real_image(tiny):
     generator, params = tiny
     real = jnp.clip(X / 3, -1, 1)
-    sample = jax.jit(lambda n, s: generator.sample(params, LR, GSD, n, 3, None, guide=real, strength=s), static_argnums=1)
+    sample = jax.jit(
+        lambda n, s: generator.sample(params, LR, GSD, n, 3, None, guide=real, strength=s), static_argnums=1
+    )
     away = [float(jnp.abs(sample(X[::-1], strength) - real).mean()) for strength in (0.01, 0.3, 1.0)]
     assert away[0] < away[1] < away[2] and away[0] < 0.2 * away[2]
 
@@ -147,9 +167,15 @@ def test_four_times_coarser_is_the_same_step_at_any_resolution():
     np.testing.assert_allclose(steps, 75.26, atol=0.01)
 
 
-@pytest.mark.parametrize('platform, version, dtype, kernel', [
-    ('gpu', 'PJRT C API\ncuda 13000', jnp.bfloat16, 'cudnn'), ('gpu', 'PJRT C API\ncuda 13000', jnp.float32, None),
-    ('gpu', 'PJRT C API\nrocm 70100', jnp.bfloat16, None), ('cpu', 'cpu', jnp.bfloat16, None)])
+@pytest.mark.parametrize(
+    'platform, version, dtype, kernel',
+    [
+        ('gpu', 'PJRT C API\ncuda 13000', jnp.bfloat16, 'cudnn'),
+        ('gpu', 'PJRT C API\ncuda 13000', jnp.float32, None),
+        ('gpu', 'PJRT C API\nrocm 70100', jnp.bfloat16, None),
+        ('cpu', 'cpu', jnp.bfloat16, None),
+    ],
+)
 def test_attention_is_fused_where_cudnn_can(monkeypatch, platform, version, dtype, kernel):
     backend = types.SimpleNamespace(platform=platform, platform_version=version)
     monkeypatch.setattr(jax.extend.backend, 'get_backend', lambda: backend)

@@ -39,7 +39,9 @@ def at(gsd_m):
 
 def make(condition, out, **changes):
     formats = changes.pop('formats', None)
-    return sample_mosaic(at, condition, out, MosaicSettings(**vars(SETTINGS) | changes), {}, show=False, formats=formats)
+    return sample_mosaic(
+        at, condition, out, MosaicSettings(**vars(SETTINGS) | changes), {}, show=False, formats=formats
+    )
 
 
 @pytest.fixture
@@ -71,7 +73,9 @@ def test_void_is_filled_by_equation_1_and_nothing_else_changes(rgba):
 
 def test_what_lies_beneath_void_counts_for_nothing_and_far_from_all_it_is_grey(rgba):
     pixels, valid = rgba[..., :3], rgba[..., 3] > 0
-    np.testing.assert_array_equal(fill(pixels, valid), fill(np.where(valid[..., None], pixels, 7).astype(np.uint8), valid))
+    np.testing.assert_array_equal(
+        fill(pixels, valid), fill(np.where(valid[..., None], pixels, 7).astype(np.uint8), valid)
+    )
     wide = np.zeros((3, 200, 3), np.uint8)
     one = np.zeros((3, 200), bool)
     one[1, 0] = True
@@ -81,7 +85,9 @@ def test_what_lies_beneath_void_counts_for_nothing_and_far_from_all_it_is_grey(r
 
 def test_any_rectangle_of_a_filled_condition_is_that_of_the_whole(condition, tmp_path):
     rng = np.random.default_rng(0)
-    large = np.dstack([rng.integers(0, 256, (150, 170, 3)), np.where(rng.random((150, 170)) < 0.004, 255, 0)]).astype(np.uint8)
+    large = np.dstack([rng.integers(0, 256, (150, 170, 3)), np.where(rng.random((150, 170)) < 0.004, 255, 0)]).astype(
+        np.uint8
+    )
     write_image(tmp_path / 'large.png', large)
     for made in (condition, Condition(tmp_path / 'large.png')):
         height, width, _ = made.shape
@@ -102,7 +108,9 @@ def test_the_mask_goes_into_the_array_the_pictures_and_the_regions(condition, rg
     shown = np.asarray(Image.open(tmp_path / 'out' / 'stage_2.png'))
     np.testing.assert_array_equal(shown[..., 3] > 0, fine)
     np.testing.assert_array_equal(shown[fine][:, :3], np.kron(rgba[..., :3], np.ones((16, 16, 1), np.uint8))[fine])
-    tile = np.asarray(Image.open(tmp_path / 'out' / 'viewer' / 'tiles' / 'stage_2' / '4' / '0' / '0.png').convert('RGBA'))
+    tile = np.asarray(
+        Image.open(tmp_path / 'out' / 'viewer' / 'tiles' / 'stage_2' / '4' / '0' / '0.png').convert('RGBA')
+    )
     np.testing.assert_array_equal(tile[..., 3] > 0, fine[:256, :256])
     lowest = np.asarray(Image.open(tmp_path / 'out' / 'viewer' / 'tiles' / 'condition' / '0' / '0' / '0.png'))
     np.testing.assert_array_equal(lowest[:20, :26, 3] > 0, valid)
@@ -153,11 +161,18 @@ def test_without_void_no_byte_changes_and_no_mask_is_written(rgba, tmp_path):
     write_image(tmp_path / 'rgb.png', rgba[..., :3])
     write_image(tmp_path / 'opaque.png', np.dstack([rgba[..., :3], np.full((20, 26), 255, np.uint8)]))
     contents = []
-    for number, condition in enumerate((rgba[..., :3], Condition(tmp_path / 'rgb.png'), Condition(tmp_path / 'opaque.png'))):
+    for number, condition in enumerate(
+        (rgba[..., :3], Condition(tmp_path / 'rgb.png'), Condition(tmp_path / 'opaque.png'))
+    ):
         out = tmp_path / str(number)
         assert 'void_share' not in make(condition, out, formats=['png', 'viewer'])
-        contents.append({path.relative_to(out): path.read_bytes() for path in out.rglob('*')
-                         if path.is_file() and path.parts[len(out.parts)] in (GROUP, 'stage_2.png', 'settings.json')})
+        contents.append(
+            {
+                path.relative_to(out): path.read_bytes()
+                for path in out.rglob('*')
+                if path.is_file() and path.parts[len(out.parts)] in (GROUP, 'stage_2.png', 'settings.json')
+            }
+        )
     assert contents[0] == contents[1] == contents[2] and not any('mask' in str(path) for path in contents[0])
 
 
@@ -220,8 +235,14 @@ def test_what_is_not_finite_is_no_picture():
             to_uint8(np.array([0, 0.5, value, -1]))
 
 
-@pytest.mark.parametrize('stages, shape, supertile_px, message', [
-    (15, (2, 2, 3), 2**20, '15 stages'), (2, (2**26, 2**27, 3), 4096, 'px high|px wide'), (1, (2**26, 20, 3), 16, '--supertile')])
+@pytest.mark.parametrize(
+    'stages, shape, supertile_px, message',
+    [
+        (15, (2, 2, 3), 2**20, '15 stages'),
+        (2, (2**26, 2**27, 3), 4096, 'px high|px wide'),
+        (1, (2**26, 20, 3), 16, '--supertile'),
+    ],
+)
 def test_canvases_beyond_the_limits_are_refused_at_once(stages, shape, supertile_px, message):
     settings = MosaicSettings(160.0, stages, PLAN, supertile_px)
     with pytest.raises(BadInput, match=message):

@@ -12,18 +12,30 @@ from rsdiff.errors import BadInput
 from rsdiff.models import clip, towers, weights
 
 CONFIG = clip.CLIPConfig(
-    clip.VisionConfig(hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2, image_size=8,
-                      patch_size=4),
-    clip.TextConfig(vocab_size=10, hidden_size=6, intermediate_size=10, num_hidden_layers=1, num_attention_heads=2,
-                    max_position_embeddings=5, pad_token_id=9, bos_token_id=8, eos_token_id=9),
-    projection_dim=4)
+    clip.VisionConfig(
+        hidden_size=8, intermediate_size=12, num_hidden_layers=1, num_attention_heads=2, image_size=8, patch_size=4
+    ),
+    clip.TextConfig(
+        vocab_size=10,
+        hidden_size=6,
+        intermediate_size=10,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        max_position_embeddings=5,
+        pad_token_id=9,
+        bos_token_id=8,
+        eos_token_id=9,
+    ),
+    projection_dim=4,
+)
 
 
 @pytest.fixture
 def params():
     generator = np.random.default_rng(0)
-    return jax.tree.map(lambda leaf: jnp.asarray(generator.standard_normal(leaf.shape), jnp.float32),
-                        towers.abstract_params(CONFIG))
+    return jax.tree.map(
+        lambda leaf: jnp.asarray(generator.standard_normal(leaf.shape), jnp.float32), towers.abstract_params(CONFIG)
+    )
 
 
 @pytest.fixture
@@ -38,19 +50,31 @@ def edit(folder, change):
 
 
 def test_flatten_and_unflatten_are_inverses():
-    tree = {'layers': {0: {'bias': 1, 'norm': {'scale': 2}}, 10: {'bias': 3}}, 'logit_scale': 4,
-            'conv2d': {'kernel': 5}}
+    tree = {
+        'layers': {0: {'bias': 1, 'norm': {'scale': 2}}, 10: {'bias': 3}},
+        'logit_scale': 4,
+        'conv2d': {'kernel': 5},
+    }
     flat = weights.flatten(tree)
-    assert flat == {'layers.0.bias': 1, 'layers.0.norm.scale': 2, 'layers.10.bias': 3, 'logit_scale': 4,
-                    'conv2d.kernel': 5}
+    assert flat == {
+        'layers.0.bias': 1,
+        'layers.0.norm.scale': 2,
+        'layers.10.bias': 3,
+        'logit_scale': 4,
+        'conv2d.kernel': 5,
+    }
     assert weights.unflatten(flat) == tree
 
 
 @pytest.mark.parametrize('dtype', [np.float32, np.float16, ml_dtypes.bfloat16, np.int64, np.bool_])
 def test_safetensors_keep_types_shapes_values_and_metadata(tmp_path, dtype):
     values = np.arange(24).reshape(2, 3, 4).astype(dtype)
-    flat = {'dense': values, 'transposed view': values.transpose(2, 0, 1), 'scalar': values[1, 0, 0].reshape(()),
-            'empty': values[:0]}
+    flat = {
+        'dense': values,
+        'transposed view': values.transpose(2, 0, 1),
+        'scalar': values[1, 0, 0].reshape(()),
+        'empty': values[:0],
+    }
     weights.write_safetensors(tmp_path / 'a' / 'x.safetensors', flat, {'config': '{}'})
     back = weights.read_safetensors(tmp_path / 'a' / 'x.safetensors')
     assert set(back) == set(flat)
@@ -82,14 +106,18 @@ def test_a_file_that_is_not_whole_is_bad_input(tmp_path, content):
 def test_layouts_compute_what_pytorch_computes():
     """A linear layer and a convolution, with the layouts that PyTorch documents: y = x Wᵀ, and OIHW correlation."""
     generator = np.random.default_rng(0)
-    ours = {'fc': {'kernel': generator.standard_normal((5, 3))},
-            'conv': {'kernel': generator.standard_normal((2, 4, 3, 7))}}
+    ours = {
+        'fc': {'kernel': generator.standard_normal((5, 3))},
+        'conv': {'kernel': generator.standard_normal((2, 4, 3, 7))},
+    }
     theirs = weights.to_torch(ours)
     x = generator.standard_normal(5)
     np.testing.assert_allclose(theirs['fc.weight'] @ x, x @ ours['fc']['kernel'])
     window = generator.standard_normal((2, 4, 3))  # height, width, channels
-    np.testing.assert_allclose(np.einsum('oihw,hwi->o', theirs['conv.weight'], window),
-                               np.einsum('hwi,hwio->o', window, ours['conv']['kernel']))
+    np.testing.assert_allclose(
+        np.einsum('oihw,hwi->o', theirs['conv.weight'], window),
+        np.einsum('hwi,hwio->o', window, ours['conv']['kernel']),
+    )
     back = weights.from_torch(theirs, ours, 'here')
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-6), back, ours)
 
@@ -114,7 +142,7 @@ def test_half_precision_positions_and_shards_are_read(folder):
     (folder / weights.SHARDS).write_text(json.dumps(index))
     found = towers.load(folder)[1]
     assert {leaf.dtype for leaf in jax.tree.leaves(found)} == {jnp.dtype('float32')}
-    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2 ** -8), found, expected)
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=2**-8), found, expected)
 
 
 def test_one_line_lists_all_that_does_not_fit(folder):
@@ -129,8 +157,11 @@ def test_one_line_lists_all_that_does_not_fit(folder):
         towers.load(folder)
     message = str(raised.value)
     assert '\n' not in message and message.startswith(str(folder))
-    for part in ('logit_scale, vision_model.pre_layrnorm.bias missing', 'classifier.weight unexpected',
-                 'text_projection.weight (6, 4) for (4, 6) of another shape'):
+    for part in (
+        'logit_scale, vision_model.pre_layrnorm.bias missing',
+        'classifier.weight unexpected',
+        'text_projection.weight (6, 4) for (4, 6) of another shape',
+    ):
         assert part in message, message
 
 
@@ -170,7 +201,9 @@ def test_only_what_an_index_is_written_as_becomes_one():
 
 @pytest.mark.parametrize('dtype', ['F8_E4M3', 'F8_E5M2', 'F4'])
 def test_types_that_numpy_has_not_are_named(tmp_path, dtype):
-    header = json.dumps({'layer.weight': {'dtype': dtype, 'shape': [2], 'data_offsets': [0, 1 if dtype == 'F4' else 2]}}).encode()
+    header = json.dumps(
+        {'layer.weight': {'dtype': dtype, 'shape': [2], 'data_offsets': [0, 1 if dtype == 'F4' else 2]}}
+    ).encode()
     (tmp_path / 'x').write_bytes(len(header).to_bytes(8, 'little') + header + bytes(1 if dtype == 'F4' else 2))
     with pytest.raises(BadInput, match=f"x: tensor 'layer.weight' is of type {dtype}"):
         weights.read_safetensors(tmp_path / 'x')

@@ -24,8 +24,9 @@ def settings(**options):
 
 
 def run(folder, out, degradation=LIGHT, split=None, **options):
-    return sample_folder(sample, degradation, read_folder(folder, split), out, settings(**options), {'checkpoint': 'abc'},
-                         show=False)
+    return sample_folder(
+        sample, degradation, read_folder(folder, split), out, settings(**options), {'checkpoint': 'abc'}, show=False
+    )
 
 
 def test_degrade_and_regenerate_keeps_what_is_known_of_an_image(image_folder, tmp_path):
@@ -104,15 +105,21 @@ def test_unusable_images_are_skipped_and_counted(image_folder, tmp_path, smooth_
     assert result['images_skipped'] == 2 and result['images'] == 10
 
 
-@pytest.mark.parametrize('spoil, options, message', [
-    (lambda f: (f / 'metadata.jsonl').unlink(), {}, '12 images have no gsd_m'),
-    (lambda f: [p.write_bytes(b'') for p in f.rglob('*.png')], {}, 'none of 12 images'),
-    (lambda f: None, {'degraded': True, 'strength': 0.0}, 'strength is 0.0'),
-    (lambda f: None, {'strength': 0.5}, 'only --degrade has'),
-    (lambda f: None, {'window_px': 256}, r'32×32 px; this generator needs 64 px'),
-    (lambda f: [shutil.copy(f / 'a/a0.png', f / 'a/a0.jpg'), (f / 'metadata.jsonl').unlink()], {'gsd_m': 1.0},
-     "'a/a0.jpg' and 'a/a0.png' would both be"),
-])
+@pytest.mark.parametrize(
+    'spoil, options, message',
+    [
+        (lambda f: (f / 'metadata.jsonl').unlink(), {}, '12 images have no gsd_m'),
+        (lambda f: [p.write_bytes(b'') for p in f.rglob('*.png')], {}, 'none of 12 images'),
+        (lambda f: None, {'degraded': True, 'strength': 0.0}, 'strength is 0.0'),
+        (lambda f: None, {'strength': 0.5}, 'only --degrade has'),
+        (lambda f: None, {'window_px': 256}, r'32×32 px; this generator needs 64 px'),
+        (
+            lambda f: [shutil.copy(f / 'a/a0.png', f / 'a/a0.jpg'), (f / 'metadata.jsonl').unlink()],
+            {'gsd_m': 1.0},
+            "'a/a0.jpg' and 'a/a0.png' would both be",
+        ),
+    ],
+)
 def test_what_cannot_be_sampled_is_named(image_folder, tmp_path, spoil, options, message):
     spoil(image_folder)
     with pytest.raises(BadInput, match=message):
@@ -125,8 +132,15 @@ def test_other_settings_in_the_same_folder_are_refused(image_folder, tmp_path):
         run(image_folder, tmp_path / 'out', degraded=True, seed=1)
 
 
-@pytest.mark.parametrize('spoil', [lambda p: p.write_bytes(p.read_bytes()[:-100]), lambda p: p.write_bytes(b''),
-                                   lambda p: p.unlink(), lambda p: write_image(p, np.zeros((32, 32, 3), np.uint8))])
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        lambda p: p.write_bytes(p.read_bytes()[:-100]),
+        lambda p: p.write_bytes(b''),
+        lambda p: p.unlink(),
+        lambda p: write_image(p, np.zeros((32, 32, 3), np.uint8)),
+    ],
+)
 def test_an_image_that_is_not_as_it_was_made_is_made_again(image_folder, tmp_path, spoil):
     run(image_folder, tmp_path / 'out', degraded=True)
     path = tmp_path / 'out/a/a2-0.png'
@@ -137,8 +151,14 @@ def test_an_image_that_is_not_as_it_was_made_is_made_again(image_folder, tmp_pat
     assert run(image_folder, tmp_path / 'out', degraded=True)['sampled_now'] == 0
 
 
-@pytest.mark.parametrize('spoil', [lambda p: p.write_bytes(p.read_bytes()[:-40]), lambda p: p.unlink(),
-                                   lambda p: p.write_bytes(b'\xff\n[]\n{"file_name": 3}\n')])
+@pytest.mark.parametrize(
+    'spoil',
+    [
+        lambda p: p.write_bytes(p.read_bytes()[:-40]),
+        lambda p: p.unlink(),
+        lambda p: p.write_bytes(b'\xff\n[]\n{"file_name": 3}\n'),
+    ],
+)
 def test_a_spoilt_index_costs_time_and_nothing_else(image_folder, tmp_path, spoil):
     run(image_folder, tmp_path / 'out', degraded=True)
     before = {path: path.read_bytes() for path in (tmp_path / 'out').rglob('*') if path.is_file()}
@@ -169,8 +189,17 @@ def write_tiff(path, values, gsd_m):
     rasterio = pytest.importorskip('rasterio', reason='needs the geo extra')
     path.parent.mkdir(parents=True, exist_ok=True)
     place = rasterio.Affine(gsd_m, 0, 500_000, 0, -gsd_m, 5_000_000)
-    with rasterio.open(path, 'w', driver='GTiff', height=values.shape[1], width=values.shape[2], count=len(values),
-                       dtype=values.dtype, crs='EPSG:32633', transform=place) as file:
+    with rasterio.open(
+        path,
+        'w',
+        driver='GTiff',
+        height=values.shape[1],
+        width=values.shape[2],
+        count=len(values),
+        dtype=values.dtype,
+        crs='EPSG:32633',
+        transform=place,
+    ) as file:
         file.write(values)
 
 
@@ -179,7 +208,7 @@ def test_a_raster_says_its_own_resolution_and_its_bands_are_part_of_the_folder(t
     write_tiff(tmp_path / 'in/a.tif', values, 10)
     given = {'bands': (4, 2, 1), 'value_range': (0.0, 3000.0)}
     run(tmp_path / 'in', tmp_path / 'out', **given)
-    made, = read_folder(tmp_path / 'out')
+    (made,) = read_folder(tmp_path / 'out')
     assert made.gsd_m == pytest.approx(2.5, rel=1e-2)
     shown = np.clip(np.rint(values[[3, 1, 0]].transpose(1, 2, 0) / 3000 * 255), 0, 255)
     assert np.abs(box_downscale(read_image(made.path), 4).astype(float) - shown).mean() < 4

@@ -7,8 +7,13 @@ from rsdiff.mosaic.plan import make_plan
 from rsdiff.mosaic.plane import Plane
 from rsdiff.mosaic.windows import Profile, cylinder_lattice, plane_lattice, shares
 
-PROFILES = {'middle': (Profile(32, 8, 0), 16), 'ones': (Profile(32, 0, 0), 32), 'mean': (Profile(32, 0, 0), 16),
-            'ramp': (Profile(32, 0, 4), 28), 'tent': (Profile(32, 0, 16), 16)}
+PROFILES = {
+    'middle': (Profile(32, 8, 0), 16),
+    'ones': (Profile(32, 0, 0), 32),
+    'mean': (Profile(32, 0, 0), 16),
+    'ramp': (Profile(32, 0, 4), 28),
+    'tent': (Profile(32, 0, 16), 16),
+}
 
 
 @pytest.mark.parametrize('profile, stride', PROFILES.values(), ids=PROFILES)
@@ -96,19 +101,34 @@ def test_the_papers_plans_cost_what_their_overlap_says():
         assert cost <= made < 1.15 * cost, name
 
 
-@pytest.mark.parametrize('options, message', [
-    (dict(name='slow'), "plan 'slow' is none of fast"), (dict(steps=0), 'steps is 0'),
-    (dict(phases=17), 'phases is 17; 12 steps'), (dict(overlap_px=6), 'overlap_px is 6'),
-    (dict(overlap_px=64), 'overlap_px is 64'), (dict(name='spot', phases=2), 'plan spot has no phases'),
-    (dict(name='metaearth', overlap_px=8), 'plan metaearth has no overlap_px to set; fast has'),
-])
+@pytest.mark.parametrize(
+    'options, message',
+    [
+        (dict(name='slow'), "plan 'slow' is none of fast"),
+        (dict(steps=0), 'steps is 0'),
+        (dict(phases=17), 'phases is 17; 12 steps'),
+        (dict(overlap_px=6), 'overlap_px is 6'),
+        (dict(overlap_px=64), 'overlap_px is 64'),
+        (dict(name='spot', phases=2), 'plan spot has no phases'),
+        (dict(name='metaearth', overlap_px=8), 'plan metaearth has no overlap_px to set; fast has'),
+    ],
+)
 def test_impossible_numbers_are_named(options, message):
     with pytest.raises(BadInput, match=message):
         make_plan(**{'name': 'fast', 'window_px': 64} | options)
 
 
-@pytest.mark.parametrize('box', [Box(-3, -4, 5, 6), Box(5, 4, 14, 12), Box(-3, -4, 14, 12), Box(2, 2, 4, 4),
-                                 Box(-30, -31, 40, 50), Box(33, -25, 35, -20)])
+@pytest.mark.parametrize(
+    'box',
+    [
+        Box(-3, -4, 5, 6),
+        Box(5, 4, 14, 12),
+        Box(-3, -4, 14, 12),
+        Box(2, 2, 4, 4),
+        Box(-30, -31, 40, 50),
+        Box(33, -25, 35, -20),
+    ],
+)
 @pytest.mark.parametrize('wrap_x', [False, True])
 def test_a_plane_continues_its_image_like_numpy(box, wrap_x):
     image = np.random.default_rng(0).integers(0, 256, (10, 8, 3))

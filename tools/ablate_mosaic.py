@@ -54,7 +54,9 @@ from rsdiff.training.checkpoint import Trained, load_generator
 from rsdiff.training.mesh import make_mesh
 
 GROUPS = 'plans', 'overlap', 'steps', 'noise', 'consistency', 'seams'
-CHECKPOINT = flags.DEFINE_string('checkpoint', 'weights/earth', 'A generator of Blue Marble: a run, or released weights.')
+CHECKPOINT = flags.DEFINE_string(
+    'checkpoint', 'weights/earth', 'A generator of Blue Marble: a run, or released weights.'
+)
 OUT = flags.DEFINE_string('out', None, 'A new folder, or one that this command began to fill.', required=True)
 GROUP = flags.DEFINE_multi_enum('group', list(GROUPS), list(GROUPS), 'What to do; all of them if not given.')
 SEED = flags.DEFINE_integer('seed', 0, 'Names the noise of the mosaics.')
@@ -73,8 +75,10 @@ def _within(box: Box, y: int, x: int, height: int, width: int) -> Box:
 # Of sides that are multiples of TILE_PX. Arabian Sea, Baluchistan, Karakoram, Thar and the plains; or all of the box, and a
 # desert that is a test box.
 SCENES = {'Asia, west': _within(blue_marble.HELD_OUT, 128, 0, 256, 320)}
-MORE_SCENES = {'Asia': blue_marble.HELD_OUT,
-               'Sahara': _within(blue_marble.pixel_box(*blue_marble.REGIONS['Sahara'][1]), 0, 0, 128, 192)}
+MORE_SCENES = {
+    'Asia': blue_marble.HELD_OUT,
+    'Sahara': _within(blue_marble.pixel_box(*blue_marble.REGIONS['Sahara'][1]), 0, 0, 128, 192),
+}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,8 +100,11 @@ class Cell:
 
     def name(self) -> str:
         """Of its files."""
-        numbers = [f'{letter}{value:g}' for letter, value in (('s', self.steps), ('p', self.phases), ('o', self.overlap))
-                   if value is not None]
+        numbers = [
+            f'{letter}{value:g}'
+            for letter, value in (('s', self.steps), ('p', self.phases), ('o', self.overlap))
+            if value is not None
+        ]
         project = f'c{self.scale}_{self.strength:g}' + '_half' * self.end
         marks = ['noisy'] * (not self.exact) + ['more'] * self.more + ['moved'] * self.moved
         return '-'.join([self.plan, *numbers, self.noise, project, *marks])
@@ -120,8 +127,11 @@ class Cell:
 BASE = Cell(steps=12, phases=3, overlap=5 / 16)
 
 SIDE_BY_SIDE = dataclasses.replace(BASE, phases=1, overlap=0, more=True)
-PICTURE = {'1 phase, no overlap': dataclasses.replace(BASE, phases=1, overlap=0), 'fast': BASE,
-           REFERENCE: Cell(REFERENCE)}
+PICTURE = {
+    '1 phase, no overlap': dataclasses.replace(BASE, phases=1, overlap=0),
+    'fast': BASE,
+    REFERENCE: Cell(REFERENCE),
+}
 PICTURE_PX, PICTURE_SCALE = 120, 2
 EDGE_PX = 16  # how far from its edge a window is looked at
 
@@ -129,24 +139,54 @@ EDGE_PX = 16  # how far from its edge a window is looked at
 def cells() -> dict[str, list[Cell]]:
     """Of each group. A cell may be in several, and is made once."""
     # a phase a step widens the halo by half a window each, which 50 steps make too much for so small a canvas
-    plans = [Cell('fast'), Cell(REFERENCE), Cell(REFERENCE, steps=20), Cell('infinite'), Cell('infinite', steps=20),
-             Cell('spot', steps=20), Cell('multidiffusion', steps=20)]
+    plans = [
+        Cell('fast'),
+        Cell(REFERENCE),
+        Cell(REFERENCE, steps=20),
+        Cell('infinite'),
+        Cell('infinite', steps=20),
+        Cell('spot', steps=20),
+        Cell('multidiffusion', steps=20),
+    ]
     base = lambda **numbers: dataclasses.replace(BASE, **numbers)
     return {
         'plans': plans,
-        'overlap': [base(phases=phases, overlap=overlap) for phases in (1, 2, 3, 4)
-                    for overlap in (0, 1 / 16, 1 / 8, 1 / 4, 5 / 16)],
+        'overlap': [
+            base(phases=phases, overlap=overlap)
+            for phases in (1, 2, 3, 4)
+            for overlap in (0, 1 / 16, 1 / 8, 1 / 4, 5 / 16)
+        ],
         'steps': [base(phases=phases, steps=steps) for phases in (1, 3) for steps in (8, 12, 20, 50)],
-        'noise': [base(phases=phases, noise=noise) for phases in (1, 3)
-                  for noise in ('anchored', 'independent', 'shared', 'periodic')],
-        'consistency': [base(exact=exact, scale=scale, strength=strength, end=end)
-                        for exact in (True, False)
-                        for scale, strength, end in ((4, 0.0, False), (4, 1.0, False), (4, 0.5, False), (4, 1.0, True),
-                                                     (8, 1.0, False), (16, 1.0, False), (16, 1.0, True))],
-        'seams': [base(more=True, steps=steps, phases=phases, overlap=overlap, moved=moved)
-                  for steps, phases, overlap in ((12, 3, 5 / 16), (8, 3, 5 / 16), (12, 1, 5 / 16), (12, 3, 3 / 16),
-                                                 (12, 1, 3 / 16))
-                  for moved in (False, True)] + [Cell(REFERENCE, more=True), SIDE_BY_SIDE],
+        'noise': [
+            base(phases=phases, noise=noise)
+            for phases in (1, 3)
+            for noise in ('anchored', 'independent', 'shared', 'periodic')
+        ],
+        'consistency': [
+            base(exact=exact, scale=scale, strength=strength, end=end)
+            for exact in (True, False)
+            for scale, strength, end in (
+                (4, 0.0, False),
+                (4, 1.0, False),
+                (4, 0.5, False),
+                (4, 1.0, True),
+                (8, 1.0, False),
+                (16, 1.0, False),
+                (16, 1.0, True),
+            )
+        ],
+        'seams': [
+            base(more=True, steps=steps, phases=phases, overlap=overlap, moved=moved)
+            for steps, phases, overlap in (
+                (12, 3, 5 / 16),
+                (8, 3, 5 / 16),
+                (12, 1, 5 / 16),
+                (12, 3, 3 / 16),
+                (12, 1, 3 / 16),
+            )
+            for moved in (False, True)
+        ]
+        + [Cell(REFERENCE, more=True), SIDE_BY_SIDE],
     }
 
 
@@ -167,7 +207,9 @@ def mosaics(cell: Cell, trained: Trained, out: Path) -> tuple[list[np.ndarray], 
         return [read_image(path) for path in paths], json.loads(cost_path.read_text())
     plan = cell.make_plan(window_px)
     end_step = plan.steps // 2 if cell.end else None
-    projection = make_projection(trained.generator, plan.steps, cell.scale, cell.strength, end_step) if cell.strength else None
+    projection = (
+        make_projection(trained.generator, plan.steps, cell.scale, cell.strength, end_step) if cell.strength else None
+    )
     sampler = bind_windows(trained.generator, trained.params, plan, make_mesh(), projection)(gsd_m)
     settings = MosaicSettings(UPSCALE * gsd_m, 1, plan, SUPERTILE_PX, SEED.value, cell.noise)
     images, seconds, cpu, evaluated = [], 0.0, 0.0, []
@@ -182,8 +224,12 @@ def mosaics(cell: Cell, trained: Trained, out: Path) -> tuple[list[np.ndarray], 
         cpu += time.process_time() - cpu_start
         write_image(path, images[-1])
     rows = [(a, a + SUPERTILE_PX) for a in range(0, 16 * SUPERTILE_PX, SUPERTILE_PX)]
-    cost = {'evaluations_per_px': plan.evaluations(rows, rows) / (16 * SUPERTILE_PX) ** 2, 'seconds': seconds,
-            'cpu_seconds': cpu, 'window_evaluations': sum(evaluated)}
+    cost = {
+        'evaluations_per_px': plan.evaluations(rows, rows) / (16 * SUPERTILE_PX) ** 2,
+        'seconds': seconds,
+        'cpu_seconds': cpu,
+        'window_evaluations': sum(evaluated),
+    }
     files.write_text_atomically(cost_path, json.dumps(cost) + '\n')
     return images, cost
 
@@ -202,16 +248,21 @@ def seams(plan: Plan, images: list[np.ndarray], truths: list[np.ndarray]) -> dic
     """By itself, and over real imagery's: each measure of all grids together, and the grid and stratum that is furthest
     from 1. A phase for each step makes too many grids to look at each; they are only taken together."""
     each = [grids(plan, image.shape) for image in images]
-    sums = [[seam_sums([(image, own[n]) for image, own in zip(stack, each)], BLOCK_PX) for n in range(len(each[0]))]
-            for stack in (images, truths)]
+    sums = [
+        [seam_sums([(image, own[n]) for image, own in zip(stack, each)], BLOCK_PX) for n in range(len(each[0]))]
+        for stack in (images, truths)
+    ]
     together = {}
     for name in sums[0][0]:
         ours, real = (np.sum([table[name] for table in tables], axis=0) for tables in sums)
         together[name] = {'ratio': ratio_interval(ours).to_json(), 'over_real': against(ours, real).to_json()}
     if len(each[0]) <= 8:
-        measured = {f'grid {number}, {name}': against(ours[name], real[name])
-                    for number, (ours, real) in enumerate(zip(*sums), 1) for name in ours
-                    if name.split()[0] in ('step', 'slope') and not name.endswith('all')}
+        measured = {
+            f'grid {number}, {name}': against(ours[name], real[name])
+            for number, (ours, real) in enumerate(zip(*sums), 1)
+            for name in ours
+            if name.split()[0] in ('step', 'slope') and not name.endswith('all')
+        }
         worst = max(measured, key=lambda name: abs(np.log(measured[name].value)))
         together['worst'] = {'where': worst, 'over_real': measured[worst].to_json()}
     return together
@@ -229,8 +280,9 @@ def mutual_seams(cell: Cell, window_px: int, out: Path) -> dict[str, dict[str, A
         at = lambda stack, own: [(image, grid[n]) for image, grid in zip(stack, own)]
         ours = seam_sums(at(images[0], lines[0]) + at(images[1], lines[1]), BLOCK_PX)
         control = seam_sums(at(images[1], lines[0]) + at(images[0], lines[1]), BLOCK_PX)
-        found[f'phase {n + 1}'] = {name: against(ours[name], control[name]).to_json() for name in ours
-                                   if name not in ('comb', 'repetition')}
+        found[f'phase {n + 1}'] = {
+            name: against(ours[name], control[name]).to_json() for name in ours if name not in ('comb', 'repetition')
+        }
     return found
 
 
@@ -238,8 +290,10 @@ def edge_energy(window_px: int, out: Path) -> list[float]:
     """Energy of second differences inside windows, 1, 2, … px from their edge, over that of the real image there; 1 is what
     it is beyond `EDGE_PX`."""
     energies = []
-    for images in ([read_image(path) for path in SIDE_BY_SIDE.paths(out)],
-                   [box.crop(blue_marble.load()) for box in SIDE_BY_SIDE.scenes().values()]):
+    for images in (
+        [read_image(path) for path in SIDE_BY_SIDE.paths(out)],
+        [box.crop(blue_marble.load()) for box in SIDE_BY_SIDE.scenes().values()],
+    ):
         windows = tiles(images, window_px, window_px).astype(float)
         across = [np.diff(turned, 2, axis=2) ** 2 for turned in (windows, windows.swapaxes(1, 2))]
         energy = sum(squares.mean((0, 1, 3)) for squares in across)
@@ -251,8 +305,11 @@ def edge_energy(window_px: int, out: Path) -> list[float]:
 
 def edge_table(energy: list[float]) -> str:
     """Markdown, a column a pixel."""
-    lines = ["| px from the window's edge | " + ' | '.join(map(str, range(1, len(energy) + 1))) + ' |',
-             '|---' + '|---:' * len(energy) + '|', '| finest structure | ' + ' | '.join(f'{value:.2f}' for value in energy) + ' |']
+    lines = [
+        "| px from the window's edge | " + ' | '.join(map(str, range(1, len(energy) + 1))) + ' |',
+        '|---' + '|---:' * len(energy) + '|',
+        '| finest structure | ' + ' | '.join(f'{value:.2f}' for value in energy) + ' |',
+    ]
     return '\n'.join(lines) + '\n'
 
 
@@ -261,8 +318,11 @@ def seam_table(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
     heads = [f'{measure} {stratum}' for measure in ('step', 'slope') for stratum in STRATA] + ['band all', 'overlap']
     lines = [f'| seams over moved windows | {" | ".join(heads)} |', '|---' + '|---:' * len(heads) + '|']
     cell = lambda figures, head: told(Interval(**figures[head])) if head in figures else ''
-    lines += [f'| {name}, {grid} | {" | ".join(cell(figures, head) for head in heads)} |'
-              for name, each in rows.items() for grid, figures in each.items()]
+    lines += [
+        f'| {name}, {grid} | {" | ".join(cell(figures, head) for head in heads)} |'
+        for name, each in rows.items()
+        for grid, figures in each.items()
+    ]
     return '\n'.join(lines) + '\n'
 
 
@@ -274,9 +334,14 @@ def told(interval: Interval, form: str = '.3f') -> str:
 
 def tiles(images: list[np.ndarray], size_px: int, step_px: int) -> np.ndarray:
     """uint8 (n, size_px, size_px, 3), of all images."""
-    return np.stack([image[y : y + size_px, x : x + size_px] for image in images
-                     for y in range(0, image.shape[0] - size_px + 1, step_px)
-                     for x in range(0, image.shape[1] - size_px + 1, step_px)])
+    return np.stack(
+        [
+            image[y : y + size_px, x : x + size_px]
+            for image in images
+            for y in range(0, image.shape[0] - size_px + 1, step_px)
+            for x in range(0, image.shape[1] - size_px + 1, step_px)
+        ]
+    )
 
 
 class Judge:
@@ -285,19 +350,26 @@ class Judge:
     def __init__(self, out: Path):
         self.lpips, self.extractor, self.cache = LPIPS('alexnet'), efflite0(), out / 'features'
 
-    def __call__(self, images: list[np.ndarray], truths: list[np.ndarray], conditions: list[np.ndarray]) -> dict[str, Any]:
+    def __call__(
+        self, images: list[np.ndarray], truths: list[np.ndarray], conditions: list[np.ndarray]
+    ) -> dict[str, Any]:
         """Errors and energies are pooled over the tiles; LPIPS is told for each."""
         ours, real = (tiles(stack, TILE_PX, TILE_PX) for stack in (images, truths))
         small = tiles(conditions, TILE_PX // UPSCALE, TILE_PX // UPSCALE)
         tall = lambda stack: stack.reshape(1, -1, *stack.shape[2:])
         energy = lambda stack: np.mean(detail(stack) ** 2) ** 0.5
-        features = [features_of(self.extractor, list(tiles(stack, TILE_PX, TILE_STEP_PX)), self.cache, show=False)
-                    for stack in (images, truths)]
-        return {'psnr_db': float(psnr(tall(ours), tall(real))[0]),
-                'lr_consistency_db': float(lr_consistency(tall(ours), tall(small))[0]),
-                'detail_ratio': float(energy(ours) / energy(real)),
-                'lpips': [float(d) for d in self.lpips(to_float(ours), to_float(real))],
-                'fd_efflite0': frechet_distance(features[1], features[0], groups=0).value, 'fd_tiles': len(features[0])}
+        features = [
+            features_of(self.extractor, list(tiles(stack, TILE_PX, TILE_STEP_PX)), self.cache, show=False)
+            for stack in (images, truths)
+        ]
+        return {
+            'psnr_db': float(psnr(tall(ours), tall(real))[0]),
+            'lr_consistency_db': float(lr_consistency(tall(ours), tall(small))[0]),
+            'detail_ratio': float(energy(ours) / energy(real)),
+            'lpips': [float(d) for d in self.lpips(to_float(ours), to_float(real))],
+            'fd_efflite0': frechet_distance(features[1], features[0], groups=0).value,
+            'fd_tiles': len(features[0]),
+        }
 
 
 def judged(cell: Cell, trained: Trained, judge: Judge, out: Path) -> dict[str, Any]:
@@ -325,30 +397,61 @@ def label(cell: Cell, group: str) -> str:
     window = lambda part: f'{round(16 * (part or 0))}/16 W'
     steps = cell.make_plan(64).steps
     project = 'none' if not cell.strength else f'{cell.scale}×, strength {cell.strength:g}' + ', first half' * cell.end
-    return {'plans': f'{cell.plan}, {steps} steps', 'overlap': f'{cell.phases} phases, {window(cell.overlap)}',
-            'steps': f'{cell.phases} phases, {cell.steps} steps', 'noise': f'{cell.phases} phases, {cell.noise}',
-            'seams': f'{cell.phases} phases, {window(cell.overlap)}, {cell.steps} steps' if cell.plan == 'fast' else cell.plan,
-            'consistency': f'{"exact" if cell.exact else "noisy"}, {project}'}[group].replace('1 phases', '1 phase')
+    return {
+        'plans': f'{cell.plan}, {steps} steps',
+        'overlap': f'{cell.phases} phases, {window(cell.overlap)}',
+        'steps': f'{cell.phases} phases, {cell.steps} steps',
+        'noise': f'{cell.phases} phases, {cell.noise}',
+        'seams': f'{cell.phases} phases, {window(cell.overlap)}, {cell.steps} steps'
+        if cell.plan == 'fast'
+        else cell.plan,
+        'consistency': f'{"exact" if cell.exact else "noisy"}, {project}',
+    }[group].replace('1 phases', '1 phase')
 
 
 def table(group: str, rows: list[tuple[Cell, dict[str, Any]]], references: dict[bool, dict[str, Any]]) -> str:
     """Markdown. `references`: what metaearth has, for either set of scenes."""
+
     def over_real(figures, name):
         return told(Interval(**figures['seams'][name]['over_real'])) if name in figures['seams'] else ''
 
-    heads = ['PSNR, dB', 'LPIPS', 'against metaearth, %', 'fd_efflite0', 'agreement, dB', 'detail', 'step', 'slope', 'band',
-             'worst', 'overlap', 'evaluations a px', 'CPU s']
+    heads = [
+        'PSNR, dB',
+        'LPIPS',
+        'against metaearth, %',
+        'fd_efflite0',
+        'agreement, dB',
+        'detail',
+        'step',
+        'slope',
+        'band',
+        'worst',
+        'overlap',
+        'evaluations a px',
+        'CPU s',
+    ]
     lines = [f'| {group} | {" | ".join(heads)} |', '|---' + '|---:' * len(heads) + '|']
     for cell, row in rows:
         reference = references.get(cell.more)
-        lines.append('| ' + ' | '.join([
-            label(cell, group), f'{row["psnr_db"]:.2f}', f'{np.mean(row["lpips"]):.4f}',
-            told(relative(row['lpips'], reference['lpips']), '+.1f') if reference else '',
-            f'{row["fd_efflite0"]:.2f}' + (f' ({100 * (row["fd_efflite0"] / reference["fd_efflite0"] - 1):+.1f} %)'
-                                         if reference else ''),
-            f'{row["lr_consistency_db"]:.1f}', f'{row["detail_ratio"]:.3f}',
-            *(over_real(row, name) for name in ('step all', 'slope all', 'band all', 'worst', 'overlap')),
-            f'{row["evaluations_per_px"]:.1f}', f'{row["cpu_seconds"]:.0f}']) + ' |')
+        lines.append(
+            '| '
+            + ' | '.join(
+                [
+                    label(cell, group),
+                    f'{row["psnr_db"]:.2f}',
+                    f'{np.mean(row["lpips"]):.4f}',
+                    told(relative(row['lpips'], reference['lpips']), '+.1f') if reference else '',
+                    f'{row["fd_efflite0"]:.2f}'
+                    + (f' ({100 * (row["fd_efflite0"] / reference["fd_efflite0"] - 1):+.1f} %)' if reference else ''),
+                    f'{row["lr_consistency_db"]:.1f}',
+                    f'{row["detail_ratio"]:.3f}',
+                    *(over_real(row, name) for name in ('step all', 'slope all', 'band all', 'worst', 'overlap')),
+                    f'{row["evaluations_per_px"]:.1f}',
+                    f'{row["cpu_seconds"]:.0f}',
+                ]
+            )
+            + ' |'
+        )
     return '\n'.join(lines) + '\n'
 
 
@@ -361,7 +464,9 @@ def picture(out: Path, columns: dict[str, Cell]) -> np.ndarray:
     for number, (title, image) in enumerate((images | {'real': box.crop(blue_marble.load())}).items()):
         corner = Image.fromarray(image[:PICTURE_PX, -PICTURE_PX:]).resize((size, size), Image.NEAREST)
         sheet.paste(corner, (number * (size + 4), 20))
-        ImageDraw.Draw(sheet).text((number * (size + 4) + size // 2, 10), title, fill='black', anchor='mm', font_size=13)
+        ImageDraw.Draw(sheet).text(
+            (number * (size + 4) + size // 2, 10), title, fill='black', anchor='mm', font_size=13
+        )
     return np.asarray(sheet)
 
 
@@ -370,8 +475,15 @@ def main() -> None:
     trained, out = load_generator(CHECKPOINT.value), Path(OUT.value)
     if trained.config.data.size_px % 16:
         raise BadInput(f'{CHECKPOINT.value}: windows of {trained.config.data.size_px} px; they must be multiples of 16')
-    console.claim_folder(out, {'checkpoint': trained.digest, 'images_seen': trained.images_seen, 'seed': SEED.value,
-                               'scenes': {name: list(box) for name, box in (SCENES | MORE_SCENES).items()}})
+    console.claim_folder(
+        out,
+        {
+            'checkpoint': trained.digest,
+            'images_seen': trained.images_seen,
+            'seed': SEED.value,
+            'scenes': {name: list(box) for name, box in (SCENES | MORE_SCENES).items()},
+        },
+    )
     judge, design = Judge(out), cells()
     wanted = list(dict.fromkeys(cell for group in GROUPS if group in GROUP.value for cell in design[group]))
     figures = {}
@@ -380,21 +492,35 @@ def main() -> None:
             bar.set_postfix_str(cell.name(), refresh=False)
             figures[cell] = judged(cell, trained, judge, out)
     references = {cell.more: row for cell, row in figures.items() if cell.plan == REFERENCE and cell.steps is None}
-    tables = [table(group, [(cell, figures[cell]) for cell in design[group] if not cell.moved], references)
-              for group in GROUPS if group in GROUP.value]
+    tables = [
+        table(group, [(cell, figures[cell]) for cell in design[group] if not cell.moved], references)
+        for group in GROUPS
+        if group in GROUP.value
+    ]
     moved, edges = {}, None
     if 'seams' in GROUP.value:
-        moved = {label(cell, 'seams'): mutual_seams(cell, trained.config.data.size_px, out)
-                 for cell in design['seams'] if dataclasses.replace(cell, moved=True) in figures and not cell.moved}
+        moved = {
+            label(cell, 'seams'): mutual_seams(cell, trained.config.data.size_px, out)
+            for cell in design['seams']
+            if dataclasses.replace(cell, moved=True) in figures and not cell.moved
+        }
         edges = edge_energy(trained.config.data.size_px, out)
         tables += [seam_table(moved), edge_table(edges)]
     text = f'Checkpoint {trained.digest}, {trained.images_seen:,} images seen.\n\n' + '\n'.join(tables)
     files.write_text_atomically(out / 'table.md', text)
     write_image(out / 'mosaics.png', picture(out, PICTURE))
     print('\n' + text)
-    console.finish({'checkpoint': trained.digest, 'images_seen': trained.images_seen, 'seed': SEED.value,
-                    'cells': {cell.name(): row for cell, row in figures.items()}, 'seams_over_moved': moved,
-                    'edge_energy': edges}, out / 'ablation.json')
+    console.finish(
+        {
+            'checkpoint': trained.digest,
+            'images_seen': trained.images_seen,
+            'seed': SEED.value,
+            'cells': {cell.name(): row for cell, row in figures.items()},
+            'seams_over_moved': moved,
+            'edge_energy': edges,
+        },
+        out / 'ablation.json',
+    )
 
 
 if __name__ == '__main__':

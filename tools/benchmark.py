@@ -49,8 +49,9 @@ ROUNDS = flags.DEFINE_integer('rounds', 6, 'train, evaluate, mosaic: timed round
 STEPS = flags.DEFINE_integer('steps', 5, 'train: steps a round.', lower_bound=1)
 AGAINST = flags.DEFINE_enum('against', None, ['diffusers'], 'train: another codebase to train in turn with this one.')
 DEVICES = flags.DEFINE_integer('devices', 8, 'cost: devices to lay the state on, in every mesh.', lower_bound=1)
-ASSUMED_MFU = flags.DEFINE_float('assumed_mfu', 0.35, 'cost: for the hours to expect.', lower_bound=1e-3,
-                                 upper_bound=1.0)
+ASSUMED_MFU = flags.DEFINE_float(
+    'assumed_mfu', 0.35, 'cost: for the hours to expect.', lower_bound=1e-3, upper_bound=1.0
+)
 COMPILE = flags.DEFINE_bool('compile', False, 'cost: compile the step of one image, for its memory; takes minutes.')
 
 WARM_UP_STEPS = 2
@@ -92,15 +93,22 @@ def measure(config: TrainConfig) -> dict[str, Any]:
     peak = cost.peak_flops(device.device_kind, config.generator.model.dtype)
     flop_per_second = 2 * step_macs * rate
     result = {
-        'images_per_second': spread([row[0] for row in rounds]), 'batch_size': config.batch_size,
-        'accumulation': config.accumulation, 'steps_per_round': STEPS.value,
-        'devices': mesh.size, 'device_kind': device.device_kind, 'mesh': dict(mesh.shape),
-        'parameters': parameters(state), 'dtype': config.generator.model.dtype,
+        'images_per_second': spread([row[0] for row in rounds]),
+        'batch_size': config.batch_size,
+        'accumulation': config.accumulation,
+        'steps_per_round': STEPS.value,
+        'devices': mesh.size,
+        'device_kind': device.device_kind,
+        'mesh': dict(mesh.shape),
+        'parameters': parameters(state),
+        'dtype': config.generator.model.dtype,
         'gmac_per_image': {'forward': forward_macs / 1e9, 'step': step_macs / 1e9},
         'xla_check': xla_check(forward),
-        'flop_per_second': flop_per_second, 'peak_flop_per_second': peak and peak * mesh.size,
+        'flop_per_second': flop_per_second,
+        'peak_flop_per_second': peak and peak * mesh.size,
         'mfu': peak and flop_per_second / (peak * mesh.size),
-        'peak_memory': memory, 'compile_seconds': compile_seconds,
+        'peak_memory': memory,
+        'compile_seconds': compile_seconds,
         'input': {'images_per_second': read, 'over_training': read / rate, 'is_bottleneck': read < rate},
         'versions': {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'numpy')},
     }
@@ -112,8 +120,10 @@ def measure(config: TrainConfig) -> dict[str, Any]:
 def compile_twice(config: TrainConfig, mesh) -> tuple[Callable, dict[str, float]]:
     """The compiled step; and the seconds to trace it, to compile it, and to read it from the compile cache instead."""
     size, seconds = config.data.size_px, {}
-    batch = {'image': jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8),
-             'gsd_m': jax.ShapeDtypeStruct((config.batch_size,), jnp.float32)}
+    batch = {
+        'image': jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8),
+        'gsd_m': jax.ShapeDtypeStruct((config.batch_size,), jnp.float32),
+    }
     for name in ('cold', 'from_cache'):
         jax.clear_caches()
         trainer = Trainer(config, mesh)
@@ -166,8 +176,11 @@ def xla_check(forward: jax.stages.Traced) -> dict[str, float | None]:
     """XLA's own count against this one. XLA leaves out padding, as this does here, and adds what is no product."""
     counted = cost.count_macs(forward.jaxpr, padding=False) / 1e9
     flops = (forward.lower().cost_analysis() or {}).get('flops')
-    return {'gmac_forward_without_padding': counted, 'xla_gflop_over_2': flops and flops / 2e9,
-            'ratio': flops and flops / 2e9 / counted}
+    return {
+        'gmac_forward_without_padding': counted,
+        'xla_gflop_over_2': flops and flops / 2e9,
+        'ratio': flops and flops / 2e9 / counted,
+    }
 
 
 def parameters(state) -> int:
@@ -201,8 +214,13 @@ class Diffusers:
         self.scheduler = diffusers.DDPMScheduler(config.generator.schedule.timesteps)
         optimizer = config.optimizer
         self.clip_norm = optimizer.clip_norm
-        self.optimizer = torch.optim.AdamW(self.net.parameters(), optimizer.learning_rate, (0.9, optimizer.b2),
-                                           weight_decay=optimizer.weight_decay, foreach=True)
+        self.optimizer = torch.optim.AdamW(
+            self.net.parameters(),
+            optimizer.learning_rate,
+            (0.9, optimizer.b2),
+            weight_decay=optimizer.weight_decay,
+            foreach=True,
+        )
         self.ema = EMAModel(self.net.parameters(), foreach=True)
         self.images = torch.from_numpy(batch['image']).permute(0, 3, 1, 2)
 
@@ -229,19 +247,26 @@ class Diffusers:
         """Their figures, and ours over theirs in each round. `rounds`: images a second of (ours, theirs)."""
         from torch.nn.attention import SDPBackend, sdpa_kernel
         from torch.utils.flop_counter import FlopCounterMode
+
         size = self.images.shape[-1]
         with self.torch.no_grad(), sdpa_kernel(SDPBackend.MATH), FlopCounterMode(display=False) as counter:
             self.net(self.torch.zeros(1, 6, size, size), self.torch.ones(1))
         macs = counter.get_total_flops() / 2
         ratios = [ours / theirs for ours, theirs in rounds]
-        return {'block_out_channels': self.widths, 'parameters': self.net.num_parameters(),
-                'parameters_over_ours': self.net.num_parameters() / self.target,
-                'gmac_per_image': {'forward': macs / 1e9}, 'gmac_over_ours': macs / our_macs,
-                'images_per_second': spread([theirs for _, theirs in rounds]),
-                'ours_over_theirs': {'images_per_second': spread(ratios),
-                                     'forward_gmac_per_second': spread([ratio * our_macs / macs for ratio in ratios])},
-                'threads': self.torch.get_num_threads(),
-                'versions': {name: importlib.metadata.version(name) for name in ('torch', 'diffusers')}}
+        return {
+            'block_out_channels': self.widths,
+            'parameters': self.net.num_parameters(),
+            'parameters_over_ours': self.net.num_parameters() / self.target,
+            'gmac_per_image': {'forward': macs / 1e9},
+            'gmac_over_ours': macs / our_macs,
+            'images_per_second': spread([theirs for _, theirs in rounds]),
+            'ours_over_theirs': {
+                'images_per_second': spread(ratios),
+                'forward_gmac_per_second': spread([ratio * our_macs / macs for ratio in ratios]),
+            },
+            'threads': self.torch.get_num_threads(),
+            'versions': {name: importlib.metadata.version(name) for name in ('torch', 'diffusers')},
+        }
 
     def _fit(self, network: type, config: TrainConfig) -> tuple[list[int], Callable]:
         """The widths, and a constructor, of the `UNet2DModel` whose parameters come nearest in number to ours.
@@ -255,10 +280,16 @@ class Diffusers:
 
         def make(widths):
             return network(
-                sample_size=config.data.size_px, in_channels=6, out_channels=3, layers_per_block=model.blocks,
-                block_out_channels=widths, norm_num_groups=8, attention_head_dim=8,
+                sample_size=config.data.size_px,
+                in_channels=6,
+                out_channels=3,
+                layers_per_block=model.blocks,
+                block_out_channels=widths,
+                norm_num_groups=8,
+                attention_head_dim=8,
                 down_block_types=['AttnDownBlock2D' if here else 'DownBlock2D' for here in attends],
-                up_block_types=['AttnUpBlock2D' if here else 'UpBlock2D' for here in reversed(attends)])
+                up_block_types=['AttnUpBlock2D' if here else 'UpBlock2D' for here in reversed(attends)],
+            )
 
         def distance(widths):
             with self.torch.device('meta'):
@@ -269,8 +300,9 @@ class Diffusers:
             return [*widths[:-1], max(8, widths[-1] + 8 * last)]
 
         nearest = min((scaled(width) for width in range(8, 2 * model.width + 1, 8)), key=distance)
-        candidates = [scaled(nearest[0] / multipliers[0] + first, last) for first in (-8, 0, 8)
-                      for last in range(-6, 7)]
+        candidates = [
+            scaled(nearest[0] / multipliers[0] + first, last) for first in (-8, 0, 8) for last in range(-6, 7)
+        ]
         widths = min(candidates, key=distance)
         return widths, lambda: make(widths)
 
@@ -283,23 +315,36 @@ def expected_cost(config: TrainConfig) -> dict[str, Any]:
     forward_macs = cost.count_macs(forward.jaxpr)
     flop = 3 * 2 * forward_macs * config.total_images
     result = {
-        'parameters': parameters(state), 'dtype': model.dtype, 'size_px': config.data.size_px,
-        'gmac_per_image': {'forward': forward_macs / 1e9, 'step': cost.count_macs(step.jaxpr) / 1e9,
-                           'step_with_what_remat_repeats': cost.count_macs(as_run.jaxpr) / 1e9},
+        'parameters': parameters(state),
+        'dtype': model.dtype,
+        'size_px': config.data.size_px,
+        'gmac_per_image': {
+            'forward': forward_macs / 1e9,
+            'step': cost.count_macs(step.jaxpr) / 1e9,
+            'step_with_what_remat_repeats': cost.count_macs(as_run.jaxpr) / 1e9,
+        },
         'xla_check': xla_check(forward),
-        'state_bytes_per_device': [{'data': DEVICES.value // fsdp, 'fsdp': fsdp,
-                                    **cost.state_bytes(state, DEVICES.value // fsdp, fsdp)}
-                                   for fsdp in range(1, DEVICES.value + 1) if DEVICES.value % fsdp == 0],
-        'total_images': config.total_images, 'assumed_mfu': ASSUMED_MFU.value,
-        'hours_on_one_device': {kind: flop / (peaks[model.dtype] * ASSUMED_MFU.value) / 3600
-                                for kind, peaks in cost.PEAK_FLOPS.items()},
+        'state_bytes_per_device': [
+            {'data': DEVICES.value // fsdp, 'fsdp': fsdp, **cost.state_bytes(state, DEVICES.value // fsdp, fsdp)}
+            for fsdp in range(1, DEVICES.value + 1)
+            if DEVICES.value % fsdp == 0
+        ],
+        'total_images': config.total_images,
+        'assumed_mfu': ASSUMED_MFU.value,
+        'hours_on_one_device': {
+            kind: flop / (peaks[model.dtype] * ASSUMED_MFU.value) / 3600 for kind, peaks in cost.PEAK_FLOPS.items()
+        },
     }
     if COMPILE.value:
         start = time.perf_counter()
         memory = as_run.lower().compile().memory_analysis()
         result['step_bytes_for_one_image'] = {
-            'temporary': memory.temp_size_in_bytes, 'state_and_batch': memory.argument_size_in_bytes,
-            'backend': jax.default_backend(), 'remat': model.remat, 'compile_seconds': time.perf_counter() - start}
+            'temporary': memory.temp_size_in_bytes,
+            'state_and_batch': memory.argument_size_in_bytes,
+            'backend': jax.default_backend(),
+            'remat': model.remat,
+            'compile_seconds': time.perf_counter() - start,
+        }
     return result
 
 

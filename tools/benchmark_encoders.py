@@ -27,15 +27,19 @@ from rsdiff.models.siglip import SiglipConfig
 PARITY = flags.DEFINE_bool('parity', False, 'Compare numbers, not speed.')
 BATCHES = flags.DEFINE_multi_integer('batch', [8, 32], 'Images in a batch; may be given again.', lower_bound=1)
 ROUNDS = flags.DEFINE_integer('rounds', 8, 'Timed rounds.', lower_bound=1)
-OUT = flags.DEFINE_string('out', None, 'The JSON file to write; runs/benchmark/encoders.json, or encoders_parity.json, if '
-                          'not given.')
+OUT = flags.DEFINE_string(
+    'out', None, 'The JSON file to write; runs/benchmark/encoders.json, or encoders_parity.json, if not given.'
+)
 
 TEXTS = 4
 
 
 def with_towers(config: towers.Config, text: dict[str, Any] | None = None, **vision: Any) -> towers.Config:
-    return dataclasses.replace(config, vision_config=dataclasses.replace(config.vision_config, **vision),
-                               text_config=dataclasses.replace(config.text_config, **text or {}))
+    return dataclasses.replace(
+        config,
+        vision_config=dataclasses.replace(config.vision_config, **vision),
+        text_config=dataclasses.replace(config.text_config, **text or {}),
+    )
 
 
 LARGE = {'hidden_size': 1024, 'intermediate_size': 4096, 'num_hidden_layers': 24, 'num_attention_heads': 16}
@@ -44,8 +48,9 @@ VARIANTS = {
     'CLIP ViT-B/32, quick_gelu': CLIPConfig(),
     'CLIP ViT-B/32, gelu': with_towers(CLIPConfig(), {'hidden_act': 'gelu'}, hidden_act='gelu'),
     'CLIP ViT-B/16, quick_gelu': with_towers(CLIPConfig(), patch_size=16),
-    'CLIP ViT-L/14, quick_gelu': dataclasses.replace(with_towers(CLIPConfig(), LARGE_TEXT, patch_size=14, **LARGE),
-                                                     projection_dim=768),
+    'CLIP ViT-L/14, quick_gelu': dataclasses.replace(
+        with_towers(CLIPConfig(), LARGE_TEXT, patch_size=14, **LARGE), projection_dim=768
+    ),
     'SigLIP B/16, 224 px': SiglipConfig(),
     'SigLIP B/16, 384 px': with_towers(SiglipConfig(), image_size=384),
 }
@@ -59,13 +64,17 @@ class Pair:
         from transformers import CLIPConfig as TheirClipConfig
         from transformers import CLIPModel, SiglipModel
         from transformers import SiglipConfig as TheirSiglipConfig
+
         self.torch, self.config = torch, config
         # No leaf is a constant, so that no bias, scale or position can be forgotten unnoticed.
         generator = np.random.default_rng(0)
-        self.params = jax.tree.map(lambda leaf: leaf + 0.02 * generator.standard_normal(leaf.shape).astype('f'),
-                                   towers.init_params(config, jax.random.key(0)))
-        model, kind = ((CLIPModel, TheirClipConfig) if isinstance(config, CLIPConfig) else
-                       (SiglipModel, TheirSiglipConfig))
+        self.params = jax.tree.map(
+            lambda leaf: leaf + 0.02 * generator.standard_normal(leaf.shape).astype('f'),
+            towers.init_params(config, jax.random.key(0)),
+        )
+        model, kind = (
+            (CLIPModel, TheirClipConfig) if isinstance(config, CLIPConfig) else (SiglipModel, TheirSiglipConfig)
+        )
         with torch.device('meta'):
             self.model = model(kind.from_dict(config.to_json())).eval()
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in weights.to_torch(self.params).items()}
@@ -83,15 +92,22 @@ class Pair:
 
     def differences(self) -> dict[str, float]:
         """Largest absolute differences of both kinds of embeddings and of the logits."""
+
         @jax.jit
         def every(params, images, ids, mask):
-            u, v = towers.encode_images(self.config, params, images), towers.encode_texts(self.config, params, ids, mask)
+            u, v = (
+                towers.encode_images(self.config, params, images),
+                towers.encode_texts(self.config, params, ids, mask),
+            )
             return u, v, towers.logits(self.config, params, u, v)
 
         images, ids, mask = self.inputs(2)
         with self.torch.inference_mode():
-            theirs = self.model(pixel_values=self.pixels(images), input_ids=self.torch.from_numpy(ids).long(),
-                                attention_mask=self.torch.from_numpy(mask))
+            theirs = self.model(
+                pixel_values=self.pixels(images),
+                input_ids=self.torch.from_numpy(ids).long(),
+                attention_mask=self.torch.from_numpy(mask),
+            )
         theirs = theirs.image_embeds, theirs.text_embeds, theirs.logits_per_image
         found = [np.abs(np.asarray(a) - b.numpy()) for a, b in zip(every(self.params, images, ids, mask), theirs)]
         largest = float(np.abs(theirs[2].numpy()).max())
@@ -120,7 +136,9 @@ def parity() -> dict[str, Any]:
     for name, config in VARIANTS.items():
         rows[name] = Pair(config).differences()
         print(f'{name}: {rows[name]}', file=sys.stderr, flush=True)
-    print('\n| weights, random, of | image embeddings | text embeddings | logits (largest) |\n| --- | --- | --- | --- |')
+    print(
+        '\n| weights, random, of | image embeddings | text embeddings | logits (largest) |\n| --- | --- | --- | --- |'
+    )
     for name, row in rows.items():
         print(f'| {name} | {row["image"]:.1e} | {row["text"]:.1e} | {row["logits"]:.1e} ({row["largest_logit"]:.1f}) |')
     return {'largest_difference': rows}
@@ -135,8 +153,16 @@ def speed() -> dict[str, Any]:
             raise FloatingPointError(f'embeddings differ by {difference:.2g}')
         rounds = np.array([[batch / seconds(run) for run in (ours, theirs)] for _ in range(ROUNDS.value)])
         (ours, ours_cpu), (theirs, theirs_cpu) = rounds.transpose(1, 2, 0)
-        rows.append({'batch': batch, 'difference': difference, 'ours': spread(ours), 'theirs': spread(theirs),
-                     'ours_over_theirs': spread(ours / theirs), 'ours_over_theirs_cpu': spread(ours_cpu / theirs_cpu)})
+        rows.append(
+            {
+                'batch': batch,
+                'difference': difference,
+                'ours': spread(ours),
+                'theirs': spread(theirs),
+                'ours_over_theirs': spread(ours / theirs),
+                'ours_over_theirs_cpu': spread(ours_cpu / theirs_cpu),
+            }
+        )
         print(f'{batch} images: {rows[-1]}', file=sys.stderr, flush=True)
     return {'network': 'CLIP ViT-B/32', 'images_per_second': rows}
 
@@ -163,10 +189,17 @@ def main() -> None:
     torch.set_num_threads(len(os.sched_getaffinity(0)))
     result = parity() if PARITY.value else speed()
     name = 'encoders_parity' if PARITY.value else 'encoders'
-    console.finish(result | {'threads': torch.get_num_threads(), 'load': os.getloadavg()[0],
-                             'versions': {name: importlib.metadata.version(name)
-                                          for name in ('jax', 'jaxlib', 'flax', 'torch', 'transformers')}},
-                   Path(OUT.value or f'runs/benchmark/{name}.json'))
+    console.finish(
+        result
+        | {
+            'threads': torch.get_num_threads(),
+            'load': os.getloadavg()[0],
+            'versions': {
+                name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'torch', 'transformers')
+            },
+        },
+        Path(OUT.value or f'runs/benchmark/{name}.json'),
+    )
 
 
 if __name__ == '__main__':

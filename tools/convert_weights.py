@@ -24,10 +24,14 @@ from rsdiff.models import hub, open_clip, towers, weights
 from rsdiff.models.foreign_pickle import read_torch
 
 CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'A file or a folder.', required=True)
-ARCHITECTURE = flags.DEFINE_string('architecture', None, "For a file: open_clip's name of it, such as ViT-B-32, or "
-                                   'ViT-B-32-quickgelu.')
-TOKENIZER = flags.DEFINE_string('tokenizer', 'openai/clip-vit-base-patch32', 'A folder, or a name on the hub, whose '
-                                "tokenizer is the checkpoint's, if it does not bring one.")
+ARCHITECTURE = flags.DEFINE_string(
+    'architecture', None, "For a file: open_clip's name of it, such as ViT-B-32, or ViT-B-32-quickgelu."
+)
+TOKENIZER = flags.DEFINE_string(
+    'tokenizer',
+    'openai/clip-vit-base-patch32',
+    "A folder, or a name on the hub, whose tokenizer is the checkpoint's, if it does not bring one.",
+)
 OUT = flags.DEFINE_string('out', None, 'The folder to write.', required=True)
 
 OPEN_CLIP_CONFIG = 'open_clip_config.json'
@@ -86,10 +90,19 @@ def main() -> None:
         shutil.copy(source / towers.PREPROCESSOR, out)
     towers.save(out, config, params)
     tensors = weights.torch_shapes(params)
-    console.finish({'out': str(out), 'checkpoint': str(source), 'kind': config.to_json()['model_type'],
-                    'image_size_px': config.image_size_px, 'embedding_dim': config.embedding_dim,
-                    'activation': config.vision_config.hidden_act, 'tensors': len(tensors),
-                    'digest': weights.digest(params, config.to_json())}, out / 'conversion.json')
+    console.finish(
+        {
+            'out': str(out),
+            'checkpoint': str(source),
+            'kind': config.to_json()['model_type'],
+            'image_size_px': config.image_size_px,
+            'embedding_dim': config.embedding_dim,
+            'activation': config.vision_config.hidden_act,
+            'tensors': len(tensors),
+            'digest': weights.digest(params, config.to_json()),
+        },
+        out / 'conversion.json',
+    )
 
 
 if __name__ == '__main__':

@@ -29,8 +29,9 @@ REDUCTION, CHIP_PX = 16, 64
 def prepare(out: Path) -> dict:
     """Writes truth.png, condition.png and its gsd, and the folder `regions`."""
     truth = blue_marble.HELD_OUT.crop(blue_marble.load())
-    console.claim_folder(out, {'demo': 1, 'train_per_class': FLAGS.train_per_class,
-                               'test_per_class': FLAGS.test_per_class})
+    console.claim_folder(
+        out, {'demo': 1, 'train_per_class': FLAGS.train_per_class, 'test_per_class': FLAGS.test_per_class}
+    )
     write_image(out / 'truth.png', truth)
     write_image(out / 'condition.png', box_downscale(truth, REDUCTION))
     files.write_text_atomically(out / 'condition_gsd_m', f'{REDUCTION * blue_marble.GSD_M:.1f}\n')
@@ -40,45 +41,70 @@ def prepare(out: Path) -> dict:
             for number, chip in enumerate(blue_marble.region_chips(region, split, count, CHIP_PX)):
                 name = f'{region.replace(" ", "_")}/{split}{number:03d}.png'
                 write_image(out / 'regions' / name, chip)
-                entries.append(Entry(out / 'regions' / name, name, split, region, (f'a satellite image of {region}',),
-                                     round(blue_marble.GSD_M, 1)))
+                entries.append(
+                    Entry(
+                        out / 'regions' / name,
+                        name,
+                        split,
+                        region,
+                        (f'a satellite image of {region}',),
+                        round(blue_marble.GSD_M, 1),
+                    )
+                )
     write_manifest(out / 'regions', entries)
     return {'condition_px': list(box_downscale(truth, REDUCTION).shape[:2]), 'chips': len(entries)}
 
 
 def report(out: Path) -> dict:
     """Writes compare.png and returns every figure of the demo."""
-    summaries = {'mosaic': out / 'mosaic/sample.json', 'synthetic': out / 'synthetic/sample.json',
-                 'downstream': out / 'downstream/summary.json'}
+    summaries = {
+        'mosaic': out / 'mosaic/sample.json',
+        'synthetic': out / 'synthetic/sample.json',
+        'downstream': out / 'downstream/summary.json',
+    }
     if (trained := out / 'generator/train.json').exists():
         summaries = {'training': trained} | summaries
     for path in summaries.values():
         if not path.exists():
             raise BadInput(f'{path} is missing; run tools/demo.sh again to finish it')
     truth, condition = read_image(out / 'truth.png'), read_image(out / 'condition.png')
-    images = {'bicubic': bicubic(condition, *truth.shape[:2]), 'generated': read_image(out / 'mosaic' / 'stage_2.png'),
-              'real': truth}
+    images = {
+        'bicubic': bicubic(condition, *truth.shape[:2]),
+        'generated': read_image(out / 'mosaic' / 'stage_2.png'),
+        'real': truth,
+    }
     write_image(out / 'compare.png', beside(images))
     phase = json.loads((out / 'mosaic' / 'settings.json').read_text())['phases'][-1]
     # equal images have an infinite PSNR, which JSON does not know
     decibels = lambda value: round(value, 2) if math.isfinite(value) else None
     pair = lambda score, image, other: float(score(image[None], other[None])[0])
-    fidelity = {name: {'psnr_db': decibels(pair(psnr, image, truth)),
-                       'lr_consistency_db': decibels(pair(lr_consistency, image, condition)),
-                       'detail_ratio': round(pair(detail_ratio, image, truth), 3),
-                       'seam_ratio': round(seam_ratio(image, phase['stride_px'], phase['crop_px']), 3)}
-                for name, image in images.items()}
+    fidelity = {
+        name: {
+            'psnr_db': decibels(pair(psnr, image, truth)),
+            'lr_consistency_db': decibels(pair(lr_consistency, image, condition)),
+            'detail_ratio': round(pair(detail_ratio, image, truth), 3),
+            'seam_ratio': round(seam_ratio(image, phase['stride_px'], phase['crop_px']), 3),
+        }
+        for name, image in images.items()
+    }
     print(f'\n{"":10} {"PSNR dB":>8} {"LR-consistency dB":>18} {"detail":>7} {"seams":>6}')
     for name, row in fidelity.items():
         psnr_db, consistency_db = ('∞' if row[key] is None else row[key] for key in ('psnr_db', 'lr_consistency_db'))
         print(f'{name:10} {psnr_db:>8} {consistency_db:>18} {row["detail_ratio"]:7.2f} {row["seam_ratio"]:6.2f}')
     print('\n' + (out / 'downstream' / 'table.md').read_text())
-    for what, path in (('picture', 'compare.png'), ('mosaic', 'mosaic'),
-                       ('synthetic images', 'synthetic'), ('does it help?', 'downstream/report.html'),
-                       ('every figure', 'summary.json')):
+    for what, path in (
+        ('picture', 'compare.png'),
+        ('mosaic', 'mosaic'),
+        ('synthetic images', 'synthetic'),
+        ('does it help?', 'downstream/report.html'),
+        ('every figure', 'summary.json'),
+    ):
         print(f'{what:17} {out / path}')
-    return {'seconds': FLAGS.seconds, 'fidelity': fidelity,
-            **{name: json.loads(path.read_text()) for name, path in summaries.items()}}
+    return {
+        'seconds': FLAGS.seconds,
+        'fidelity': fidelity,
+        **{name: json.loads(path.read_text()) for name, path in summaries.items()},
+    }
 
 
 def beside(images: dict[str, np.ndarray]) -> np.ndarray:

@@ -51,11 +51,16 @@ REFERENCE = flags.DEFINE_string('reference', None, 'DIR or DIR:SPLIT, the real i
 PAIRS = flags.DEFINE_string('pairs', None, 'The same as --reference.')
 OUT = flags.DEFINE_string('out', None, 'A new folder, or one that this command began to fill.', required=True)
 UNPAIRED = flags.DEFINE_bool('unpaired', False, 'Compare --generated with --reference as sets only.')
-DEGRADATION = flags.DEFINE_enum('degradation', 'bicubic', sorted(PRESETS), 'What makes the condition, where the manifest '
-                                'names none.')
+DEGRADATION = flags.DEFINE_enum(
+    'degradation', 'bicubic', sorted(PRESETS), 'What makes the condition, where the manifest names none.'
+)
 METRICS = flags.DEFINE_list('metrics', [column.name for column in columns.PAIRED], 'The paired measures.')
-FEATURES = flags.DEFINE_list('features', ['efflite0'], 'Networks to compare sets in: efflite0, the folder of a CLIP in '
-                             'Hugging Face format, or for FID proper the file pt_inception-2015-12-05-6726825d.pth.')
+FEATURES = flags.DEFINE_list(
+    'features',
+    ['efflite0'],
+    'Networks to compare sets in: efflite0, the folder of a CLIP in '
+    'Hugging Face format, or for FID proper the file pt_inception-2015-12-05-6726825d.pth.',
+)
 LIMIT = flags.DEFINE_integer('limit', None, 'Take this many references, evenly spread.', lower_bound=1)
 GSD_M = flags.DEFINE_float('gsd_m', None, 'Metres a pixel of references whose manifest does not say.')
 BANDS = flags.DEFINE_string('bands', None, 'Of GeoTIFFs, those for red, green and blue, such as 4,3,2.')
@@ -88,10 +93,21 @@ def main() -> None:
     report.write_tables(out, table, [truth.file_name for truth in truths])
     print(f'\n{report.markdown(table)}')
     shown = [number * len(rows_of) // EXAMPLES.value for number in range(min(EXAMPLES.value, len(rows_of)))]
-    report.write_grid(out / 'grid.png', [example(rows_of[number], rows, number) for number in shown], TRUTH,
-                      [row.name for row in rows if row.paired and row.name not in ('nearest', TRUTH)])
-    console.finish({'out': str(out), 'images': len(rows_of), 'seconds': round(time.monotonic() - started, 1),
-                    **comparison.summary(table)}, out / 'evaluate.json')
+    report.write_grid(
+        out / 'grid.png',
+        [example(rows_of[number], rows, number) for number in shown],
+        TRUTH,
+        [row.name for row in rows if row.paired and row.name not in ('nearest', TRUTH)],
+    )
+    console.finish(
+        {
+            'out': str(out),
+            'images': len(rows_of),
+            'seconds': round(time.monotonic() - started, 1),
+            **comparison.summary(table),
+        },
+        out / 'evaluate.json',
+    )
 
 
 def references() -> tuple[Path, list[Entry]]:
@@ -106,8 +122,9 @@ def references() -> tuple[Path, list[Entry]]:
     for entry in entries:
         other = names.setdefault(condition_name(entry), entry)
         if other is not entry:
-            raise BadInput(f'{folder}: {other.file_name!r} and {entry.file_name!r} differ only in their suffix; '
-                           'rename one of them')
+            raise BadInput(
+                f'{folder}: {other.file_name!r} and {entry.file_name!r} differ only in their suffix; rename one of them'
+            )
     return folder, entries
 
 
@@ -118,7 +135,10 @@ def condition_name(truth: Entry) -> str:
 
 def colours() -> dict:
     """How raster files become RGB, as `read_image` takes it."""
-    return {'bands': console.flag_numbers('bands', int, 3), 'value_range': console.flag_numbers('value_range', float, 2)}
+    return {
+        'bands': console.flag_numbers('bands', int, 3),
+        'value_range': console.flag_numbers('value_range', float, 2),
+    }
 
 
 def digests(folder: Path, truths: list[Entry], conditions: Path) -> list[str]:
@@ -147,8 +167,9 @@ def degradation(folder: Path, truths: list[Entry]) -> DegradeNamed | None:
     """What made the conditions, as far as it is known: of a sensor's, block means (None)."""
     if any(pairs.sensor_condition(folder, truth) for truth in truths):
         return None
-    return lambda images, names: np.stack([127.5 * (reduction()(image, name).astype(np.float64) + 1)
-                                           for image, name in zip(images, names)])
+    return lambda images, names: np.stack(
+        [127.5 * (reduction()(image, name).astype(np.float64) + 1) for image, name in zip(images, names)]
+    )
 
 
 def named(flag: str, given: list[str]) -> dict[str, Path]:
@@ -174,15 +195,23 @@ def check(generated: dict[str, Path], checkpoints: dict[str, Path]) -> None:
         raise BadInput('--unpaired compares folders of images by --features; --checkpoint makes pairs')
 
 
-def settings(folder: Path, truths: list[Entry], sources: list[str], generated: dict[str, Path],
-             checkpoints: dict[str, Path]) -> dict:
+def settings(
+    folder: Path, truths: list[Entry], sources: list[str], generated: dict[str, Path], checkpoints: dict[str, Path]
+) -> dict:
     """What the contents of OUT depend on."""
     names = zlib.crc32('\n'.join(truth.file_name for truth in truths).encode())
-    return {'reference': str(folder.resolve()), 'images': len(truths), 'names_crc32': names,
-            'references_sha256': hashlib.sha256('\n'.join(sources).encode()).hexdigest(),
-            'generated': {name: str(path.resolve()) for name, path in generated.items()},
-            'checkpoints': {name: str(path.resolve()) for name, path in checkpoints.items()},
-            'degradation': DEGRADATION.value, 'steps': STEPS.value, 'seed': written_seed(SEED.value), **colours()}
+    return {
+        'reference': str(folder.resolve()),
+        'images': len(truths),
+        'names_crc32': names,
+        'references_sha256': hashlib.sha256('\n'.join(sources).encode()).hexdigest(),
+        'generated': {name: str(path.resolve()) for name, path in generated.items()},
+        'checkpoints': {name: str(path.resolve()) for name, path in checkpoints.items()},
+        'degradation': DEGRADATION.value,
+        'steps': STEPS.value,
+        'seed': written_seed(SEED.value),
+        **colours(),
+    }
 
 
 def make_conditions(folder: Path, truths: list[Entry], sources: list[str], out: Path) -> list[Pair]:
@@ -203,8 +232,17 @@ def make_conditions(folder: Path, truths: list[Entry], sources: list[str], out: 
             index.add(name, source)
         gsd_m = truth.gsd_m or GSD_M.value or file_gsd_m(truth)
         made.append(pair)
-        entries.append(Entry(pair.condition, name, truth.split, truth.label,
-                             truth.captions, gsd_m and gsd_m * SCALE, {'source': truth.file_name, 'sensor': bool(sensor)}))
+        entries.append(
+            Entry(
+                pair.condition,
+                name,
+                truth.split,
+                truth.label,
+                truth.captions,
+                gsd_m and gsd_m * SCALE,
+                {'source': truth.file_name, 'sensor': bool(sensor)},
+            )
+        )
     write_manifest(out, entries)
     index.keep(entry.file_name for entry in entries)
     return made
@@ -218,8 +256,19 @@ def file_gsd_m(truth: Entry) -> float | None:
 
 def sample(checkpoint: Path, conditions: Path, out: Path) -> None:
     """Runs sample.py, whose messages and progress are shown; ends as it ends."""
-    command = [sys.executable, str(SAMPLE), '--checkpoint', str(checkpoint), '--condition', str(conditions), '--out', str(out),
-               f'--steps={STEPS.value}', f'--seed={SEED.value}', f'--batch_size={BATCH.value}']
+    command = [
+        sys.executable,
+        str(SAMPLE),
+        '--checkpoint',
+        str(checkpoint),
+        '--condition',
+        str(conditions),
+        '--out',
+        str(out),
+        f'--steps={STEPS.value}',
+        f'--seed={SEED.value}',
+        f'--batch_size={BATCH.value}',
+    ]
     status = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
     if status:
         sys.exit(status)
@@ -227,8 +276,10 @@ def sample(checkpoint: Path, conditions: Path, out: Path) -> None:
 
 def make_rows(made: list[Pair], generated: dict[str, Path]) -> list[Row]:
     """The rows of the table, from the least to the most."""
-    rows = [Row('nearest', lambda number: pairs.repeated(made[number]), len(made)),
-            Row('bicubic', lambda number: pairs.enlarged(made[number]), len(made))]
+    rows = [
+        Row('nearest', lambda number: pairs.repeated(made[number]), len(made)),
+        Row('bicubic', lambda number: pairs.enlarged(made[number]), len(made)),
+    ]
     for name, folder in generated.items():
         if UNPAIRED.value:
             entries = read_folder(folder)
@@ -243,7 +294,9 @@ def make_rows(made: list[Pair], generated: dict[str, Path]) -> list[Row]:
 
 def example(pair: Pair, rows: list[Row], number: int) -> dict[str, np.ndarray]:
     """The images of one line of the grid."""
-    return {CONDITION: pair.read_condition()} | {row.name: row.read(number) for row in rows if row.paired and row.name != 'nearest'}
+    return {CONDITION: pair.read_condition()} | {
+        row.name: row.read(number) for row in rows if row.paired and row.name != 'nearest'
+    }
 
 
 if __name__ == '__main__':

@@ -36,7 +36,9 @@ TASKS = RETRIEVAL, ZERO_SHOT, PROBE = 'retrieval', 'zero_shot', 'probe'
 FITTED_ON = 'train', 'val'
 
 IMAGES = flags.DEFINE_string('images', None, 'DIR or DIR:SPLIT.', required=True)
-ENCODER = flags.DEFINE_string('encoder', EMBEDDED, f'{EMBEDDED!r}, the folder of such a text tower, or of a pretrained CLIP.')
+ENCODER = flags.DEFINE_string(
+    'encoder', EMBEDDED, f'{EMBEDDED!r}, the folder of such a text tower, or of a pretrained CLIP.'
+)
 WANTED = flags.DEFINE_list('tasks', None, f'Of {", ".join(TASKS)}.')
 PROMPTS = flags.DEFINE_list('prompts', list(zero_shot.PROMPTS), 'What classes are put in words by.')
 OUT = flags.DEFINE_string('out', None, 'Folder for the tables.', required=True)
@@ -65,8 +67,10 @@ def main() -> None:
     if RETRIEVAL in tasks:
         texts = text_embeddings(encoder, params, [words for own in captions for words in own])
         found = retrieval.recalls(images, texts, captions)
-        rows += [{'task': RETRIEVAL, 'name': f'{r.direction}, R@{r.k}, {r.rule}', **r.recall.to_json(), 'chance': r.chance}
-                 for r in found]
+        rows += [
+            {'task': RETRIEVAL, 'name': f'{r.direction}, R@{r.k}, {r.rule}', **r.recall.to_json(), 'chance': r.chance}
+            for r in found
+        ]
     if ZERO_SHOT in tasks:
         rows += classified(encoder, params, images, [entry.label for entry in entries])
     if PROBE in tasks:
@@ -75,8 +79,9 @@ def main() -> None:
     print(f'{encoder.name}; {len(entries)} images\n\n{table}')
     files.write_text_atomically(out / 'table.md', table + '\n')
     files.write_text_atomically(out / 'table.csv', csv_text(rows))
-    console.finish({'encoder': encoder.name, 'digest': encoder.digest, 'images': len(entries), 'rows': rows},
-                   out / 'encoder.json')
+    console.finish(
+        {'encoder': encoder.name, 'digest': encoder.digest, 'images': len(entries), 'rows': rows}, out / 'encoder.json'
+    )
 
 
 def possible(entries: list[Entry], folder: str, split: str) -> list[str]:
@@ -90,7 +95,9 @@ def possible(entries: list[Entry], folder: str, split: str) -> list[str]:
     if has_labels and split == 'test' and {*FITTED_ON} <= {entry.split for entry in read_folder(folder)}:
         tasks.append(PROBE)
     if not tasks:
-        raise BadInput(f'{IMAGES.value}: not every image has captions, nor has every image a label; there is nothing to do')
+        raise BadInput(
+            f'{IMAGES.value}: not every image has captions, nor has every image a label; there is nothing to do'
+        )
     return tasks
 
 
@@ -112,7 +119,9 @@ def classified(encoder: Encoder, params: dict[str, Any], images: np.ndarray, lab
         tokens = zero_shot.prompt_tokens(encoder, classes, prompts)
         texts = jax.jit(lambda params, tokens: zero_shot.class_embeddings(encoder, params, *tokens))(params, tokens)
         right = np.array(classes)[(images @ np.asarray(texts).T).argmax(1)] == np.array(labels)
-        rows.append({'task': ZERO_SHOT, 'name': f'{prompts} ({len(tokens[0])})', **share(right), 'chance': 1 / len(classes)})
+        rows.append(
+            {'task': ZERO_SHOT, 'name': f'{prompts} ({len(tokens[0])})', **share(right), 'chance': 1 / len(classes)}
+        )
     return rows
 
 
@@ -121,7 +130,9 @@ def probed(tower: FrozenTower, pixels: np.ndarray, entries: list[Entry], folder:
     parts = {split: read_folder(folder, split) for split in FITTED_ON}
     for part in parts.values():
         check_labels(part)
-    x, y = zip(*((tower.features(pixels_of(tower.encoder, part)), [entry.label for entry in part]) for part in parts.values()))
+    x, y = zip(
+        *((tower.features(pixels_of(tower.encoder, part)), [entry.label for entry in part]) for part in parts.values())
+    )
     probe = linear_probe(x[0], y[0], x[1], y[1])
     images = tower.features(pixels)
     right = probe.predict(images) == np.array([entry.label for entry in entries])
@@ -136,8 +147,12 @@ def share(right: np.ndarray) -> dict[str, float]:
 
 def accuracies(rows: list[dict[str, Any]]) -> str:
     """The lines that are no retrieval, as a table."""
-    lines = [f'| {row["task"]} | {row["name"]} | {100 * row["value"]:.1f} ({100 * row["low"]:.1f} to {100 * row["high"]:.1f}) | '
-             f'{100 * row["chance"]:.2f} |' for row in rows if row['task'] != RETRIEVAL]
+    lines = [
+        f'| {row["task"]} | {row["name"]} | {100 * row["value"]:.1f} ({100 * row["low"]:.1f} to {100 * row["high"]:.1f}) | '
+        f'{100 * row["chance"]:.2f} |'
+        for row in rows
+        if row['task'] != RETRIEVAL
+    ]
     return '\n'.join(['| task | by | accuracy, % | chance |', '|---|---|---:|---:|', *lines]) if lines else ''
 
 

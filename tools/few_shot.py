@@ -43,7 +43,9 @@ def chosen(entries: list[Entry], per_class: int, seed: int) -> list[Entry]:
             taken[entry.label] += 1
             kept.add(entry.file_name)
     if short := [label for label, count in sorted(taken.items()) if count < per_class]:
-        raise BadInput(f'--per_class is {per_class}; class {short[0]!r} of {IMAGES.value} has {taken[short[0]]} training images')
+        raise BadInput(
+            f'--per_class is {per_class}; class {short[0]!r} of {IMAGES.value} has {taken[short[0]]} training images'
+        )
     return [entry for entry in entries if entry.split != TRAIN or entry.file_name in kept]
 
 
@@ -61,8 +63,15 @@ def main() -> None:
         with replacing(out / name) as partial:
             shutil.copyfile(entry.path, partial)
     write_manifest(out, [dataclasses.replace(entry, path=out / name, file_name=name) for name, entry in names.items()])
-    console.finish({'out': str(out), 'per_class': PER_CLASS.value, 'seed': SEED.value,
-                    'images': dict(Counter(str(entry.split) for entry in entries))}, out / 'few_shot.json')
+    console.finish(
+        {
+            'out': str(out),
+            'per_class': PER_CLASS.value,
+            'seed': SEED.value,
+            'images': dict(Counter(str(entry.split) for entry in entries)),
+        },
+        out / 'few_shot.json',
+    )
 
 
 if __name__ == '__main__':

@@ -19,8 +19,12 @@ from rsdiff.data.folder import split_of
 from rsdiff.data.inventory import NO_IMAGE, images_seen, look_at_entries
 from rsdiff.errors import BadInput
 
-IMAGES = flags.DEFINE_multi_string('images', None, 'DIR (of a folder with splits train) or DIR:SPLIT; may be given again.', required=True)
-OUT = flags.DEFINE_string('out', None, 'The folder of the weights, of the run or of the synthetic images.', required=True)
+IMAGES = flags.DEFINE_multi_string(
+    'images', None, 'DIR (of a folder with splits train) or DIR:SPLIT; may be given again.', required=True
+)
+OUT = flags.DEFINE_string(
+    'out', None, 'The folder of the weights, of the run or of the synthetic images.', required=True
+)
 BANDS = flags.DEFINE_string('bands', None, 'Bands of GeoTIFFs that became red, green, blue: 4,3,2.')
 VALUE_RANGE = flags.DEFINE_string('value_range', None, 'Values of GeoTIFFs that became 0 and 255: 0,3000.')
 
@@ -38,9 +42,18 @@ def main() -> None:
         raise BadInput(f'none of {len(unreadable)} images could be read ({unreadable[0]}, …)')
     out = Path(OUT.value)
     everything = add_fingerprints(out, new)
-    console.finish({'out': str(out / FILE), 'images': len(new.names), 'images_in_all': len(everything.names),
-                    'unknown': list(everything.unknown), 'unreadable': unreadable, 'trained_on': str(everything),
-                    'bytes': (out / FILE).stat().st_size}, out / 'fingerprint.json')
+    console.finish(
+        {
+            'out': str(out / FILE),
+            'images': len(new.names),
+            'images_in_all': len(everything.names),
+            'unknown': list(everything.unknown),
+            'unreadable': unreadable,
+            'trained_on': str(everything),
+            'bytes': (out / FILE).stat().st_size,
+        },
+        out / 'fingerprint.json',
+    )
 
 
 if __name__ == '__main__':

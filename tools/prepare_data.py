@@ -48,8 +48,13 @@ REDUCTIONS = flags.DEFINE_string('reductions', '1', 'Chips show the image reduce
 GSD_M = flags.DEFINE_float('gsd_m', None, 'Metres a pixel of images that do not say it themselves.')
 BANDS = flags.DEFINE_string('bands', None, 'Bands of GeoTIFFs that become red, green, blue, counted from 1: 4,3,2.')
 VALUE_RANGE = flags.DEFINE_string('value_range', None, 'Values of GeoTIFFs that become 0 and 255: 0,3000.')
-MAX_CHIPS = flags.DEFINE_integer('max_chips_per_source', None, 'Of each source at most this many chips: as many at '
-                                 'every reduction where there are enough, evenly over the images.', lower_bound=1)
+MAX_CHIPS = flags.DEFINE_integer(
+    'max_chips_per_source',
+    None,
+    'Of each source at most this many chips: as many at '
+    'every reduction where there are enough, evenly over the images.',
+    lower_bound=1,
+)
 ENCODING = flags.DEFINE_enum('encoding', 'png', ['png', 'jpeg'], 'Of chips; JPEG at quality 95.')
 LIMITS = {
     'max_nodata': flags.DEFINE_float('max_nodata', chips.Limits.max_nodata, 'Share of pixels without data in a chip.'),
@@ -89,15 +94,26 @@ def main() -> None:
     if GSD_M.value is not None and not GSD_M.value > 0:
         raise BadInput(f'--gsd_m is {GSD_M.value}; it must be a positive number of metres')
     limits = chips.Limits(**{name: flag.value for name, flag in LIMITS.items()})
-    sources = [open_source(split, argument, bands, value_range)
-               for split, flag in SPLITS.items() for argument in flag.value]
+    sources = [
+        open_source(split, argument, bands, value_range) for split, flag in SPLITS.items() for argument in flag.value
+    ]
 
     described = json.dumps([[entry.to_json() for entry in source.images.entries] for source in sources])
     settings = {
-        'prepare_data': 1, 'size_px': SIZE_PX.value, 'stride': STRIDE.value, 'reductions': reductions, 'bands': bands,
-        'value_range': value_range, 'gsd_m': GSD_M.value, 'max_chips_per_source': MAX_CHIPS.value,
-        'encoding': ENCODING.value, 'source': SPLITS['train'].value, 'validation': SPLITS['validation'].value,
-        'images': hashlib.sha256(described.encode()).hexdigest(), **{name: flag.value for name, flag in LIMITS.items()}}
+        'prepare_data': 1,
+        'size_px': SIZE_PX.value,
+        'stride': STRIDE.value,
+        'reductions': reductions,
+        'bands': bands,
+        'value_range': value_range,
+        'gsd_m': GSD_M.value,
+        'max_chips_per_source': MAX_CHIPS.value,
+        'encoding': ENCODING.value,
+        'source': SPLITS['train'].value,
+        'validation': SPLITS['validation'].value,
+        'images': hashlib.sha256(described.encode()).hexdigest(),
+        **{name: flag.value for name, flag in LIMITS.items()},
+    }
     before = (out / console.SETTINGS).exists()
     console.claim_folder(out, settings)
     lock, report = console.FolderLock(out), out / REPORT
@@ -109,12 +125,16 @@ def main() -> None:
             if not spoilt:
                 print(f'{out} is finished', file=sys.stderr)
                 return console.finish(result, report)
-            print(f'{out} is not whole any more: {len(spoilt)} files are missing or damaged ({spoilt[0]}, …); it is made again',
-                  file=sys.stderr)
+            print(
+                f'{out} is not whole any more: {len(spoilt)} files are missing or damaged ({spoilt[0]}, …); it is made again',
+                file=sys.stderr,
+            )
             report.unlink()
         elif before:
-            print('an earlier run was interrupted; shards are only written once all chips are shuffled, so it begins again',
-                  file=sys.stderr)
+            print(
+                'an earlier run was interrupted; shards are only written once all chips are shuffled, so it begins again',
+                file=sys.stderr,
+            )
         shutil.rmtree(out / CHIPS, ignore_errors=True)
         (out / FINGERPRINTS).unlink(missing_ok=True)
         result = prepare(out, sources, reductions, limits)
@@ -134,41 +154,62 @@ def spoilt_files(out: Path, report: dict) -> list[str]:
 def prepare(out: Path, sources: list[Source], reductions: tuple[int, ...], limits: chips.Limits) -> dict:
     """Looks, chooses, writes; returns the counts."""
     survey, chosen, found = chips.Survey(), [], []
-    with tqdm(total=sum(len(source.images) for source in sources), desc='looking', unit=' images',
-              bar_format='{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]') as bar:
+    with tqdm(
+        total=sum(len(source.images) for source in sources),
+        desc='looking',
+        unit=' images',
+        bar_format='{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]',
+    ) as bar:
         for source in sources:
-            good = chips.look(source.images, SIZE_PX.value, STRIDE.value or SIZE_PX.value, reductions, limits, survey,
-                              bar.update)
+            good = chips.look(
+                source.images, SIZE_PX.value, STRIDE.value or SIZE_PX.value, reductions, limits, survey, bar.update
+            )
             found.append(len(good))
             chosen.append(chips.choose(good, MAX_CHIPS.value))
     splits = [split for split in SPLITS if any(source.split == split for source in sources)]
     for split in splits:
         if not any(chosen[i] for i, source in enumerate(sources) if source.split == split):
-            raise BadInput(f'no chip is left for {split}: {dict(survey.dropped)} dropped, {len(survey.unreadable)} '
-                           f'images unreadable, {sum(survey.too_small.values())} times one too small for a reduction')
+            raise BadInput(
+                f'no chip is left for {split}: {dict(survey.dropped)} dropped, {len(survey.unreadable)} '
+                f'images unreadable, {sum(survey.too_small.values())} times one too small for a reduction'
+            )
 
     resolutions = collections.Counter()
     with tqdm(total=sum(map(len, chosen)), desc='writing', unit=' chips') as bar:
+
         def generate(split):
             for number, source in enumerate(sources):
                 if source.split == split:
-                    for key, example in chips.examples(source.images, source.name, str(number), chosen[number],
-                                                       ENCODING.value, bar.update):
+                    for key, example in chips.examples(
+                        source.images, source.name, str(number), chosen[number], ENCODING.value, bar.update
+                    ):
                         resolutions[round(example['gsd_m'], 3)] += 1
                         yield key, example
 
         add_fingerprints(out, trained_on(sources, chosen))
         size = write_chips(out, {split: lambda split=split: generate(split) for split in splits}, ENCODING.value)
     return {
-        'out': str(out), 'chips': sum(map(len, chosen)), 'bytes': size,
-        'splits': {split: sum(len(some) for some, source in zip(chosen, sources) if source.split == split)
-                   for split in splits},
-        'sources': [{'source': source.argument, 'split': source.split, 'images': len(source.images), 'found': found[i],
-                     'chips': len(chosen[i])} for i, source in enumerate(sources)],
+        'out': str(out),
+        'chips': sum(map(len, chosen)),
+        'bytes': size,
+        'splits': {
+            split: sum(len(some) for some, source in zip(chosen, sources) if source.split == split) for split in splits
+        },
+        'sources': [
+            {
+                'source': source.argument,
+                'split': source.split,
+                'images': len(source.images),
+                'found': found[i],
+                'chips': len(chosen[i]),
+            }
+            for i, source in enumerate(sources)
+        ],
         'gsd_m': {str(gsd_m): count for gsd_m, count in sorted(resolutions.items())},
         'dropped': dict(sorted(survey.dropped.items())),
         'images_too_small': {str(reduction): count for reduction, count in sorted(survey.too_small.items()) if count},
-        'unreadable': survey.unreadable, 'trained_on': str(known_of(out)),
+        'unreadable': survey.unreadable,
+        'trained_on': str(known_of(out)),
         'files': {path.relative_to(out).as_posix(): stamp(path) for path in written_files(out)},
     }
 
@@ -179,7 +220,9 @@ def trained_on(sources: list[Source], chosen: list[list[chips.Chip]]) -> Trained
     for source, some in zip(sources, chosen):
         if source.split == 'train':
             numbers = sorted({chip.number for chip in some})
-            known += images_seen(source.images, numbers, look_at_entries(source.images, numbers, show=True), source.name)
+            known += images_seen(
+                source.images, numbers, look_at_entries(source.images, numbers, show=True), source.name
+            )
             folder = Path(split_of(source.argument)[0])
             known += (folder.is_dir() and known_of(folder)) or TrainedOn()
     return known

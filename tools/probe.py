@@ -20,7 +20,9 @@ from rsdiff.evaluation.features import features_of, named_extractor
 from rsdiff.evaluation.probe import linear_probe
 
 IMAGES = flags.DEFINE_string('images', None, 'Folder with labels and splits.', required=True)
-FEATURES = flags.DEFINE_string('features', 'efflite0', 'efflite0, the folder of a CLIP, or a file of Inception weights.')
+FEATURES = flags.DEFINE_string(
+    'features', 'efflite0', 'efflite0, the folder of a CLIP, or a file of Inception weights.'
+)
 BANDS = flags.DEFINE_string('bands', None, 'Of GeoTIFFs, those for red, green and blue, such as 4,3,2.')
 VALUE_RANGE = flags.DEFINE_string('value_range', None, 'Of GeoTIFFs, the values for black and white, such as 0,3000.')
 OUT = flags.DEFINE_string('out', None, 'Folder for the features and the result.', required=True)
@@ -34,14 +36,24 @@ def main() -> None:
         raise BadInput(f'{unlabelled.path}: no label in the manifest; a probe needs one for each image')
     colours = console.flag_numbers('bands', int, 3), console.flag_numbers('value_range', float, 2)
     read = lambda entry: functools.partial(read_image, entry.path, *colours)
-    x = {split: features_of(extractor, [read(entry) for entry in entries], out / 'features')
-         for split, entries in splits.items()}
+    x = {
+        split: features_of(extractor, [read(entry) for entry in entries], out / 'features')
+        for split, entries in splits.items()
+    }
     y = {split: [entry.label for entry in entries] for split, entries in splits.items()}
     probe = linear_probe(x['train'], y['train'], x['val'], y['val'])
     accuracy = probe.accuracy(x['test'], y['test'])
-    console.finish({'images': {split: len(labels) for split, labels in y.items()}, 'classes': len(probe.classes),
-                    'features': extractor.name, 'strength': probe.strength, 'accuracy': round(accuracy, 4),
-                    'right': round(accuracy * len(y['test']))}, out / 'probe.json')
+    console.finish(
+        {
+            'images': {split: len(labels) for split, labels in y.items()},
+            'classes': len(probe.classes),
+            'features': extractor.name,
+            'strength': probe.strength,
+            'accuracy': round(accuracy, 4),
+            'right': round(accuracy * len(y['test'])),
+        },
+        out / 'probe.json',
+    )
 
 
 if __name__ == '__main__':

@@ -35,8 +35,14 @@ def draw_losses(run: Path) -> Figure:
     for number, losses in enumerate(zip(*by_t)):
         shade = 0.85 * number / max(1, len(by_t[0]) - 1)
         right.plot(images_seen, losses, color=(shade, 0.35, 1 - shade), label=f'{number + 1} of {len(by_t[0])}')
-    right.legend(title='t, small to large', frameon=False, fontsize=7, title_fontsize=7, loc='center left',
-                 bbox_to_anchor=(1, 0.5))
+    right.legend(
+        title='t, small to large',
+        frameon=False,
+        fontsize=7,
+        title_fontsize=7,
+        loc='center left',
+        bbox_to_anchor=(1, 0.5),
+    )
     left.legend(frameon=False, fontsize=8)
     for axes, title in ((left, 'loss'), (right, 'validation loss by timestep')):
         axes.set_title(title, fontsize=9)
@@ -51,8 +57,10 @@ def carry_knowledge(run: Path, out: Path) -> str:
     what an earlier release in `out` says does not make it known."""
     trained_on = known_of(run)
     if trained_on is None:
-        print(f'{run} has no {FILE}: the images it was trained on are unknown; tools/fingerprint.py notes them',
-              file=sys.stderr)
+        print(
+            f'{run} has no {FILE}: the images it was trained on are unknown; tools/fingerprint.py notes them',
+            file=sys.stderr,
+        )
         if known_of(out) is None:
             return UNKNOWN
         trained_on = TrainedOn(unknown=(f'{run.resolve().name} has no {FILE}',))
@@ -70,8 +78,16 @@ def main() -> None:
     if pictures := sorted((run / 'samples').glob('*.png')):
         draw_losses(run).savefig(out / 'loss.png', dpi=110)
         (out / 'samples.png').write_bytes(pictures[-1].read_bytes())
-    console.finish({'out': str(out), 'bytes': size, 'images_seen': released.images_seen, 'digest': released.digest, 'trained_on': trained_on},
-                   out / 'release.json')
+    console.finish(
+        {
+            'out': str(out),
+            'bytes': size,
+            'images_seen': released.images_seen,
+            'digest': released.digest,
+            'trained_on': trained_on,
+        },
+        out / 'release.json',
+    )
 
 
 if __name__ == '__main__':

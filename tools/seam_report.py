@@ -26,10 +26,15 @@ from rsdiff.mosaic.plan import Phase, Plan
 
 CONTROL = flags.DEFINE_multi_string('control', [], 'NAME=IMAGE or NAME=OUT, any number of times.')
 STAGE = flags.DEFINE_integer('stage', None, 'Which stage; the last, if not given.', lower_bound=1)
-BANDS = flags.DEFINE_string('bands', None, 'Of a control that is a GeoTIFF, those for red, green and blue, such as 4,3,2.')
-VALUE_RANGE = flags.DEFINE_string('value_range', None, 'Of such a control, the values for black and white, such as 0,3000.')
-BLOCK_PX = flags.DEFINE_integer('block_px', 512, 'Side of the squares that are read, and resampled for intervals.',
-                                lower_bound=128)
+BANDS = flags.DEFINE_string(
+    'bands', None, 'Of a control that is a GeoTIFF, those for red, green and blue, such as 4,3,2.'
+)
+VALUE_RANGE = flags.DEFINE_string(
+    'value_range', None, 'Of such a control, the values for black and white, such as 0,3000.'
+)
+BLOCK_PX = flags.DEFINE_integer(
+    'block_px', 512, 'Side of the squares that are read, and resampled for intervals.', lower_bound=128
+)
 
 
 def open_mosaic(out: Path) -> tuple[Any, dict]:
@@ -48,8 +53,12 @@ def read_plan(settings: dict, path: Path) -> Plan:
             raise BadInput(f'{path}: {str(row)[:40]!r} is no phase')
         sizes = {name: files.field(row, name, int, path) for name in ('steps', 'stride_px', 'crop_px', 'ramp_px')}
         offset = files.field(row, 'offset', list, path)
-        if min(sizes.values()) < 0 or sizes['steps'] < 1 or not 1 <= sizes['stride_px'] <= window_px < 2**16 \
-                or 2 * sizes['crop_px'] + sizes['ramp_px'] >= window_px:
+        if (
+            min(sizes.values()) < 0
+            or sizes['steps'] < 1
+            or not 1 <= sizes['stride_px'] <= window_px < 2**16
+            or 2 * sizes['crop_px'] + sizes['ramp_px'] >= window_px
+        ):
             raise BadInput(f'{path}: windows of {window_px} px can not be laid out by {str(sizes)[:100]}')
         if len(offset) != 2 or not all(type(part) in (int, float) and 0 <= part <= 1 for part in offset):
             raise BadInput(f'{path}: offset {str(offset)[:40]} of a phase is not two numbers from 0 to 1')
@@ -64,8 +73,10 @@ def grids(out: Path, settings: dict, height: int, width: int) -> list[Grid]:
     plan, around_px = read_plan(settings, path), width if files.field(settings, 'wrap_x', bool, path) else None
     found = []
     for number, phase in enumerate(plan.phases, 1):
-        begins = [plan.lattice(phase, axis, around_px).touching(0, side, plan.profile(phase))
-                  for axis, side in ((0, height), (1, width))]
+        begins = [
+            plan.lattice(phase, axis, around_px).touching(0, side, plan.profile(phase))
+            for axis, side in ((0, height), (1, width))
+        ]
         rows, columns = ([place + phase.crop_px for place in places] for places in begins)
         found.append(Grid(f'windows of phase {number}', rows, columns, phase.ramp_px))
     size = settings['supertile_px']
@@ -87,7 +98,9 @@ def markdown(tables: dict[str, dict[str, dict[str, Interval]]]) -> str:
         rows = {name: table[grid] for name, table in tables.items() if grid in table}
         columns = list(dict.fromkeys(column for row in rows.values() for column in row))
         lines = [f'| {grid} | {" | ".join(columns)} |', '|---|' + '---:|' * len(columns)]
-        lines += [f'| {name} | {" | ".join(cell(row.get(column)) for column in columns)} |' for name, row in rows.items()]
+        lines += [
+            f'| {name} | {" | ".join(cell(row.get(column)) for column in columns)} |' for name, row in rows.items()
+        ]
         parts.append('\n'.join(lines) + '\n')
     return '\n'.join(parts)
 
@@ -111,7 +124,9 @@ def main(out: Path) -> None:
             other, own = open_mosaic(path)
             jobs.append((name, other, distinct(grids(path, own, *other.shape[:2]))))
         else:
-            image = read_image(path, console.flag_numbers('bands', int, 3), console.flag_numbers('value_range', float, 2))
+            image = read_image(
+                path, console.flag_numbers('bands', int, 3), console.flag_numbers('value_range', float, 2)
+            )
             if image.shape[:2] != (height, width):
                 raise BadInput(f'{path}: {image.shape[1]}×{image.shape[0]} px; {out} has {width}×{height}')
             jobs.append((name, image, jobs[0][2]))
@@ -122,16 +137,26 @@ def main(out: Path) -> None:
             for grid in found:
                 sums[name][grid.name] = seam_sums([(image, grid)], BLOCK_PX.value)
                 bar.update()
-    tables = {name: {grid: {key: ratio_interval(pairs) for key, pairs in row.items()} for grid, row in table.items()}
-              for name, table in sums.items()}
+    tables = {
+        name: {grid: {key: ratio_interval(pairs) for key, pairs in row.items()} for grid, row in table.items()}
+        for name, table in sums.items()
+    }
     own, *_, found = jobs[0]
     for name in (name for name, _, its in jobs[1:] if its is found):
-        tables[f'{own} / {name}'] = {grid: {key: against(pairs, sums[name][grid][key]) for key, pairs in row.items()
-                                            if key not in ('comb', 'repetition')} for grid, row in sums[own].items()}
+        tables[f'{own} / {name}'] = {
+            grid: {
+                key: against(pairs, sums[name][grid][key])
+                for key, pairs in row.items()
+                if key not in ('comb', 'repetition')
+            }
+            for grid, row in sums[own].items()
+        }
     files.write_text_atomically(out / 'seams.md', markdown(tables))
     print(f'\n{markdown(tables)}')
-    plain = {name: {grid: {key: interval.to_json() for key, interval in row.items()} for grid, row in table.items()}
-             for name, table in tables.items()}
+    plain = {
+        name: {grid: {key: interval.to_json() for key, interval in row.items()} for grid, row in table.items()}
+        for name, table in tables.items()
+    }
     console.finish({'out': str(out), 'height': height, 'width': width, 'seams': plain}, out / 'seams.json')
 
 

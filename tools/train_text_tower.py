@@ -28,7 +28,9 @@ from rsdiff.errors import BadInput
 from rsdiff.evaluation.features import features_of
 from rsdiff.models import text_tower, weights
 
-IMAGES = flags.DEFINE_multi_string('images', None, 'Folder with captions and splits, any number of times.', required=True)
+IMAGES = flags.DEFINE_multi_string(
+    'images', None, 'Folder with captions and splits, any number of times.', required=True
+)
 OUT = flags.DEFINE_string('out', None, 'Folder for the tower.', required=True)
 SEED = flags.DEFINE_integer('seed', 0, 'Of everything that is drawn.')
 VIEWS = flags.DEFINE_integer('views', 8, 'Orientations of every training image.', lower_bound=1, upper_bound=8)
@@ -49,12 +51,22 @@ def main() -> None:
     params, rows = train(config, tokenizer, training, validation, recipe, SEED.value)
     embedded.save(out, config, params, tokenizer, [Path(folder).resolve().name for folder in IMAGES.value])
     best = max(rows, key=lambda row: (row['mean_recall'], row['step']))
-    console.finish({'out': str(out), 'images': {'train': len(training.captions), 'val': len(validation.captions)},
-                    'captions': len({words for own in training.captions for words in own}), 'words': config.vocabulary,
-                    'parameters': sum(leaf.size for leaf in weights.flatten(params).values()), 'seed': SEED.value,
-                    'recipe': dataclasses.asdict(recipe), 'chosen_step': best['step'],
-                    'val_mean_recall': round(best['mean_recall'], 4), 'seconds': round(time.monotonic() - started, 1),
-                    'validations': rows}, out / 'training.json')
+    console.finish(
+        {
+            'out': str(out),
+            'images': {'train': len(training.captions), 'val': len(validation.captions)},
+            'captions': len({words for own in training.captions for words in own}),
+            'words': config.vocabulary,
+            'parameters': sum(leaf.size for leaf in weights.flatten(params).values()),
+            'seed': SEED.value,
+            'recipe': dataclasses.asdict(recipe),
+            'chosen_step': best['step'],
+            'val_mean_recall': round(best['mean_recall'], 4),
+            'seconds': round(time.monotonic() - started, 1),
+            'validations': rows,
+        },
+        out / 'training.json',
+    )
 
 
 def captioned(split: str, views: int) -> Captioned:

@@ -32,8 +32,9 @@ def blur(canvas: Canvas, kernel) -> Canvas:
     By Fourier transform: on a CPU at k = 21 that is some 20 times faster than a convolution or a sum of shifts.
     """
     size, (_, height, width) = kernel.shape[0], canvas.pixels.shape
-    rows, columns = (_reflected(jnp.arange(length + size - 1) - size // 2, n)
-                     for length, n in zip((height, width), canvas.size))
+    rows, columns = (
+        _reflected(jnp.arange(length + size - 1) - size // 2, n) for length, n in zip((height, width), canvas.size)
+    )
     padded = canvas.pixels[:, rows][:, :, columns]
     # the first size - 1 rows and columns are those into which a circular convolution wraps
     shape = _fast_length(height + size - 1), _fast_length(width + size - 1)
@@ -55,8 +56,10 @@ def resize(canvas: Canvas, size: tuple, shape: tuple[int, int], choice, antialia
     """
     if all(isinstance(n, int) for n in canvas.size + size) and canvas.size == size == shape == canvas.pixels.shape[1:]:
         return canvas
-    rows, columns = (_weights(n, length, new_n, new_length, choice, antialias)
-                     for n, length, new_n, new_length in zip(canvas.size, canvas.pixels.shape[1:], size, shape))
+    rows, columns = (
+        _weights(n, length, new_n, new_length, choice, antialias)
+        for n, length, new_n, new_length in zip(canvas.size, canvas.pixels.shape[1:], size, shape)
+    )
     return Canvas(jnp.einsum('ph,chw,qw->cpq', rows, canvas.pixels, columns, precision=PRECISION), size)
 
 

@@ -52,8 +52,11 @@ class Survey:
 
 def grid(height: int, width: int, side: int, stride: int) -> list[Box]:
     """Squares of `side` pixels every `stride` pixels, all of them inside; a remainder at the far edges is left."""
-    return [Box(y, x, y + side, x + side) for y in range(0, height - side + 1, stride)
-            for x in range(0, width - side + 1, stride)]
+    return [
+        Box(y, x, y + side, x + side)
+        for y in range(0, height - side + 1, stride)
+        for x in range(0, width - side + 1, stride)
+    ]
 
 
 def flaw(chip: np.ndarray, limits: Limits) -> str | None:
@@ -68,8 +71,15 @@ def flaw(chip: np.ndarray, limits: Limits) -> str | None:
     return None
 
 
-def look(images: FolderImages, size_px: int, stride_px: int, reductions: tuple[int, ...], limits: Limits,
-         survey: Survey, progress: Callable[[float], None]) -> list[Chip]:
+def look(
+    images: FolderImages,
+    size_px: int,
+    stride_px: int,
+    reductions: tuple[int, ...],
+    limits: Limits,
+    survey: Survey,
+    progress: Callable[[float], None],
+) -> list[Chip]:
     """The good chips of `images`, in order of image, reduction and place; `survey` counts the others.
 
     Args:
@@ -135,8 +145,9 @@ def choose(chips: list[Chip], most: int | None) -> list[Chip]:
     return sorted(chosen)
 
 
-def examples(images: FolderImages, source: str, key: str, chips: Iterable[Chip], encoding: str,
-             progress: Callable[[float], None]) -> Iterator[tuple[str, dict[str, Any]]]:
+def examples(
+    images: FolderImages, source: str, key: str, chips: Iterable[Chip], encoding: str, progress: Callable[[float], None]
+) -> Iterator[tuple[str, dict[str, Any]]]:
     """(key, example) of each of `chips`, in image order, as `rsdiff.data.records.write_chips` takes them.
 
     Args:
@@ -153,9 +164,18 @@ def examples(images: FolderImages, source: str, key: str, chips: Iterable[Chip],
         with scene:
             for _, reduction, box in windows:
                 pixels = box_downscale(scene.read(box), reduction)
-                yield f'{key}/{number}/{reduction}/{box.y0}/{box.x0}', {
-                    'image': encode(pixels, encoding), 'gsd_m': reduction * gsd_m, 'label': entry.label or '',
-                    'captions': list(entry.captions), 'source': source, 'file_name': entry.file_name, 'box': tuple(box)}
+                yield (
+                    f'{key}/{number}/{reduction}/{box.y0}/{box.x0}',
+                    {
+                        'image': encode(pixels, encoding),
+                        'gsd_m': reduction * gsd_m,
+                        'label': entry.label or '',
+                        'captions': list(entry.captions),
+                        'source': source,
+                        'file_name': entry.file_name,
+                        'box': tuple(box),
+                    },
+                )
                 progress(1)
 
 

@@ -102,17 +102,27 @@ class FolderImages:
       BadInput: the folder can't be read, or the resolution of its images is unknown.
     """
 
-    def __init__(self, folder: str, split: str | None = None, gsd_m: float | None = None,
-                 bands: tuple[int, ...] | None = None, value_range: tuple[float, float] | None = None,
-                 entries: list[Entry] | None = None, flag: str = '--config.data.gsd_m'):
+    def __init__(
+        self,
+        folder: str,
+        split: str | None = None,
+        gsd_m: float | None = None,
+        bands: tuple[int, ...] | None = None,
+        value_range: tuple[float, float] | None = None,
+        entries: list[Entry] | None = None,
+        flag: str = '--config.data.gsd_m',
+    ):
         self.entries = training_entries(folder, split) if entries is None else entries
         self.default_gsd_m, self.bands, self.value_range, self.flag = gsd_m, bands, value_range, flag
         # a raster file may know its own, which shows when it is opened
-        missing = [e.file_name for e in self.entries
-                   if e.gsd_m is None and e.path.suffix.lower() not in RASTER_SUFFIXES]
+        missing = [
+            e.file_name for e in self.entries if e.gsd_m is None and e.path.suffix.lower() not in RASTER_SUFFIXES
+        ]
         if gsd_m is None and missing:
-            raise BadInput(f'{folder}: {len(missing)} images have no gsd_m ({missing[0]}, …); say it in the manifest '
-                           f'or give one for all ({self.flag})')
+            raise BadInput(
+                f'{folder}: {len(missing)} images have no gsd_m ({missing[0]}, …); say it in the manifest '
+                f'or give one for all ({self.flag})'
+            )
 
     def __len__(self) -> int:
         return len(self.entries)
@@ -128,6 +138,5 @@ class FolderImages:
         gsd_m = entry.gsd_m or scene.gsd_m or self.default_gsd_m
         if gsd_m is None:
             scene.__exit__()
-            raise BadInput(f'{entry.path}: neither it nor a manifest says its gsd_m; give one for all '
-                           f'({self.flag})')
+            raise BadInput(f'{entry.path}: neither it nor a manifest says its gsd_m; give one for all ({self.flag})')
         return scene, gsd_m

@@ -162,12 +162,14 @@ class DegradationConfig:
         blur=BlurConfig(sigma_px=(0.2, 1.5), generalised_power=(0.5, 2.0), plateau_power=(1.0, 1.5)),
         resize=ResizeConfig(factors=(0.3, 1.5)),
         noise=NoiseConfig(gaussian_levels=(1.0, 15.0), poisson_scale=(0.05, 2.0)),
-        jpeg=JPEGConfig(quality=(60, 95)))
+        jpeg=JPEGConfig(quality=(60, 95)),
+    )
     second: PassConfig = PassConfig(
         blur=BlurConfig(probability=0.5, sigma_px=(0.2, 1.0), generalised_power=(0.5, 2.0), plateau_power=(1.0, 1.5)),
         resize=ResizeConfig(odds=(0.3, 0.4, 0.3), factors=(0.6, 1.2)),
         noise=NoiseConfig(gaussian_levels=(1.0, 12.0), poisson_scale=(0.05, 1.0)),
-        jpeg=JPEGConfig(quality=(60, 100)))
+        jpeg=JPEGConfig(quality=(60, 100)),
+    )
     final_filter: FilterConfig = FilterConfig()
     final_blur: BlurConfig = RINGING
 
@@ -175,28 +177,39 @@ class DegradationConfig:
 def _one_reduction(filter_odds: tuple[float, float, float]) -> DegradationConfig:
     """A quarter of the size by an antialiased filter, and nothing else."""
     filter = FilterConfig(filter_odds, antialias=True)
-    return DegradationConfig(first=PassConfig(NO_BLUR, ResizeConfig(KEEP), NO_NOISE, NO_JPEG),
-                             second=PassConfig(NO_BLUR, ResizeConfig(KEEP, filter=filter), NO_NOISE, NO_JPEG),
-                             final_blur=NO_BLUR)
+    return DegradationConfig(
+        first=PassConfig(NO_BLUR, ResizeConfig(KEEP), NO_NOISE, NO_JPEG),
+        second=PassConfig(NO_BLUR, ResizeConfig(KEEP, filter=filter), NO_NOISE, NO_JPEG),
+        final_blur=NO_BLUR,
+    )
 
 
 def _light_pass(sigma_px: float, resize: ResizeConfig) -> PassConfig:
     anisotropic = (0.0, 1.0, 0.0, 0.0, 0.0, 0.0)
-    return PassConfig(BlurConfig(kernel_px=(7, 7), kinds=anisotropic, sigma_px=(0.1, sigma_px), sinc=0.0), resize,
-                      NoiseConfig(1.0, 0.0, 0.0, gaussian_levels=(0.0, 1.275)), NO_JPEG)
+    return PassConfig(
+        BlurConfig(kernel_px=(7, 7), kinds=anisotropic, sigma_px=(0.1, sigma_px), sinc=0.0),
+        resize,
+        NoiseConfig(1.0, 0.0, 0.0, gaussian_levels=(0.0, 1.275)),
+        NO_JPEG,
+    )
 
 
 MILD = DegradationConfig()
 # train_realesrgan_x4plus.yml of the published code
 REAL_ESRGAN = DegradationConfig(
     first=PassConfig(),
-    second=PassConfig(blur=BlurConfig(probability=0.8, sigma_px=(0.2, 1.5)),
-                      resize=ResizeConfig(odds=(0.3, 0.4, 0.3), factors=(0.3, 1.2)),
-                      noise=NoiseConfig(gaussian_levels=(1.0, 25.0), poisson_scale=(0.05, 2.5))))
+    second=PassConfig(
+        blur=BlurConfig(probability=0.8, sigma_px=(0.2, 1.5)),
+        resize=ResizeConfig(odds=(0.3, 0.4, 0.3), factors=(0.3, 1.2)),
+        noise=NoiseConfig(gaussian_levels=(1.0, 25.0), poisson_scale=(0.05, 2.5)),
+    ),
+)
 # twice a slight blur, half the size by a random filter, and noise up to half a percent of the range
-LIGHT = DegradationConfig(first=_light_pass(0.8, ResizeConfig(DOWN, (0.5, 0.5), FilterConfig(antialias=True))),
-                          second=_light_pass(0.5, ResizeConfig(KEEP, filter=FilterConfig(antialias=True))),
-                          final_blur=NO_BLUR)
+LIGHT = DegradationConfig(
+    first=_light_pass(0.8, ResizeConfig(DOWN, (0.5, 0.5), FilterConfig(antialias=True))),
+    second=_light_pass(0.5, ResizeConfig(KEEP, filter=FilterConfig(antialias=True))),
+    final_blur=NO_BLUR,
+)
 BICUBIC = _one_reduction((0.0, 0.0, 1.0))
 CLEAN = _one_reduction((1.0, 0.0, 0.0))  # the mean over 4 × 4 pixels
 
@@ -284,8 +297,11 @@ def random_kernel(dice: Iterator, config: BlurConfig):
         kind = choose(next(dice), config.kinds)
         sigma_x, sigma_y = between(next(dice), config.sigma_px), between(next(dice), config.sigma_px)
         angle = between(next(dice), (0, math.pi))
-        power = jnp.select([kind < 2, kind < 4], [1.0, _about_one(next(dice), config.generalised_power)],
-                           _about_one(next(dice), config.plateau_power))
+        power = jnp.select(
+            [kind < 2, kind < 4],
+            [1.0, _about_one(next(dice), config.generalised_power)],
+            _about_one(next(dice), config.plateau_power),
+        )
         sigma_y = jnp.where(kind % 2 == 0, sigma_x, sigma_y)
         kernel = kernels.gaussian_or_plateau(most, size_px, sigma_x, sigma_y, angle, power, plateau=kind >= 4)
     if config.sinc > 0:

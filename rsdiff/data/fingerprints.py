@@ -91,8 +91,12 @@ class TrainedOn:
 def write_fingerprints(path: epath.PathLike, trained_on: TrainedOn) -> None:
     """Writes `trained_on` to `path`, an .npz file."""
     encoded = io.BytesIO()
-    np.savez_compressed(encoded, names=np.asarray(trained_on.names, str), fingerprints=trained_on.fingerprints,
-                        unknown=np.asarray(trained_on.unknown, str))
+    np.savez_compressed(
+        encoded,
+        names=np.asarray(trained_on.names, str),
+        fingerprints=trained_on.fingerprints,
+        unknown=np.asarray(trained_on.unknown, str),
+    )
     write_bytes_atomically(path, encoded.getvalue())
 
 
@@ -107,12 +111,24 @@ def read_fingerprints(path: epath.PathLike) -> TrainedOn:
         with epath.Path(path).open('rb') as file:
             # read by its members: what np.load would accept besides, such as a pickle, is none of ours
             with zipfile.ZipFile(io.BytesIO(file.read())) as archive:
-                arrays = {name.removesuffix('.npy'): _array(archive.read(name)) for name in archive.namelist()
-                          if archive.getinfo(name).file_size <= MOST_BYTES}
+                arrays = {
+                    name.removesuffix('.npy'): _array(archive.read(name))
+                    for name in archive.namelist()
+                    if archive.getinfo(name).file_size <= MOST_BYTES
+                }
         names, fingerprints, unknown = arrays['names'], arrays['fingerprints'], arrays.get('unknown', np.zeros(0, str))
     except KeyError as error:
         raise BadInput(f'{path}: not a file of fingerprints (no {error.args[0]!r}); {advice}') from None
-    except (OSError, EOFError, ValueError, SyntaxError, MemoryError, RuntimeError, zipfile.BadZipFile, zlib.error) as error:
+    except (
+        OSError,
+        EOFError,
+        ValueError,
+        SyntaxError,
+        MemoryError,
+        RuntimeError,
+        zipfile.BadZipFile,
+        zlib.error,
+    ) as error:
         raise BadInput(f'{path}: not a file of fingerprints ({one_line(error)[:200]}); {advice}') from None
     for texts in names, unknown:
         if texts.ndim != 1 or texts.size and texts.dtype.kind != 'U':

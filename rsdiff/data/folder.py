@@ -27,8 +27,15 @@ from typing import Any, Iterable, Iterator
 from etils import epath
 
 from rsdiff.data.gsd import check_gsd_m
-from rsdiff.data.layout import (IMAGE_SUFFIXES, MANIFESTS, canonical_split, class_folders, data_files, manifests_beside,
-                                split_folders)
+from rsdiff.data.layout import (
+    IMAGE_SUFFIXES,
+    MANIFESTS,
+    canonical_split,
+    class_folders,
+    data_files,
+    manifests_beside,
+    split_folders,
+)
 from rsdiff.errors import BadInput, one_line
 from rsdiff.files import is_local, parse_json, write_text_atomically
 
@@ -52,8 +59,13 @@ class Entry:
 
     def to_json(self) -> dict[str, Any]:
         """The manifest line of this entry; fields that are empty are left out."""
-        row = {'file_name': self.file_name, 'split': self.split, 'label': self.label,
-               'captions': list(self.captions) or None, 'gsd_m': self.gsd_m}
+        row = {
+            'file_name': self.file_name,
+            'split': self.split,
+            'label': self.label,
+            'captions': list(self.captions) or None,
+            'gsd_m': self.gsd_m,
+        }
         return {k: v for k, v in row.items() if v is not None} | self.extra
 
 
@@ -108,8 +120,13 @@ def training_entries(folder: Path | str, split: str | None = None) -> list[Entry
     if not chosen:
         raise BadInput(f'{folder}: its splits are {", ".join(splits)}, and none is {TRAIN}; name the one to train on')
     if len(chosen) < len(entries):
-        logging.warning('%s: the %d images of its split %s; of its %d others none is trained on', folder, len(chosen), TRAIN,
-                        len(entries) - len(chosen))
+        logging.warning(
+            '%s: the %d images of its split %s; of its %d others none is trained on',
+            folder,
+            len(chosen),
+            TRAIN,
+            len(entries) - len(chosen),
+        )
     return chosen
 
 
@@ -120,7 +137,11 @@ def validation_entries(folder: Path | str, split: str | None = None) -> list[Ent
       BadInput: as `read_folder`; or there are splits, and none is for validation.
     """
     entries = read_folder(folder, split)
-    return entries if split is not None or all(entry.split is None for entry in entries) else read_folder(folder, VALIDATION)
+    return (
+        entries
+        if split is not None or all(entry.split is None for entry in entries)
+        else read_folder(folder, VALIDATION)
+    )
 
 
 def opened_entries(folder: Path | str, split: str | None = None) -> list[Entry]:
@@ -128,8 +149,9 @@ def opened_entries(folder: Path | str, split: str | None = None) -> list[Entry]:
     entries = read_folder(folder, split)
     splits = sorted({str(entry.split) for entry in entries})
     if split is None and len(splits) > 1:
-        logging.warning('%s: all %d images of its splits %s; name one to take that alone', folder, len(entries),
-                        ', '.join(splits))
+        logging.warning(
+            '%s: all %d images of its splits %s; name one to take that alone', folder, len(entries), ', '.join(splits)
+        )
     return entries
 
 
@@ -160,7 +182,9 @@ def split_of(argument: str) -> tuple[str, str | None]:
 def clean_name(file_name: str) -> str:
     """A relative POSIX name that leads nowhere outside, made of any `file_name`; of one that is such already, itself.
     Two names may become one."""
-    parts = [part for part in re.split(r'[/\\]', re.sub(r'^[A-Za-z]:[/\\]', '', file_name)) if part not in ('', '.', '..')]
+    parts = [
+        part for part in re.split(r'[/\\]', re.sub(r'^[A-Za-z]:[/\\]', '', file_name)) if part not in ('', '.', '..')
+    ]
     parts = [''.join('_' if ord(c) < 32 or 0xD800 <= ord(c) < 0xE000 else c for c in part) for part in parts]
     return '/'.join(part if len(part.encode()) <= 200 else _shortened(part) for part in parts) or 'unnamed'
 
@@ -226,7 +250,8 @@ def _with_splits_of_folders(folder: Path, entries: list[Entry]) -> list[Entry]:
         return entries
     names = [entry.file_name for entry in entries]
     if any(entry.split is not None for entry in entries) or any(
-            entry.label is not None and entry.label == Path(entry.file_name).parent.name for entry in entries):
+        entry.label is not None and entry.label == Path(entry.file_name).parent.name for entry in entries
+    ):
         try:
             splits = split_folders(folder, names)
         except BadInput:  # the manifest says which are splits, or that such a folder is a class
@@ -244,8 +269,10 @@ def _listed(folder: Path, manifest: Path) -> list[Entry]:
     if below and any(entry.split is not None for entry in entries):
         inside = split_folders(folder, [below + 'image'])[0]
         if wrong := next((entry for entry in entries if inside and entry.split not in (None, inside)), None):
-            raise BadInput(f'{manifest}: {wrong.file_name} is of {wrong.split!r} by its line and of {inside!r} by its '
-                           'folder; mend one of them')
+            raise BadInput(
+                f'{manifest}: {wrong.file_name} is of {wrong.split!r} by its line and of {inside!r} by its '
+                'folder; mend one of them'
+            )
         entries = [dataclasses.replace(entry, split=entry.split or inside) for entry in entries]
     return entries
 
@@ -266,8 +293,9 @@ def _csv_rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
         rows = csv.reader(io.StringIO(manifest.read_bytes().decode('utf-8-sig'), newline=''), strict=True)
         header = next(rows, [])
         if 'file_name' not in header or len({*header}) < len(header):
-            raise BadInput(f'{manifest}:1: its columns are {", ".join(header)[:100]!r}; there must be "file_name", and '
-                           'none twice')
+            raise BadInput(
+                f'{manifest}:1: its columns are {", ".join(header)[:100]!r}; there must be "file_name", and none twice'
+            )
         for cells in rows:
             where = f'{manifest}:{rows.line_num}'
             if not any(cells):
@@ -316,8 +344,15 @@ def _entry(folder: Path, place: Path, below: str, where: str, row: dict[str, Any
             if not isinstance(value, str) or value.startswith('/') or '..' in value.split('/'):
                 raise BadInput(f'{where}: {field} is {str(value)[:40]!r}, which leaves the folder or is no file name')
             row[field] = below + value
-    return Entry(folder / (below + name), below + name, None if split is None else canonical_split(split),
-                 None if label is None else str(label), tuple(captions), gsd_m, row)
+    return Entry(
+        folder / (below + name),
+        below + name,
+        None if split is None else canonical_split(split),
+        None if label is None else str(label),
+        tuple(captions),
+        gsd_m,
+        row,
+    )
 
 
 def _digest(entry: Entry) -> str:

@@ -16,5 +16,7 @@ def check_gsd_m(value: Any, where: str) -> float:
     """
     is_number = isinstance(value, (int, float)) and not isinstance(value, bool)
     if not is_number or not SMALLEST_GSD_M <= value <= LARGEST_GSD_M:
-        raise BadInput(f'{where} is {str(value)[:40]}; it must be metres a pixel from {SMALLEST_GSD_M:g} to {LARGEST_GSD_M:.0e}')
+        raise BadInput(
+            f'{where} is {str(value)[:40]}; it must be metres a pixel from {SMALLEST_GSD_M:g} to {LARGEST_GSD_M:.0e}'
+        )
     return float(value)

@@ -48,8 +48,16 @@ class HubImages:
       BadInput: there is no such split or column, or no resolution.
     """
 
-    def __init__(self, source: str, splits: dict[str, Any], split: str, gsd_m: float | None, image: str = 'image',
-                 label: str = 'label', captions: str = 'captions'):
+    def __init__(
+        self,
+        source: str,
+        splits: dict[str, Any],
+        split: str,
+        gsd_m: float | None,
+        image: str = 'image',
+        label: str = 'label',
+        captions: str = 'captions',
+    ):
         import datasets
 
         alike = [name for name in splits if canonical_split(name) == canonical_split(split)]
@@ -60,8 +68,10 @@ class HubImages:
         self.image, self.label, self.captions = image, label, captions
         rows = splits[found]
         if not isinstance(rows.features.get(image), datasets.Image):
-            raise BadInput(f'{source}: no column {image!r} of images; there are {", ".join(rows.column_names)}; '
-                           'name it by --config.data.image_column')
+            raise BadInput(
+                f'{source}: no column {image!r} of images; there are {", ".join(rows.column_names)}; '
+                'name it by --config.data.image_column'
+            )
         if gsd_m is None and 'gsd_m' not in rows.column_names:
             raise BadInput(f'{source}: no column gsd_m; give --config.data.gsd_m')
         if not len(rows):
@@ -96,8 +106,13 @@ class HubImages:
         if isinstance(label, int) and hasattr(self.rows.features[self.label], 'int2str'):
             label = self.rows.features[self.label].int2str(label)
         captions = (captions,) if isinstance(captions, str) else tuple(captions)
-        return Entry(Path(self.name(number)), f'{self.numbers[number]}', label=None if label is None else str(label),
-                     captions=captions, gsd_m=row.get('gsd_m'))
+        return Entry(
+            Path(self.name(number)),
+            f'{self.numbers[number]}',
+            label=None if label is None else str(label),
+            captions=captions,
+            gsd_m=row.get('gsd_m'),
+        )
 
     def validation_share(self, share: float) -> list[bool]:
         """As that of `rsdiff.data.folder`, of the images' encoded bytes."""

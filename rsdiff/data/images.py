@@ -30,13 +30,19 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     """
     values = np.asarray(image, np.float32)
     if not np.isfinite(values).all():
-        raise FloatingPointError(f'{np.count_nonzero(~np.isfinite(values))} of {values.size} values of an image are NaN or infinite; '
-                                 'check the weights, and the gsd_m that the network is given')
+        raise FloatingPointError(
+            f'{np.count_nonzero(~np.isfinite(values))} of {values.size} values of an image are NaN or infinite; '
+            'check the weights, and the gsd_m that the network is given'
+        )
     return np.clip(np.rint((values + 1.0) * 127.5), 0, 255).astype(np.uint8)
 
 
-def read_image(path: epath.PathLike, bands: tuple[int, ...] | None = None,
-               value_range: tuple[float, float] | None = None, file: IO[bytes] | None = None) -> np.ndarray:
+def read_image(
+    path: epath.PathLike,
+    bands: tuple[int, ...] | None = None,
+    value_range: tuple[float, float] | None = None,
+    file: IO[bytes] | None = None,
+) -> np.ndarray:
     """The image at `path` as uint8 RGB (height, width, 3), upright; alpha and masks are dropped.
 
     Args:
@@ -48,8 +54,12 @@ def read_image(path: epath.PathLike, bands: tuple[int, ...] | None = None,
         return scene.read(_all_of(path, scene))
 
 
-def read_masked(path: epath.PathLike, bands: tuple[int, ...] | None = None, value_range: tuple[float, float] | None = None,
-                file: IO[bytes] | None = None) -> tuple[np.ndarray, np.ndarray]:
+def read_masked(
+    path: epath.PathLike,
+    bands: tuple[int, ...] | None = None,
+    value_range: tuple[float, float] | None = None,
+    file: IO[bytes] | None = None,
+) -> tuple[np.ndarray, np.ndarray]:
     """As `read_image`, and where there is a measurement: bool (height, width), read-only."""
     with open_scene(path, bands, value_range, file) as scene:
         box = _all_of(path, scene)
@@ -92,8 +102,10 @@ def resized(image: np.ndarray, height: int, width: int, resample: int) -> np.nda
 def clean_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """The same in float32 and a channel at a time, nothing rounded or clipped, as the scores of Parmar et al. 2022
     (arXiv 2104.11222, "clean") want it: uint8 (h, w, 3) → float32 (height, width, 3), [0, 255] but for overshoot."""
-    channels = [Image.fromarray(channel).resize((width, height), Image.BICUBIC)
-                for channel in np.float32(image).transpose(2, 0, 1)]
+    channels = [
+        Image.fromarray(channel).resize((width, height), Image.BICUBIC)
+        for channel in np.float32(image).transpose(2, 0, 1)
+    ]
     return np.stack(channels, axis=-1)
 
 

@@ -59,8 +59,11 @@ def take_inventory(source: Source, name: str, show: bool = False) -> Inventory:
     images = source.images if isinstance(source, Crops) else source
     if isinstance(images, FolderImages):
         looks = look_at_entries(images, range(len(images)), show)
-        digests = {entry.file_name: _hex(look.sha256, repr(entry.gsd_m).encode())
-                   for entry, look in zip(images.entries, looks) if look.sha256}
+        digests = {
+            entry.file_name: _hex(look.sha256, repr(entry.gsd_m).encode())
+            for entry, look in zip(images.entries, looks)
+            if look.sha256
+        }
         return Inventory(digests, images_seen(images, range(len(images)), looks, short) + _inherited([name]))
     if isinstance(images, RecordImages):
         digests = _digests([(shard.name, shard) for shard in images.shards], show)
@@ -81,6 +84,7 @@ class Look(NamedTuple):
 
 def look_at_entries(images: FolderImages, numbers: Sequence[int], show: bool = False) -> list[Look]:
     """A `Look` at each of some images of a folder, of which those that have not changed are not read again."""
+
     def look(number: int) -> Look:
         try:
             sha256 = bytes.fromhex(stamp(images.entries[number].path).sha256)
@@ -111,11 +115,14 @@ def _of_records(images: RecordImages, name: str, show: bool) -> TrainedOn:
     version = _hex(*(repr(_key(shard, '')).encode() for shard in images.shards))
     keys = [_Key(images.where, f'{images.split}[{number}]', version) for number in range(len(images))]
     looks = _cached(keys, range(len(images)), lambda number: Look(b'record', _fingerprint_of(images, number)), show)
-    return _trained_on([f'{name}/{images.split}[{number}]' for number in range(len(images))], [look.found for look in looks])
+    return _trained_on(
+        [f'{name}/{images.split}[{number}]' for number in range(len(images))], [look.found for look in looks]
+    )
 
 
 def _of_others(images, name: str, show: bool) -> Inventory:
     """Images of which nothing is known but how to open them: read at every start."""
+
     def look(number: int) -> Look:
         try:
             scene, gsd_m = images.open(number)
@@ -124,13 +131,16 @@ def _of_others(images, name: str, show: bool) -> Inventory:
         except BadInput:
             return Look(b'', NO_IMAGE)
         is_scene = max(pixels.shape) > LARGEST_PX
-        return Look(hashlib.sha256(repr((pixels.shape, gsd_m)).encode() + pixels.tobytes()).digest(),
-                    SCENE if is_scene else fingerprint(pixels).tobytes())
+        return Look(
+            hashlib.sha256(repr((pixels.shape, gsd_m)).encode() + pixels.tobytes()).digest(),
+            SCENE if is_scene else fingerprint(pixels).tobytes(),
+        )
 
     looks = _cached([None] * len(images), range(len(images)), look, show)
     digests = {f'[{number}]': _hex(look.sha256) for number, look in enumerate(looks) if look.sha256}
-    return Inventory(digests, _trained_on([f'{name}[{number}]' for number in range(len(images))],
-                                          [look.found for look in looks]))
+    return Inventory(
+        digests, _trained_on([f'{name}[{number}]' for number in range(len(images))], [look.found for look in looks])
+    )
 
 
 def _inherited(folders: Sequence[str]) -> TrainedOn:
@@ -162,8 +172,9 @@ def _fingerprint_of(images, number: int) -> bytes:
 
 def _digests(files: Sequence[tuple[str, epath.PathLike]], show: bool) -> dict[str, str]:
     paths = [path for _, path in files]
-    looks = _cached([_key(path, 'file') for path in paths], paths,
-                    lambda path: Look(bytes.fromhex(stamp(path).sha256), SCENE), show)
+    looks = _cached(
+        [_key(path, 'file') for path in paths], paths, lambda path: Look(bytes.fromhex(stamp(path).sha256), SCENE), show
+    )
     return {name: _hex(look.sha256) for (name, _), look in zip(files, looks)}
 
 
@@ -193,20 +204,32 @@ def _key(path: epath.PathLike, how: str) -> _Key | None:
 
 def _cached(keys: Sequence[_Key | None], items: Sequence, look: Callable[..., Look], show: bool) -> list[Look]:
     """`look` at each of `items`, in threads, or what an earlier look found, by `keys`."""
-    with _Cache(console.cache_folder() / 'inventory.sqlite') as cache, \
-            concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
+    with (
+        _Cache(console.cache_folder() / 'inventory.sqlite') as cache,
+        concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
+    ):
         looks = [key and cache.get(key) for key in keys]
         missing = [number for number, known in enumerate(looks) if known is None]
-        with tqdm(total=len(missing), desc='looking at the training data', unit='file', dynamic_ncols=True,
-                  disable=not (show and missing)) as bar:
+        with tqdm(
+            total=len(missing),
+            desc='looking at the training data',
+            unit='file',
+            dynamic_ncols=True,
+            disable=not (show and missing),
+        ) as bar:
             for first in range(0, len(missing), BLOCK):
                 block = missing[first : first + BLOCK]
                 for number, found in zip(block, pool.map(look, [items[number] for number in block])):
                     looks[number] = found
                     bar.update()
                 # not of what can't be read: it may be mended, or have been out of reach
-                cache.put([(*keys[number], *looks[number]) for number in block
-                           if keys[number] and looks[number].sha256 and looks[number].found != NO_IMAGE])
+                cache.put(
+                    [
+                        (*keys[number], *looks[number])
+                        for number in block
+                        if keys[number] and looks[number].sha256 and looks[number].found != NO_IMAGE
+                    ]
+                )
     return looks
 
 
@@ -237,8 +260,12 @@ class _Cache:
     def get(self, key: _Key) -> Look | None:
         """What was found earlier."""
         try:
-            row = self.database and self.database.execute(
-                'SELECT sha256, found FROM looks WHERE path = ? AND how = ? AND state = ?', key).fetchone()
+            row = (
+                self.database
+                and self.database.execute(
+                    'SELECT sha256, found FROM looks WHERE path = ? AND how = ? AND state = ?', key
+                ).fetchone()
+            )
         except sqlite3.Error:
             return None
         is_sound = row and all(isinstance(value, bytes) for value in row) and (row[1] == SCENE or len(row[1]) == BYTES)
@@ -256,8 +283,10 @@ class _Cache:
     def _open(self) -> sqlite3.Connection:
         database = sqlite3.connect(self.path, timeout=20)
         try:
-            database.execute('CREATE TABLE IF NOT EXISTS looks (path TEXT, how TEXT, state TEXT, sha256 BLOB, found BLOB, '
-                             'PRIMARY KEY (path, how)) WITHOUT ROWID')
+            database.execute(
+                'CREATE TABLE IF NOT EXISTS looks (path TEXT, how TEXT, state TEXT, sha256 BLOB, found BLOB, '
+                'PRIMARY KEY (path, how)) WITHOUT ROWID'
+            )
         except sqlite3.Error:
             database.close()
             raise

@@ -20,10 +20,27 @@ LEFT_BY_SYSTEMS = '$RECYCLE.BIN', '__MACOSX', '@eaDir'
 # the file that every run begins with, and keys of which it has one: those of other programs have none
 RUN_FILES = {
     'config.json': {'generator'},
-    'settings.json': {'sources_sha256', 'condition_px', 'evaluation_images', 'degradation', 'checkpoint', 'prepare_data',
-                      'demo', 'config'}}
-SPLIT_NAMES = {'train': 'train', 'training': 'train', 'test': 'test', 'testing': 'test',
-               'val': 'val', 'validation': 'val', 'valid': 'val', 'dev': 'val'}
+    'settings.json': {
+        'sources_sha256',
+        'condition_px',
+        'evaluation_images',
+        'degradation',
+        'checkpoint',
+        'prepare_data',
+        'demo',
+        'config',
+    },
+}
+SPLIT_NAMES = {
+    'train': 'train',
+    'training': 'train',
+    'test': 'test',
+    'testing': 'test',
+    'val': 'val',
+    'validation': 'val',
+    'valid': 'val',
+    'dev': 'val',
+}
 
 
 def canonical_split(name: str) -> str:
@@ -101,10 +118,15 @@ def split_folders(folder: Path, names: list[str]) -> list[str | None]:
     inside = [own for own in parts if any(part.lower() in SPLIT_NAMES for part in own)]
     if inside:
         split = next(part for part in inside[0] if part.lower() in SPLIT_NAMES)
-        other = next(name for name, own in zip(names, parts) if not any(part.lower() in SPLIT_NAMES for part in own)) \
-            if len(inside) < len(parts) else names[0]
-        raise BadInput(f'{folder}: {split}/ may be a split, and {other} in none, or {split}/ may be a class or any other '
-                       f'folder; say it by "split" in a {MANIFESTS[0]}, or move away what is no data')
+        other = (
+            next(name for name, own in zip(names, parts) if not any(part.lower() in SPLIT_NAMES for part in own))
+            if len(inside) < len(parts)
+            else names[0]
+        )
+        raise BadInput(
+            f'{folder}: {split}/ may be a split, and {other} in none, or {split}/ may be a class or any other '
+            f'folder; say it by "split" in a {MANIFESTS[0]}, or move away what is no data'
+        )
     return [None] * len(names)
 
 
@@ -114,7 +136,7 @@ def class_folders(names: list[str]) -> list[str | None]:
     parts = [name.split('/')[:-1] for name in names]
     for level in range(min(map(len, parts), default=0)):
         if all(own[level].lower() in SPLIT_NAMES for own in parts):
-            parts = [own[:level] + own[level + 1:] for own in parts]
+            parts = [own[:level] + own[level + 1 :] for own in parts]
             break
     classes = Counter(own[0] for own in parts if len(own) == 1)
     if len(classes) < 2 or sum(classes.values()) < len(parts):

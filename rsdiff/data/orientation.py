@@ -8,8 +8,15 @@ import numpy as np
 from rsdiff.data.boxes import Box
 
 # by EXIF's number: whether rows and columns are swapped, then whether rows, then whether columns are reversed
-TURNS = {2: (False, False, True), 3: (False, True, True), 4: (False, True, False), 5: (True, False, False),
-         6: (True, False, True), 7: (True, True, True), 8: (True, True, False)}
+TURNS = {
+    2: (False, False, True),
+    3: (False, True, True),
+    4: (False, True, False),
+    5: (True, False, False),
+    6: (True, False, True),
+    7: (True, True, True),
+    8: (True, True, False),
+}
 
 
 class Turned:

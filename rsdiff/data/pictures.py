@@ -20,8 +20,18 @@ Image.MAX_IMAGE_PIXELS = 1 << 30
 # twice that is where Pillow stops
 MOST_PIXELS = 1 << 31
 # what Pillow raises for broken files, by format
-BROKEN = (OSError, SyntaxError, ValueError, TypeError, LookupError, ArithmeticError, EOFError, struct.error,
-          NotImplementedError, Image.DecompressionBombError)
+BROKEN = (
+    OSError,
+    SyntaxError,
+    ValueError,
+    TypeError,
+    LookupError,
+    ArithmeticError,
+    EOFError,
+    struct.error,
+    NotImplementedError,
+    Image.DecompressionBombError,
+)
 
 
 class Picture:
@@ -132,8 +142,10 @@ class Picture:
     def _refuse_what_would_be_read_wrongly(self) -> None:
         decoders = str([tile[3] for tile in self.image.tile])
         if self.image.mode.startswith(('I', 'F')) or ';16' in decoders:
-            raise BadInput(f'{self.path}: more than 8 bits ({self.image.mode} pixels); convert it to 8-bit RGB, or pip '
-                           "install 'rsdiff-jax[geo]' and give a value_range")
+            raise BadInput(
+                f'{self.path}: more than 8 bits ({self.image.mode} pixels); convert it to 8-bit RGB, or pip '
+                "install 'rsdiff-jax[geo]' and give a value_range"
+            )
         tags = getattr(self.image, 'tag_v2', {})
         if any(tag in tags for tag in self.RASTER_TAGS) or self.image.format == 'TIFF' and self.image.n_frames > 1:
             raise BadInput(f"{self.path}: a GeoTIFF is read by rasterio; pip install 'rsdiff-jax[geo]' brings it")

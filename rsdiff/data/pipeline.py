@@ -98,7 +98,9 @@ def make_source(config: DataConfig, validation: bool = False) -> Source:
     if config.source == 'blue_marble':
         return BlueMarble(validation)
     if config.source.startswith(TFDS_PREFIX):
-        images = _record_images(named_dataset(config.source.removeprefix(TFDS_PREFIX), config.tfds_data_dir), config, validation)
+        images = _record_images(
+            named_dataset(config.source.removeprefix(TFDS_PREFIX), config.tfds_data_dir), config, validation
+        )
     elif config.source.startswith(HUB_PREFIX):
         images = _hub_images(config, validation)
     elif folder := prepared_folder(config.source):
@@ -109,9 +111,13 @@ def make_source(config: DataConfig, validation: bool = False) -> Source:
 
 
 def _folder_images(config: DataConfig, validation: bool) -> FolderImages:
-    open_images = lambda entries: FolderImages(config.source, None, config.gsd_m, config.bands, config.value_range, entries)
+    open_images = lambda entries: FolderImages(
+        config.source, None, config.gsd_m, config.bands, config.value_range, entries
+    )
     trained = training_entries(config.source, config.split)
-    split = config.validation_split or _validation_of([entry.split for entry in read_folder(config.source)], config.split)
+    split = config.validation_split or _validation_of(
+        [entry.split for entry in read_folder(config.source)], config.split
+    )
     if split:
         _say(validation, f'{config.source}: validates on its split {split}')
         return open_images(read_folder(config.source, split) if validation else trained)
@@ -163,8 +169,11 @@ def _validation_of(known, train: str | None) -> str | None:
 
 def _say_share(validation: bool, config: DataConfig, unseen: int, count: int) -> None:
     if unseen:
-        _say(validation, f'{config.source}: no validation split; validates on {unseen} of {count} images (data.validation_share '
-             f'{config.validation_share:g}), which are not trained on')
+        _say(
+            validation,
+            f'{config.source}: no validation split; validates on {unseen} of {count} images (data.validation_share '
+            f'{config.validation_share:g}), which are not trained on',
+        )
     else:
         _say(validation, f'{config.source}: no validation split; validates on the {count} images that it trains on')
 
@@ -175,8 +184,9 @@ def _say(validation: bool, line: str) -> None:
         logging.warning(line)
 
 
-def batches(source: Source, config: DataConfig, seed: int, batch_size: int, start: int = 0,
-            mine: Sequence[int] | None = None) -> Iterator[dict[str, np.ndarray]]:
+def batches(
+    source: Source, config: DataConfig, seed: int, batch_size: int, start: int = 0, mine: Sequence[int] | None = None
+) -> Iterator[dict[str, np.ndarray]]:
     """Batches `start`, start + 1, … without end, decoded ahead in threads.
 
     Args:
@@ -188,7 +198,8 @@ def batches(source: Source, config: DataConfig, seed: int, batch_size: int, star
     mine = range(batch_size) if mine is None else mine
     rows = _indices(source, seed).random_map(lambda index, rng: source.example(int(index), rng, config.size_px))
     local = grain.MapDataset.range(sys.maxsize // batch_size * len(mine)).map(
-        lambda k: rows[k // len(mine) * batch_size + mine[k % len(mine)]])
+        lambda k: rows[k // len(mine) * batch_size + mine[k % len(mine)]]
+    )
     options = grain.ReadOptions(num_threads=config.threads, prefetch_buffer_size=4 * config.threads)
     return iter(local.batch(len(mine))[start:].to_iter_dataset(options))
 

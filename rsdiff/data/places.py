@@ -29,6 +29,7 @@ def place_of(dataset) -> tuple[tuple | None, str | None]:
 
 def _place_by_points(points, crs) -> tuple[tuple | None, str | None]:
     from rasterio.transform import from_gcps
+
     if crs is None:
         return None, 'its ground control points have no CRS'
     if len(points) < 3:
@@ -51,11 +52,14 @@ def pixel_side_m(crs, transform, height: int, width: int) -> float | None:
       None where the CRS is not tied to an ellipsoid, or the middle lies outside of what it can show.
     """
     import rasterio.warp
+
     try:
         base = _geographic(crs.to_dict(projjson=True))
         geographic = rasterio.crs.CRS.from_string(json.dumps(base))
         edges = [(width / 2 + x, height / 2 + y) for x, y in ((-0.5, 0), (0.5, 0), (0, -0.5), (0, 0.5))]
-        longitudes, latitudes = rasterio.warp.transform(crs, geographic, *zip(*(_map(transform, *edge) for edge in edges)))
+        longitudes, latitudes = rasterio.warp.transform(
+            crs, geographic, *zip(*(_map(transform, *edge) for edge in edges))
+        )
         radians = geographic.units_factor[1]
         axis, flattening = _ellipsoid(base)
     except (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError, LookupError, TypeError, ValueError):
@@ -78,7 +82,12 @@ def files_beside(path) -> list[str]:
     """The names of world files and of GDAL's `.aux.xml` beside the picture at the local `path`."""
     path = Path(path)
     suffix = path.suffix[1:]
-    names = [f'{path.stem}.{suffix[:1]}{suffix[-1:]}w', f'{path.stem}.{suffix}w', f'{path.stem}.wld', f'{path.name}.aux.xml']
+    names = [
+        f'{path.stem}.{suffix[:1]}{suffix[-1:]}w',
+        f'{path.stem}.{suffix}w',
+        f'{path.stem}.wld',
+        f'{path.name}.aux.xml',
+    ]
     return [name for name in names if suffix and path.with_name(name).is_file()]
 
 

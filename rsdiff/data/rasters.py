@@ -171,16 +171,20 @@ class Raster:
             brightest = 2 ** int(own.get('NBITS', 8)) - 1
             value_range = (0, brightest) if brightest < 255 else None
         elif value_range is None:
-            raise BadInput(f'{self.path}: {dtype} values, more than 8 bits{self._glance()}; value_range has to tell which '
-                           'of them become 0 and 255, such as 0,3000 for the reflectance of Sentinel-2')
+            raise BadInput(
+                f'{self.path}: {dtype} values, more than 8 bits{self._glance()}; value_range has to tell which '
+                'of them become 0 and 255, such as 0,3000 for the reflectance of Sentinel-2'
+            )
         if structure.get('MINISWHITE', own.get('MINISWHITE')) == 'YES':
             return (value_range or (0, 255))[::-1]
         return value_range
 
     def _glance(self) -> str:
         """', 12 to 3456 in its middle', as far as there are values."""
-        rows, columns = ((max(side // 2 - GLANCE_PX // 2, 0), min(side // 2 + GLANCE_PX // 2 + 1, side))
-                         for side in (self.height, self.width))
+        rows, columns = (
+            (max(side // 2 - GLANCE_PX // 2, 0), min(side // 2 + GLANCE_PX // 2 + 1, side))
+            for side in (self.height, self.width)
+        )
         box = Box(rows[0], columns[0], rows[1], columns[1])
         values = self._values(box, list(self.bands))[:, self.valid(box)]
         return f', {values.min():g} to {values.max():g} in its middle' if values.size else ''

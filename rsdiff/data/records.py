@@ -59,8 +59,10 @@ def named_dataset(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     except (tfds.core.DatasetNotFoundError, ValueError) as error:
         raise BadInput(f'tfds:{name}: {one_line(error)[:100]}; neither TFDS nor {place} has it') from None
     if not builder.data_path.exists():
-        raise BadInput(f'tfds:{name}: not prepared in {place}; tfds.builder({name!r}, file_format="array_record", '
-                       'data_dir=…).download_and_prepare() does that')
+        raise BadInput(
+            f'tfds:{name}: not prepared in {place}; tfds.builder({name!r}, file_format="array_record", '
+            'data_dir=…).download_and_prepare() does that'
+        )
     return builder
 
 
@@ -77,8 +79,10 @@ class RecordImages:
         self.are_chips = {'file_name', 'box'} <= {*features}  # cut by `tools/prepare_data.py`
         image = features.get('image')
         if not isinstance(image, tfds.features.Image):
-            raise BadInput(f'{self.where}: no feature "image" that is an image; there are '
-                           f'{", ".join(sorted(features)) or "none by name"}')
+            raise BadInput(
+                f'{self.where}: no feature "image" that is an image; there are '
+                f'{", ".join(sorted(features)) or "none by name"}'
+            )
         if image.np_dtype != np.uint8:
             raise BadInput(f'{self.where}: its images are {image.np_dtype}; 8 bits are needed')
         if gsd_m is None and 'gsd_m' not in features:
@@ -92,8 +96,9 @@ class RecordImages:
             known = ', '.join(map(repr, builder.info.splits)) or 'none'
             raise BadInput(f'{self.where}: no split {split!r}; there are {known} ({one_line(error)[:100]})') from None
         except NotImplementedError:
-            raise BadInput(f'{self.where}: its files have no random access; prepare it again with '
-                           'file_format="array_record"') from None
+            raise BadInput(
+                f'{self.where}: its files have no random access; prepare it again with file_format="array_record"'
+            ) from None
         if any(shard.parent != epath.Path(self.where) for shard in self.shards):
             raise BadInput(f'{self.where}: its shards leave the folder')
         self.first = 0
@@ -132,7 +137,9 @@ class RecordImages:
         try:
             return self.records[self.first + number]
         except (OSError, RuntimeError, ValueError, IndexError) as error:  # the reader's, for missing and broken files
-            raise BadInput(f'{self.where} {self.split}[{self.first + number}]: not readable ({one_line(error)[:200]})') from None
+            raise BadInput(
+                f'{self.where} {self.split}[{self.first + number}]: not readable ({one_line(error)[:200]})'
+            ) from None
 
 
 class _Chips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
@@ -148,15 +155,21 @@ class _Chips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
 
     def _info(self):
         features = tfds.features
-        return tfds.core.DatasetInfo(builder=self, description='Earth imagery.', features=features.FeaturesDict({
-            'image': features.Image(shape=(None, None, 3), encoding_format=self.encoding),
-            'gsd_m': features.Scalar(np.float32),
-            'label': features.Text(),
-            'captions': features.Sequence(features.Text()),
-            'source': features.Text(),
-            'file_name': features.Text(),
-            'box': features.Tensor(shape=(4,), dtype=np.int32),
-        }))
+        return tfds.core.DatasetInfo(
+            builder=self,
+            description='Earth imagery.',
+            features=features.FeaturesDict(
+                {
+                    'image': features.Image(shape=(None, None, 3), encoding_format=self.encoding),
+                    'gsd_m': features.Scalar(np.float32),
+                    'label': features.Text(),
+                    'captions': features.Sequence(features.Text()),
+                    'source': features.Text(),
+                    'file_name': features.Text(),
+                    'box': features.Tensor(shape=(4,), dtype=np.int32),
+                }
+            ),
+        )
 
     def _split_generators(self, dl_manager):
         return {split: generate() for split, generate in self.generators.items()}

@@ -47,8 +47,12 @@ class Scene(Protocol):
     def __exit__(self, *_) -> None: ...
 
 
-def open_scene(path, bands: tuple[int, ...] | None = None, value_range: tuple[float, float] | None = None,
-               file: IO[bytes] | None = None) -> Scene:
+def open_scene(
+    path,
+    bands: tuple[int, ...] | None = None,
+    value_range: tuple[float, float] | None = None,
+    file: IO[bytes] | None = None,
+) -> Scene:
     """The image at `path`, upright and read as RGB. Its format is told by its first bytes, not by its name.
 
     Args:
@@ -62,8 +66,10 @@ def open_scene(path, bands: tuple[int, ...] | None = None, value_range: tuple[fl
       BadInput: it can't be read, has other bands, more than 8 bits and no `value_range`, or needs the `geo` extra.
     """
     if value_range is not None and not -math.inf < value_range[0] < value_range[1] < math.inf:
-        raise BadInput(f'value_range is {tuple(value_range)}; it is two finite numbers, and the first value must be the '
-                       'smaller one')
+        raise BadInput(
+            f'value_range is {tuple(value_range)}; it is two finite numbers, and the first value must be the '
+            'smaller one'
+        )
     try:
         opened = file or epath.Path(path).open('rb')
         start = opened.read(26)

@@ -118,8 +118,18 @@ def integrate(predict: Denoise, steps: Steps, x, x0, step_noise: Callable[[jax.A
     return jax.lax.scan(step, (x, x0), jax.tree.map(jnp.asarray, steps))[0]
 
 
-def sample(denoise: Denoise, schedule: Schedule, kind: Prediction, x, steps: int, *, solver: Solver = 'ddim',
-           eta: float = 0.0, step_noise: Callable[[jax.Array], jax.Array] | None = None, start: int | None = None):
+def sample(
+    denoise: Denoise,
+    schedule: Schedule,
+    kind: Prediction,
+    x,
+    steps: int,
+    *,
+    solver: Solver = 'ddim',
+    eta: float = 0.0,
+    step_noise: Callable[[jax.Array], jax.Array] | None = None,
+    start: int | None = None,
+):
     """Runs a solver from `x` at t = `start`, or T, down to t = 0.
 
     Args:

@@ -29,8 +29,17 @@ from rsdiff.downstream.task import NO_SOURCE, Images, Task
 from rsdiff.errors import BadInput
 
 REAL, SYNTHETIC, BOTH, REPEATED, AUGMENTED, MIXUP, CUTOUT, CUTMIX, BICUBIC, RANDOM_LABELS = KINDS = (
-    'real', 'synthetic', 'real+synthetic', 'real repeated', 'augmented', 'mixup', 'cutout', 'cutmix', 'bicubic',
-    'random labels')
+    'real',
+    'synthetic',
+    'real+synthetic',
+    'real repeated',
+    'augmented',
+    'mixup',
+    'cutout',
+    'cutmix',
+    'bicubic',
+    'random labels',
+)
 FROM_SYNTHETIC = SYNTHETIC, BOTH, RANDOM_LABELS
 UPSCALE = 4
 
@@ -94,7 +103,9 @@ def examples(task: Task, arm: Arm, shots: int | None, seed: int, screen: Screen 
     if arm.kind in FROM_SYNTHETIC:
         made = made_from(task, real, arm.ratio, shots, seed)
         made = made if screen is None else screen.keep(made, real)
-        _check_every_class(task, made, f'arm {arm.name!r}, seed {seed}: no synthetic image of class {{}} passes the filter')
+        _check_every_class(
+            task, made, f'arm {arm.name!r}, seed {seed}: no synthetic image of class {{}} passes the filter'
+        )
         extra = Examples(made.pixels, one_hot[made.labels], made.captions, 0)
         if arm.kind == RANDOM_LABELS:
             order = np.random.default_rng([4, seed]).permutation(len(made))
@@ -105,8 +116,12 @@ def examples(task: Task, arm: Arm, shots: int | None, seed: int, screen: Screen 
             return extra
     else:
         extra = _views(arm, real, one_hot, seed)
-    return Examples(np.concatenate([real.pixels, extra.pixels]), np.concatenate([one_hot[real.labels], extra.labels]),
-                    real.captions + extra.captions, len(real))
+    return Examples(
+        np.concatenate([real.pixels, extra.pixels]),
+        np.concatenate([one_hot[real.labels], extra.labels]),
+        real.captions + extra.captions,
+        len(real),
+    )
 
 
 def check(task: Task, arm: Arm, shots: int | None, seed: int) -> None:
@@ -124,8 +139,9 @@ def draw(task: Task, shots: int | None, seed: int) -> Images:
     for label, name in enumerate(task.classes):
         members = np.flatnonzero(task.train.labels == label)
         if len(members) < shots:
-            raise BadInput(f'{shots} real images of each class are asked for; class {name!r} has only {len(members)} to train '
-                           'on')
+            raise BadInput(
+                f'{shots} real images of each class are asked for; class {name!r} has only {len(members)} to train on'
+            )
         drawn.append(np.random.default_rng([2, seed, label]).permutation(members)[:shots])
     return task.train.take(np.sort(np.concatenate(drawn)))
 
@@ -135,8 +151,10 @@ def made_from(task: Task, real: Images, ratio: int, shots: int | None, seed: int
     any; then, in an order that the seed draws, those that were made from no real image."""
     made, wanted = task.synthetic, {*real.names}
     if shots is not None and None in made.sources:
-        raise BadInput(f'{made.folder}: {made.names[made.sources.index(None)]} has no "source"; a number of real images of '
-                       'each class means something only if what each synthetic image was made from is known (null: from none)')
+        raise BadInput(
+            f'{made.folder}: {made.names[made.sources.index(None)]} has no "source"; a number of real images of '
+            'each class means something only if what each synthetic image was made from is known (null: from none)'
+        )
     order = np.random.default_rng([3, seed]).permutation(len(made))
     free = [i for i in order if made.sources[i] in (None, NO_SOURCE)]
     pool = np.asarray([i for i, source in enumerate(made.sources) if source in wanted] + free, np.int64)
@@ -144,8 +162,10 @@ def made_from(task: Task, real: Images, ratio: int, shots: int | None, seed: int
     for label, name in enumerate(task.classes):
         members, count = pool[made.labels[pool] == label], ratio * int((real.labels == label).sum())
         if len(members) < count:
-            raise BadInput(f'{made.folder}: 1:{ratio} needs {count} synthetic images of class {name!r} for seed {seed}, there '
-                           f'are {len(members)} of its real images; make more variants, or ask for smaller --ratios')
+            raise BadInput(
+                f'{made.folder}: 1:{ratio} needs {count} synthetic images of class {name!r} for seed {seed}, there '
+                f'are {len(members)} of its real images; make more variants, or ask for smaller --ratios'
+            )
         chosen.append(members[:count])
     return made.take(np.concatenate(chosen))
 
@@ -190,8 +210,13 @@ def _coarse(real: Images, index: int, generator: np.random.Generator) -> tuple[n
 
 # (real images, index of one, generator) → (another view of it, the real images that are in it with their shares)
 VIEWS = {
-    REPEATED: _alone(lambda image, generator: image), AUGMENTED: _alone(augment.view), CUTOUT: _alone(augment.cutout),
-    MIXUP: _mixed(augment.mixup), CUTMIX: _mixed(augment.cutmix), BICUBIC: _coarse}
+    REPEATED: _alone(lambda image, generator: image),
+    AUGMENTED: _alone(augment.view),
+    CUTOUT: _alone(augment.cutout),
+    MIXUP: _mixed(augment.mixup),
+    CUTMIX: _mixed(augment.cutmix),
+    BICUBIC: _coarse,
+}
 
 
 def _check_every_class(task: Task, images: Images, message: str) -> None:

@@ -21,11 +21,13 @@ def view(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Flipped, turned, cropped and of other brightness, contrast and saturation."""
     transpose, upside_down, mirror = generator.random(3) < 0.5
     turned = image.swapaxes(0, 1) if transpose else image
-    turned = turned[::-1 if upside_down else 1, ::-1 if mirror else 1]
+    turned = turned[:: -1 if upside_down else 1, :: -1 if mirror else 1]
     n = len(image)
     side = n * np.sqrt(generator.uniform(LEAST_AREA, 1))
     top, left = generator.uniform(0, n - side, 2)
-    seen = Image.fromarray(np.ascontiguousarray(turned)).resize((n, n), Image.BICUBIC, (left, top, left + side, top + side))
+    seen = Image.fromarray(np.ascontiguousarray(turned)).resize(
+        (n, n), Image.BICUBIC, (left, top, left + side, top + side)
+    )
     for kind in ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color:
         seen = kind(seen).enhance(generator.uniform(1 - COLOUR_CHANGE, 1 + COLOUR_CHANGE))
     return np.asarray(seen)
@@ -55,4 +57,6 @@ def cutmix(a: np.ndarray, b: np.ndarray, generator: np.random.Generator) -> tupl
 def _window(n: int, share: float, generator: np.random.Generator) -> tuple[slice, slice]:
     """A square of `share` of the side n around a point anywhere; what lies outside is cut off."""
     half = share * n / 2
-    return tuple(slice(max(0, round(centre - half)), min(n, round(centre + half))) for centre in generator.uniform(0, n, 2))
+    return tuple(
+        slice(max(0, round(centre - half)), min(n, round(centre + half))) for centre in generator.uniform(0, n, 2)
+    )

@@ -40,7 +40,9 @@ class CaptionTuner:
         """The best of the grid, its mean recall on the validation images, and the seconds that training took."""
         found = list(self._candidates(examples, validation, seed))
         # what is no number any more comes after all that is
-        best, recall = max(found, key=lambda candidate: candidate[1] if np.isfinite(candidate[0].losses).all() else -1.0)
+        best, recall = max(
+            found, key=lambda candidate: candidate[1] if np.isfinite(candidate[0].losses).all() else -1.0
+        )
         return best, recall, sum(fitted.seconds for fitted, _ in found)
 
     def _candidates(self, examples: Examples, validation: Images, seed: int) -> Iterator[tuple[Fitted, float]]:
@@ -53,13 +55,22 @@ class CaptionTuner:
         index = batches(examples.real, len(examples) - examples.real, self.recipe, seed)
         for learning_rate, weight_decay in self.recipe.candidates:
             started = time.monotonic()
-            recipe = text_training.Recipe(self.recipe.steps, self.recipe.batch, learning_rate, weight_decay,
-                                          validate_every=max(1, self.recipe.steps // VALIDATIONS))
-            params, rows = text_training.train(config, tokenizer, training, judged, recipe, seed, show=False, batches=index)
+            recipe = text_training.Recipe(
+                self.recipe.steps,
+                self.recipe.batch,
+                learning_rate,
+                weight_decay,
+                validate_every=max(1, self.recipe.steps // VALIDATIONS),
+            )
+            params, rows = text_training.train(
+                config, tokenizer, training, judged, recipe, seed, show=False, batches=index
+            )
             trained = Embedded('', '', config, tokenizer, {TEXT_TOWER: params}, self.encoder.templates)
             losses, seconds = np.array([row['loss'] for row in rows]), time.monotonic() - started
             logits = functools.partial(_logits, features, trained, self.classes)
-            fitted = Fitted(learning_rate, weight_decay, logits, losses, seconds, functools.partial(_hits, features, trained))
+            fitted = Fitted(
+                learning_rate, weight_decay, logits, losses, seconds, functools.partial(_hits, features, trained)
+            )
             yield fitted, max(row['mean_recall'] for row in rows)
 
 

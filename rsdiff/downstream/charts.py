@@ -13,8 +13,19 @@ from matplotlib.textpath import TextPath
 from rsdiff.downstream.summary import MIXTURE, RANDOM, REAL, SYNTHETIC, is_mixture, setting_text
 
 BLUE, ORANGE, GREEN, SKY, PURPLE, RED = '#0072B2', '#E69F00', '#009E73', '#56B4E9', '#CC79A7', '#D55E00'
-COLOURS = {REAL: BLUE, SYNTHETIC: ORANGE, MIXTURE: GREEN, 'bicubic': PURPLE, 'real repeated': '#595959', RANDOM: RED,
-           'untrained': '#B5B5B5', 'augmented': SKY, 'mixup': SKY, 'cutout': SKY, 'cutmix': SKY}
+COLOURS = {
+    REAL: BLUE,
+    SYNTHETIC: ORANGE,
+    MIXTURE: GREEN,
+    'bicubic': PURPLE,
+    'real repeated': '#595959',
+    RANDOM: RED,
+    'untrained': '#B5B5B5',
+    'augmented': SKY,
+    'mixup': SKY,
+    'cutout': SKY,
+    'cutmix': SKY,
+}
 BANDS = 'real repeated', 'augmented'
 MARKERS = {REAL: 'o', SYNTHETIC: 's', MIXTURE: 'D', 'bicubic': '^', 'augmented': 'v', 'real repeated': 'P'}
 FONT_PT, SMALL_PT, DOTS_AN_INCH = 10, 8.5, 150
@@ -36,8 +47,13 @@ class Chart(NamedTuple):
 def draw(summary: Summary, cells: Sequence[dict[str, Any]]) -> dict[str, Chart]:
     """The charts that these rows can fill, by the name of their file: `accuracy`, `ratio`, `learning_curve`, `confusion` and
     `per_class`."""
-    made = {'accuracy': accuracy(summary, cells), 'ratio': ratio_curve(summary), 'learning_curve': learning_curve(summary),
-            'confusion': confusion(summary, cells), 'per_class': per_class(summary)}
+    made = {
+        'accuracy': accuracy(summary, cells),
+        'ratio': ratio_curve(summary),
+        'learning_curve': learning_curve(summary),
+        'confusion': confusion(summary, cells),
+        'per_class': per_class(summary),
+    }
     return {name: chart for name, chart in made.items() if chart}
 
 
@@ -45,8 +61,14 @@ def accuracy(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart:
     """Bars of accuracy with intervals and every seed as a dot; beside them the gain over `real`. A panel a method."""
     panels = list(_all_arms(summary).values())
     figure = Figure(figsize=(9, 0.9 + sum(0.34 * len(rows) + 0.55 for rows in panels)), layout='constrained')
-    grid = figure.subplots(len(panels), 2, sharex='col', squeeze=False, width_ratios=(3, 2),
-                           height_ratios=[len(rows) + 1 for rows in panels])
+    grid = figure.subplots(
+        len(panels),
+        2,
+        sharex='col',
+        squeeze=False,
+        width_ratios=(3, 2),
+        height_ratios=[len(rows) + 1 for rows in panels],
+    )
     for (bars, gains), rows in zip(grid, panels):
         places = np.arange(len(rows))
         for y, row in zip(places, rows):
@@ -54,15 +76,35 @@ def accuracy(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart:
             half = 100 * (row['accuracy_ci95'] or 0)
             bars.errorbar(100 * row['accuracy'], y, xerr=half, color='black', capsize=3, linewidth=1.1, zorder=4)
             own = [100 * cell['accuracy'] for cell in cells if _key(cell) == _key(row)]
-            bars.scatter(own, y + np.linspace(-0.2, 0.2, len(own) + 2)[1:-1], s=11, color='white', edgecolor='black',
-                         linewidth=0.6, zorder=3)
+            bars.scatter(
+                own,
+                y + np.linspace(-0.2, 0.2, len(own) + 2)[1:-1],
+                s=11,
+                color='white',
+                edgecolor='black',
+                linewidth=0.6,
+                zorder=3,
+            )
             # an interval of few seeds may end beyond 100 %
             end = min(100, max([100 * row['accuracy'] + half, *own]))
-            bars.annotate(_percent(row['accuracy'], row['accuracy_ci95']), (end, y), xytext=(5, 0), textcoords='offset points',
-                          va='center', fontsize=SMALL_PT, zorder=6,
-                          bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.5})
-        bars.axvline(100 * summary['chance'], color='black', linestyle='--', linewidth=1, zorder=5,
-                     label=f'chance, {100 * summary["chance"]:.1f} %')
+            bars.annotate(
+                _percent(row['accuracy'], row['accuracy_ci95']),
+                (end, y),
+                xytext=(5, 0),
+                textcoords='offset points',
+                va='center',
+                fontsize=SMALL_PT,
+                zorder=6,
+                bbox={'facecolor': 'white', 'edgecolor': 'none', 'pad': 0.5},
+            )
+        bars.axvline(
+            100 * summary['chance'],
+            color='black',
+            linestyle='--',
+            linewidth=1,
+            zorder=5,
+            label=f'chance, {100 * summary["chance"]:.1f} %',
+        )
         bars.set_yticks(places, [row['arm'] for row in rows], fontsize=SMALL_PT + 0.5)
         bars.set_ylim(len(rows) - 0.4, -0.6)
         bars.set_title(setting_text(rows[0]), loc='left', fontsize=FONT_PT)
@@ -75,14 +117,20 @@ def accuracy(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart:
     grid[0, 0].legend(frameon=False, loc='lower right', fontsize=SMALL_PT, bbox_to_anchor=(1, 1.0), borderaxespad=0.1)
     for axes in grid.flat:
         _plain(axes, 'x')
-    told = '; '.join(f'{setting_text(rows[0])}: ' + ', '.join(
-        f'{row["arm"]} {_percent(row["accuracy"], row["accuracy_ci95"])} %' for row in rows) for rows in panels)
+    told = '; '.join(
+        f'{setting_text(rows[0])}: '
+        + ', '.join(f'{row["arm"]} {_percent(row["accuracy"], row["accuracy_ci95"])} %' for row in rows)
+        for rows in panels
+    )
     return Chart(figure, 'Accuracy of every arm, and its gain over real', f'Bars of accuracy and gains. {told}.')
 
 
 def ratio_curve(summary: Summary) -> Chart | None:
     """Accuracy over the number of synthetic images for each real one, with the controls as bands."""
-    panels = {method: sorted(_by_ratio(rows), key=lambda row: row['ratio'] or 0) for method, rows in _all_arms(summary).items()}
+    panels = {
+        method: sorted(_by_ratio(rows), key=lambda row: row['ratio'] or 0)
+        for method, rows in _all_arms(summary).items()
+    }
     panels = {method: curve for method, curve in panels.items() if len(curve) > 2}
     if not panels:
         return None
@@ -92,18 +140,31 @@ def ratio_curve(summary: Summary) -> Chart | None:
         for row in _all_arms(summary)[method]:
             if row['arm'] in BANDS:
                 half = row['accuracy_ci95'] or 0
-                axes.axhspan(100 * (row['accuracy'] - half), 100 * (row['accuracy'] + half), color=colour(row['arm']),
-                             alpha=0.13, linewidth=0)
-                axes.axhline(100 * row['accuracy'], color=colour(row['arm']), label=row['arm'],
-                             linestyle={'real repeated': '--'}.get(row['arm'], ':'))
+                axes.axhspan(
+                    100 * (row['accuracy'] - half),
+                    100 * (row['accuracy'] + half),
+                    color=colour(row['arm']),
+                    alpha=0.13,
+                    linewidth=0,
+                )
+                axes.axhline(
+                    100 * row['accuracy'],
+                    color=colour(row['arm']),
+                    label=row['arm'],
+                    linestyle={'real repeated': '--'}.get(row['arm'], ':'),
+                )
         ratios = [row['ratio'] or 0 for row in curve]
         _curve(axes, ratios, curve, MIXTURE)
         _curve(axes, [0], [row for row in curve if row['arm'] == REAL], REAL)
         axes.set_xticks(ratios)
         axes.set_xlabel('synthetic images for each real one', fontsize=FONT_PT)
         axes.set_title(setting_text(curve[0]), loc='left', fontsize=FONT_PT)
-        told.append(f'{setting_text(curve[0])}: ' + ', '.join(f'{ratio} {_percent(row["accuracy"], row["accuracy_ci95"])} %'
-                                                         for ratio, row in zip(ratios, curve)))
+        told.append(
+            f'{setting_text(curve[0])}: '
+            + ', '.join(
+                f'{ratio} {_percent(row["accuracy"], row["accuracy_ci95"])} %' for ratio, row in zip(ratios, curve)
+            )
+        )
     _legend_below(figure)
     return Chart(figure, 'Accuracy by ratio', f'Accuracy over synthetic images for each real one. {"; ".join(told)}.')
 
@@ -117,8 +178,10 @@ def learning_curve(summary: Summary) -> Chart | None:
         if len({*per_class.values()}) > 1:
             mixtures = Counter(row['arm'] for row in rows if is_mixture(row['arm']))
             shown = [REAL, SYNTHETIC, 'bicubic', 'augmented', *(arm for arm, _ in mixtures.most_common(1))]
-            panels[method] = per_class, {arm: [row for row in rows if row['arm'] == arm and row['shots'] in per_class]
-                                         for arm in shown}
+            panels[method] = (
+                per_class,
+                {arm: [row for row in rows if row['arm'] == arm and row['shots'] in per_class] for arm in shown},
+            )
     if not panels:
         return None
     figure, grid = _side_by_side(len(panels))
@@ -134,8 +197,12 @@ def learning_curve(summary: Summary) -> Chart | None:
         axes.minorticks_off()
         axes.set_xlabel('real images a class', fontsize=FONT_PT)
         axes.set_title(method, loc='left', fontsize=FONT_PT)
-        told += [f'{method}, {arm}: ' + ', '.join(f'{per_class[row["shots"]]:.0f} images {100 * row["accuracy"]:.1f} %'
-                                                  for row in rows) for arm, rows in curves.items() if rows]
+        told += [
+            f'{method}, {arm}: '
+            + ', '.join(f'{per_class[row["shots"]]:.0f} images {100 * row["accuracy"]:.1f} %' for row in rows)
+            for arm, rows in curves.items()
+            if rows
+        ]
     _legend_below(figure)
     return Chart(figure, 'Learning curve', f'Accuracy over real images a class. {"; ".join(told)}.')
 
@@ -147,21 +214,27 @@ def confusion(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart | None
         return None
     shares = {}
     for arm in (REAL, headline['arm']):
-        counts = np.sum([cell['confusion'] for cell in cells
-                         if _key(cell) == (headline['method'], arm, headline['shots'])], axis=0)
+        counts = np.sum(
+            [cell['confusion'] for cell in cells if _key(cell) == (headline['method'], arm, headline['shots'])], axis=0
+        )
         shares[arm] = 100 * counts / np.maximum(counts.sum(1, keepdims=True), 1)
     difference = shares[headline['arm']] - shares[REAL]
     most = max(1.0, np.abs(difference).max())
     titles = [*shares, f'{headline["arm"]} − {REAL}']
     figure, panels = _matrix_panels(classes, titles)
     for number, (panel, values) in enumerate(zip(panels, [*shares.values(), difference])):
-        low, high, colours, unit = (-most, most, 'RdBu', 'points') if number == 2 else (0, 100, 'cividis', '% of the true class')
+        low, high, colours, unit = (
+            (-most, most, 'RdBu', 'points') if number == 2 else (0, 100, 'cividis', '% of the true class')
+        )
         image = _matrix(panel, values, classes, titles[number], colours, low, high)
         _colour_bar(panel, image, unit)
     gained, lost = int(np.diag(difference).argmax()), int(np.diag(difference).argmin())
-    return Chart(figure, f'Confusions, {setting_text(headline)}',
-                 f'Confusion matrices of {REAL} and {headline["arm"]}, and their difference. On the diagonal it is from '
-                 f'{difference[lost, lost]:+.1f} points ({classes[lost]}) to {difference[gained, gained]:+.1f} ({classes[gained]}).')
+    return Chart(
+        figure,
+        f'Confusions, {setting_text(headline)}',
+        f'Confusion matrices of {REAL} and {headline["arm"]}, and their difference. On the diagonal it is from '
+        f'{difference[lost, lost]:+.1f} points ({classes[lost]}) to {difference[gained, gained]:+.1f} ({classes[gained]}).',
+    )
 
 
 def per_class(summary: Summary) -> Chart | None:
@@ -175,15 +248,20 @@ def per_class(summary: Summary) -> Chart | None:
     both = figure.subplots(1, 2, sharey=True, sharex=True)
     for axes, score, name in zip(both, ('recall', 'f1'), ('recall', 'F1')):
         for y, row in enumerate(rows):
-            _gain_mark(axes, y, row[f'{score}_gain'], row[f'{score}_gain_low'], row[f'{score}_gain_high'], headline['arm'])
+            _gain_mark(
+                axes, y, row[f'{score}_gain'], row[f'{score}_gain_low'], row[f'{score}_gain_high'], headline['arm']
+            )
         axes.axvline(0, color='black', linewidth=1)
         axes.set_title(f'change of {name}, points', loc='left', fontsize=FONT_PT)
         _plain(axes, 'x')
     both[0].set_yticks(range(len(rows)), [_short(row['class']) for row in rows], fontsize=SMALL_PT, parse_math=False)
     both[0].set_ylim(-0.7, len(rows) - 0.3)
     told = ', '.join(f'{row["class"]} {100 * row["recall_gain"]:+.1f}' for row in reversed(rows))
-    return Chart(figure, f'Change by class: {headline["arm"]} against {REAL}, {setting_text(headline)}',
-                 f'Change of recall in points: {told}.')
+    return Chart(
+        figure,
+        f'Change by class: {headline["arm"]} against {REAL}, {setting_text(headline)}',
+        f'Change of recall in points: {told}.',
+    )
 
 
 def colour(arm: str) -> str:
@@ -204,13 +282,20 @@ def _gain_mark(axes: Axes, y: float, gain: float, low: float, high: float, arm: 
     """A dot with its interval, which is hollow where the interval holds 0."""
     sure = low > 0 or high < 0
     axes.plot([100 * low, 100 * high], [y, y], color=colour(arm), linewidth=2.2, solid_capstyle='butt', zorder=2)
-    axes.plot(100 * gain, y, 'o', markersize=6, color=colour(arm), markerfacecolor=colour(arm) if sure else 'white', zorder=3)
+    axes.plot(
+        100 * gain, y, 'o', markersize=6, color=colour(arm), markerfacecolor=colour(arm) if sure else 'white', zorder=3
+    )
 
 
 def _limit_gains(axes: Axes, panels: Sequence[Sequence[dict[str, Any]]]) -> None:
     """Random labels lose so much that on their scale nothing else could be told apart: they are cut off, and say so."""
-    shown = [100 * row[key] for rows in panels for row in rows for key in ('gain_low', 'gain_high')
-             if row['gain'] is not None and row['arm'] != RANDOM]
+    shown = [
+        100 * row[key]
+        for rows in panels
+        for row in rows
+        for key in ('gain_low', 'gain_high')
+        if row['gain'] is not None and row['arm'] != RANDOM
+    ]
     if shown:
         low, high = min(0, *shown), max(0, *shown)
         margin = 0.08 * (high - low) + 0.5
@@ -218,15 +303,30 @@ def _limit_gains(axes: Axes, panels: Sequence[Sequence[dict[str, Any]]]) -> None
     for other, rows in zip(axes.figure.axes[1::2], panels):
         for y, row in enumerate(rows):
             if row['gain'] is not None and 100 * row['gain'] < axes.get_xlim()[0]:
-                other.annotate(f'← {100 * row["gain"]:+.1f}', (0.01, y), xycoords=('axes fraction', 'data'), va='center',
-                               fontsize=SMALL_PT)
+                other.annotate(
+                    f'← {100 * row["gain"]:+.1f}',
+                    (0.01, y),
+                    xycoords=('axes fraction', 'data'),
+                    va='center',
+                    fontsize=SMALL_PT,
+                )
 
 
 def _curve(axes: Axes, places: Sequence[float], rows: Sequence[dict[str, Any]], arm: str) -> None:
     halves = [100 * (row['accuracy_ci95'] or 0) for row in rows]
     marker = MARKERS.get(MIXTURE if is_mixture(arm) else arm, 'x')
-    axes.errorbar(places, [100 * row['accuracy'] for row in rows], halves, color=colour(arm), marker=marker, markersize=6,
-                  capsize=3, linewidth=1.6, label=arm, zorder=3)
+    axes.errorbar(
+        places,
+        [100 * row['accuracy'] for row in rows],
+        halves,
+        color=colour(arm),
+        marker=marker,
+        markersize=6,
+        capsize=3,
+        linewidth=1.6,
+        label=arm,
+        zorder=3,
+    )
 
 
 def _matrix(panel: Axes, values: np.ndarray, classes: Sequence[str], title: str, colours: str, low: float, high: float):
@@ -241,8 +341,15 @@ def _matrix(panel: Axes, values: np.ndarray, classes: Sequence[str], title: str,
             if abs(value) >= 1:
                 red, green, blue, _ = image.cmap(image.norm(value))
                 dark = 0.299 * red + 0.587 * green + 0.114 * blue < 0.55
-                panel.text(j, i, f'{value:.0f}', ha='center', va='center', fontsize=SMALL_PT - 2,
-                           color='white' if dark else 'black')
+                panel.text(
+                    j,
+                    i,
+                    f'{value:.0f}',
+                    ha='center',
+                    va='center',
+                    fontsize=SMALL_PT - 2,
+                    color='white' if dark else 'black',
+                )
     return image
 
 
@@ -274,7 +381,9 @@ def _width_inches(text: str, font_pt: float) -> float:
 
 
 def _colour_bar(panel: Axes, image, label: str) -> None:
-    bar = panel.figure.colorbar(image, cax=panel.inset_axes((1 + 0.1 / _side_inches(panel), 0.1, 0.12 / _side_inches(panel), 0.8)))
+    bar = panel.figure.colorbar(
+        image, cax=panel.inset_axes((1 + 0.1 / _side_inches(panel), 0.1, 0.12 / _side_inches(panel), 0.8))
+    )
     bar.set_label(label, fontsize=SMALL_PT)
     bar.ax.tick_params(labelsize=SMALL_PT - 1)
 
@@ -303,7 +412,9 @@ def _legend_below(figure: Figure) -> None:
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels()):
             handles.setdefault(label, handle)
-    figure.legend(handles.values(), handles.keys(), loc='outside lower center', ncols=3, frameon=False, fontsize=SMALL_PT)
+    figure.legend(
+        handles.values(), handles.keys(), loc='outside lower center', ncols=3, frameon=False, fontsize=SMALL_PT
+    )
 
 
 def _plain(axes: Axes, grid: str) -> None:
@@ -318,7 +429,9 @@ def _all_arms(summary: Summary) -> dict[str, list[dict[str, Any]]]:
     found = {}
     for row in summary['rows']:
         found.setdefault(row['method'], {}).setdefault(row['shots'], []).append(row)
-    return {method: settings.get(summary['real_per_class'], [*settings.values()][-1]) for method, settings in found.items()}
+    return {
+        method: settings.get(summary['real_per_class'], [*settings.values()][-1]) for method, settings in found.items()
+    }
 
 
 def _by_ratio(rows: Sequence[dict[str, Any]]) -> list[dict[str, Any]]:

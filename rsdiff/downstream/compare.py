@@ -45,7 +45,13 @@ from rsdiff.work import Claims, end_without_parent, is_local_worker, local_worke
 
 UNTRAINED = 'untrained'
 ZERO_SHOT, LINEAR, CLASSIFIER, CLIP, CROSS_ENTROPY, CAPTIONS = METHODS = (
-    'zero_shot', 'linear', 'classifier', 'clip', 'cross_entropy', 'captions')
+    'zero_shot',
+    'linear',
+    'classifier',
+    'clip',
+    'cross_entropy',
+    'captions',
+)
 FROZEN = LINEAR, CLASSIFIER, CAPTIONS
 ON_CURVE = arms.REAL, arms.BOTH, arms.BICUBIC
 
@@ -92,8 +98,13 @@ class Study:
         every = arms.arms_of(self.kinds, self.ratios)
         curve = tuple(arm for arm in arms.arms_of(self.kinds, (max(self.ratios),)) if arm.kind in ON_CURVE)
         of_shots = {self.real_per_class: every} | {shots: curve for shots in self.shots if shots != self.real_per_class}
-        return untrained + [Cell(method, arm, shots, seed) for shots, group in of_shots.items() for seed in range(self.seeds)
-                            for arm in group for method in self.recipes]
+        return untrained + [
+            Cell(method, arm, shots, seed)
+            for shots, group in of_shots.items()
+            for seed in range(self.seeds)
+            for arm in group
+            for method in self.recipes
+        ]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -111,8 +122,9 @@ class Cell:
         return f'{self.method}/{self.arm.slug}_k{shots}_seed{self.seed}'
 
 
-def compare(task: Task, encoder: Encoder, study: Study, out: Path | str, jobs: int = 1,
-            features: Path | str | None = None) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+def compare(
+    task: Task, encoder: Encoder, study: Study, out: Path | str, jobs: int = 1, features: Path | str | None = None
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
     """Runs the cells that are not there yet.
 
     Args:
@@ -131,12 +143,20 @@ def compare(task: Task, encoder: Encoder, study: Study, out: Path | str, jobs: i
     out, cells, encoder = Path(out), study.cells(), zero_shot.with_prompts(encoder, study.prompts)
     _check(task, study, cells)
     fixed = {
-        'encoder': encoder.name, 'encoder_digest': encoder.digest, 'image_size_px': encoder.image_size_px,
-        'classes': list(task.classes), 'evaluate_on': study.evaluate_on, 'extra_per_real': max(study.ratios),
-        'filter': study.filter, 'soft_targets': study.soft_targets, 'prompts': study.prompts,
-        'real_images': task.train.digest(), 'synthetic_images': task.synthetic.digest(),
+        'encoder': encoder.name,
+        'encoder_digest': encoder.digest,
+        'image_size_px': encoder.image_size_px,
+        'classes': list(task.classes),
+        'evaluate_on': study.evaluate_on,
+        'extra_per_real': max(study.ratios),
+        'filter': study.filter,
+        'soft_targets': study.soft_targets,
+        'prompts': study.prompts,
+        'real_images': task.train.digest(),
+        'synthetic_images': task.synthetic.digest(),
         'evaluation_images': task.evaluation.digest(),
-        'validation_images': None if task.validation is None else task.validation.digest()}
+        'validation_images': None if task.validation is None else task.validation.digest(),
+    }
     laboratory = _Laboratory(task, encoder, study, fixed, out, features or out / 'features')
     claim_folder(out, fixed)
     if not is_local_worker():
@@ -146,10 +166,16 @@ def compare(task: Task, encoder: Encoder, study: Study, out: Path | str, jobs: i
         laboratory.prepare(missing)
 
     claims = Claims(out / 'claims')
-    with local_workers(jobs), tqdm(total=len(cells), desc='downstream', unit='cell', dynamic_ncols=True,
-                                   disable=is_local_worker()) as bar:
-        for cell, _ in share_out(cells, lambda cell: laboratory.read(cell) is not None, laboratory.run,
-                                 lambda cell: claims.claim(cell.name.replace('/', '_'))):
+    with (
+        local_workers(jobs),
+        tqdm(total=len(cells), desc='downstream', unit='cell', dynamic_ncols=True, disable=is_local_worker()) as bar,
+    ):
+        for cell, _ in share_out(
+            cells,
+            lambda cell: laboratory.read(cell) is not None,
+            laboratory.run,
+            lambda cell: claims.claim(cell.name.replace('/', '_')),
+        ):
             end_without_parent()
             bar.set_postfix_str(cell.name, refresh=False)
             bar.update()
@@ -160,11 +186,19 @@ def compare(task: Task, encoder: Encoder, study: Study, out: Path | str, jobs: i
 class _Laboratory:
     """Makes cells and finds those that are made."""
 
-    def __init__(self, task: Task, encoder: Encoder, study: Study, fixed: dict[str, Any], out: Path, features: Path | str):
+    def __init__(
+        self, task: Task, encoder: Encoder, study: Study, fixed: dict[str, Any], out: Path, features: Path | str
+    ):
         self.task, self.study, self.out = task, study, out
-        self.digests = {method: hashlib.sha256(json.dumps(
-            [fixed, dataclasses.asdict(study.recipes[method]) if method in study.recipes else None],
-            sort_keys=True).encode()).hexdigest() for method in METHODS}
+        self.digests = {
+            method: hashlib.sha256(
+                json.dumps(
+                    [fixed, dataclasses.asdict(study.recipes[method]) if method in study.recipes else None],
+                    sort_keys=True,
+                ).encode()
+            ).hexdigest()
+            for method in METHODS
+        }
         towers = Towers(encoder, features)
         self.towers, self.untrained = towers, Untrained(encoder, task.classes, towers)
         self.screen = None
@@ -175,10 +209,12 @@ class _Laboratory:
             CLASSIFIER: lambda recipe: HeadTuner(encoder, task.classes, recipe, towers, from_text=True),
             CLIP: lambda recipe: WholeTuner(encoder, task.classes, recipe, by_prompts=True),
             CROSS_ENTROPY: lambda recipe: WholeTuner(encoder, task.classes, recipe, by_prompts=False),
-            CAPTIONS: lambda recipe: CaptionTuner(encoder, task.classes, recipe, towers)}
+            CAPTIONS: lambda recipe: CaptionTuner(encoder, task.classes, recipe, towers),
+        }
         self.tuners = {method: tuners[method](recipe) for method, recipe in study.recipes.items()}
         self.examples = functools.lru_cache(maxsize=1)(
-            lambda arm, shots, seed: arms.examples(task, arm, shots, seed, self.screen))
+            lambda arm, shots, seed: arms.examples(task, arm, shots, seed, self.screen)
+        )
 
     def path(self, cell: Cell) -> Path:
         return self.out / 'cells' / f'{cell.name}.json'
@@ -212,7 +248,10 @@ class _Laboratory:
             return False
         confusion = scores.confusion_matrix(labels, np.array(predictions), classes)
         return (row.get('confusion'), row.get('accuracy'), row.get('macro_f1')) == (
-            confusion.tolist(), scores.accuracy(confusion), scores.macro_f1(confusion))
+            confusion.tolist(),
+            scores.accuracy(confusion),
+            scores.macro_f1(confusion),
+        )
 
     def prepare(self, cells: list[Cell]) -> None:
         """Computes the features that cells need, once, before several processes each begin to."""
@@ -223,20 +262,34 @@ class _Laboratory:
     def run(self, cell: Cell) -> None:
         """Trains a cell, chooses, evaluates, and writes it."""
         started = time.monotonic()
-        row = {'digest': self.digests[cell.method], 'method': cell.method, 'arm': cell.arm.name, 'shots': cell.shots,
-               'ratio': cell.arm.ratio, 'seed': cell.seed}
+        row = {
+            'digest': self.digests[cell.method],
+            'method': cell.method,
+            'arm': cell.arm.name,
+            'shots': cell.shots,
+            'ratio': cell.arm.ratio,
+            'seed': cell.seed,
+        }
         if cell.method == ZERO_SHOT:
             row |= {'steps': 0, 'real_images': 0, 'extra_images': 0, 'final_loss': None}
             logits = self.untrained.logits(self.task.evaluation.pixels, cell.seed)
         else:
             examples = self.examples(cell.arm, cell.shots, cell.seed)
             best, score, seconds = self.tuners[cell.method].fit(examples, self.task.validation, cell.seed)
-            row |= {'steps': self.study.recipes[cell.method].steps, 'real_images': examples.real,
-                    'extra_images': len(examples) - examples.real, 'final_loss': float(best.losses[-1]),
-                    'learning_rate': best.learning_rate, 'weight_decay': best.weight_decay,
-                    'validation_score': score, 'training_seconds': round(seconds, 4)}
+            row |= {
+                'steps': self.study.recipes[cell.method].steps,
+                'real_images': examples.real,
+                'extra_images': len(examples) - examples.real,
+                'final_loss': float(best.losses[-1]),
+                'learning_rate': best.learning_rate,
+                'weight_decay': best.weight_decay,
+                'validation_score': score,
+                'training_seconds': round(seconds, 4),
+            }
             if not np.isfinite(best.losses).all():
-                raise FloatingPointError(f'cell {cell.name}: the loss is no longer finite; use a lower --learning_rates')
+                raise FloatingPointError(
+                    f'cell {cell.name}: the loss is no longer finite; use a lower --learning_rates'
+                )
             pixels = self.task.evaluation.pixels
             logits = best.logits(pixels)
             if best.hits:
@@ -244,9 +297,13 @@ class _Laboratory:
                 row['hits'] = {direction: np.round(found, 6).tolist() for direction, found in hits.items()}
         predictions = logits.argmax(1)
         confusion = scores.confusion_matrix(self.task.evaluation.labels, predictions, len(self.task.classes))
-        row |= {'accuracy': scores.accuracy(confusion), 'macro_f1': scores.macro_f1(confusion),
-                'confusion': confusion.tolist(), 'predictions': predictions.tolist(),
-                'seconds': round(time.monotonic() - started, 2)}
+        row |= {
+            'accuracy': scores.accuracy(confusion),
+            'macro_f1': scores.macro_f1(confusion),
+            'confusion': confusion.tolist(),
+            'predictions': predictions.tolist(),
+            'seconds': round(time.monotonic() - started, 2),
+        }
         write_text_atomically(self.path(cell), json.dumps(row | {'content_sha256': _content_sha256(row)}) + '\n')
 
 
@@ -254,18 +311,24 @@ def _check(task: Task, study: Study, cells: list[Cell]) -> None:
     """Raises now what would otherwise stop cell 14 of 15."""
     for method, recipe in study.recipes.items():
         if len(recipe.candidates) > 1 and task.validation is None:
-            raise BadInput(f'{task.train.folder}: no image has split {VALIDATION!r}, on which {method} chooses between '
-                           f'{len(recipe.candidates)} settings; make one, or give one of --learning_rates and --weight_decays')
+            raise BadInput(
+                f'{task.train.folder}: no image has split {VALIDATION!r}, on which {method} chooses between '
+                f'{len(recipe.candidates)} settings; make one, or give one of --learning_rates and --weight_decays'
+            )
     if CAPTIONS in study.recipes:
         _check_captions(task)
-    for arm, shots, seed in dict.fromkeys((cell.arm, cell.shots, cell.seed) for cell in cells if cell.method != ZERO_SHOT):
+    for arm, shots, seed in dict.fromkeys(
+        (cell.arm, cell.shots, cell.seed) for cell in cells if cell.method != ZERO_SHOT
+    ):
         arms.check(task, arm, shots, seed)
 
 
 def _check_captions(task: Task) -> None:
     if task.validation is None:
-        raise BadInput(f'{task.train.folder}: no image has split {VALIDATION!r}, on which {CAPTIONS} chooses the moment of '
-                       'training that is kept; make one')
+        raise BadInput(
+            f'{task.train.folder}: no image has split {VALIDATION!r}, on which {CAPTIONS} chooses the moment of '
+            'training that is kept; make one'
+        )
     for images in (task.train, task.synthetic, task.validation, task.evaluation):
         for name, captions in zip(images.names, images.captions):
             require_captions(images.folder / name, captions)
@@ -273,21 +336,36 @@ def _check_captions(task: Task) -> None:
 
 def _settings(task: Task, study: Study, fixed: dict[str, Any], cells: list[dict[str, Any]]) -> dict[str, Any]:
     """What a report says of the whole."""
-    splits = {'train': task.train, 'synthetic': task.synthetic, 'validation': task.validation, 'evaluation': task.evaluation}
+    splits = {
+        'train': task.train,
+        'synthetic': task.synthetic,
+        'validation': task.validation,
+        'evaluation': task.evaluation,
+    }
     chosen, speed = {}, {}
     for method, recipe in study.recipes.items():
         own = [cell for cell in cells if cell['method'] == method]
-        chosen[method] = {key: {str(value): count for value, count in sorted(Counter(cell[key] for cell in own).items())}
-                          for key in ('learning_rate', 'weight_decay')}
+        chosen[method] = {
+            key: {str(value): count for value, count in sorted(Counter(cell[key] for cell in own).items())}
+            for key in ('learning_rate', 'weight_decay')
+        }
         # The median leaves out those that waited for the compiler.
-        speed[method] = round(float(np.median([len(recipe.candidates) * cell['steps'] / cell['training_seconds']
-                                               for cell in own])), 1)
+        speed[method] = round(
+            float(np.median([len(recipe.candidates) * cell['steps'] / cell['training_seconds'] for cell in own])), 1
+        )
     return fixed | {
-        'methods': [ZERO_SHOT, *study.recipes], 'arms': [arm.name for arm in arms.arms_of(study.kinds, study.ratios)],
-        'ratios': list(study.ratios), 'real_per_class': study.real_per_class, 'shots': list(study.shots),
-        'seeds': study.seeds, 'recipes': {method: dataclasses.asdict(recipe) for method, recipe in study.recipes.items()},
-        'chosen': chosen, 'steps_per_second': speed, 'dropped': len(task.dropped),
-        'counts': {split: 0 if images is None else len(images) for split, images in splits.items()}}
+        'methods': [ZERO_SHOT, *study.recipes],
+        'arms': [arm.name for arm in arms.arms_of(study.kinds, study.ratios)],
+        'ratios': list(study.ratios),
+        'real_per_class': study.real_per_class,
+        'shots': list(study.shots),
+        'seeds': study.seeds,
+        'recipes': {method: dataclasses.asdict(recipe) for method, recipe in study.recipes.items()},
+        'chosen': chosen,
+        'steps_per_second': speed,
+        'dropped': len(task.dropped),
+        'counts': {split: 0 if images is None else len(images) for split, images in splits.items()},
+    }
 
 
 def _content_sha256(row: dict[str, Any]) -> str:

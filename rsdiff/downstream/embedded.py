@@ -101,7 +101,9 @@ def embedded_encoder(folder: Path | str = FOLDER) -> Embedded:
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
-        raise BadInput(f'{folder}: no text tower; train one: python tools/train_text_tower.py --images FOLDER --out {folder}')
+        raise BadInput(
+            f'{folder}: no text tower; train one: python tools/train_text_tower.py --images FOLDER --out {folder}'
+        )
     row = read_json(folder / CONFIG)
     try:
         config = text_tower.Config(**field(row, 'config', dict, folder / CONFIG))
@@ -109,12 +111,16 @@ def embedded_encoder(folder: Path | str = FOLDER) -> Embedded:
     except TypeError as error:
         raise BadInput(f'{folder / CONFIG}: not of a text tower ({one_line(error)[:120]})') from None
     except BadInput as error:
-        raise BadInput(str(error) if str(error).startswith(str(folder)) else f'{folder / CONFIG}: config.{error}') from None
+        raise BadInput(
+            str(error) if str(error).startswith(str(folder)) else f'{folder / CONFIG}: config.{error}'
+        ) from None
     text = json.dumps(read_json(folder / TOKENIZER))
     tokenizer = made_tokenizer(lambda: Tokenizer.from_str(text), folder / TOKENIZER)
     if tokenizer.get_vocab_size() != config.vocabulary or None in map(tokenizer.token_to_id, (UNKNOWN, START)):
-        raise BadInput(f'{folder}: the tokenizer ({tokenizer.get_vocab_size()} tokens) is not that of the text tower '
-                       f'({config.vocabulary})')
+        raise BadInput(
+            f'{folder}: the tokenizer ({tokenizer.get_vocab_size()} tokens) is not that of the text tower '
+            f'({config.vocabulary})'
+        )
     towers = weights.unflatten(weights.read_safetensors(folder / WEIGHTS), folder / WEIGHTS)
     towers = weights.checked(towers, text_tower.parameter_shapes(config), 'this text tower', folder / WEIGHTS)
     params = {IMAGE_TOWER: efficientnet.load_params(), TEXT_TOWER: towers}
@@ -136,8 +142,13 @@ def named_encoder(name: str) -> Encoder | Embedded:
     return embedded_encoder(name) if is_embedded else load_encoder(name)
 
 
-def save(folder: Path | str, config: text_tower.Config, params: dict[str, Any], tokenizer: Tokenizer,
-         trained_on: Sequence[str]) -> None:
+def save(
+    folder: Path | str,
+    config: text_tower.Config,
+    params: dict[str, Any],
+    tokenizer: Tokenizer,
+    trained_on: Sequence[str],
+) -> None:
     """Writes what `embedded_encoder` reads; `params` are those of the text tower and of the line into its space."""
     folder = Path(folder)
     weights.write_safetensors(folder / WEIGHTS, weights.flatten(params))
@@ -174,14 +185,26 @@ def train_tokenizer(captions: Iterable[str], least_count: int = LEAST_COUNT) -> 
       BadInput: no word is frequent enough.
     """
     tokenizer = Tokenizer(models.Unigram())
-    tokenizer.normalizer = normalizers.Sequence([normalizers.NFKD(), normalizers.StripAccents(), normalizers.Lowercase(),
-                                                 normalizers.Replace(Regex('[^a-z0-9]+'), ' ')])
+    tokenizer.normalizer = normalizers.Sequence(
+        [
+            normalizers.NFKD(),
+            normalizers.StripAccents(),
+            normalizers.Lowercase(),
+            normalizers.Replace(Regex('[^a-z0-9]+'), ' '),
+        ]
+    )
     tokenizer.pre_tokenizer = pre_tokenizers.WhitespaceSplit()
-    words = Counter(part for caption in captions for word in tokenizer.normalizer.normalize_str(caption).split()
-                    for part in _stem_and_plural(word))
+    words = Counter(
+        part
+        for caption in captions
+        for word in tokenizer.normalizer.normalize_str(caption).split()
+        for part in _stem_and_plural(word)
+    )
     # nor are single letters words, but for these two: they would spell anything
-    kept = sorted((word for word, count in words.items() if count >= least_count and (len(word) > 1 or word in ('a', PLURAL))),
-                  key=lambda word: (-words[word], word))
+    kept = sorted(
+        (word for word, count in words.items() if count >= least_count and (len(word) > 1 or word in ('a', PLURAL))),
+        key=lambda word: (-words[word], word),
+    )
     if not kept:
         raise BadInput(f'no word occurs {least_count} times in the captions; there is nothing to learn')
     score = {word: math.log(words[word] / words.total()) for word in kept}
@@ -196,17 +219,25 @@ def tokenize(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple[n
     rows = []
     for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False):
         strange = {word for word, token in zip(encoding.word_ids, encoding.ids) if token == unknown}
-        rows.append([start, *(token for word, token in zip(encoding.word_ids, encoding.ids) if word not in strange)][:length])
+        rows.append(
+            [start, *(token for word, token in zip(encoding.word_ids, encoding.ids) if word not in strange)][:length]
+        )
     ids = np.zeros((len(rows), max(map(len, rows), default=1)), np.int32)
     mask = np.zeros_like(ids)
     for number, row in enumerate(rows):
-        ids[number, :len(row)], mask[number, :len(row)] = row, 1
+        ids[number, : len(row)], mask[number, : len(row)] = row, 1
     return ids, mask
 
 
 def _image_network(params: dict[str, Any]) -> Network:
-    return Network('lite0_features', efficientnet.FEATURES, weights.digest(params, 'lite0 of 8 bits at 224 px'), params,
-                   lambda image: image, _image_features)
+    return Network(
+        'lite0_features',
+        efficientnet.FEATURES,
+        weights.digest(params, 'lite0 of 8 bits at 224 px'),
+        params,
+        lambda image: image,
+        _image_features,
+    )
 
 
 def _image_features(params: dict[str, Any], pixels: jax.Array) -> jax.Array:

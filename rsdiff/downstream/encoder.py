@@ -18,8 +18,12 @@ from rsdiff.evaluation.features import Network
 from rsdiff.models import clip, hub, towers, weights
 
 # Some of the prompts that Radford et al. 2021 published for RESISC45 and EuroSAT.
-TEMPLATES = ('satellite imagery of {}.', 'aerial imagery of {}.', 'a centered satellite photo of {}.',
-             'an aerial view of a {}.')
+TEMPLATES = (
+    'satellite imagery of {}.',
+    'aerial imagery of {}.',
+    'a centered satellite photo of {}.',
+    'an aerial view of a {}.',
+)
 
 TOKENIZER_FILES = 'vocab.json', 'tokenizer.json', 'spiece.model'
 
@@ -76,8 +80,14 @@ class Encoder:
         size_px = self.image_size_px
         example = jax.ShapeDtypeStruct((1, size_px, size_px, 3), np.uint8)
         width = jax.eval_shape(self.image_features, params, example).shape[-1]
-        return Network('image_features', width, weights.digest(params, self.digest), params, lambda image: image,
-                       self.image_features)
+        return Network(
+            'image_features',
+            width,
+            weights.digest(params, self.digest),
+            params,
+            lambda image: image,
+            self.image_features,
+        )
 
     def project(self, params: dict[str, Any], features: jax.Array) -> jax.Array:
         """What `image_features` gives → embeddings of unit length, float32 (batch, dim)."""
@@ -100,9 +110,15 @@ class Encoder:
         padding, that of its tower. Longer than the tower takes is cut off."""
         whole = self.config.attends_padding
         # Both SigLIPs read lower case only; not every tokenizer that is published with SigLIP 2 makes it.
-        tokens = self.tokenizer([text.lower() for text in texts] if whole else list(texts), truncation=True,
-                                padding='max_length' if whole else True, padding_side='right', return_tensors='np',
-                                max_length=self.config.text_length, return_attention_mask=True)
+        tokens = self.tokenizer(
+            [text.lower() for text in texts] if whole else list(texts),
+            truncation=True,
+            padding='max_length' if whole else True,
+            padding_side='right',
+            return_tensors='np',
+            max_length=self.config.text_length,
+            return_attention_mask=True,
+        )
         ids = tokens['input_ids'].astype(np.int32)
         return ids, np.ones_like(ids) if whole else tokens['attention_mask'].astype(np.int32)
 
@@ -136,14 +152,17 @@ def load_tokenizer(folder: Path, config: towers.Config) -> PreTrainedTokenizerBa
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise BadInput(f'{folder}: no tokenizer ({", or ".join(TOKENIZER_FILES)})')
     if isinstance(config, clip.CLIPConfig) and (folder / 'vocab.json').is_file() and (folder / 'merges.txt').is_file():
-        tokenizer = made_tokenizer(lambda: CLIPTokenizer(vocab=str(folder / 'vocab.json'), merges=str(folder / 'merges.txt')), folder)
+        tokenizer = made_tokenizer(
+            lambda: CLIPTokenizer(vocab=str(folder / 'vocab.json'), merges=str(folder / 'merges.txt')), folder
+        )
     else:
         if (folder / 'spiece.model').is_file() and importlib.util.find_spec('sentencepiece') is None:
             raise BadInput(f"{folder}: SigLIP's tokenizer needs sentencepiece; pip install 'rsdiff-jax[siglip]'")
         tokenizer = made_tokenizer(lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True), folder)
     if len(tokenizer) > config.text_config.vocab_size:
-        raise BadInput(f'{folder}: the tokenizer has {len(tokenizer)} tokens, the text tower '
-                       f'{config.text_config.vocab_size}')
+        raise BadInput(
+            f'{folder}: the tokenizer has {len(tokenizer)} tokens, the text tower {config.text_config.vocab_size}'
+        )
     return tokenizer
 
 
@@ -174,12 +193,26 @@ def tiny_encoder(image_size_px: int, patch_px: int = 16, width: int = 64, layers
     tokenizer = byte_tokenizer()
     heads = max(1, width // 32)
     config = clip.CLIPConfig(
-        clip.VisionConfig(hidden_size=width, intermediate_size=4 * width, num_hidden_layers=layers,
-                          num_attention_heads=heads, image_size=image_size_px, patch_size=patch_px),
-        clip.TextConfig(vocab_size=len(tokenizer), hidden_size=width, intermediate_size=4 * width,
-                        num_hidden_layers=2, num_attention_heads=heads, pad_token_id=tokenizer.pad_token_id,
-                        bos_token_id=tokenizer.bos_token_id, eos_token_id=tokenizer.eos_token_id),
-        projection_dim=width)
+        clip.VisionConfig(
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=layers,
+            num_attention_heads=heads,
+            image_size=image_size_px,
+            patch_size=patch_px,
+        ),
+        clip.TextConfig(
+            vocab_size=len(tokenizer),
+            hidden_size=width,
+            intermediate_size=4 * width,
+            num_hidden_layers=2,
+            num_attention_heads=heads,
+            pad_token_id=tokenizer.pad_token_id,
+            bos_token_id=tokenizer.bos_token_id,
+            eos_token_id=tokenizer.eos_token_id,
+        ),
+        projection_dim=width,
+    )
     name = f'tiny CLIP from scratch (width {width}, {layers} layers, {patch_px} px patches)'
     # It has read no sentence, so a sentence around the class name would only be bytes to learn to ignore.
     templates = ('{}',)

@@ -33,11 +33,19 @@ class Screen:
       BadInput: the encoder knows nothing that it could judge by.
     """
 
-    def __init__(self, encoder: Encoder, classes: tuple[str, ...], features: Callable[[np.ndarray], np.ndarray], kind: str,
-                 soft_targets: bool):
+    def __init__(
+        self,
+        encoder: Encoder,
+        classes: tuple[str, ...],
+        features: Callable[[np.ndarray], np.ndarray],
+        kind: str,
+        soft_targets: bool,
+    ):
         if encoder.pretrained is None:
-            raise BadInput(f'{encoder.name} has seen nothing by which it could filter images or soften labels; give '
-                           '--encoder a pretrained one, or leave out --filter and --soft_targets')
+            raise BadInput(
+                f'{encoder.name} has seen nothing by which it could filter images or soften labels; give '
+                '--encoder a pretrained one, or leave out --filter and --soft_targets'
+            )
         head = text_classifier(encoder, classes)(encoder.pretrained)
         self.features, self.kind, self.soft_targets = features, kind, soft_targets
         self.teacher = lambda pixels: features(pixels) @ np.asarray(head['weight']) + np.asarray(head['bias'])

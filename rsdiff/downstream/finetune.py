@@ -62,8 +62,9 @@ class WholeTuner:
 
         self._step, self._start = jax.jit(step), jax.jit(optimizer(recipe, 0.0, 0.0).init)
         self._texts, self._head = jax.jit(texts), text_classifier(encoder, classes)
-        self._prompt_logits = jax.jit(lambda params, texts, pixels: encoder.logits(
-            params, encoder.encode_images(params, pixels), texts))
+        self._prompt_logits = jax.jit(
+            lambda params, texts, pixels: encoder.logits(params, encoder.encode_images(params, pixels), texts)
+        )
         self._head_logits = jax.jit(lambda params, pixels: _head_logits(encoder, params, pixels))
 
     def fit(self, examples: Examples, validation: Images | None, seed: int) -> tuple[Fitted, float | None, float]:
@@ -91,8 +92,9 @@ class WholeTuner:
         moments, losses = self._start(params), []
         for number, chosen in enumerate(batches(examples.real, len(examples) - examples.real, self.recipe, seed)):
             key = jax.random.fold_in(jax.random.key(seed), number)
-            params, moments, value = self._step(params, moments, candidate, key, examples.pixels[chosen],
-                                                examples.labels[chosen])
+            params, moments, value = self._step(
+                params, moments, candidate, key, examples.pixels[chosen], examples.labels[chosen]
+            )
             losses.append(value)
         return params, np.asarray(jax.device_get(losses))
 

@@ -75,8 +75,13 @@ class HeadTuner:
         def logits(number, pixels):
             return (features(pixels) - mean) / deviation @ heads['weight'][number] + heads['bias'][number]
 
-        return choose((Fitted(*candidate, functools.partial(logits, number), losses[number], seconds)
-                       for number, candidate in enumerate(self.recipe.candidates)), validation)
+        return choose(
+            (
+                Fitted(*candidate, functools.partial(logits, number), losses[number], seconds)
+                for number, candidate in enumerate(self.recipe.candidates)
+            ),
+            validation,
+        )
 
 
 class Untrained:
@@ -91,8 +96,15 @@ class Untrained:
         return self.towers(seed)(pixels) @ np.asarray(head['weight']) + np.asarray(head['bias'])
 
 
-def _train(recipe: Recipe, learning_rate: jax.Array, weight_decay: jax.Array, head: dict[str, jax.Array], z: jax.Array,
-           labels: jax.Array, index: jax.Array) -> tuple[dict[str, jax.Array], jax.Array]:
+def _train(
+    recipe: Recipe,
+    learning_rate: jax.Array,
+    weight_decay: jax.Array,
+    head: dict[str, jax.Array],
+    z: jax.Array,
+    labels: jax.Array,
+    index: jax.Array,
+) -> tuple[dict[str, jax.Array], jax.Array]:
     """(head after the last step, loss of every step) for one candidate."""
     optimiser = optimizer(recipe, learning_rate, weight_decay)
 

@@ -49,6 +49,7 @@ def recognisable(entries: Iterable[Entry]) -> HeldOut:
     Raises:
       BadInput: one of them can't be read.
     """
+
     def look(entry):
         image = read_image(entry.path)
         return entry.file_name, pixel_hash(image), orientations(image)
@@ -68,8 +69,10 @@ def known_to_the_generator(synthetic: Path | str, pictures: HeldOut) -> dict[str
     known = known_of(synthetic)
     if known is None:
         return {}
-    return {pictures.names[own]: known.names[other]
-            for own, other in near_duplicates(pictures.orientations, known.fingerprints)}
+    return {
+        pictures.names[own]: known.names[other]
+        for own, other in near_duplicates(pictures.orientations, known.fingerprints)
+    }
 
 
 def generator_trained_on(synthetic: Path | str) -> str:

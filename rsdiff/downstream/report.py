@@ -94,8 +94,15 @@ CLASS_COLUMNS = (
 )
 
 
-def write_report(out: Path | str, settings: dict[str, Any], cells: Sequence[dict[str, Any]], labels: np.ndarray,
-                 dropped: Sequence[str], real: Path | str, synthetic: Path | str) -> dict[str, Any]:
+def write_report(
+    out: Path | str,
+    settings: dict[str, Any],
+    cells: Sequence[dict[str, Any]],
+    labels: np.ndarray,
+    dropped: Sequence[str],
+    real: Path | str,
+    synthetic: Path | str,
+) -> dict[str, Any]:
     """Writes the files above into `out` and returns `summarise`'s object without its `per_class`.
 
     Args:
@@ -128,9 +135,13 @@ def write_report(out: Path | str, settings: dict[str, Any], cells: Sequence[dict
         latex += '\n' + tables.latex(RETRIEVAL_COLUMNS, retrieved, retrieval_caption(summary), 'tab:retrieval')
     write_text_atomically(out / 'table.tex', latex)
     plain = [{key: value for key, value in cell.items() if key != 'predictions'} for cell in cells]
-    write_text_atomically(out / 'report.json', json.dumps(
-        summary | {'settings': settings, 'dropped': list(dropped), 'cells': plain}, indent=1) + '\n')
-    write_text_atomically(out / 'report.html', page(summary, settings, cells, drawn, pictures, dropped, real, synthetic))
+    write_text_atomically(
+        out / 'report.json',
+        json.dumps(summary | {'settings': settings, 'dropped': list(dropped), 'cells': plain}, indent=1) + '\n',
+    )
+    write_text_atomically(
+        out / 'report.html', page(summary, settings, cells, drawn, pictures, dropped, real, synthetic)
+    )
     return {key: value for key, value in summary.items() if key != 'per_class'}
 
 
@@ -138,8 +149,10 @@ def markdown(summary: dict[str, Any]) -> str:
     """The answer, the table that people paste into a paper, and what its numbers are."""
     answer = f'{summary["headline"]["text"]}\n\n' if summary['headline'] else ''
     every = f'{tables.markdown(ANSWERS, summary["answers"])}\n' if len(summary['answers']) > 1 else ''
-    table = (f'{answer}{every}{tables.markdown(COLUMNS, summary["rows"])}\n{caption(summary)}\n\n'
-             f'{trained_on_text(summary)}\n')
+    table = (
+        f'{answer}{every}{tables.markdown(COLUMNS, summary["rows"])}\n{caption(summary)}\n\n'
+        f'{trained_on_text(summary)}\n'
+    )
     if not summary['retrieval']:
         return table
     return f'{table}\n{tables.markdown(RETRIEVAL_COLUMNS, summary["retrieval"])}\n{retrieval_caption(summary)}\n'
@@ -149,48 +162,79 @@ def caption(summary: dict[str, Any]) -> str:
     """What the numbers of the table are."""
     seeds = {row['seeds'] for row in summary['rows']}
     spread = 'one seed, no interval' if seeds == {1} else f'mean ± 95 % t-interval over {_range(seeds)} seeds'
-    return (f'{summary["encoder"]}, {summary["evaluate_on"]} split after the last step: {summary["evaluation_images"]} images of '
-            f'{len(summary["classes"])} classes, chance {100 * summary["chance"]:.1f} %; {spread}. Gains are paired by seed and '
-            'image; their 95 % intervals and p are of a bootstrap of test images and seeds together; Holm corrects over '
-            'the arms of a method and number of real images.')
+    return (
+        f'{summary["encoder"]}, {summary["evaluate_on"]} split after the last step: {summary["evaluation_images"]} images of '
+        f'{len(summary["classes"])} classes, chance {100 * summary["chance"]:.1f} %; {spread}. Gains are paired by seed and '
+        'image; their 95 % intervals and p are of a bootstrap of test images and seeds together; Holm corrects over '
+        'the arms of a method and number of real images.'
+    )
 
 
 def trained_on_text(summary: dict[str, Any]) -> str:
     """Whether held-out images can have been among those that the generator was trained on."""
     trained_on = summary['generator_trained_on']
     if UNKNOWN in trained_on:
-        return (f'The generator was trained on: {trained_on}. Whether images of the {summary["evaluate_on"]} split were among '
-                'them can not be told.')
+        return (
+            f'The generator was trained on: {trained_on}. Whether images of the {summary["evaluate_on"]} split were among '
+            'them can not be told.'
+        )
     return f'The generator was trained on: {trained_on}, none of which is scored here.'
 
 
 def retrieval_caption(summary: dict[str, Any]) -> str:
     """What the numbers of the table of retrieval are."""
-    return (f'Captions and images of the {summary["evaluate_on"]} split find each other: an image has found a caption that was written '
-            'for it, or a caption its image, if it is among the first k; what scores alike comes in random order. The mean recall '
-            'is the mean of the six, and what gains and p are of.')
+    return (
+        f'Captions and images of the {summary["evaluate_on"]} split find each other: an image has found a caption that was written '
+        'for it, or a caption its image, if it is among the first k; what scores alike comes in random order. The mean recall '
+        'is the mean of the six, and what gains and p are of.'
+    )
 
 
-def page(summary: dict[str, Any], settings: dict[str, Any], cells: Sequence[dict[str, Any]], drawn: dict[str, charts.Chart],
-         pictures: dict[str, bytes], dropped: Sequence[str], real: Path | str, synthetic: Path | str) -> str:
+def page(
+    summary: dict[str, Any],
+    settings: dict[str, Any],
+    cells: Sequence[dict[str, Any]],
+    drawn: dict[str, charts.Chart],
+    pictures: dict[str, bytes],
+    dropped: Sequence[str],
+    real: Path | str,
+    synthetic: Path | str,
+) -> str:
     """`report.html`: whatever comes from data is escaped."""
     classes, headline = summary['classes'], summary['headline']
-    environment = jinja2.Environment(autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True)
+    environment = jinja2.Environment(
+        autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
+    )
     methods = list(dict.fromkeys(row['method'] for row in summary['rows']))
     arms = list(dict.fromkeys(row['arm'] for row in summary['rows']))
-    own = [row for row in summary['per_class'] if headline and all(row[key] == headline[key]
-                                                                    for key in ('method', 'arm', 'shots'))]
+    own = [
+        row
+        for row in summary['per_class']
+        if headline and all(row[key] == headline[key] for key in ('method', 'arm', 'shots'))
+    ]
     return environment.from_string(TEMPLATE.read_text(encoding='utf-8')).render(
-        summary=summary, headline=headline, caption=caption(summary), trained_on=trained_on_text(summary),
-        answer_columns=ANSWERS, columns=GROUPED,
+        summary=summary,
+        headline=headline,
+        caption=caption(summary),
+        trained_on=trained_on_text(summary),
+        answer_columns=ANSWERS,
+        columns=GROUPED,
         groups=[(name, list(rows)) for name, rows in itertools.groupby(summary['rows'], setting_text)],
-        retrieval_columns=RETRIEVAL_COLUMNS[:1] + RETRIEVAL_COLUMNS[2:], retrieval_caption=retrieval_caption(summary),
+        retrieval_columns=RETRIEVAL_COLUMNS[:1] + RETRIEVAL_COLUMNS[2:],
+        retrieval_caption=retrieval_caption(summary),
         retrieval_groups=[(name, list(rows)) for name, rows in itertools.groupby(summary['retrieval'], setting_text)],
-        class_columns=CLASS_COLUMNS, class_rows=own, setting_text=setting_text,
+        class_columns=CLASS_COLUMNS,
+        class_rows=own,
+        setting_text=setting_text,
         charts=[(name, chart, samples.data_uri(pictures[name], 'png')) for name, chart in drawn.items()],
-        arms=[(arm, charts.colour(arm), _purpose(arm)) for arm in arms], methods={name: METHODS.get(name, '') for name in methods},
-        strips=samples.strips(real, synthetic, classes), provenance=samples.provenance(real, synthetic, classes),
-        settings=_flat(settings), dropped=dropped, hours=sum(cell['seconds'] for cell in cells) / 3600)
+        arms=[(arm, charts.colour(arm), _purpose(arm)) for arm in arms],
+        methods={name: METHODS.get(name, '') for name in methods},
+        strips=samples.strips(real, synthetic, classes),
+        provenance=samples.provenance(real, synthetic, classes),
+        settings=_flat(settings),
+        dropped=dropped,
+        hours=sum(cell['seconds'] for cell in cells) / 3600,
+    )
 
 
 def _purpose(arm: str) -> str:
@@ -204,7 +248,9 @@ def _flat(values: dict[str, Any], before: str = '') -> list[tuple[str, str]]:
         if isinstance(value, dict):
             found += _flat(value, f'{before}{key}.')
         else:
-            text = ', '.join(map(str, value)) if isinstance(value, (list, tuple)) else '–' if value is None else str(value)
+            text = (
+                ', '.join(map(str, value)) if isinstance(value, (list, tuple)) else '–' if value is None else str(value)
+            )
             found.append((f'{before}{key}', text))
     return found
 

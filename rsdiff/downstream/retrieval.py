@@ -46,7 +46,13 @@ class Recall:
     chance: float
 
     def to_json(self) -> dict[str, Any]:
-        return {'direction': self.direction, 'rule': self.rule, 'k': self.k, **self.recall.to_json(), 'chance': self.chance}
+        return {
+            'direction': self.direction,
+            'rule': self.rule,
+            'k': self.k,
+            **self.recall.to_json(),
+            'chance': self.chance,
+        }
 
 
 def captions_of(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
@@ -75,20 +81,26 @@ def recalls(images: np.ndarray, texts: np.ndarray, captions: Sequence[Sequence[s
       captions: those of each of the n images, at least one.
       seed: of the intervals.
     """
-    return [Recall(direction, rule, k, _interval(values, asks, seed), float(expected))
-            for rule, direction, scores, right, asks in _questions(images, texts, captions)
-            for k, values, expected in zip(KS, hits(scores, right), hits(np.zeros_like(scores), right).mean(1))]
+    return [
+        Recall(direction, rule, k, _interval(values, asks, seed), float(expected))
+        for rule, direction, scores, right, asks in _questions(images, texts, captions)
+        for k, values, expected in zip(KS, hits(scores, right), hits(np.zeros_like(scores), right).mean(1))
+    ]
 
 
 def hits_of_images(images: np.ndarray, texts: np.ndarray, captions: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
     """Each direction, by the rule 'own' → (len(KS), n): the mean hit of the queries that belong to each image. Arguments as
     those of `recalls`, which these average to where all images have as many captions."""
-    return {direction: np.stack([np.bincount(asks, values) / np.bincount(asks) for values in hits(scores, right)])
-            for rule, direction, scores, right, asks in _questions(images, texts, captions) if rule == OWN}
+    return {
+        direction: np.stack([np.bincount(asks, values) / np.bincount(asks) for values in hits(scores, right)])
+        for rule, direction, scores, right, asks in _questions(images, texts, captions)
+        if rule == OWN
+    }
 
 
-def _questions(images: np.ndarray, texts: np.ndarray, captions: Sequence[Sequence[str]]) -> Iterator[
-        tuple[str, str, np.ndarray, np.ndarray, np.ndarray]]:
+def _questions(
+    images: np.ndarray, texts: np.ndarray, captions: Sequence[Sequence[str]]
+) -> Iterator[tuple[str, str, np.ndarray, np.ndarray, np.ndarray]]:
     """Every rule and direction with scores and relevance (queries, items), and the image that each query belongs to."""
     owner = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
     number = {words: index for index, words in enumerate(dict.fromkeys(words for own in captions for words in own))}
@@ -128,11 +140,17 @@ def mean_recall(found: Sequence[Recall], rule: str = OWN) -> float:
 
 def markdown(found: Sequence[Recall]) -> str:
     """A line for each direction and rule; percentages with intervals, chance behind them."""
-    lines = [f'| query | relevant | {" | ".join(f"R@{k}, % | chance" for k in KS)} |', '|---|---|' + '---:|' * (2 * len(KS))]
+    lines = [
+        f'| query | relevant | {" | ".join(f"R@{k}, % | chance" for k in KS)} |',
+        '|---|---|' + '---:|' * (2 * len(KS)),
+    ]
     for rule in RULES:
         for direction in DIRECTIONS:
-            cells = [f'{100 * r.recall.value:.1f} ({100 * r.recall.low:.1f} to {100 * r.recall.high:.1f}) | {100 * r.chance:.2f}'
-                     for r in found if (r.rule, r.direction) == (rule, direction)]
+            cells = [
+                f'{100 * r.recall.value:.1f} ({100 * r.recall.low:.1f} to {100 * r.recall.high:.1f}) | {100 * r.chance:.2f}'
+                for r in found
+                if (r.rule, r.direction) == (rule, direction)
+            ]
             lines.append(f'| {direction} | {rule} | {" | ".join(cells)} |')
     return '\n'.join(lines)
 

@@ -65,14 +65,21 @@ def provenance(real: Path | str, synthetic: Path | str, classes: Sequence[str]) 
     splits = list(dict.fromkeys(entry.split for entry in originals))
     by_class = Counter((entry.label, entry.split) for entry in originals)
     generated = Counter(entry.label for entry in made)
-    counts = [{'class': name, **{str(split): by_class[name, split] for split in splits}, 'synthetic': generated[name]}
-              for name in classes]
+    counts = [
+        {'class': name, **{str(split): by_class[name, split] for split in splits}, 'synthetic': generated[name]}
+        for name in classes
+    ]
     named = [entry.extra['source'] for entry in made if entry.extra.get('source') is not None]
     keys = [key for key in dict.fromkeys(key for entry in made for key in entry.extra) if key not in OF_ONE_IMAGE]
     fields = {key: _values([entry.extra.get(key) for entry in made]) for key in keys}
     unsaid = sum('source' not in entry.extra for entry in made)
-    return {'counts': counts, 'sources': len({*named}), 'from_none': len(made) - len(named) - unsaid, 'without_source': unsaid,
-            'fields': fields}
+    return {
+        'counts': counts,
+        'sources': len({*named}),
+        'from_none': len(made) - len(named) - unsaid,
+        'without_source': unsaid,
+        'fields': fields,
+    }
 
 
 def data_uri(encoded: bytes, kind: str) -> str:

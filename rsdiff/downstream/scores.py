@@ -8,7 +8,7 @@ from scipy import stats
 
 def confusion_matrix(labels: np.ndarray, predictions: np.ndarray, classes: int) -> np.ndarray:
     """Counts, int64 (classes, classes): row = true class, column = predicted class."""
-    return np.bincount(np.asarray(labels) * classes + predictions, minlength=classes ** 2).reshape(classes, classes)
+    return np.bincount(np.asarray(labels) * classes + predictions, minlength=classes**2).reshape(classes, classes)
 
 
 def accuracy(confusion: np.ndarray) -> float:

@@ -86,8 +86,14 @@ class PairedBootstrap:
         for first in range(0, self.draws, DRAWS_AT_ONCE):
             some = slice(first, first + DRAWS_AT_ONCE)
             counts = self.counts[:, some].astype(np.float32)
-            drawn[some] = (_scores(self.labels, treatment, self.classes, counts)
-                           - _scores(self.labels, baseline, self.classes, counts)).mean(0).T
+            drawn[some] = (
+                (
+                    _scores(self.labels, treatment, self.classes, counts)
+                    - _scores(self.labels, baseline, self.classes, counts)
+                )
+                .mean(0)
+                .T
+            )
         changes = self._changes(found, drawn)
         return Changes(changes[0], changes[1], tuple(changes[2 : 2 + self.classes]), tuple(changes[2 + self.classes :]))
 
@@ -140,8 +146,9 @@ def _scores(labels: np.ndarray, predictions: np.ndarray, classes: int, counts: n
 
     def summed(rows: np.ndarray, chosen: np.ndarray) -> np.ndarray:
         """(seeds, classes, draws): the counts of the chosen images, by seed and predicted class."""
-        select = sparse.csr_array((np.ones(chosen.sum(), np.float32), (rows[chosen], image[chosen])),
-                                  shape=(seeds * classes, images))
+        select = sparse.csr_array(
+            (np.ones(chosen.sum(), np.float32), (rows[chosen], image[chosen])), shape=(seeds * classes, images)
+        )
         return (select @ counts).reshape(seeds, classes, -1).astype(np.float64)  # whole numbers until here
 
     right = summed(cell, (predictions == labels).ravel())

@@ -20,8 +20,9 @@ RECALLS = tuple(f'{direction} R@{k}' for direction in DIRECTIONS for k in KS)
 Cell = dict[str, Any]
 
 
-def summarise(settings: dict[str, Any], cells: Sequence[Cell], labels: np.ndarray,
-              dropped: Sequence[str] = ()) -> dict[str, Any]:
+def summarise(
+    settings: dict[str, Any], cells: Sequence[Cell], labels: np.ndarray, dropped: Sequence[str] = ()
+) -> dict[str, Any]:
     """Every figure of the report.
 
     Args:
@@ -40,26 +41,43 @@ def summarise(settings: dict[str, Any], cells: Sequence[Cell], labels: np.ndarra
     bootstrap = PairedBootstrap(labels, len(classes))
     rows, per_class, retrieved, answers = [], [], [], []
     for group in _settings(settings, cells):
-        arms = {arm: [cell for cell in group if cell['arm'] == arm] for arm in dict.fromkeys(cell['arm'] for cell in group)}
-        changes = {arm: _change(bootstrap, arms[REAL], own) for arm, own in arms.items()
-                   if REAL in arms and arm != REAL and _saw_images(own) and _paired(arms[REAL], own)}
+        arms = {
+            arm: [cell for cell in group if cell['arm'] == arm] for arm in dict.fromkeys(cell['arm'] for cell in group)
+        }
+        changes = {
+            arm: _change(bootstrap, arms[REAL], own)
+            for arm, own in arms.items()
+            if REAL in arms and arm != REAL and _saw_images(own) and _paired(arms[REAL], own)
+        }
         adjusted = dict(zip(changes, holm([change.accuracy.p for change in changes.values()])))
         own_rows = []
         for arm, own in arms.items():
             change = changes.get(arm)
-            own_rows.append(_row(own) | _gain('', change and change.accuracy)
-                            | {'p_holm': adjusted.get(arm), 'significant': change and adjusted[arm] < LEVEL}
-                            | _gain('macro_f1_', change and change.macro_f1))
+            own_rows.append(
+                _row(own)
+                | _gain('', change and change.accuracy)
+                | {'p_holm': adjusted.get(arm), 'significant': change and adjusted[arm] < LEVEL}
+                | _gain('macro_f1_', change and change.macro_f1)
+            )
             per_class += _class_rows(classes, labels, own, change)
         rows += own_rows
         if all('hits' in cell for cell in group):
             retrieved += _retrieval_rows(bootstrap, arms)
         answers += [_answer(bootstrap, arms, own_rows)] if any(row['gain'] is not None for row in own_rows) else []
     return {
-        'encoder': settings['encoder'], 'evaluate_on': settings['evaluate_on'], 'classes': list(classes),
-        'chance': 1 / len(classes), 'evaluation_images': len(labels), 'dropped_duplicates': len(dropped),
-        'real_per_class': settings['real_per_class'], 'headline': _headline(answers, settings['real_per_class']),
-        'answers': answers, 'rows': rows, 'retrieval': retrieved, 'per_class': per_class}
+        'encoder': settings['encoder'],
+        'evaluate_on': settings['evaluate_on'],
+        'classes': list(classes),
+        'chance': 1 / len(classes),
+        'evaluation_images': len(labels),
+        'dropped_duplicates': len(dropped),
+        'real_per_class': settings['real_per_class'],
+        'headline': _headline(answers, settings['real_per_class']),
+        'answers': answers,
+        'rows': rows,
+        'retrieval': retrieved,
+        'per_class': per_class,
+    }
 
 
 def points(change: float, low: float, high: float) -> str:
@@ -115,10 +133,16 @@ def _change(bootstrap: PairedBootstrap, baseline: Sequence[Cell], treatment: Seq
 
 def _row(own: Sequence[Cell]) -> dict[str, Any]:
     first = own[0]
-    row = {'method': first['method'], 'arm': first['arm'], 'shots': first['shots'], 'ratio': first['ratio'],
-           'seeds': len(own), 'steps': first['steps'],
-           'real_images': round(np.mean([cell['real_images'] for cell in own])),
-           'extra_images': round(np.mean([cell['extra_images'] for cell in own]))}
+    row = {
+        'method': first['method'],
+        'arm': first['arm'],
+        'shots': first['shots'],
+        'ratio': first['ratio'],
+        'seeds': len(own),
+        'steps': first['steps'],
+        'real_images': round(np.mean([cell['real_images'] for cell in own])),
+        'extra_images': round(np.mean([cell['extra_images'] for cell in own])),
+    }
     for score in ('accuracy', 'macro_f1'):
         row[score], row[f'{score}_ci95'] = scores.mean_interval([cell[score] for cell in own])
     return row
@@ -135,29 +159,48 @@ def _class_rows(classes: Sequence[str], labels: np.ndarray, own: Sequence[Cell],
     right = np.diagonal(confusions, axis1=1, axis2=2)
     true, predicted = confusions.sum(2), confusions.sum(1)
     recall, f1 = right / np.maximum(true, 1), 2 * right / np.maximum(true + predicted, 1)
-    return [{'method': own[0]['method'], 'arm': own[0]['arm'], 'shots': own[0]['shots'], 'class': name,
-             'images': int((np.asarray(labels) == label).sum()),
-             'recall': float(recall[:, label].mean()), 'f1': float(f1[:, label].mean()),
-             **_gain('recall_', changes and changes.recall[label]), **_gain('f1_', changes and changes.f1[label])}
-            for label, name in enumerate(classes)]
+    return [
+        {
+            'method': own[0]['method'],
+            'arm': own[0]['arm'],
+            'shots': own[0]['shots'],
+            'class': name,
+            'images': int((np.asarray(labels) == label).sum()),
+            'recall': float(recall[:, label].mean()),
+            'f1': float(f1[:, label].mean()),
+            **_gain('recall_', changes and changes.recall[label]),
+            **_gain('f1_', changes and changes.f1[label]),
+        }
+        for label, name in enumerate(classes)
+    ]
 
 
 def _retrieval_rows(bootstrap: PairedBootstrap, arms: dict[str, list[Cell]]) -> list[dict[str, Any]]:
     """Means over seeds of the mean recall and of each recall, and the change of the former against `real`."""
+
     def change(pairs):
         return bootstrap.change_of_means(*(np.stack([_hits(cell) for cell in side]) for side in zip(*pairs)))[0]
 
-    changes = {arm: change(_paired(arms[REAL], own)) for arm, own in arms.items()
-               if REAL in arms and arm != REAL and _paired(arms[REAL], own)}
+    changes = {
+        arm: change(_paired(arms[REAL], own))
+        for arm, own in arms.items()
+        if REAL in arms and arm != REAL and _paired(arms[REAL], own)
+    }
     adjusted = dict(zip(changes, holm([change.p for change in changes.values()])))
     rows = []
     for arm, own in arms.items():
         recalls = np.stack([_hits(cell).mean(0) for cell in own])
         mean, half = scores.mean_interval(recalls[:, 0])
-        row = {key: _row(own)[key] for key in ('method', 'arm', 'shots', 'ratio', 'seeds', 'real_images', 'extra_images')}
-        rows.append(row | {'mean_recall': mean, 'mean_recall_ci95': half} | _gain('', changes.get(arm))
-                    | {'p_holm': adjusted.get(arm), 'significant': arm in adjusted and adjusted[arm] < LEVEL}
-                    | dict(zip(RECALLS, recalls[:, 1:].mean(0).tolist())))
+        row = {
+            key: _row(own)[key] for key in ('method', 'arm', 'shots', 'ratio', 'seeds', 'real_images', 'extra_images')
+        }
+        rows.append(
+            row
+            | {'mean_recall': mean, 'mean_recall_ci95': half}
+            | _gain('', changes.get(arm))
+            | {'p_holm': adjusted.get(arm), 'significant': arm in adjusted and adjusted[arm] < LEVEL}
+            | dict(zip(RECALLS, recalls[:, 1:].mean(0).tolist()))
+        )
     return rows
 
 
@@ -174,20 +217,32 @@ def _answer(bootstrap: PairedBootstrap, arms: dict[str, list[Cell]], rows: Seque
     mixtures = [arm for arm in judged if is_mixture(arm)] or [arm for arm in judged if arm == SYNTHETIC] or [*judged]
     best = max(mixtures, key=lambda arm: judged[arm]['gain_low'])
     # the controls that beat `real`: else the best arm without generated images is `real` itself
-    controls = [arm for arm in judged if not is_mixture(arm) and arm not in (SYNTHETIC, RANDOM) and judged[arm]['gain'] > 0]
+    controls = [
+        arm for arm in judged if not is_mixture(arm) and arm not in (SYNTHETIC, RANDOM) and judged[arm]['gain'] > 0
+    ]
     row = judged[best]
-    verdict = 'no evidence of a change' if not row['significant'] else (
-        'evidence of a gain' if row['gain'] > 0 else 'evidence of a loss')
+    verdict = (
+        'no evidence of a change'
+        if not row['significant']
+        else ('evidence of a gain' if row['gain'] > 0 else 'evidence of a loss')
+    )
     answer = {key: row[key] for key in ('method', 'shots', 'arm', 'gain', 'gain_low', 'gain_high', 'p', 'p_holm')}
     answer |= {'verdict': verdict, 'compared': len(judged), 'control': None, 'over_control': None}
-    text = (f'{best} changes accuracy by {points(row["gain"], row["gain_low"], row["gain_high"])[:-1]}, '
-            f'p {_equals(row["p"])}, after Holm over {len(judged)} arms {p_text(row["p_holm"])}): {verdict}.')
+    text = (
+        f'{best} changes accuracy by {points(row["gain"], row["gain_low"], row["gain_high"])[:-1]}, '
+        f'p {_equals(row["p"])}, after Holm over {len(judged)} arms {p_text(row["p_holm"])}): {verdict}.'
+    )
     if controls and best not in controls:
         control = max(controls, key=lambda arm: judged[arm]['gain_low'])
         if _paired(arms[control], arms[best]):
             over = _change(bootstrap, arms[control], arms[best]).accuracy
-            answer |= {'control': control, 'over_control': {'gain': over.value, 'gain_low': over.low, 'gain_high': over.high}}
-            text += f' Against {control}, the best arm without generated images: {points(over.value, over.low, over.high)}.'
+            answer |= {
+                'control': control,
+                'over_control': {'gain': over.value, 'gain_low': over.low, 'gain_high': over.high},
+            }
+            text += (
+                f' Against {control}, the best arm without generated images: {points(over.value, over.low, over.high)}.'
+            )
     return answer | {'text': text}
 
 

@@ -57,8 +57,16 @@ class Images:
             return tuple(values[i] for i in indices)
 
         indices = np.asarray(indices, np.int64)
-        return Images(self.pixels[indices], self.labels[indices], self.folder, pick(self.names), pick(self.sources),
-                      pick(self.captions), pick(self.hashes), self.fingerprints[indices])
+        return Images(
+            self.pixels[indices],
+            self.labels[indices],
+            self.folder,
+            pick(self.names),
+            pick(self.sources),
+            pick(self.captions),
+            pick(self.hashes),
+            self.fingerprints[indices],
+        )
 
     def without(self, names: set[str]) -> 'Images':
         return self.take(np.flatnonzero([name not in names for name in self.names])) if names else self
@@ -91,8 +99,9 @@ class Task:
     dropped: tuple[str, ...]
 
 
-def load_task(real: Path | str, synthetic: Path | str, encoder: Encoder, evaluate_on: str = 'test',
-              drop_duplicates: bool = False) -> Task:
+def load_task(
+    real: Path | str, synthetic: Path | str, encoder: Encoder, evaluate_on: str = 'test', drop_duplicates: bool = False
+) -> Task:
     """Reads both folders and refuses what would not be a fair comparison.
 
     Args:
@@ -122,12 +131,22 @@ def load_task(real: Path | str, synthetic: Path | str, encoder: Encoder, evaluat
     _check_sources([e for split in splits.values() for e in split], made, synthetic)
 
     of_split = {split: _read(real, splits[split], classes, encoder) for split in {TRAIN} | scored}
-    task = Task(classes, of_split[TRAIN], _read(synthetic, made, classes, encoder), of_split.get(VALIDATION),
-                of_split[evaluate_on], ())
+    task = Task(
+        classes,
+        of_split[TRAIN],
+        _read(synthetic, made, classes, encoder),
+        of_split.get(VALIDATION),
+        of_split[evaluate_on],
+        (),
+    )
     held_out = {split: recognisable(entries) for split, entries in splits.items() if split != TRAIN}
     task = _without_leaks(task, held_out, evaluate_on, drop_duplicates)
-    for images, where in ((task.train, f'{real}: train split'), (task.synthetic, str(synthetic)),
-                          (task.validation, f'{real}: {VALIDATION} split'), (task.evaluation, f'{real}: {evaluate_on} split')):
+    for images, where in (
+        (task.train, f'{real}: train split'),
+        (task.synthetic, str(synthetic)),
+        (task.validation, f'{real}: {VALIDATION} split'),
+        (task.evaluation, f'{real}: {evaluate_on} split'),
+    ):
         if task.dropped and images is not None:
             _check_classes(classes, [classes[label] for label in images.labels], f'{where}, without duplicates')
     return task
@@ -145,10 +164,19 @@ def _without_leaks(task: Task, held_out: dict[str, HeldOut], evaluate_on: str, d
         chosen_by = _named(task.validation, held_out[evaluate_on])
     lines = [
         *(f'{real}: training image {name} is the same picture as held-out {other}' for name, other in copies.items()),
-        *(f'{synthetic}: {name} is the same picture as held-out {other} of {real}' for name, other in made_copies.items()),
-        *(f'{synthetic}: its generator was trained on held-out {name} of {real}, as {other}' for name, other in known.items()),
-        *(f'{real}: {name}, by which settings are chosen, is the same picture as {other}, which is scored'
-          for name, other in chosen_by.items())]
+        *(
+            f'{synthetic}: {name} is the same picture as held-out {other} of {real}'
+            for name, other in made_copies.items()
+        ),
+        *(
+            f'{synthetic}: its generator was trained on held-out {name} of {real}, as {other}'
+            for name, other in known.items()
+        ),
+        *(
+            f'{real}: {name}, by which settings are chosen, is the same picture as {other}, which is scored'
+            for name, other in chosen_by.items()
+        ),
+    ]
     if lines and not drop:
         more = f' (and {len(lines) - 1} more like it)' if len(lines) > 1 else ''
         raise BadInput(f'{lines[0]}{more}; mend the folders, or leave such images out with --drop_duplicates')
@@ -159,8 +187,13 @@ def _without_leaks(task: Task, held_out: dict[str, HeldOut], evaluate_on: str, d
     scored = [images for images in (task.validation, task.evaluation) if images is not None]
     dropped = [*copies, *sorted(made_out), *sorted(held_back & {name for images in scored for name in images.names})]
     return dataclasses.replace(
-        task, train=task.train.without({*copies}), synthetic=task.synthetic.without(made_out), dropped=tuple(dropped),
-        validation=task.validation and task.validation.without(held_back), evaluation=task.evaluation.without({*known}))
+        task,
+        train=task.train.without({*copies}),
+        synthetic=task.synthetic.without(made_out),
+        dropped=tuple(dropped),
+        validation=task.validation and task.validation.without(held_back),
+        evaluation=task.evaluation.without({*known}),
+    )
 
 
 def _named(images: Images, pictures: HeldOut) -> dict[str, str]:
@@ -208,8 +241,13 @@ def _check_classes(classes: tuple[str, ...], labels: list[str], where: str) -> N
 def _warn_of_single_images(real: Path | str, splits: dict[str, list[Entry]]) -> None:
     for split, entries in sorted(splits.items()):
         if single := [name for name, count in sorted(Counter(e.label for e in entries).items()) if count == 1]:
-            logging.warning('%s: %s split has one image of class %r%s; figures of such a class rest on that image alone',
-                            real, split, single[0], f' and of {len(single) - 1} more classes' if len(single) > 1 else '')
+            logging.warning(
+                '%s: %s split has one image of class %r%s; figures of such a class rest on that image alone',
+                real,
+                split,
+                single[0],
+                f' and of {len(single) - 1} more classes' if len(single) > 1 else '',
+            )
 
 
 def _check_sources(real: list[Entry], made: list[Entry], synthetic: Path | str) -> None:
@@ -225,16 +263,22 @@ def _check_sources(real: list[Entry], made: list[Entry], synthetic: Path | str) 
             raise BadInput(f'{synthetic}: {entry.file_name} was made from {name}, which the real folder does not have')
         source = by_name[name]
         if source.split != TRAIN:
-            raise BadInput(f'{synthetic}: {entry.file_name} was made from {name}, a {source.split} image; '
-                           'only training images may be expanded')
+            raise BadInput(
+                f'{synthetic}: {entry.file_name} was made from {name}, a {source.split} image; '
+                'only training images may be expanded'
+            )
         stated = entry.extra.get('source_sha256')
         if stated is not None and name not in digests:
             digests[name] = hashlib.sha256(source.path.read_bytes()).hexdigest()
         if stated is not None and stated != digests[name]:
-            raise BadInput(f'{synthetic}: {entry.file_name} was made from another file than the {name} that is there now')
+            raise BadInput(
+                f'{synthetic}: {entry.file_name} was made from another file than the {name} that is there now'
+            )
         if source.label != entry.label:
-            raise BadInput(f'{synthetic}: {entry.file_name} is labelled {entry.label!r} but was made from {name}, '
-                           f'a {source.label!r}')
+            raise BadInput(
+                f'{synthetic}: {entry.file_name} is labelled {entry.label!r} but was made from {name}, '
+                f'a {source.label!r}'
+            )
 
 
 def _source(entry: Entry) -> str | None:
@@ -255,5 +299,13 @@ def _read(folder: Path | str, entries: list[Entry], classes: tuple[str, ...], en
     with concurrent.futures.ThreadPoolExecutor() as pool:
         hashes, fingerprints = zip(*pool.map(look, pixels, entries))
     labels = np.asarray([classes.index(e.label) for e in entries], np.int32)
-    return Images(pixels, labels, Path(folder), tuple(e.file_name for e in entries), tuple(map(_source, entries)),
-                  tuple(tuple(e.captions) for e in entries), hashes, np.stack(fingerprints))
+    return Images(
+        pixels,
+        labels,
+        Path(folder),
+        tuple(e.file_name for e in entries),
+        tuple(map(_source, entries)),
+        tuple(tuple(e.captions) for e in entries),
+        hashes,
+        np.stack(fingerprints),
+    )

@@ -61,8 +61,16 @@ class Captioned:
     captions: Sequence[Sequence[str]]
 
 
-def train(config: text_tower.Config, tokenizer: Tokenizer, training: Captioned, validation: Captioned, recipe: Recipe,
-          seed: int, show: bool = True, batches: np.ndarray | None = None) -> tuple[dict[str, Any], list[dict[str, float]]]:
+def train(
+    config: text_tower.Config,
+    tokenizer: Tokenizer,
+    training: Captioned,
+    validation: Captioned,
+    recipe: Recipe,
+    seed: int,
+    show: bool = True,
+    batches: np.ndarray | None = None,
+) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Trains from random parameters.
 
     Args:
@@ -85,17 +93,34 @@ def train(config: text_tower.Config, tokenizer: Tokenizer, training: Captioned, 
     # every image has as many columns as the one with most captions; those with fewer have theirs more often
     most = max(map(len, training.captions))
     captions = np.stack([np.resize([number[words] for words in own], most) for own in training.captions])
-    data = jax.device_put({'features': np.float32((training.features - mean) / deviation), 'ids': ids, 'mask': mask,
-                           'captions': captions, 'belongs': belongs})
+    data = jax.device_put(
+        {
+            'features': np.float32((training.features - mean) / deviation),
+            'ids': ids,
+            'mask': mask,
+            'captions': captions,
+            'belongs': belongs,
+        }
+    )
 
-    schedule = optax.warmup_cosine_decay_schedule(0.0, recipe.learning_rate, max(1, recipe.steps // 10), max(2, recipe.steps))
-    optimizer = optax.chain(optax.clip_by_global_norm(1.0), optax.adamw(
-        schedule, b2=0.98, weight_decay=recipe.weight_decay,
-        mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params)))
+    schedule = optax.warmup_cosine_decay_schedule(
+        0.0, recipe.learning_rate, max(1, recipe.steps // 10), max(2, recipe.steps)
+    )
+    optimizer = optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(
+            schedule,
+            b2=0.98,
+            weight_decay=recipe.weight_decay,
+            mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
+        ),
+    )
 
     def loss(params, x, ids, words, right):
         images = text_tower.encode_features(config, params, x)
-        return caption_loss(text_tower.logits(params, images, text_tower.encode_texts(config, params, ids, words)), right)
+        return caption_loss(
+            text_tower.logits(params, images, text_tower.encode_texts(config, params, ids, words)), right
+        )
 
     @jax.jit
     def step(data, params, average, moments, key, images):
@@ -106,8 +131,12 @@ def train(config: text_tower.Config, tokenizer: Tokenizer, training: Captioned, 
         words = data['mask'][chosen]
         words = words * jax.random.bernoulli(word_key, 1 - recipe.word_dropout, words.shape).at[:, 0].set(True)
         value, gradient = jax.value_and_grad(loss)(
-            params, jnp.where(kept, x, 0) / (1 - recipe.feature_dropout), data['ids'][chosen], words,
-            data['belongs'][images][:, chosen])
+            params,
+            jnp.where(kept, x, 0) / (1 - recipe.feature_dropout),
+            data['ids'][chosen],
+            words,
+            data['belongs'][images][:, chosen],
+        )
         updates, moments = optimizer.update(gradient, moments, params)
         params = optax.apply_updates(params, updates)
         return params, optax.incremental_update(params, average, 1 - 0.5 ** (1 / recipe.half_life)), moments, value
@@ -147,8 +176,12 @@ class _Judge:
         texts = [words for own in self.captions for words in own]
         distinct, self.back = np.unique(texts, return_inverse=True)
         self.tokens = tokenize(tokenizer, distinct.tolist(), config.length)
-        self.encode = jax.jit(lambda params, features, tokens: (text_tower.encode_features(config, params, features),
-                                                                text_tower.encode_texts(config, params, *tokens)))
+        self.encode = jax.jit(
+            lambda params, features, tokens: (
+                text_tower.encode_features(config, params, features),
+                text_tower.encode_texts(config, params, *tokens),
+            )
+        )
 
     def __call__(self, params: dict[str, Any]) -> float:
         images, texts = map(np.asarray, self.encode(params, self.features, self.tokens))
@@ -159,8 +192,12 @@ def _folded(params: dict[str, Any], mean: np.ndarray, deviation: float) -> dict[
     """The same for features as they are: V (f − mean) / deviation + c = V' f + c'."""
     line = params['image_projection']
     kernel = np.float64(line['kernel']) / deviation
-    return params | {'image_projection': {'kernel': jnp.asarray(kernel, jnp.float32),
-                                          'bias': jnp.asarray(line['bias'] - mean @ kernel, jnp.float32)}}
+    return params | {
+        'image_projection': {
+            'kernel': jnp.asarray(kernel, jnp.float32),
+            'bias': jnp.asarray(line['bias'] - mean @ kernel, jnp.float32),
+        }
+    }
 
 
 def _batches(count: int, recipe: Recipe, seed: int):

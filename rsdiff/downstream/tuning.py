@@ -47,8 +47,10 @@ class Recipe:
 
     def __post_init__(self):
         if not self.candidates or min(self.learning_rates) <= 0 or min(self.weight_decays) < 0:
-            raise BadInput(f'learning rates {self.learning_rates} must be above 0, and weight decays '
-                           f'{self.weight_decays} not below')
+            raise BadInput(
+                f'learning rates {self.learning_rates} must be above 0, and weight decays '
+                f'{self.weight_decays} not below'
+            )
 
     @property
     def candidates(self) -> tuple[tuple[float, float], ...]:
@@ -118,9 +120,12 @@ def optimizer(recipe: Recipe, learning_rate: jax.Array, weight_decay: jax.Array)
     def decayed(params):
         return jax.tree.map(lambda leaf: jnp.ndim(leaf) > 1, params)
 
-    return optax.chain(optax.clip_by_global_norm(1.0),
-                       optax.adamw(lambda count: learning_rate * shape(count), b2=0.98, eps=1e-6, weight_decay=weight_decay,
-                                   mask=decayed))
+    return optax.chain(
+        optax.clip_by_global_norm(1.0),
+        optax.adamw(
+            lambda count: learning_rate * shape(count), b2=0.98, eps=1e-6, weight_decay=weight_decay, mask=decayed
+        ),
+    )
 
 
 def _epochs(n: int, count: int, seed: list[int]) -> np.ndarray:

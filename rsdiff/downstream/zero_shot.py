@@ -24,7 +24,13 @@ from rsdiff.errors import BadInput
 PROMPTS = NAMES, TEMPLATES, ENHANCED = 'names', 'templates', 'enhanced'
 VIEWS = 'a satellite image of a', 'an aerial photo of a', 'there is a', 'this is a'
 STATES = '', 'large ', 'small ', 'narrow ', 'neatly arranged '
-SURROUNDINGS = '', ' with green trees beside it', ' surrounded by roads and buildings', ' next to water', ' on bare ground'
+SURROUNDINGS = (
+    '',
+    ' with green trees beside it',
+    ' surrounded by roads and buildings',
+    ' next to water',
+    ' on bare ground',
+)
 
 
 def readable(label: str) -> str:
@@ -101,4 +107,4 @@ def in_batches(function: Callable[[np.ndarray], jax.Array], pixels: np.ndarray, 
     shape to compile."""
     rows = np.resize(np.arange(len(pixels)), -(-len(pixels) // batch) * batch)
     found = [function(pixels[part]) for part in rows.reshape(-1, batch)]
-    return np.concatenate([np.asarray(part) for part in found])[:len(pixels)]
+    return np.concatenate([np.asarray(part) for part in found])[: len(pixels)]

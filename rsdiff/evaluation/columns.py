@@ -50,16 +50,20 @@ PAIRED = (
 
 def similarity(extractor: str) -> tuple[Column, Column]:
     """Cosine of the embeddings of sample and truth, and of sample and another's truth: what likeness begins from."""
-    return (Column(f'similarity_{extractor}', 'higher', 'likeness'),
-            Column(f'similarity_{extractor}_floor', 'lower', 'likeness'))
+    return (
+        Column(f'similarity_{extractor}', 'higher', 'likeness'),
+        Column(f'similarity_{extractor}_floor', 'lower', 'likeness'),
+    )
 
 
 def distribution(extractor: str) -> tuple[Column, ...]:
     """Those of two sets of features."""
-    return (Column(f'fd_{extractor}', 'lower', 'invention', digits=2),
-            Column(f'kid_{extractor}', 'lower', 'invention', digits=5),
-            Column(f'cmmd_{extractor}', 'lower', 'invention'),
-            Column(f'precision_{extractor}', 'higher', 'invention'),
-            Column(f'recall_{extractor}', 'higher', 'invention'),
-            Column(f'density_{extractor}', 'higher', 'invention'),
-            Column(f'coverage_{extractor}', 'higher', 'invention'))
+    return (
+        Column(f'fd_{extractor}', 'lower', 'invention', digits=2),
+        Column(f'kid_{extractor}', 'lower', 'invention', digits=5),
+        Column(f'cmmd_{extractor}', 'lower', 'invention'),
+        Column(f'precision_{extractor}', 'higher', 'invention'),
+        Column(f'recall_{extractor}', 'higher', 'invention'),
+        Column(f'density_{extractor}', 'higher', 'invention'),
+        Column(f'coverage_{extractor}', 'higher', 'invention'),
+    )

@@ -49,8 +49,17 @@ class Table:
     warnings: tuple[str, ...]
 
 
-def compare(rows: Sequence[Row], truth: str, pairs: Sequence[Pair], measure: Measure, measure_names: Sequence[str],
-            extractors: Sequence[Extractor], cache: Path | None = None, batch_size: int = 8, show: bool = True) -> Table:
+def compare(
+    rows: Sequence[Row],
+    truth: str,
+    pairs: Sequence[Pair],
+    measure: Measure,
+    measure_names: Sequence[str],
+    extractors: Sequence[Extractor],
+    cache: Path | None = None,
+    batch_size: int = 8,
+    show: bool = True,
+) -> Table:
     """Measures every row against the pairs and against the row named `truth`.
 
     Args:
@@ -74,8 +83,12 @@ def compare(rows: Sequence[Row], truth: str, pairs: Sequence[Pair], measure: Mea
         extractors = ()
         warnings.append('a single image is no set: there are no distances between features')
     for extractor in extractors:
-        features = {row.name: features_of(extractor, [functools.partial(row.read, n) for n in range(row.count)], cache,
-                                          show=show) for row in rows}
+        features = {
+            row.name: features_of(
+                extractor, [functools.partial(row.read, n) for n in range(row.count)], cache, show=show
+            )
+            for row in rows
+        }
         similar, floor = columns.similarity(extractor.name)
         shown += [similar, floor, *columns.distribution(extractor.name)]
         for row in rows:
@@ -88,7 +101,9 @@ def compare(rows: Sequence[Row], truth: str, pairs: Sequence[Pair], measure: Mea
                 values[row.name][f'{name}_{extractor.name}'] = Interval(estimate.value, estimate.low, estimate.high)
                 warnings += [f'{name}_{extractor.name}: {estimate.warning}'] if estimate.warning else []
     told = {name for row in values.values() for name in row}
-    return Table(tuple(column for column in shown if column.name in told), values, per_image, tuple(dict.fromkeys(warnings)))
+    return Table(
+        tuple(column for column in shown if column.name in told), values, per_image, tuple(dict.fromkeys(warnings))
+    )
 
 
 def distances(real: np.ndarray, generated: np.ndarray) -> dict[str, distribution.Estimate]:
@@ -102,10 +117,14 @@ def distances(real: np.ndarray, generated: np.ndarray) -> dict[str, distribution
     return found
 
 
-def measure_row(row: Row, pairs: Sequence[Pair], measure: Measure, batch_size: int, show: bool) -> dict[str, np.ndarray]:
+def measure_row(
+    row: Row, pairs: Sequence[Pair], measure: Measure, batch_size: int, show: bool
+) -> dict[str, np.ndarray]:
     """The paired measures of each image of `row`, each (n,), in the order of the pairs."""
     found = {}
-    with tqdm(total=len(pairs), unit='image', desc=f'measuring {row.name}', disable=not show, dynamic_ncols=True) as bar:
+    with tqdm(
+        total=len(pairs), unit='image', desc=f'measuring {row.name}', disable=not show, dynamic_ncols=True
+    ) as bar:
         for numbers, batch in _batches(row, pairs, batch_size):
             own = [pairs[number].truth for number in numbers]
             try:
@@ -147,7 +166,10 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
 
 def summary(table: Table) -> dict[str, Any]:
     """The table as plain values for JSON."""
-    return {'columns': [dataclasses.asdict(column) for column in table.columns],
-            'rows': {name: {column: value.to_json() for column, value in row.items()}
-                     for name, row in table.values.items()},
-            'warnings': list(table.warnings)}
+    return {
+        'columns': [dataclasses.asdict(column) for column in table.columns],
+        'rows': {
+            name: {column: value.to_json() for column, value in row.items()} for name, row in table.values.items()
+        },
+        'warnings': list(table.warnings),
+    }

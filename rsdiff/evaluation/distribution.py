@@ -121,8 +121,10 @@ def kernel_distance(real: np.ndarray, generated: np.ndarray, groups: int = GROUP
     sets = _samples(real, generated, groups, seed)
     width = sets[0].x.shape[1]
     kernel = lambda x, y: (x @ y.T / width + 1) ** 3
-    own = [np.array([np.sum((np.sum(sample.x[group] ** 2, 1) / width + 1) ** 3) for group in sample.groups])
-           for sample in sets]
+    own = [
+        np.array([np.sum((np.sum(sample.x[group] ** 2, 1) / width + 1) ** 3) for group in sample.groups])
+        for sample in sets
+    ]
     return _estimate(_discrepancy(sets, kernel, [_without(sums) for sums in own]), sets)
 
 
@@ -165,8 +167,10 @@ def neighbours(real: np.ndarray, generated: np.ndarray, groups: int = GROUPS, se
                 covered[case, rows] |= inside.any(1)
                 held[case] += inside.sum()
     share = {'precision': (precise, y), 'recall': (recalled, x), 'coverage': (covered, x)}
-    found = {name: _estimate(hits.sum(1) / sample.counts(), sets, bounds=(0, 1), draws=len(sample.x))
-             for name, (hits, sample) in share.items()}
+    found = {
+        name: _estimate(hits.sum(1) / sample.counts(), sets, bounds=(0, 1), draws=len(sample.x))
+        for name, (hits, sample) in share.items()
+    }
     return found | {'density': _estimate(held / DENSITY_NEIGHBOURS / y.counts(), sets, bounds=(0, np.inf))}
 
 
@@ -202,8 +206,14 @@ def _without_pairs(sums: np.ndarray) -> np.ndarray:
     return np.array([total, *(total - sums.sum(0) - sums.sum(1) + np.diag(sums) if len(sums) > 1 else [])])
 
 
-def _estimate(values: np.ndarray, sets: tuple[_Sample, _Sample], bounds: tuple[float, float] = (-np.inf, np.inf),
-              is_square: bool = False, draws: int | None = None, warning: str | None = None) -> Estimate:
+def _estimate(
+    values: np.ndarray,
+    sets: tuple[_Sample, _Sample],
+    bounds: tuple[float, float] = (-np.inf, np.inf),
+    is_square: bool = False,
+    draws: int | None = None,
+    warning: str | None = None,
+) -> Estimate:
     """(4) of the number from all images and those without each group.
 
     Args:
@@ -244,8 +254,11 @@ def _gaussian_distance(mu: np.ndarray, sigma: np.ndarray, nu: np.ndarray, omega:
     return np.sum((mu - nu) ** 2) + np.trace(sigma) + np.trace(omega) - 2 * np.sqrt(squares.clip(0)).sum()
 
 
-def _discrepancy(sets: tuple[_Sample, _Sample], kernel: Callable[[np.ndarray, np.ndarray], np.ndarray],
-                 own: list[np.ndarray] | None = None) -> np.ndarray:
+def _discrepancy(
+    sets: tuple[_Sample, _Sample],
+    kernel: Callable[[np.ndarray, np.ndarray], np.ndarray],
+    own: list[np.ndarray] | None = None,
+) -> np.ndarray:
     """(2) from all images, and without each group; if the sums of k(x, x) and k(y, y) are given, without these pairs."""
     x, y = sets
     sums = []

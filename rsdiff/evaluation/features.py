@@ -73,7 +73,7 @@ class Network:
             pixels = np.stack(list(pool.map(self.resize, images)))
         # Whole chunks, of one program: what is made of an image does not depend, to the bit, on how many there are.
         whole = np.resize(np.arange(len(pixels)), -(-len(pixels) // CPU_CHUNK) * CPU_CHUNK)
-        return np.asarray(self._compiled(self.params, pixels[whole]), np.float32)[:len(pixels)]
+        return np.asarray(self._compiled(self.params, pixels[whole]), np.float32)[: len(pixels)]
 
     @functools.cached_property
     def _compiled(self) -> Callable:
@@ -114,13 +114,19 @@ def clip_tower(folder: Path | str) -> Network:
     size_px = config.image_size_px
 
     def forward(params, pixels):
-        images = towers.normalise_images(pixels.astype('float32') / 127.5 - 1.0, preprocessing['image_mean'],
-                                         preprocessing['image_std'])
+        images = towers.normalise_images(
+            pixels.astype('float32') / 127.5 - 1.0, preprocessing['image_mean'], preprocessing['image_std']
+        )
         return towers.encode_images(config, params, images)
 
-    return Network(Path(folder).resolve().name, config.embedding_dim,
-                   weights.digest(params, config.to_json(), preprocessing), params,
-                   lambda image: resized(image, size_px, size_px, preprocessing['resample']), forward)
+    return Network(
+        Path(folder).resolve().name,
+        config.embedding_dim,
+        weights.digest(params, config.to_json(), preprocessing),
+        params,
+        lambda image: resized(image, size_px, size_px, preprocessing['resample']),
+        forward,
+    )
 
 
 def named_extractor(name: str) -> Network:
@@ -140,13 +146,23 @@ def named_extractor(name: str) -> Network:
 
 def _imagenet(name: str, model: Any, params: dict[str, Any]) -> Network:
     size_px = model.INPUT_PX
-    return Network(name, model.FEATURES, weights.digest(params, name, 'clean bicubic'), params,
-                   lambda image: clean_bicubic(image, size_px, size_px),
-                   lambda params, pixels: model.forward(params, model.normalise(pixels))[0])
+    return Network(
+        name,
+        model.FEATURES,
+        weights.digest(params, name, 'clean bicubic'),
+        params,
+        lambda image: clean_bicubic(image, size_px, size_px),
+        lambda params, pixels: model.forward(params, model.normalise(pixels))[0],
+    )
 
 
-def features_of(extractor: Extractor, images: Sequence[Image], cache: 'Path | str | FeatureStore | None' = None,
-                batch_size: int = 32, show: bool = True) -> np.ndarray:
+def features_of(
+    extractor: Extractor,
+    images: Sequence[Image],
+    cache: 'Path | str | FeatureStore | None' = None,
+    batch_size: int = 32,
+    show: bool = True,
+) -> np.ndarray:
     """The features of many images, float32 (n, extractor.width), in their order.
 
     Args:
@@ -168,12 +184,15 @@ def features_of(extractor: Extractor, images: Sequence[Image], cache: 'Path | st
     def run():
         # The last batch is filled up by its last image, so that there is one shape to compile.
         batch = list(waiting.values())
-        store.add(list(waiting), extractor(batch + batch[-1:] * (size - len(batch)))[:len(batch)])
+        store.add(list(waiting), extractor(batch + batch[-1:] * (size - len(batch)))[: len(batch)])
         waiting.clear()
 
-    with (tqdm(total=len(images), unit='image', desc=f'features of {extractor.name}', disable=not show,
-               dynamic_ncols=True) as bar,
-          concurrent.futures.ThreadPoolExecutor() as pool):
+    with (
+        tqdm(
+            total=len(images), unit='image', desc=f'features of {extractor.name}', disable=not show, dynamic_ncols=True
+        ) as bar,
+        concurrent.futures.ThreadPoolExecutor() as pool,
+    ):
         try:
             for start in range(0, len(images), batch_size):
                 part = range(start, min(start + batch_size, len(images)))
@@ -229,8 +248,14 @@ class FeatureStore:
             except BadInput as error:
                 raise BadInput(f'{error}; remove it') from None
             keys, features = shard.get('keys', np.empty(0)), shard.get('features', np.empty(0))
-            if features.dtype != np.float32 or features.ndim != 2 or features.shape[1] != self.extractor.width \
-                    or keys.dtype != np.uint8 or keys.shape != (len(features), 32) or not np.isfinite(features).all():
+            if (
+                features.dtype != np.float32
+                or features.ndim != 2
+                or features.shape[1] != self.extractor.width
+                or keys.dtype != np.uint8
+                or keys.shape != (len(features), 32)
+                or not np.isfinite(features).all()
+            ):
                 raise BadInput(f'{path}: not features of {self.extractor.name}; remove it')
             self.rows |= zip(map(bytes, keys), features)
             self.seen.add(path)

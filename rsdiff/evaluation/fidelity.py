@@ -37,8 +37,9 @@ WINDOW /= WINDOW.sum()
 C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 
 
-def checked_pairs(images: np.ndarray, truth: np.ndarray, least_px: int = 1,
-                  who: str = 'this measure') -> tuple[np.ndarray, np.ndarray]:
+def checked_pairs(
+    images: np.ndarray, truth: np.ndarray, least_px: int = 1, who: str = 'this measure'
+) -> tuple[np.ndarray, np.ndarray]:
     """Both as float64. `who` needs at least `least_px` a side.
 
     Raises:
@@ -52,7 +53,9 @@ def checked_pairs(images: np.ndarray, truth: np.ndarray, least_px: int = 1,
     for batch in (images, truth):
         finite = np.isfinite(batch).all((1, 2, 3))
         if not finite.all():
-            raise BadInput(f'image {np.argmin(finite)} of {len(batch)} has pixels that are NaN or infinite; leave it out')
+            raise BadInput(
+                f'image {np.argmin(finite)} of {len(batch)} has pixels that are NaN or infinite; leave it out'
+            )
     return np.asarray(images, np.float64), np.asarray(truth, np.float64)
 
 
@@ -145,8 +148,7 @@ def block_means(images: np.ndarray, factor: int) -> np.ndarray:
     return reduce(np.asarray(images, np.float64), 'n (h fh) (w fw) c -> n h w c', 'mean', fh=factor, fw=factor)
 
 
-def lr_consistency(images: np.ndarray, conditions: np.ndarray,
-                   degrade: Degrade = block_means) -> np.ndarray:
+def lr_consistency(images: np.ndarray, conditions: np.ndarray, degrade: Degrade = block_means) -> np.ndarray:
     """PSNR in dB of the images, made small again, against the conditions they were made from.
 
     A truth whose block means were rounded to make its condition has 58.9 dB, 255 over the 12^-½ that rounding costs.
@@ -161,7 +163,9 @@ def lr_consistency(images: np.ndarray, conditions: np.ndarray,
     """
     factor = max(1, images.shape[1] // max(1, conditions.shape[1]))
     if images.shape[1:3] != tuple(factor * side for side in conditions.shape[1:3]):
-        raise ValueError(f'shapes {images.shape} and {conditions.shape}; the images must be a whole number of times larger')
+        raise ValueError(
+            f'shapes {images.shape} and {conditions.shape}; the images must be a whole number of times larger'
+        )
     return psnr(degrade(images, factor), conditions)
 
 

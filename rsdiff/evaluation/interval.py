@@ -15,5 +15,7 @@ class Interval:
 
     def to_json(self) -> dict[str, float | None]:
         """Plain numbers; what is infinite or not defined is None."""
-        return {key: float(number) if number is not None and np.isfinite(number) else None
-                for key, number in (('value', self.value), ('low', self.low), ('high', self.high))}
+        return {
+            key: float(number) if number is not None and np.isfinite(number) else None
+            for key, number in (('value', self.value), ('low', self.low), ('high', self.high))
+        }

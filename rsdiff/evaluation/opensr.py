@@ -46,9 +46,13 @@ def normalised_difference(x: np.ndarray, y: np.ndarray) -> np.ndarray:
     return (np.abs(x - y) / np.abs(x + y + 1e-8)).mean(-1)
 
 
-def correctness(images: np.ndarray, truth: np.ndarray, conditions: np.ndarray,
-                distance: Callable[[np.ndarray, np.ndarray], np.ndarray] = normalised_difference,
-                threshold: float | None = None) -> Correctness:
+def correctness(
+    images: np.ndarray,
+    truth: np.ndarray,
+    conditions: np.ndarray,
+    distance: Callable[[np.ndarray, np.ndarray], np.ndarray] = normalised_difference,
+    threshold: float | None = None,
+) -> Correctness:
     """The mean shares of (2).
 
     Args:

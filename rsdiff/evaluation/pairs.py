@@ -47,8 +47,10 @@ class Pair:
         """
         condition, size = read_image(self.condition), self.size()
         if tuple(SCALE * side for side in condition.shape[:2]) != size:
-            raise BadInput(f'{self.condition}: {condition.shape[1]}×{condition.shape[0]} px; {self.truth.path} has '
-                           f'{size[1]}×{size[0]}, and the condition must be {SCALE} times smaller')
+            raise BadInput(
+                f'{self.condition}: {condition.shape[1]}×{condition.shape[0]} px; {self.truth.path} has '
+                f'{size[1]}×{size[0]}, and the condition must be {SCALE} times smaller'
+            )
         return condition
 
 
@@ -99,9 +101,11 @@ def match(folder: Path, truths: Sequence[Entry]) -> list[Entry]:
         made.setdefault(_stem(str(entry.extra.get('source', entry.file_name))), entry)
     missing = [truth.file_name for truth in truths if _stem(truth.file_name) not in made]
     if missing:
-        raise BadInput(f'{folder}: {len(missing)} of {len(truths)} reference images have no partner by name: '
-                       f'{", ".join(missing[:5])}{", …" if len(missing) > 5 else ""}; complete it, or compare the two '
-                       'as sets with --unpaired')
+        raise BadInput(
+            f'{folder}: {len(missing)} of {len(truths)} reference images have no partner by name: '
+            f'{", ".join(missing[:5])}{", …" if len(missing) > 5 else ""}; complete it, or compare the two '
+            'as sets with --unpaired'
+        )
     if len(made) > len(truths):
         logging.warning('%s: %d images have no reference, and are left out', folder, len(made) - len(truths))
     return [made[_stem(truth.file_name)] for truth in truths]

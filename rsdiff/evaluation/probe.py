@@ -55,8 +55,9 @@ class Probe:
         return scipy.special.log_softmax((x - self.mean) / self.deviation @ self.weight.T + self.bias, axis=1)
 
 
-def linear_probe(train_x: np.ndarray, train_y: Sequence, val_x: np.ndarray, val_y: Sequence,
-                 strengths: Sequence[float] = STRENGTHS) -> Probe:
+def linear_probe(
+    train_x: np.ndarray, train_y: Sequence, val_x: np.ndarray, val_y: Sequence, strengths: Sequence[float] = STRENGTHS
+) -> Probe:
     """The linear classifier of features whose C does best on the validation images.
 
     Args:
@@ -82,8 +83,15 @@ def linear_probe(train_x: np.ndarray, train_y: Sequence, val_x: np.ndarray, val_
 
     # a feature that never changes tells nothing
     deviation = train_x.std(0)
-    probe = Probe(classes, train_x.mean(0), np.where(deviation > 0, deviation, 1.0),
-                  np.zeros((len(classes), train_x.shape[1])), np.zeros(len(classes)), 0.0, {})
+    probe = Probe(
+        classes,
+        train_x.mean(0),
+        np.where(deviation > 0, deviation, 1.0),
+        np.zeros((len(classes), train_x.shape[1])),
+        np.zeros(len(classes)),
+        0.0,
+        {},
+    )
     for strength in sorted(strengths):
         probe = _fitted(probe, train_x, train_y, strength)
         probe.val_loss[strength] = probe.loss(val_x, val_y)
@@ -97,14 +105,20 @@ def _fitted(start: Probe, x: np.ndarray, y: np.ndarray, strength: float) -> Prob
     shape = start.weight.shape
 
     def objective(flat):
-        weight, bias = flat[:-shape[0]].reshape(shape), flat[-shape[0]:]
+        weight, bias = flat[: -shape[0]].reshape(shape), flat[-shape[0] :]
         log_p = scipy.special.log_softmax(z @ weight.T + bias, axis=1)
         error = np.exp(log_p) - one_hot
         value = -np.sum(one_hot * log_p) + np.sum(weight**2) / (2 * strength)
         gradient = np.concatenate([(error.T @ z + weight / strength).ravel(), error.sum(0)])
         return value / len(z), gradient / len(z)
 
-    found = scipy.optimize.minimize(objective, np.append(start.weight, start.bias), jac=True, method='L-BFGS-B',
-                                    options={'maxiter': 10_000, 'maxcor': 20, 'ftol': 1e-10, 'gtol': 1e-6})
-    return dataclasses.replace(start, weight=found.x[:-shape[0]].reshape(shape), bias=found.x[-shape[0]:],
-                               strength=strength)
+    found = scipy.optimize.minimize(
+        objective,
+        np.append(start.weight, start.bias),
+        jac=True,
+        method='L-BFGS-B',
+        options={'maxiter': 10_000, 'maxcor': 20, 'ftol': 1e-10, 'gtol': 1e-6},
+    )
+    return dataclasses.replace(
+        start, weight=found.x[: -shape[0]].reshape(shape), bias=found.x[-shape[0] :], strength=strength
+    )

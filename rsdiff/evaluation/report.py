@@ -26,13 +26,27 @@ GAP_PX, HEAD_PX = 4, 22
 def write_tables(out: Path, table: Table, image_names: Sequence[str]) -> None:
     """Writes `table.md`, `table.csv` (a line a row and column) and `per_image.csv` (a line an image and row)."""
     write_text_atomically(out / 'table.md', markdown(table))
-    long = [{'row': row, 'column': column.name, 'value': value.value, 'low': value.low, 'high': value.high,
-             'better': column.better, 'rewards': column.rewards}
-            for row, values in table.values.items() for column in table.columns
-            if (value := values.get(column.name)) is not None]
+    long = [
+        {
+            'row': row,
+            'column': column.name,
+            'value': value.value,
+            'low': value.low,
+            'high': value.high,
+            'better': column.better,
+            'rewards': column.rewards,
+        }
+        for row, values in table.values.items()
+        for column in table.columns
+        if (value := values.get(column.name)) is not None
+    ]
     write_text_atomically(out / 'table.csv', tables.csv_text(long))
-    images = [{'row': row, 'image': image, **{name: numbers[number] for name, numbers in measures.items()}}
-              for row, measures in table.per_image.items() if measures for number, image in enumerate(image_names)]
+    images = [
+        {'row': row, 'image': image, **{name: numbers[number] for name, numbers in measures.items()}}
+        for row, measures in table.per_image.items()
+        if measures
+        for number, image in enumerate(image_names)
+    ]
     if images:
         write_text_atomically(out / 'per_image.csv', tables.csv_text(images))
 
@@ -48,9 +62,13 @@ def markdown(table: Table) -> str:
 
 
 def _markdown_part(table: Table, own: Sequence[Column], meaning: str) -> str:
-    numbers = [tables.Shown(column.heading, lambda row, column=column: _cell(row[1].get(column.name), column.digits))
-               for column in own]
-    return tables.markdown([tables.Shown(meaning, lambda row: row[0], number=False), *numbers], list(table.values.items()))
+    numbers = [
+        tables.Shown(column.heading, lambda row, column=column: _cell(row[1].get(column.name), column.digits))
+        for column in own
+    ]
+    return tables.markdown(
+        [tables.Shown(meaning, lambda row: row[0], number=False), *numbers], list(table.values.items())
+    )
 
 
 def _cell(value: Interval | None, digits: int) -> str:
@@ -72,8 +90,9 @@ def write_grid(path: Path, examples: Sequence[dict[str, np.ndarray]], truth: str
     """
     lines = [line | {f'error of {name}': _error(line[name], line[truth]) for name in error_of} for line in examples]
     height, width = (max(line[truth].shape[axis] for line in lines) for axis in (0, 1))
-    sheet = Image.new('RGB', (len(lines[0]) * (width + GAP_PX) - GAP_PX, HEAD_PX + len(lines) * (height + GAP_PX) - GAP_PX),
-                      'white')
+    sheet = Image.new(
+        'RGB', (len(lines[0]) * (width + GAP_PX) - GAP_PX, HEAD_PX + len(lines) * (height + GAP_PX) - GAP_PX), 'white'
+    )
     draw = ImageDraw.Draw(sheet)
     for column, name in enumerate(lines[0]):
         draw.text((column * (width + GAP_PX) + width // 2, HEAD_PX // 2), name, fill='black', anchor='mm', font_size=13)

@@ -68,7 +68,9 @@ class Strip(NamedTuple):
 
 def regular_grid(name: str, height: int, width: int, period_px: int, offset_px: int = 0, overlap_px: int = 0) -> Grid:
     """Lines every `period_px`, one of them at `offset_px`."""
-    return Grid(name, *(range(offset_px % period_px or period_px, size, period_px) for size in (height, width)), overlap_px)
+    return Grid(
+        name, *(range(offset_px % period_px or period_px, size, period_px) for size in (height, width)), overlap_px
+    )
 
 
 def seam_report(image: Any, grid: Grid, supertile_px: int = 512, seed: int = 0) -> dict[str, Interval]:
@@ -144,12 +146,16 @@ def supertiles(image: Any, grid: Grid, size_px: int) -> Iterator[tuple[Strip, St
             y1, x1 = min(y0 + size_px, height), min(x0 + size_px, width)
             left, right = max(0, x0 - FURTHEST_PX), min(width, x1 + FURTHEST_PX)
             top, bottom = max(0, y0 - FURTHEST_PX), min(height, y1 + FURTHEST_PX)
-            yield (_strip(image[y0:y1, left:right], grid.columns, left, right, slice(x0 - left, x1 - left)),
-                   _strip(np.swapaxes(image[top:bottom, x0:x1], 0, 1), grid.rows, top, bottom, slice(y0 - top, y1 - top)))
+            yield (
+                _strip(image[y0:y1, left:right], grid.columns, left, right, slice(x0 - left, x1 - left)),
+                _strip(np.swapaxes(image[top:bottom, x0:x1], 0, 1), grid.rows, top, bottom, slice(y0 - top, y1 - top)),
+            )
 
 
 def _strip(pixels: Any, lines: Sequence[int], start: int, stop: int, own: slice) -> Strip:
-    return Strip(np.asarray(pixels).astype(np.float32), np.array([x - start for x in lines if start < x < stop], int), own)
+    return Strip(
+        np.asarray(pixels).astype(np.float32), np.array([x - start for x in lines if start < x < stop], int), own
+    )
 
 
 def steps(pixels: np.ndarray) -> np.ndarray:

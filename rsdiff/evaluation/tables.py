@@ -9,10 +9,32 @@ import re
 from typing import Any, Callable, NamedTuple, Sequence
 
 # What LaTeX takes for a command, and signs that its fonts may lack.
-LATEX = {'\\': r'\textbackslash{}', '&': r'\&', '%': r'\%', '$': r'\$', '#': r'\#', '_': r'\_', '{': r'\{', '}': r'\}',
-         '~': r'\textasciitilde{}', '^': r'\textasciicircum{}', '<': r'$<$', '>': r'$>$', '±': r'$\pm$', '−': r'$-$', '–': '--',
-         '…': r'\ldots{}', '×': r'$\times$', '∞': r'$\infty$', '→': r'$\rightarrow$', '↑': r'$\uparrow$', '↓': r'$\downarrow$',
-         '≥': r'$\geq$', '≤': r'$\leq$', 'Δ': r'$\Delta$'}
+LATEX = {
+    '\\': r'\textbackslash{}',
+    '&': r'\&',
+    '%': r'\%',
+    '$': r'\$',
+    '#': r'\#',
+    '_': r'\_',
+    '{': r'\{',
+    '}': r'\}',
+    '~': r'\textasciitilde{}',
+    '^': r'\textasciicircum{}',
+    '<': r'$<$',
+    '>': r'$>$',
+    '±': r'$\pm$',
+    '−': r'$-$',
+    '–': '--',
+    '…': r'\ldots{}',
+    '×': r'$\times$',
+    '∞': r'$\infty$',
+    '→': r'$\rightarrow$',
+    '↑': r'$\uparrow$',
+    '↓': r'$\downarrow$',
+    '≥': r'$\geq$',
+    '≤': r'$\leq$',
+    'Δ': r'$\Delta$',
+}
 
 
 class Shown(NamedTuple):
@@ -25,6 +47,7 @@ class Shown(NamedTuple):
 
 def markdown(columns: Sequence[Shown], rows: Sequence[Any]) -> str:
     """A pipe table with a line break at its end."""
+
     def line(cells):
         # a bar in a name would end its cell, a line break its row
         return '| ' + ' | '.join(' '.join(cell.split()).replace('|', '\\|') for cell in cells) + ' |'
@@ -36,15 +59,31 @@ def markdown(columns: Sequence[Shown], rows: Sequence[Any]) -> str:
 
 def latex(columns: Sequence[Shown], rows: Sequence[Any], caption: str, label: str) -> str:
     """A `table` environment with the rules of the package booktabs, which the document has to load."""
+
     def line(cells):
         return ' & '.join(map(latex_text, cells)) + r' \\'
 
     alignment = ''.join('r' if column.number else 'l' for column in columns)
-    return '\n'.join([
-        r'% \usepackage{booktabs}', r'\begin{table}', r'\centering', rf'\caption{{{latex_text(caption)}}}',
-        rf'\label{{{label}}}', rf'\begin{{tabular}}{{{alignment}}}', r'\toprule', line(column.heading for column in columns),
-        r'\midrule', *(line(column.text(row) for column in columns) for row in rows), r'\bottomrule', r'\end{tabular}',
-        r'\end{table}']) + '\n'
+    return (
+        '\n'.join(
+            [
+                r'% \usepackage{booktabs}',
+                r'\begin{table}',
+                r'\centering',
+                rf'\caption{{{latex_text(caption)}}}',
+                rf'\label{{{label}}}',
+                rf'\begin{{tabular}}{{{alignment}}}',
+                r'\toprule',
+                line(column.heading for column in columns),
+                r'\midrule',
+                *(line(column.text(row) for column in columns) for row in rows),
+                r'\bottomrule',
+                r'\end{tabular}',
+                r'\end{table}',
+            ]
+        )
+        + '\n'
+    )
 
 
 def latex_text(text: str) -> str:

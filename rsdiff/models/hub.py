@@ -24,11 +24,15 @@ def folder_of(name: Path | str) -> Path:
     if Path(name).is_dir():
         return Path(name)
     if not HUB_NAME.fullmatch(str(name)):
-        raise BadInput(f'{name}: neither a folder, nor a name on the Hugging Face hub such as openai/clip-vit-base-patch32')
+        raise BadInput(
+            f'{name}: neither a folder, nor a name on the Hugging Face hub such as openai/clip-vit-base-patch32'
+        )
     try:
         return Path(huggingface_hub.snapshot_download(str(name), allow_patterns=FILES, ignore_patterns=OTHERS))
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = one_line(error)
-        raise BadInput(f'{name}: no folder of that name, and not to be had from the Hugging Face hub '
-                       f'({type(error).__name__}: {reason[:120]}); where there is a network, '
-                       f'`hf download {name} --local-dir FOLDER`, then give FOLDER') from None
+        raise BadInput(
+            f'{name}: no folder of that name, and not to be had from the Hugging Face hub '
+            f'({type(error).__name__}: {reason[:120]}); where there is a network, '
+            f'`hf download {name} --local-dir FOLDER`, then give FOLDER'
+        ) from None

@@ -62,50 +62,101 @@ def _convs(link: Conv | tuple[Conv, ...]) -> tuple[Conv, ...]:
 
 # The blocks that occur more than once, under the letters of their authors.
 
+
 def _a(name: str, pool_width: int) -> Block:
-    return Block(name, (
-        (Conv('branch1x1', 64),),
-        (Conv('branch5x5_1', 48), Conv('branch5x5_2', 64, (5, 5))),
-        (Conv('branch3x3dbl_1', 64), Conv('branch3x3dbl_2', 96, (3, 3)), Conv('branch3x3dbl_3', 96, (3, 3)))), pool_width)
+    return Block(
+        name,
+        (
+            (Conv('branch1x1', 64),),
+            (Conv('branch5x5_1', 48), Conv('branch5x5_2', 64, (5, 5))),
+            (Conv('branch3x3dbl_1', 64), Conv('branch3x3dbl_2', 96, (3, 3)), Conv('branch3x3dbl_3', 96, (3, 3))),
+        ),
+        pool_width,
+    )
 
 
 def _c(name: str, width: int) -> Block:
-    return Block(name, (
-        (Conv('branch1x1', 192),),
-        (Conv('branch7x7_1', width), Conv('branch7x7_2', width, (1, 7)), Conv('branch7x7_3', 192, (7, 1))),
-        (Conv('branch7x7dbl_1', width), Conv('branch7x7dbl_2', width, (7, 1)), Conv('branch7x7dbl_3', width, (1, 7)),
-         Conv('branch7x7dbl_4', width, (7, 1)), Conv('branch7x7dbl_5', 192, (1, 7)))), 192)
+    return Block(
+        name,
+        (
+            (Conv('branch1x1', 192),),
+            (Conv('branch7x7_1', width), Conv('branch7x7_2', width, (1, 7)), Conv('branch7x7_3', 192, (7, 1))),
+            (
+                Conv('branch7x7dbl_1', width),
+                Conv('branch7x7dbl_2', width, (7, 1)),
+                Conv('branch7x7dbl_3', width, (1, 7)),
+                Conv('branch7x7dbl_4', width, (7, 1)),
+                Conv('branch7x7dbl_5', 192, (1, 7)),
+            ),
+        ),
+        192,
+    )
 
 
 def _e(name: str, pools_by_maximum: bool) -> Block:
-    return Block(name, (
-        (Conv('branch1x1', 320),),
-        (Conv('branch3x3_1', 384), (Conv('branch3x3_2a', 384, (1, 3)), Conv('branch3x3_2b', 384, (3, 1)))),
-        (Conv('branch3x3dbl_1', 448), Conv('branch3x3dbl_2', 384, (3, 3)),
-         (Conv('branch3x3dbl_3a', 384, (1, 3)), Conv('branch3x3dbl_3b', 384, (3, 1))))), 192, pools_by_maximum)
+    return Block(
+        name,
+        (
+            (Conv('branch1x1', 320),),
+            (Conv('branch3x3_1', 384), (Conv('branch3x3_2a', 384, (1, 3)), Conv('branch3x3_2b', 384, (3, 1)))),
+            (
+                Conv('branch3x3dbl_1', 448),
+                Conv('branch3x3dbl_2', 384, (3, 3)),
+                (Conv('branch3x3dbl_3a', 384, (1, 3)), Conv('branch3x3dbl_3b', 384, (3, 1))),
+            ),
+        ),
+        192,
+        pools_by_maximum,
+    )
 
 
-STEM = ((Conv('Conv2d_1a_3x3', 32, (3, 3), 2), Conv('Conv2d_2a_3x3', 32, (3, 3), pads=False),
-         Conv('Conv2d_2b_3x3', 64, (3, 3))),
-        (Conv('Conv2d_3b_1x1', 80), Conv('Conv2d_4a_3x3', 192, (3, 3), pads=False)))  # after each, max pooling
+STEM = (
+    (
+        Conv('Conv2d_1a_3x3', 32, (3, 3), 2),
+        Conv('Conv2d_2a_3x3', 32, (3, 3), pads=False),
+        Conv('Conv2d_2b_3x3', 64, (3, 3)),
+    ),
+    (Conv('Conv2d_3b_1x1', 80), Conv('Conv2d_4a_3x3', 192, (3, 3), pads=False)),
+)  # after each, max pooling
 BLOCKS = (
-    _a('Mixed_5b', 32), _a('Mixed_5c', 64), _a('Mixed_5d', 64),
-    Block('Mixed_6a', ((Conv('branch3x3', 384, (3, 3), 2),),
-                       (Conv('branch3x3dbl_1', 64), Conv('branch3x3dbl_2', 96, (3, 3)),
-                        Conv('branch3x3dbl_3', 96, (3, 3), 2)))),
-    _c('Mixed_6b', 128), _c('Mixed_6c', 160), _c('Mixed_6d', 160), _c('Mixed_6e', 192),
-    Block('Mixed_7a', ((Conv('branch3x3_1', 192), Conv('branch3x3_2', 320, (3, 3), 2)),
-                       (Conv('branch7x7x3_1', 192), Conv('branch7x7x3_2', 192, (1, 7)), Conv('branch7x7x3_3', 192, (7, 1)),
-                        Conv('branch7x7x3_4', 192, (3, 3), 2)))),
-    _e('Mixed_7b', False), _e('Mixed_7c', True))
+    _a('Mixed_5b', 32),
+    _a('Mixed_5c', 64),
+    _a('Mixed_5d', 64),
+    Block(
+        'Mixed_6a',
+        (
+            (Conv('branch3x3', 384, (3, 3), 2),),
+            (Conv('branch3x3dbl_1', 64), Conv('branch3x3dbl_2', 96, (3, 3)), Conv('branch3x3dbl_3', 96, (3, 3), 2)),
+        ),
+    ),
+    _c('Mixed_6b', 128),
+    _c('Mixed_6c', 160),
+    _c('Mixed_6d', 160),
+    _c('Mixed_6e', 192),
+    Block(
+        'Mixed_7a',
+        (
+            (Conv('branch3x3_1', 192), Conv('branch3x3_2', 320, (3, 3), 2)),
+            (
+                Conv('branch7x7x3_1', 192),
+                Conv('branch7x7x3_2', 192, (1, 7)),
+                Conv('branch7x7x3_3', 192, (7, 1)),
+                Conv('branch7x7x3_4', 192, (3, 3), 2),
+            ),
+        ),
+    ),
+    _e('Mixed_7b', False),
+    _e('Mixed_7c', True),
+)
 
 
 class BasicConv(nnx.Module):
     """`Conv`: (n, h, w, width_in) → (n, h', w', width)."""
 
     def __init__(self, width_in: int, conv: Conv, rngs: nnx.Rngs):
-        self.conv = nnx.Conv(width_in, conv.width, conv.kernel_px, conv.stride, padding=conv.padding, precision='highest',
-                             rngs=rngs)
+        self.conv = nnx.Conv(
+            width_in, conv.width, conv.kernel_px, conv.stride, padding=conv.padding, precision='highest', rngs=rngs
+        )
 
     def __call__(self, x):
         return nnx.relu(self.conv(x))
@@ -198,7 +249,9 @@ def fold(tensors: dict[str, Any], where: str) -> dict[str, Any]:
     Raises:
       BadInput: they are another network's, or not finite; `where` is what the message calls their source.
     """
-    params = weights.from_torch_folded(weights.flatten(tensors), parameter_shapes(), _batch_norm, BATCH_NORM_EPSILON, where)
+    params = weights.from_torch_folded(
+        weights.flatten(tensors), parameter_shapes(), _batch_norm, BATCH_NORM_EPSILON, where
+    )
     return weights.checked(params, parameter_shapes(), 'Inception-v3', where)
 
 

@@ -45,11 +45,22 @@ PLAIN = {
     'text_model.embeddings.position_embedding.weight': 'positional_embedding',
 }
 TRANSPOSED = 'visual.proj', 'text_projection'
-LAYERS = {'vision_model.pre_layrnorm': 'visual.ln_pre', 'vision_model.post_layernorm': 'visual.ln_post',
-          'text_model.final_layer_norm': 'ln_final'}
-BLOCKS = {'vision_model.encoder.layers': 'visual.transformer.resblocks', 'text_model.encoder.layers': 'transformer.resblocks'}
-OF_A_BLOCK = {'layer_norm1': 'ln_1', 'layer_norm2': 'ln_2', 'mlp.fc1': 'mlp.c_fc', 'mlp.fc2': 'mlp.c_proj',
-              'self_attn.out_proj': 'attn.out_proj'}
+LAYERS = {
+    'vision_model.pre_layrnorm': 'visual.ln_pre',
+    'vision_model.post_layernorm': 'visual.ln_post',
+    'text_model.final_layer_norm': 'ln_final',
+}
+BLOCKS = {
+    'vision_model.encoder.layers': 'visual.transformer.resblocks',
+    'text_model.encoder.layers': 'transformer.resblocks',
+}
+OF_A_BLOCK = {
+    'layer_norm1': 'ln_1',
+    'layer_norm2': 'ln_2',
+    'mlp.fc1': 'mlp.c_fc',
+    'mlp.fc2': 'mlp.c_proj',
+    'self_attn.out_proj': 'attn.out_proj',
+}
 STACKED = 'self_attn.q_proj', 'self_attn.k_proj', 'self_attn.v_proj'
 
 
@@ -61,12 +72,19 @@ def named_config(name: str) -> CLIPConfig:
     """
     plain = name.removesuffix(QUICK_GELU)
     if plain not in ARCHITECTURES:
-        raise BadInput(f'architecture {name!r}: read are {", ".join(ARCHITECTURES)}, and each with {QUICK_GELU} behind; '
-                       'no ResNets')
+        raise BadInput(
+            f'architecture {name!r}: read are {", ".join(ARCHITECTURES)}, and each with {QUICK_GELU} behind; no ResNets'
+        )
     dim, vision, (width, heads, layers) = ARCHITECTURES[plain]
-    return config_from_json({'embed_dim': dim, 'quick_gelu': name.endswith(QUICK_GELU),
-                             'vision_cfg': dict(zip(('image_size', 'layers', 'width', 'patch_size'), vision)),
-                             'text_cfg': {'width': width, 'heads': heads, 'layers': layers}}, name)
+    return config_from_json(
+        {
+            'embed_dim': dim,
+            'quick_gelu': name.endswith(QUICK_GELU),
+            'vision_cfg': dict(zip(('image_size', 'layers', 'width', 'patch_size'), vision)),
+            'text_cfg': {'width': width, 'heads': heads, 'layers': layers},
+        },
+        name,
+    )
 
 
 def config_from_json(row: Any, where: str) -> CLIPConfig:
@@ -87,22 +105,38 @@ def config_from_json(row: Any, where: str) -> CLIPConfig:
         vision_width, text_width = _number(vision, 'width', 768), _number(text, 'width', 512)
         vocabulary = _number(text, 'vocab_size', 49408)
         config = CLIPConfig(
-            VisionConfig(hidden_size=vision_width, intermediate_size=_hidden(vision, vision_width),
-                         num_hidden_layers=_number(vision, 'layers', 12),
-                         num_attention_heads=max(1, vision_width // _number(vision, 'head_width', 64)),
-                         image_size=_number(vision, 'image_size', 224), patch_size=_number(vision, 'patch_size', 16),
-                         hidden_act=activation),
-            TextConfig(vocab_size=vocabulary, hidden_size=text_width,
-                       intermediate_size=_hidden(text, text_width),
-                       num_hidden_layers=_number(text, 'layers', 12), num_attention_heads=_number(text, 'heads', 8),
-                       max_position_embeddings=_number(text, 'context_length', 77), hidden_act=activation,
-                       # the last two of CLIP's vocabulary; it pads with the latter
-                       pad_token_id=vocabulary - 1, bos_token_id=vocabulary - 2, eos_token_id=vocabulary - 1),
-            projection_dim=_number(top, 'embed_dim', 512))
-        strange = [f'{name} {ascii(value)[:60]}' for section in (top, vision, text) for name, value in section.items()
-                   if value and name not in IRRELEVANT and (name, value) not in USUAL]
+            VisionConfig(
+                hidden_size=vision_width,
+                intermediate_size=_hidden(vision, vision_width),
+                num_hidden_layers=_number(vision, 'layers', 12),
+                num_attention_heads=max(1, vision_width // _number(vision, 'head_width', 64)),
+                image_size=_number(vision, 'image_size', 224),
+                patch_size=_number(vision, 'patch_size', 16),
+                hidden_act=activation,
+            ),
+            TextConfig(
+                vocab_size=vocabulary,
+                hidden_size=text_width,
+                intermediate_size=_hidden(text, text_width),
+                num_hidden_layers=_number(text, 'layers', 12),
+                num_attention_heads=_number(text, 'heads', 8),
+                max_position_embeddings=_number(text, 'context_length', 77),
+                hidden_act=activation,
+                # the last two of CLIP's vocabulary; it pads with the latter
+                pad_token_id=vocabulary - 1,
+                bos_token_id=vocabulary - 2,
+                eos_token_id=vocabulary - 1,
+            ),
+            projection_dim=_number(top, 'embed_dim', 512),
+        )
+        strange = [
+            f'{name} {ascii(value)[:60]}'
+            for section in (top, vision, text)
+            for name, value in section.items()
+            if value and name not in IRRELEVANT and (name, value) not in USUAL
+        ]
         if strange:
-            raise BadInput(f'asks for {", ".join(strange)}, which a CLIP of Hugging Face\'s has not')
+            raise BadInput(f"asks for {', '.join(strange)}, which a CLIP of Hugging Face's has not")
     except BadInput as error:
         raise BadInput(f'{where}: {error}') from None
     return config
@@ -159,16 +193,30 @@ def preprocessing_from_json(row: Any, config: CLIPConfig, where: str) -> dict[st
       BadInput: it is no object, or interpolates as no filter of Pillow does.
     """
     filters = {'nearest': 0, 'bilinear': 2, 'bicubic': 3, 'random': 3}  # at random in training, bicubic else
-    if not isinstance(row, dict) or not isinstance(row.get('interpolation'), str | None) or \
-            row.get('interpolation') not in (None, *filters):
-        raise BadInput(f'{where}: "preprocess_cfg" is {ascii(row)[:60]}; it must be an object, with interpolation one of '
-                       f'{", ".join(filters)}')
+    if (
+        not isinstance(row, dict)
+        or not isinstance(row.get('interpolation'), str | None)
+        or row.get('interpolation') not in (None, *filters)
+    ):
+        raise BadInput(
+            f'{where}: "preprocess_cfg" is {ascii(row)[:60]}; it must be an object, with interpolation one of '
+            f'{", ".join(filters)}'
+        )
     side = config.image_size_px
-    return {'image_processor_type': 'CLIPImageProcessor', 'do_resize': True, 'size': {'shortest_edge': side},
-            'do_center_crop': True, 'crop_size': {'height': side, 'width': side}, 'do_convert_rgb': True,
-            'resample': filters[row.get('interpolation') or 'bicubic'], 'do_rescale': True, 'rescale_factor': 1 / 255,
-            'do_normalize': True, 'image_mean': row.get('mean') or list(config.image_mean),
-            'image_std': row.get('std') or list(config.image_std)}
+    return {
+        'image_processor_type': 'CLIPImageProcessor',
+        'do_resize': True,
+        'size': {'shortest_edge': side},
+        'do_center_crop': True,
+        'crop_size': {'height': side, 'width': side},
+        'do_convert_rgb': True,
+        'resample': filters[row.get('interpolation') or 'bicubic'],
+        'do_rescale': True,
+        'rescale_factor': 1 / 255,
+        'do_normalize': True,
+        'image_mean': row.get('mean') or list(config.image_mean),
+        'image_std': row.get('std') or list(config.image_std),
+    }
 
 
 def _number(section: dict[str, Any], name: str, default: int) -> int:

@@ -20,9 +20,27 @@ MOST_BITS = 128
 MOST_KEY_BITS = 60
 
 CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
-LITERALS = {'INT', 'BININT', 'BININT1', 'BININT2', 'LONG', 'LONG1', 'LONG4', 'FLOAT', 'BINFLOAT',
-            'STRING', 'BINSTRING', 'SHORT_BINSTRING', 'UNICODE', 'BINUNICODE', 'SHORT_BINUNICODE', 'BINUNICODE8',
-            'BINBYTES', 'SHORT_BINBYTES', 'BINBYTES8'}
+LITERALS = {
+    'INT',
+    'BININT',
+    'BININT1',
+    'BININT2',
+    'LONG',
+    'LONG1',
+    'LONG4',
+    'FLOAT',
+    'BINFLOAT',
+    'STRING',
+    'BINSTRING',
+    'SHORT_BINSTRING',
+    'UNICODE',
+    'BINUNICODE',
+    'SHORT_BINUNICODE',
+    'BINUNICODE8',
+    'BINBYTES',
+    'SHORT_BINBYTES',
+    'BINBYTES8',
+}
 EMPTY = {'EMPTY_TUPLE': tuple, 'EMPTY_LIST': list, 'EMPTY_DICT': dict}
 TUPLES = {'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
 
@@ -34,8 +52,12 @@ class Word(NamedTuple):
     call: Callable[..., Any] | None = None
 
 
-def run(file: BinaryIO, words: dict[tuple[str, str], Any], set_state: Callable[[Any, Any], None],
-        refer: Callable[[Any], Any]) -> Any:
+def run(
+    file: BinaryIO,
+    words: dict[tuple[str, str], Any],
+    set_state: Callable[[Any, Any], None],
+    refer: Callable[[Any], Any],
+) -> Any:
     """What the pickle that begins where `file` stands leaves on the stack; `file` then stands behind it.
 
     Args:

@@ -77,8 +77,10 @@ class SiglipConfig:
 
     def __post_init__(self):
         if self.vision_config.hidden_size != self.text_config.projection_size:
-            raise BadInput(f'SiglipConfig: images become {self.vision_config.hidden_size} numbers, texts '
-                           f'{self.text_config.projection_size}')
+            raise BadInput(
+                f'SiglipConfig: images become {self.vision_config.hidden_size} numbers, texts '
+                f'{self.text_config.projection_size}'
+            )
 
     @classmethod
     def from_json(cls, row: dict[str, Any], where: str = 'config.json') -> 'SiglipConfig':
@@ -101,8 +103,12 @@ class SiglipConfig:
             if row['model_type'] == 'siglip2':
                 patches = vision.get('num_patches', NAFLEX_PATCHES)
                 if type(patches) is not int or not 1 <= patches <= 1_000_000 or math.isqrt(patches) ** 2 != patches:
-                    raise BadInput(f'VisionConfig: num_patches is {ascii(patches)[:60]}; it must be the square of a number')
-                vision_fields['image_size'] = math.isqrt(patches) * vision_fields.get('patch_size', VisionConfig.patch_size)
+                    raise BadInput(
+                        f'VisionConfig: num_patches is {ascii(patches)[:60]}; it must be the square of a number'
+                    )
+                vision_fields['image_size'] = math.isqrt(patches) * vision_fields.get(
+                    'patch_size', VisionConfig.patch_size
+                )
             if text.get('projection_size') is None:  # then it is the width of the tower
                 text = text | {'projection_size': text.get('hidden_size', TextConfig.hidden_size)}
             return cls(VisionConfig(**vision_fields), TextConfig(**known_fields(TextConfig, text)))
@@ -151,15 +157,17 @@ class ProbeAttention(nnx.Module):
     def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
         width = config.hidden_size
         self.heads = config.num_attention_heads
-        self.in_proj_weight = nnx.Param(nnx.initializers.normal(width ** -0.5)(rngs.params(), (3 * width, width)))
+        self.in_proj_weight = nnx.Param(nnx.initializers.normal(width**-0.5)(rngs.params(), (3 * width, width)))
         self.in_proj_bias = nnx.Param(jnp.zeros(3 * width))
-        self.out_proj = linear(width, width, width ** -0.5, rngs)
+        self.out_proj = linear(width, width, width**-0.5, rngs)
 
     def __call__(self, queries: jax.Array, x: jax.Array) -> jax.Array:
         matrices, biases = jnp.split(self.in_proj_weight[...], 3), jnp.split(self.in_proj_bias[...], 3)
         inputs = jnp.broadcast_to(queries, (len(x), *queries.shape)), x, x
-        q, k, v = (einops.rearrange(y @ matrix.T + bias, 'b t (h d) -> b t h d', h=self.heads)
-                   for y, matrix, bias in zip(inputs, matrices, biases))
+        q, k, v = (
+            einops.rearrange(y @ matrix.T + bias, 'b t (h d) -> b t h d', h=self.heads)
+            for y, matrix, bias in zip(inputs, matrices, biases)
+        )
         return self.out_proj(einops.rearrange(jax.nn.dot_product_attention(q, k, v), 'b t h d -> b t (h d)'))
 
 
@@ -167,8 +175,9 @@ class PoolingHead(nnx.Module):
     """Equation (4): (batch, patches, width) → (batch, width)."""
 
     def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
-        self.probe = nnx.Param(nnx.initializers.normal(config.hidden_size ** -0.5)(rngs.params(),
-                                                                                 (1, 1, config.hidden_size)))
+        self.probe = nnx.Param(
+            nnx.initializers.normal(config.hidden_size**-0.5)(rngs.params(), (1, 1, config.hidden_size))
+        )
         self.attention = ProbeAttention(config, rngs)
         self.layernorm = layer_norm(config, rngs)
         self.mlp = transformer.MLP(config, rngs)
@@ -198,7 +207,7 @@ class TextTower(nnx.Module):
         self.embeddings = transformer.TextEmbeddings(config, rngs)
         self.encoder = transformer.Encoder(config, rngs)
         self.final_layer_norm = layer_norm(config, rngs)
-        self.head = linear(config.hidden_size, config.projection_size, config.hidden_size ** -0.5, rngs)
+        self.head = linear(config.hidden_size, config.projection_size, config.hidden_size**-0.5, rngs)
 
     def __call__(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
         x = self.encoder(self.embeddings(ids), mask.astype(bool)[:, None, None, :])

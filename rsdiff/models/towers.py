@@ -174,9 +174,14 @@ def load_preprocessing(folder: Path | str, config: Config) -> dict[str, Any]:
     mean, std = row.get('image_mean', config.image_mean), row.get('image_std', config.image_std)
     for name, values in (('image_mean', mean), ('image_std', std)):
         least = SMALLEST_STD if name == 'image_std' else -LARGEST_MEAN
-        if not isinstance(values, list | tuple) or len(values) != 3 or \
-                not all(type(v) in (int, float) and least <= v <= LARGEST_MEAN for v in values):
-            raise BadInput(f'{path}: {name} is {ascii(values)[:60]}; it must be three numbers from {least:g} to {LARGEST_MEAN:g}')
+        if (
+            not isinstance(values, list | tuple)
+            or len(values) != 3
+            or not all(type(v) in (int, float) and least <= v <= LARGEST_MEAN for v in values)
+        ):
+            raise BadInput(
+                f'{path}: {name} is {ascii(values)[:60]}; it must be three numbers from {least:g} to {LARGEST_MEAN:g}'
+            )
     resample, factor = row.get('resample', BICUBIC), row.get('rescale_factor', 1 / 255)
     if type(resample) is not int or resample not in FILTERS:
         raise BadInput(f'{path}: resample is {ascii(resample)[:60]}; it must be the number of a filter of Pillow')
@@ -190,8 +195,11 @@ def load_preprocessing(folder: Path | str, config: Config) -> dict[str, Any]:
         mean, std = (0.0,) * 3, (1.0,) * 3
     # (factor · p − mean) / std of a pixel p in [0, 255], as a function of p / 255
     scale = 255 * factor if row.get('do_rescale', True) else 255.0
-    return {'image_mean': tuple(value / scale for value in mean), 'image_std': tuple(value / scale for value in std),
-            'resample': resample}
+    return {
+        'image_mean': tuple(value / scale for value in mean),
+        'image_std': tuple(value / scale for value in std),
+        'resample': resample,
+    }
 
 
 @functools.lru_cache

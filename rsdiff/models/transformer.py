@@ -28,9 +28,18 @@ ACTIVATIONS = {
 
 
 # beyond the largest towers that there are, and small enough to be set up at once
-LARGEST = {'hidden_size': 16_384, 'intermediate_size': 65_536, 'num_hidden_layers': 256, 'num_attention_heads': 1024,
-           'image_size': 8192, 'patch_size': 1024, 'num_channels': 64, 'vocab_size': 10_000_000,
-           'max_position_embeddings': 1_000_000, 'projection_size': 65_536}
+LARGEST = {
+    'hidden_size': 16_384,
+    'intermediate_size': 65_536,
+    'num_hidden_layers': 256,
+    'num_attention_heads': 1024,
+    'image_size': 8192,
+    'patch_size': 1024,
+    'num_channels': 64,
+    'vocab_size': 10_000_000,
+    'max_position_embeddings': 1_000_000,
+    'projection_size': 65_536,
+}
 MOST_PARAMETERS = 2e10
 
 
@@ -55,12 +64,15 @@ class TowerConfig:
         if self.hidden_act not in ACTIVATIONS:
             raise BadInput(f'{name}: hidden_act is {ascii(self.hidden_act)[:60]}; known are {sorted(ACTIVATIONS)}')
         if self.hidden_size % self.num_attention_heads:
-            raise BadInput(f'{name}: hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} '
-                           'attention heads')
+            raise BadInput(
+                f'{name}: hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} attention heads'
+            )
         layer = self.hidden_size * (4 * self.hidden_size + 2 * self.intermediate_size)
         if self.num_hidden_layers * layer > MOST_PARAMETERS:
-            raise BadInput(f'{name}: {self.num_hidden_layers} layers of hidden_size {self.hidden_size} have more than '
-                           f'{MOST_PARAMETERS:.0e} parameters')
+            raise BadInput(
+                f'{name}: {self.num_hidden_layers} layers of hidden_size {self.hidden_size} have more than '
+                f'{MOST_PARAMETERS:.0e} parameters'
+            )
 
 
 @dataclasses.dataclass(frozen=True)
@@ -98,11 +110,13 @@ class Attention(nnx.Module):
         self.heads = config.num_attention_heads
         for name in ('q_proj', 'k_proj', 'v_proj'):
             setattr(self, name, linear(width, width, (2 * layers * width) ** -0.5, rngs))
-        self.out_proj = linear(width, width, width ** -0.5, rngs)
+        self.out_proj = linear(width, width, width**-0.5, rngs)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
-        q, k, v = (einops.rearrange(project(x), 'b t (h d) -> b t h d', h=self.heads)
-                   for project in (self.q_proj, self.k_proj, self.v_proj))
+        q, k, v = (
+            einops.rearrange(project(x), 'b t (h d) -> b t h d', h=self.heads)
+            for project in (self.q_proj, self.k_proj, self.v_proj)
+        )
         return self.out_proj(einops.rearrange(jax.nn.dot_product_attention(q, k, v, mask=mask), 'b t h d -> b t (h d)'))
 
 
@@ -180,7 +194,7 @@ class TextEmbeddings(nnx.Module):
         positions = self.position_embedding.embedding[...]
         if ids.shape[1] > len(positions):
             raise BadInput(f'texts of {ids.shape[1]} tokens; this tower takes {len(positions)}')
-        return self.token_embedding(ids) + positions[:ids.shape[1]]
+        return self.token_embedding(ids) + positions[: ids.shape[1]]
 
 
 def linear(width_in: int, width_out: int, std: float, rngs: nnx.Rngs, use_bias: bool = True) -> nnx.Linear:
@@ -209,5 +223,7 @@ def known_fields(kind: type, section: Any) -> dict[str, Any]:
     for name, value in values.items():
         accepted = (int, float) if fields[name] is float else fields[name]
         if not isinstance(value, accepted) or isinstance(value, bool) or (accepted is int and value < 0):
-            raise BadInput(f'{kind.__name__}: {name} is {ascii(value)[:60]}; it must be {fields[name].__name__}, not negative')
+            raise BadInput(
+                f'{kind.__name__}: {name} is {ascii(value)[:60]}; it must be {fields[name].__name__}, not negative'
+            )
     return values

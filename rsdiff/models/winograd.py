@@ -28,8 +28,12 @@ class Conv3x3(nnx.Module):
 
     def __init__(self, conv: nnx.Conv):
         # arrays of their own: slices of one would be copied in every call
-        self.taps = nnx.List([nnx.List([nnx.Param(jnp.asarray(tap)) for tap in _mix(G, line)])
-                              for line in _mix(G, np.asarray(conv.kernel[...]))])
+        self.taps = nnx.List(
+            [
+                nnx.List([nnx.Param(jnp.asarray(tap)) for tap in _mix(G, line)])
+                for line in _mix(G, np.asarray(conv.kernel[...]))
+            ]
+        )
         self.bias = conv.bias
 
     def __call__(self, x) -> jax.Array:

@@ -16,8 +16,14 @@ from rsdiff.mosaic.plan import Plan
 from rsdiff.mosaic.whole import SampleImages
 
 
-def bind_windows(generator: Generator, params: dict, plan: Plan, mesh: Mesh, projection: Projection | None = Projection(),
-         batch_size: int = 16) -> SamplerAt:
+def bind_windows(
+    generator: Generator,
+    params: dict,
+    plan: Plan,
+    mesh: Mesh,
+    projection: Projection | None = Projection(),
+    batch_size: int = 16,
+) -> SamplerAt:
     """gsd_m of the result → a `WindowSampler`. Each device of `mesh` takes a part of every batch, as if it were alone, so
     that more of them change no rounding."""
     whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
@@ -36,13 +42,22 @@ def bind_windows(generator: Generator, params: dict, plan: Plan, mesh: Mesh, pro
 
     def at(gsd_m: float) -> WindowSampler:
         each = np.full(batch, gsd_m, np.float32)
-        return WindowSampler(lambda lr, x, x0, steps: advance(params, lr, each, x, x0, steps), image, steps, batch, margin)
+        return WindowSampler(
+            lambda lr, x, x0, steps: advance(params, lr, each, x, x0, steps), image, steps, batch, margin
+        )
 
     return at
 
 
-def bind_images(generator: Generator, params: dict, steps: int, mesh: Mesh, projection: Projection | None = Projection(),
-                strength: float = 1.0, solver: Solver = 'ddim') -> SampleImages:
+def bind_images(
+    generator: Generator,
+    params: dict,
+    steps: int,
+    mesh: Mesh,
+    projection: Projection | None = Projection(),
+    strength: float = 1.0,
+    solver: Solver = 'ddim',
+) -> SampleImages:
     """What `whole.sample_folder` takes: batches of whole images, split over the devices of `mesh`."""
     whole, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(mesh.axis_names)))
     params = jax.device_put(params, whole)
@@ -65,8 +80,14 @@ def steps_of(generator: Generator, steps: int, strength: float) -> int:
     return min(steps, generator.first_timestep(strength)) if strength < 1 else steps
 
 
-def make_projection(generator: Generator, steps: int, factor: int = 4, strength: float = 1.0,
-                    end_step: int | None = None, start: int | None = None) -> Projection:
+def make_projection(
+    generator: Generator,
+    steps: int,
+    factor: int = 4,
+    strength: float = 1.0,
+    end_step: int | None = None,
+    start: int | None = None,
+) -> Projection:
     """The projection of every step before `end_step` of `steps`, or of all.
 
     Args:

@@ -57,8 +57,13 @@ class MosaicSettings:
         """All of it, a key for each thing that may differ between two runs."""
         flat = {key: value for key, value in dataclasses.asdict(self).items() if key != 'plan'}
         plan = dataclasses.asdict(self.plan)
-        return flat | {'seed': written_seed(self.seed), 'mode': 'tiles', 'plan': plan.pop('name'), **plan,
-                       'steps': self.plan.steps}
+        return flat | {
+            'seed': written_seed(self.seed),
+            'mode': 'tiles',
+            'plan': plan.pop('name'),
+            **plan,
+            'steps': self.plan.steps,
+        }
 
     def stage_gsd_m(self, stage: int) -> float:
         """Metres a pixel of the result of stage 1, 2, …"""
@@ -69,18 +74,24 @@ class MosaicSettings:
         for name, side in zip(('high', 'wide'), condition_shape):
             side *= UPSCALE**self.stages
             if side > LARGEST_SIDE_PX:
-                raise BadInput(f'{self.stages} stages make a canvas {side:,} px {name}; it may have {LARGEST_SIDE_PX:,} px a '
-                               'side at most: ask for fewer --stages or a smaller condition')
+                raise BadInput(
+                    f'{self.stages} stages make a canvas {side:,} px {name}; it may have {LARGEST_SIDE_PX:,} px a '
+                    'side at most: ask for fewer --stages or a smaller condition'
+                )
             if side > MOST_SUPERTILES * self.supertile_px:
-                raise BadInput(f'a canvas {side:,} px {name} has more than {MOST_SUPERTILES:,} supertiles of {self.supertile_px} '
-                               'px along that side; ask for a larger --supertile')
+                raise BadInput(
+                    f'a canvas {side:,} px {name} has more than {MOST_SUPERTILES:,} supertiles of {self.supertile_px} '
+                    'px along that side; ask for a larger --supertile'
+                )
 
     def field(self, sampler: WindowSampler, source: Any, stage: int) -> Field:
         """The stage over `source`, whose slices are its condition."""
         return Field(sampler, self.plan, Plane(source, self.wrap_x), name_key(self.seed, stage), self.noise)
 
 
-def lazy_mosaic(sampler_at: SamplerAt, condition: Any, settings: MosaicSettings, cached_bytes: int | None = 2**28) -> Any:
+def lazy_mosaic(
+    sampler_at: SamplerAt, condition: Any, settings: MosaicSettings, cached_bytes: int | None = 2**28
+) -> Any:
     """The last stage as an array that is made where it is read: nothing is stored, nothing else is made.
 
     Args:
@@ -115,13 +126,17 @@ def check_region(condition: Any, settings: MosaicSettings, box: Box) -> None:
     height, width = (UPSCALE**settings.stages * side for side in condition.shape[:2])
     right = box.x0 + width if settings.wrap_x and box.x0 < width else width
     if not (0 <= box.y0 < box.y1 <= height and 0 <= box.x0 < box.x1 <= right):
-        raise BadInput(f'region {box.y0},{box.x0},{box.y1 - box.y0},{box.x1 - box.x0} is not in the canvas, '
-                       f'{height} px high and {width} px wide')
+        raise BadInput(
+            f'region {box.y0},{box.x0},{box.y1 - box.y0},{box.x1 - box.x0} is not in the canvas, '
+            f'{height} px high and {width} px wide'
+        )
 
 
 def claim(condition: Any, out: Path, settings: MosaicSettings, provenance: dict[str, Any]) -> None:
     """Makes `out` this mosaic's, or checks that it is. Raises BadInput where it is not."""
-    claim_folder(out, settings.manifest() | {'condition_px': list(condition.shape[:2])} | _noted(condition) | provenance)
+    claim_folder(
+        out, settings.manifest() | {'condition_px': list(condition.shape[:2])} | _noted(condition) | provenance
+    )
 
 
 def void_of(condition: Any) -> Void | None:
@@ -135,8 +150,17 @@ def _noted(condition: Any) -> dict[str, str]:
     return {'void': str(void)} if void else {}
 
 
-def save_region(sampler_at: SamplerAt, condition: Any, out: Path, settings: MosaicSettings, provenance: dict[str, Any],
-                y: int, x: int, height: int, width: int) -> dict[str, Any]:
+def save_region(
+    sampler_at: SamplerAt,
+    condition: Any,
+    out: Path,
+    settings: MosaicSettings,
+    provenance: dict[str, Any],
+    y: int,
+    x: int,
+    height: int,
+    width: int,
+) -> dict[str, Any]:
     """`sample_region` of a box at (y, x) as a PNG in `out`, which belongs to the same mosaic, or is new. It is transparent
     where the condition has void.
 
@@ -145,7 +169,9 @@ def save_region(sampler_at: SamplerAt, condition: Any, out: Path, settings: Mosa
     """
     start, box = time.monotonic(), Box(y, x, y + height, x + width)
     if height * width > LARGEST_PNG:
-        raise BadInput(f'a region of {width}×{height} px is too large for a picture; ask for {LARGEST_PNG:,} px at most')
+        raise BadInput(
+            f'a region of {width}×{height} px is too large for a picture; ask for {LARGEST_PNG:,} px at most'
+        )
     settings.check_size(condition.shape)
     check_region(condition, settings, box)
     claim(condition, out, settings, provenance)
@@ -153,13 +179,25 @@ def save_region(sampler_at: SamplerAt, condition: Any, out: Path, settings: Mosa
     if void_of(condition):
         pixels = with_alpha(pixels, FineMask(condition, UPSCALE**settings.stages, settings.wrap_x).region(box))
     write_image(picture, pixels)
-    return {'out': str(out), 'picture': str(picture), 'pixels': height * width,
-            'seconds': round(time.monotonic() - start, 2)}
+    return {
+        'out': str(out),
+        'picture': str(picture),
+        'pixels': height * width,
+        'seconds': round(time.monotonic() - start, 2),
+    }
 
 
-def sample_mosaic(sampler_at: SamplerAt, condition: Any, out: Path, settings: MosaicSettings, provenance: dict[str, Any],
-                  georeference: dict | None = None, workers: int = 1, show: bool = True,
-                  formats: Sequence[str] | None = None) -> dict[str, Any]:
+def sample_mosaic(
+    sampler_at: SamplerAt,
+    condition: Any,
+    out: Path,
+    settings: MosaicSettings,
+    provenance: dict[str, Any],
+    georeference: dict | None = None,
+    workers: int = 1,
+    show: bool = True,
+    formats: Sequence[str] | None = None,
+) -> dict[str, Any]:
     """Enlarges `condition` 4× `settings.stages` times, into `out/mosaic.zarr/stage_<n>`, and exports it. Where the condition
     has void, `stage_<n>_mask` beside it is 0, and 255 elsewhere.
 
@@ -184,8 +222,14 @@ def sample_mosaic(sampler_at: SamplerAt, condition: Any, out: Path, settings: Mo
     make_group(out / GROUP, settings.manifest() | _noted(condition) | provenance)
     with local_workers(workers):
         made = _make_stages(sampler_at, condition, out, settings, georeference, show)
-    result = {'out': str(out), **extent(condition.shape, settings), **_share(condition), 'sampled_now': made,
-              'seconds': round(time.monotonic() - start, 2), 'devices': jax.device_count()}
+    result = {
+        'out': str(out),
+        **extent(condition.shape, settings),
+        **_share(condition),
+        'sampled_now': made,
+        'seconds': round(time.monotonic() - start, 2),
+        'devices': jax.device_count(),
+    }
     return result | {'files': [] if is_local_worker() else export(out, formats, condition, show)}
 
 
@@ -207,9 +251,16 @@ def _make_stages(sampler_at, condition, out: Path, settings: MosaicSettings, geo
             if not array.is_done(tile):
                 array.write(tile, field.region(array.box(tile)))
 
-        work = share_out(array.tiles(), array.is_all_done, make, lambda tile: claims.claim(f'stage_{stage}_{tile[0]}_{tile[1]}'))
-        with tqdm(total=array.count(), unit='supertile', dynamic_ncols=True, disable=not show,
-                  desc=f'stage {stage}/{settings.stages}, {width}×{height} px, {gsd_m:.4g} m') as bar:
+        work = share_out(
+            array.tiles(), array.is_all_done, make, lambda tile: claims.claim(f'stage_{stage}_{tile[0]}_{tile[1]}')
+        )
+        with tqdm(
+            total=array.count(),
+            unit='supertile',
+            dynamic_ncols=True,
+            disable=not show,
+            desc=f'stage {stage}/{settings.stages}, {width}×{height} px, {gsd_m:.4g} m',
+        ) as bar:
             start, pixels, earlier = time.monotonic(), 0, 0
             for tile, here in work:
                 made += here
@@ -246,10 +297,17 @@ def extent(condition_shape: tuple[int, ...], settings: MosaicSettings) -> dict[s
         supertiles += len(rows) * len(columns)
         pixels.append(height * width)
     return {
-        'height': height, 'width': width, 'pixels': pixels[-1], 'gsd_m': settings.stage_gsd_m(settings.stages),
-        'plan': settings.plan.name, 'steps': settings.plan.steps, 'supertiles': supertiles,
-        'network_evaluations_per_pixel': {'last_stage': round(evaluated[-1] / pixels[-1], 2),
-                                          'all_stages': round(sum(evaluated) / pixels[-1], 2)},
+        'height': height,
+        'width': width,
+        'pixels': pixels[-1],
+        'gsd_m': settings.stage_gsd_m(settings.stages),
+        'plan': settings.plan.name,
+        'steps': settings.plan.steps,
+        'supertiles': supertiles,
+        'network_evaluations_per_pixel': {
+            'last_stage': round(evaluated[-1] / pixels[-1], 2),
+            'all_stages': round(sum(evaluated) / pixels[-1], 2),
+        },
     }
 
 
@@ -266,11 +324,19 @@ def estimate(sampler_at: SamplerAt, condition: Any, settings: MosaicSettings) ->
         seconds = time.monotonic() - start
     # the last batch of each phase is filled up, and takes as long as a full one
     batch, places = field.sampler.batch, zip(*(plan.places(axis, 0, plan.window_px) for axis in (0, 1)))
-    calls = sum(phase.steps * -(-len(rows) * len(columns) // batch) for phase, (rows, columns) in zip(plan.phases, places))
+    calls = sum(
+        phase.steps * -(-len(rows) * len(columns) // batch) for phase, (rows, columns) in zip(plan.phases, places)
+    )
     per_pixel = seconds / (calls * batch * plan.window_px**2)
     pixels = [known['pixels'] // UPSCALE ** (2 * n) for n in range(settings.stages)]
-    return known | _share(condition) | {
-        'disk_bytes_at_most': (4 if void_of(condition) else 3) * sum(pixels),
-        'supertile_memory_bytes': field.memory_bytes(side),
-        'estimated_seconds': round(per_pixel * known['network_evaluations_per_pixel']['all_stages'] * known['pixels'], 1),
-    }
+    return (
+        known
+        | _share(condition)
+        | {
+            'disk_bytes_at_most': (4 if void_of(condition) else 3) * sum(pixels),
+            'supertile_memory_bytes': field.memory_bytes(side),
+            'estimated_seconds': round(
+                per_pixel * known['network_evaluations_per_pixel']['all_stages'] * known['pixels'], 1
+            ),
+        }
+    )

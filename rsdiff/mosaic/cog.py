@@ -24,8 +24,15 @@ from rsdiff.mosaic.store import StageArray
 WINDOW_PX = 1024
 BYTES_A_PIXEL = 8
 BLOCK_PX = 512
-OPTIONS = ('COMPRESS=DEFLATE', 'PREDICTOR=YES', f'BLOCKSIZE={BLOCK_PX}', 'OVERVIEWS=IGNORE_EXISTING',
-           'OVERVIEW_RESAMPLING=AVERAGE', 'BIGTIFF=IF_SAFER', 'NUM_THREADS=ALL_CPUS')
+OPTIONS = (
+    'COMPRESS=DEFLATE',
+    'PREDICTOR=YES',
+    f'BLOCKSIZE={BLOCK_PX}',
+    'OVERVIEWS=IGNORE_EXISTING',
+    'OVERVIEW_RESAMPLING=AVERAGE',
+    'BIGTIFF=IF_SAFER',
+    'NUM_THREADS=ALL_CPUS',
+)
 # in a process of its own, since nothing interrupts GDAL while it copies
 COPY = """
 import sys
@@ -58,16 +65,33 @@ def write_cog(path: Path, stage: StageArray, tags: dict[str, str], show: bool = 
     rasterio = need_rasterio()
     need, free = BYTES_A_PIXEL * stage.height * stage.width, shutil.disk_usage(path.parent).free
     if need > free:
-        raise BadInput(f'{path}: may take {need:,} bytes while it is made, and {free:,} are free; make room and run the same '
-                       'command again')
+        raise BadInput(
+            f'{path}: may take {need:,} bytes while it is made, and {free:,} are free; make room and run the same '
+            'command again'
+        )
     _remove_stale(path)
     # a folder, since GDAL puts files of its own beside what it writes
     partial = Path(tempfile.mkdtemp('.partial', f'.{path.name}.', path.parent))
     try:
-        _write_plain(rasterio, partial / 'plain.tif', stage, tags, tqdm(
-            total=stage.height * stage.width, unit='px', unit_scale=True, dynamic_ncols=True, disable=not show, desc=path.name))
-        copying = subprocess.run([sys.executable, '-c', COPY, partial / 'plain.tif', partial / 'cog.tif', *OPTIONS],
-                                 capture_output=True, text=True)
+        _write_plain(
+            rasterio,
+            partial / 'plain.tif',
+            stage,
+            tags,
+            tqdm(
+                total=stage.height * stage.width,
+                unit='px',
+                unit_scale=True,
+                dynamic_ncols=True,
+                disable=not show,
+                desc=path.name,
+            ),
+        )
+        copying = subprocess.run(
+            [sys.executable, '-c', COPY, partial / 'plain.tif', partial / 'cog.tif', *OPTIONS],
+            capture_output=True,
+            text=True,
+        )
         if copying.returncode:
             raise BadInput(f'{path}: could not be written ({(copying.stderr.splitlines() or ["GDAL was ended"])[-1]})')
         with replacing(path) as whole:
@@ -91,9 +115,26 @@ def _write_plain(rasterio, path: Path, stage: StageArray, tags: dict[str, str], 
     where = {'crs': stage.attributes.get('crs')}
     if 'transform' in stage.attributes:
         where['transform'] = rasterio.Affine(*stage.attributes['transform'])
-    with bar, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True), rasterio.open(path, 'w', driver='GTiff', height=stage.height, width=stage.width, count=3, dtype='uint8',
-                            photometric='RGB', interleave='pixel', tiled=True, blockxsize=BLOCK_PX, blockysize=BLOCK_PX,
-                            BIGTIFF='IF_SAFER', **where) as file:
+    with (
+        bar,
+        rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True),
+        rasterio.open(
+            path,
+            'w',
+            driver='GTiff',
+            height=stage.height,
+            width=stage.width,
+            count=3,
+            dtype='uint8',
+            photometric='RGB',
+            interleave='pixel',
+            tiled=True,
+            blockxsize=BLOCK_PX,
+            blockysize=BLOCK_PX,
+            BIGTIFF='IF_SAFER',
+            **where,
+        ) as file,
+    ):
         file.update_tags(**tags | {'gsd_m': stage.attributes['gsd_m'], 'TIFFTAG_IMAGEDESCRIPTION': DESCRIPTION})
         for y in range(0, stage.height, WINDOW_PX):
             for x in range(0, stage.width, WINDOW_PX):

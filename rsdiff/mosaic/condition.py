@@ -28,8 +28,9 @@ class Condition:
       BadInput: as `open_scene`; or the file is in a bucket.
     """
 
-    def __init__(self, path: Path | str, bands: tuple[int, ...] | None = None,
-                 value_range: tuple[float, float] | None = None):
+    def __init__(
+        self, path: Path | str, bands: tuple[int, ...] | None = None, value_range: tuple[float, float] | None = None
+    ):
         if not is_local(path):
             raise BadInput(f'{path}: a mosaic is made from a file on this machine; copy it here first')
         self.path, self.scene = path, open_scene(path, bands, value_range)
@@ -42,7 +43,9 @@ class Condition:
         if y1 <= y0 or x1 <= x0 or self.scene.valid(box).all():
             return self.scene.read(box)
         height, width, _ = self.shape
-        around = Box(max(y0 - REACH_PX, 0), max(x0 - REACH_PX, 0), min(y1 + REACH_PX, height), min(x1 + REACH_PX, width))
+        around = Box(
+            max(y0 - REACH_PX, 0), max(x0 - REACH_PX, 0), min(y1 + REACH_PX, height), min(x1 + REACH_PX, width)
+        )
         filled = fill(self.scene.read(around), self.scene.valid(around))
         return filled[y0 - around.y0 : y1 - around.y0, x0 - around.x0 : x1 - around.x0]
 
@@ -64,7 +67,9 @@ class Condition:
                 void += valid.size - np.count_nonzero(valid)
                 digest.update(np.packbits(valid).tobytes())
         if void == height * width:
-            raise BadInput(f'{self.path}: none of its pixels is valid (nodata, mask, transparency or NaN); there is nothing to enlarge')
+            raise BadInput(
+                f'{self.path}: none of its pixels is valid (nodata, mask, transparency or NaN); there is nothing to enlarge'
+            )
         return Void(int(void), height * width, digest.hexdigest()[:16]) if void else None
 
     def digest(self) -> str:

@@ -37,15 +37,19 @@ def check_formats(formats: Sequence[str] | None, condition_shape: tuple[int, ...
         if name not in FORMATS:
             raise BadInput(f'format {name!r} is none of {", ".join(FORMATS)}')
     if 'png' in (formats or ()) and height * width > LARGEST_PNG:
-        raise BadInput(f'{width}×{height} px are too many for a PNG, which has to be read whole; ask for {LARGEST_PNG:,} '
-                       'at most by --region, or for tif')
+        raise BadInput(
+            f'{width}×{height} px are too many for a PNG, which has to be read whole; ask for {LARGEST_PNG:,} '
+            'at most by --region, or for tif'
+        )
     if 'tif' in (formats or ()):
         need_rasterio()
     if 'viewer' in (formats or ()):
         tiles = sum(count_tiles(condition_shape, 2 * stage) for stage in range(stages + 1))
         if tiles > LARGEST_VIEWER:
-            raise BadInput(f'a viewer of {width}×{height} px would be {tiles:,} files, more than {LARGEST_VIEWER:,}; ask for '
-                           'tif, which is one file to zoom in, or for a part by --region')
+            raise BadInput(
+                f'a viewer of {width}×{height} px would be {tiles:,} files, more than {LARGEST_VIEWER:,}; ask for '
+                'tif, which is one file to zoom in, or for a part by --region'
+            )
 
 
 def export(out: Path, formats: Sequence[str] | None = None, condition: Any = None, show: bool = True) -> list[str]:
@@ -77,11 +81,20 @@ def export(out: Path, formats: Sequence[str] | None = None, condition: Any = Non
     if 'viewer' in formats:
         valid = getattr(condition, 'valid', None) if 'void' in settings else None
         layers = [] if condition is None else [Layer('condition', condition, settings['gsd_m'], 0, valid)]
-        layers += [Layer(f'stage_{number}', stage, stage.attributes['gsd_m'], 2 * number, valid_of(stage))
-                   for number, stage in enumerate(stages, 1)]
+        layers += [
+            Layer(f'stage_{number}', stage, stage.attributes['gsd_m'], 2 * number, valid_of(stage))
+            for number, stage in enumerate(stages, 1)
+        ]
         jobs[out / 'viewer' / 'index.html'] = partial(
-            write_viewer, out / 'viewer', out.resolve().name, layers, settings['condition_px'], settings['gsd_m'],
-            stages[-1].attributes, show)
+            write_viewer,
+            out / 'viewer',
+            out.resolve().name,
+            layers,
+            settings['condition_px'],
+            settings['gsd_m'],
+            stages[-1].attributes,
+            show,
+        )
     claims = Claims(out / 'claims')
 
     def make(path: Path) -> None:
@@ -112,9 +125,16 @@ def open_finished(out: Path) -> tuple[dict[str, Any], list[StageArray]]:
         raise BadInput(f'{out} holds no mosaic; name the folder that sample.py --tiles has filled')
     stages, tile_px = (field(settings, key, int, path) for key in ('stages', 'supertile_px'))
     sides = field(settings, 'condition_px', list, path)
-    if not 1 <= stages <= 15 or tile_px < 16 or tile_px % 16 or len(sides) != 2 or \
-            not all(type(side) is int and 1 <= side <= 2**30 for side in sides):
-        raise BadInput(f'{path}: no mosaic has {stages} stages of {sides} px in supertiles of {tile_px} px; the file is broken')
+    if (
+        not 1 <= stages <= 15
+        or tile_px < 16
+        or tile_px % 16
+        or len(sides) != 2
+        or not all(type(side) is int and 1 <= side <= 2**30 for side in sides)
+    ):
+        raise BadInput(
+            f'{path}: no mosaic has {stages} stages of {sides} px in supertiles of {tile_px} px; the file is broken'
+        )
     (height, width), opened, missing, total = sides, [], 0, 0
     for number in range(1, stages + 1):
         path = out / GROUP / f'stage_{number}'
@@ -131,7 +151,9 @@ def open_finished(out: Path) -> tuple[dict[str, Any], list[StageArray]]:
         else:
             missing += tiles
     if missing:
-        raise BadInput(f'{out}: {missing:,} of {total:,} supertiles are missing; run sample.py again, as before, to make them')
+        raise BadInput(
+            f'{out}: {missing:,} of {total:,} supertiles are missing; run sample.py again, as before, to make them'
+        )
     return settings, opened
 
 

@@ -125,7 +125,9 @@ class Field:
         if self.around_px:
             corners = np.stack([corners[:, 0], corners[:, 1] % self.around_px], 1)
         if corners.min() < -LARGEST_PLACE or corners.max() + self.plan.window_px > LARGEST_PLACE:
-            raise BadInput(f'the region reaches beyond {LARGEST_PLACE:,} px from the upper left corner, where noise has no places')
+            raise BadInput(
+                f'the region reaches beyond {LARGEST_PLACE:,} px from the upper left corner, where noise has no places'
+            )
         x = first_noise(self.noise_kind, self.key, corners.astype(np.int32), self.plan.window_px, self.around_px)
         return x, jnp.zeros_like(x)
 
@@ -176,8 +178,11 @@ class CachedField:
     def __init__(self, field: Field, tile_px: int, tiles: int = 64):
         self.shape, self.tile_px = field.shape, tile_px
         height, width, _ = self.shape
-        self._tile = functools.lru_cache(tiles)(lambda i, j: field.region(
-            Box(i * tile_px, j * tile_px, min((i + 1) * tile_px, height), min((j + 1) * tile_px, width))))
+        self._tile = functools.lru_cache(tiles)(
+            lambda i, j: field.region(
+                Box(i * tile_px, j * tile_px, min((i + 1) * tile_px, height), min((j + 1) * tile_px, width))
+            )
+        )
 
     def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
         (y0, y1, _), (x0, x1, _) = (part.indices(size) for part, size in zip(key, self.shape))

@@ -110,12 +110,18 @@ class Plan:
             a, b = lattice.position(first), lattice.position(last - 1) + self.window_px
         return needed[::-1]
 
-    def evaluations(self, tile_rows: Sequence[tuple[int, int]], tile_columns: Sequence[tuple[int, int]],
-                    around_px: int | None = None) -> int:
+    def evaluations(
+        self,
+        tile_rows: Sequence[tuple[int, int]],
+        tile_columns: Sequence[tuple[int, int]],
+        around_px: int | None = None,
+    ) -> int:
         """Network evaluations, times pixels each, of every tile rows × columns with its halo. Rows and columns do not
         mix, so neither do the sums: a canvas of 10^12 pixels is counted at once."""
-        rows, columns = (self.counts(axis, *np.asarray(tiles, np.int64).T, around_px)
-                         for axis, tiles in ((0, tile_rows), (1, tile_columns)))
+        rows, columns = (
+            self.counts(axis, *np.asarray(tiles, np.int64).T, around_px)
+            for axis, tiles in ((0, tile_rows), (1, tile_columns))
+        )
         each = [phase.steps * int(m.sum()) * int(n.sum()) for phase, m, n in zip(self.phases, rows, columns)]
         return sum(each) * self.window_px**2
 
@@ -131,8 +137,14 @@ def hull(rows: list[int], columns: list[int], window_px: int) -> Box:
     return Box(rows[0], columns[0], rows[-1] + window_px, columns[-1] + window_px)
 
 
-def make_plan(name: PlanName, window_px: int, steps: int | None = None, phases: int | None = None,
-              overlap_px: int | None = None, seed: int = 0) -> Plan:
+def make_plan(
+    name: PlanName,
+    window_px: int,
+    steps: int | None = None,
+    phases: int | None = None,
+    overlap_px: int | None = None,
+    seed: int = 0,
+) -> Plan:
     """One of the plans above, its numbers overridden where they are given.
 
     Args:
@@ -148,7 +160,9 @@ def make_plan(name: PlanName, window_px: int, steps: int | None = None, phases: 
         raise BadInput(f'plan {name!r} is none of {", ".join(get_args(PlanName))}')
     for number, value, plans in (('phases', phases, ('fast', 'infinite')), ('overlap_px', overlap_px, ('fast',))):
         if value is not None and name not in plans:
-            raise BadInput(f'plan {name} has no {number} to set; {" and ".join(plans)} {"have" if plans[1:] else "has"}')
+            raise BadInput(
+                f'plan {name} has no {number} to set; {" and ".join(plans)} {"have" if plans[1:] else "has"}'
+            )
     steps = steps if steps is not None else FAST_STEPS if name == 'fast' else OTHER_STEPS
     phases = phases if phases is not None else min(PHASES, steps)
     if not 1 <= steps <= MOST_STEPS:
@@ -158,15 +172,21 @@ def make_plan(name: PlanName, window_px: int, steps: int | None = None, phases: 
     if overlap_px is None:
         overlap_px = min(max(LEAST_OVERLAP_PX, whole(3 * window_px / 32)), window_px // 2)
     if overlap_px % UPSCALE or not 0 <= overlap_px <= window_px // 2:
-        raise BadInput(f'overlap_px is {overlap_px}; a window of {window_px} px allows multiples of {UPSCALE} up to '
-                       f'{window_px // 2}')
+        raise BadInput(
+            f'overlap_px is {overlap_px}; a window of {window_px} px allows multiples of {UPSCALE} up to '
+            f'{window_px // 2}'
+        )
 
     half = window_px // 2
     evenly = [steps * (n + 1) // phases - steps * n // phases for n in range(phases)]
-    offsets = [OFFSETS[n % len(OFFSETS)] for n in range(phases)][::-1]  # the last phase's lattice is the same in all plans
+    offsets = [OFFSETS[n % len(OFFSETS)] for n in range(phases)][
+        ::-1
+    ]  # the last phase's lattice is the same in all plans
     if name == 'fast':
         crop = overlap_px // 3
-        made = [Phase(n, window_px - overlap_px, offset, crop, overlap_px - 2 * crop) for n, offset in zip(evenly, offsets)]
+        made = [
+            Phase(n, window_px - overlap_px, offset, crop, overlap_px - 2 * crop) for n, offset in zip(evenly, offsets)
+        ]
     elif name == 'metaearth':
         made = [Phase(steps, half, (0.5, 0.5), crop_px=window_px // 4)]
     elif name == 'multidiffusion':

@@ -37,15 +37,18 @@ def make_group(path: Path, attributes: dict[str, Any]) -> None:
         write_json(path / METADATA, expected)
 
 
-def open_stage(out: Path, stage: int, height: int, width: int, tile_px: int, attributes: dict[str, Any],
-               masked: bool) -> 'StageArray':
+def open_stage(
+    out: Path, stage: int, height: int, width: int, tile_px: int, attributes: dict[str, Any], masked: bool
+) -> 'StageArray':
     """The array of a stage of the mosaic in `out`, and its `mask`, made where they are not there."""
     name = f'stage_{stage}'
     mask_name = f'{name}_mask'
     array = StageArray(out / GROUP / name, height, width, tile_px, attributes | ({'mask': mask_name} if masked else {}))
     if masked:
         meaning = '255: on a valid pixel of the condition; 0: on none, all of it is invented'
-        array.mask = StageArray(out / GROUP / mask_name, height, width, tile_px, attributes | {'meaning': meaning}, bands=None)
+        array.mask = StageArray(
+            out / GROUP / mask_name, height, width, tile_px, attributes | {'meaning': meaning}, bands=None
+        )
     return array
 
 
@@ -57,8 +60,15 @@ class StageArray:
       BadInput: another array is there. Metadata that are cut short are written anew.
     """
 
-    def __init__(self, path: Path, height: int, width: int, tile_px: int, attributes: dict[str, Any] | None = None,
-                 bands: int | None = 3):
+    def __init__(
+        self,
+        path: Path,
+        height: int,
+        width: int,
+        tile_px: int,
+        attributes: dict[str, Any] | None = None,
+        bands: int | None = 3,
+    ):
         self.path, self.height, self.width, self.tile_px = Path(path), height, width, tile_px
         last = () if bands is None else (bands,)
         self.shape, self.attributes = (height, width, *last), attributes or {}
@@ -66,27 +76,35 @@ class StageArray:
         chunk_px = next(n for n in range(min(CHUNK_PX, tile_px), 0, -1) if tile_px % n == 0)
         self.chunks = (tile_px // chunk_px) ** 2
         checksum = {'name': 'crc32c'}
-        sharding = {'chunk_shape': [chunk_px, chunk_px, *last], 'index_location': 'end',
-                    'codecs': [{'name': 'bytes'}, {'name': 'zstd', 'configuration': {'level': 3}}, checksum],
-                    'index_codecs': [{'name': 'bytes', 'configuration': {'endian': 'little'}}, checksum]}
+        sharding = {
+            'chunk_shape': [chunk_px, chunk_px, *last],
+            'index_location': 'end',
+            'codecs': [{'name': 'bytes'}, {'name': 'zstd', 'configuration': {'level': 3}}, checksum],
+            'index_codecs': [{'name': 'bytes', 'configuration': {'endian': 'little'}}, checksum],
+        }
         spec = {
             'driver': 'zarr3',
             'kvstore': {'driver': 'file', 'path': str(self.path.resolve()) + '/'},
             # a tile of zeros is a finished tile
             'store_data_equal_to_fill_value': True,
             'metadata': {
-                'shape': list(self.shape), 'data_type': 'uint8', 'fill_value': 0,
+                'shape': list(self.shape),
+                'data_type': 'uint8',
+                'fill_value': 0,
                 'chunk_grid': {'name': 'regular', 'configuration': {'chunk_shape': [tile_px, tile_px, *last]}},
                 'codecs': [{'name': 'sharding_indexed', 'configuration': sharding}],
-                'dimension_names': ['y', 'x', 'band'][: len(self.shape)], 'attributes': self.attributes,
+                'dimension_names': ['y', 'x', 'band'][: len(self.shape)],
+                'attributes': self.attributes,
             },
         }
         self._remove_broken_metadata()
         try:
             self.array = ts.open(spec, open=True, create=True).result()
         except ValueError as error:
-            raise BadInput(f'{path}: not the array that belongs here ({one_line(error)[:200]}); if it is, remove its {METADATA} '
-                           'and run the same command again') from None
+            raise BadInput(
+                f'{path}: not the array that belongs here ({one_line(error)[:200]}); if it is, remove its {METADATA} '
+                'and run the same command again'
+            ) from None
 
     def tiles(self) -> Iterator[tuple[int, int]]:
         """Every supertile, row by row; none is kept in memory."""
@@ -179,5 +197,7 @@ class StageArray:
         try:
             self.array[box.y0 : box.y1, box.x0 : box.x1].read().result()
         except ValueError as error:
-            raise BadInput(f'{self.shard(tile)}: damaged ({one_line(error)[:120]}); remove it and run the command again that '
-                           'made it') from None
+            raise BadInput(
+                f'{self.shard(tile)}: damaged ({one_line(error)[:120]}); remove it and run the command again that '
+                'made it'
+            ) from None

@@ -47,8 +47,10 @@ def halvings(condition_shape: tuple[int, ...]) -> int:
 def count_tiles(condition_shape: tuple[int, ...], finer: int) -> int:
     """How many files a layer will be."""
     sides = [side << finer for side in condition_shape[:2]]
-    return sum(int(np.prod([-(-side // (TILE_PX << level)) for side in sides]))
-               for level in range(halvings(condition_shape) + finer + 1))
+    return sum(
+        int(np.prod([-(-side // (TILE_PX << level)) for side in sides]))
+        for level in range(halvings(condition_shape) + finer + 1)
+    )
 
 
 class Pyramid:
@@ -57,7 +59,9 @@ class Pyramid:
 
     `files` lists the tiles as they are written or found whole."""
 
-    def __init__(self, folder: Path, image: Any, zoom: int, bar: tqdm, valid: Callable[[Box], np.ndarray] | None = None):
+    def __init__(
+        self, folder: Path, image: Any, zoom: int, bar: tqdm, valid: Callable[[Box], np.ndarray] | None = None
+    ):
         self.folder, self.image, self.zoom, self.bar, self.valid = folder, image, zoom, bar, valid
         self.files: list[Path] = []
 
@@ -98,7 +102,9 @@ class Pyramid:
     def _beneath(self, zoom: int, y: int, x: int, finer: int) -> list[range]:
         """Rows and columns of the tiles at zoom `finer` on the ground of this one."""
         times = 2 ** (finer - zoom)
-        return [range(times * n, min(times * (n + 1), -(-side // TILE_PX))) for n, side in zip((y, x), self._sides(finer))]
+        return [
+            range(times * n, min(times * (n + 1), -(-side // TILE_PX))) for n, side in zip((y, x), self._sides(finer))
+        ]
 
 
 def read_tile(path: Path) -> np.ndarray | None:
@@ -124,8 +130,15 @@ def halved(image: np.ndarray) -> np.ndarray:
     return with_alpha(means, count[..., 0] > 0)
 
 
-def write_viewer(folder: Path, title: str, layers: list[Layer], condition_shape: tuple[int, ...], gsd_m: float,
-                 georeference: dict[str, Any], show: bool = True) -> list[Path]:
+def write_viewer(
+    folder: Path,
+    title: str,
+    layers: list[Layer],
+    condition_shape: tuple[int, ...],
+    gsd_m: float,
+    georeference: dict[str, Any],
+    show: bool = True,
+) -> list[Path]:
     """Writes folder/tiles and, when they are whole, folder/index.html, which needs nothing but this folder.
 
     Returns all of its files.
@@ -145,12 +158,19 @@ def write_viewer(folder: Path, title: str, layers: list[Layer], condition_shape:
             written += pyramid.files
     shutil.copytree(LEAFLET, folder / LEAFLET.name, dirs_exist_ok=True)
     known = {
-        'title': title, 'gsd_m': gsd_m, 'shape': condition_shape[:2], 'coarsest': coarsest, 'tile_px': TILE_PX,
+        'title': title,
+        'gsd_m': gsd_m,
+        'shape': condition_shape[:2],
+        'coarsest': coarsest,
+        'tile_px': TILE_PX,
         'layers': [{'name': layer.name, 'gsd_m': layer.gsd_m, 'zoom': coarsest + layer.finer} for layer in layers],
-        'crs': georeference.get('crs'), 'transform': georeference.get('transform'),
+        'crs': georeference.get('crs'),
+        'transform': georeference.get('transform'),
     }
     # inline, since a page on disk may not read files; and nothing in it may end the script
     text = json.dumps(known).replace('<', '\\u003c')
-    write_text_atomically(folder / 'index.html', PAGE.read_text(encoding='utf-8').replace('/* what is shown */ null', text))
+    write_text_atomically(
+        folder / 'index.html', PAGE.read_text(encoding='utf-8').replace('/* what is shown */ null', text)
+    )
     parts = [path for path in (folder / LEAFLET.name).rglob('*') if path.is_file()]
     return [*written, *parts, folder / 'index.html']

@@ -70,8 +70,15 @@ class _Job:
         return noise.name_key(seed, zlib.crc32(self.entry.file_name.encode()), self.variant)
 
 
-def sample_folder(sample: SampleImages, degradation: DegradationConfig, entries: list[Entry], out: Path,
-                  settings: FolderSettings, provenance: dict[str, Any], show: bool = True) -> dict[str, Any]:
+def sample_folder(
+    sample: SampleImages,
+    degradation: DegradationConfig,
+    entries: list[Entry],
+    out: Path,
+    settings: FolderSettings,
+    provenance: dict[str, Any],
+    show: bool = True,
+) -> dict[str, Any]:
     """Samples `settings.variants` images of each entry into `out`, with `metadata.jsonl`. Continues what is there.
 
     Images that are there, but not as they were made, are made again. Label, captions and split are
@@ -87,16 +94,20 @@ def sample_folder(sample: SampleImages, degradation: DegradationConfig, entries:
     fixed = {key: value for key, value in dataclasses.asdict(settings).items() if key != 'batch_size'}
     fixed['seed'] = written_seed(settings.seed)
     sources = repr([(job.out_name, job.source_sha256, job.gsd_m) for job in jobs])
-    claim_folder(out, fixed | {'mode': 'folder', 'sources_sha256': hashlib.sha256(sources.encode()).hexdigest()} |
-                 provenance)
+    claim_folder(
+        out, fixed | {'mode': 'folder', 'sources_sha256': hashlib.sha256(sources.encode()).hexdigest()} | provenance
+    )
 
     made = Made(out)
     missing = [job for job in jobs if not made.has(job.out_name, job.source_sha256)]
     # images of one padded size go through the network together, and no image sees another's size
     missing.sort(key=lambda job: job.padded)
     groups = [list(same) for _, same in itertools.groupby(missing, key=lambda job: job.padded)]
-    batches = [group[first : first + settings.batch_size]
-               for group in groups for first in range(0, len(group), settings.batch_size)]
+    batches = [
+        group[first : first + settings.batch_size]
+        for group in groups
+        for first in range(0, len(group), settings.batch_size)
+    ]
     enlarge = _enlarge_function(sample, degradation, settings)
     with tqdm(total=len(missing), unit='image', desc='sampling', disable=not show, dynamic_ncols=True) as bar:
         for batch in batches:
@@ -108,9 +119,14 @@ def sample_folder(sample: SampleImages, degradation: DegradationConfig, entries:
     rows = [_manifest_row(job, out, settings, provenance) for job in jobs]
     write_manifest(out, rows)
     made.keep(job.out_name for job in jobs)
-    return {'out': str(out), 'images': len(rows), 'sampled_now': len(missing),
-            'images_skipped': len(entries) - len(jobs) // settings.variants,
-            'seconds': round(time.monotonic() - start, 2), **_evaluations(jobs, settings)}
+    return {
+        'out': str(out),
+        'images': len(rows),
+        'sampled_now': len(missing),
+        'images_skipped': len(entries) - len(jobs) // settings.variants,
+        'seconds': round(time.monotonic() - start, 2),
+        **_evaluations(jobs, settings),
+    }
 
 
 def _plan(entries: list[Entry], settings: FolderSettings) -> list[_Job]:
@@ -125,8 +141,10 @@ def _plan(entries: list[Entry], settings: FolderSettings) -> list[_Job]:
             logging.warning('skipped: %s', reason)
             continue
         sha256 = hashlib.sha256(entry.path.read_bytes()).hexdigest()
-        jobs += [_Job(entry, variant, f'{stem}-{variant}.png', size, padded, sha256, gsd_m)
-                 for variant in range(settings.variants)]
+        jobs += [
+            _Job(entry, variant, f'{stem}-{variant}.png', size, padded, sha256, gsd_m)
+            for variant in range(settings.variants)
+        ]
     if not jobs:
         raise BadInput(f'none of {len(entries)} images can be used: {reason}')
     _check_names(jobs)
@@ -142,8 +160,10 @@ def _check_names(jobs: list[_Job]) -> None:
     for job in jobs:
         other = names.setdefault(job.out_name, job)
         if other is not job:
-            raise BadInput(f'{other.entry.file_name!r} and {job.entry.file_name!r} would both be written as '
-                           f'{job.out_name!r}; rename one of them')
+            raise BadInput(
+                f'{other.entry.file_name!r} and {job.entry.file_name!r} would both be written as '
+                f'{job.out_name!r}; rename one of them'
+            )
 
 
 def _read_sizes(entry: Entry, settings: FolderSettings) -> tuple[tuple[int, int], tuple[int, int], float | None]:
@@ -164,8 +184,10 @@ def _enlarge_function(sample: SampleImages, degradation: DegradationConfig, sett
     """(images, gsd_m, keys) → samples, after all stages."""
     folded = lambda keys, number: jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
     degrade_once = jax.jit(lambda images, keys: degrade(images, keys, degradation))
-    noises = jax.jit(lambda keys, height, width: jax.vmap(lambda key: noise.crop(key, 0, 0, height, width))(keys),
-                     static_argnums=(1, 2))
+    noises = jax.jit(
+        lambda keys, height, width: jax.vmap(lambda key: noise.crop(key, 0, 0, height, width))(keys),
+        static_argnums=(1, 2),
+    )
 
     def run(images, gsd_m, keys):
         truths = [None] * settings.stages
@@ -186,31 +208,50 @@ def _sample_batch(enlarge, batch: list[_Job], settings: FolderSettings) -> list[
     """uint8 samples of `batch`, each at its own size; images are mirrored up to the padded size, and cut back."""
     images = [to_float(read_image(job.entry.path, settings.bands, settings.value_range)) for job in batch]
     height, width = batch[0].padded
-    padded = [np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), mode='reflect')
-              for image in images]
+    padded = [
+        np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), mode='reflect')
+        for image in images
+    ]
     fill = settings.batch_size - len(batch)
     keys = jnp.stack([job.key(settings.seed) for job in batch + batch[-1:] * fill])
     gsd_m = np.array([job.gsd_m for job in batch + batch[-1:] * fill], np.float32)
     samples = np.asarray(enlarge(np.stack(padded + padded[-1:] * fill), gsd_m, keys))
     scale = 1 if settings.degraded else 4**settings.stages
-    return [to_uint8(sample[: scale * image.shape[0], : scale * image.shape[1]])
-            for sample, image in zip(samples, images)]
+    return [
+        to_uint8(sample[: scale * image.shape[0], : scale * image.shape[1]]) for sample, image in zip(samples, images)
+    ]
 
 
 def _check_strength(settings: FolderSettings) -> None:
     if not 0 < settings.strength <= 1:
         raise BadInput(f'strength is {settings.strength}; it must be above 0, and 1 at most')
     if settings.strength < 1 and not settings.degraded:
-        raise BadInput(f'strength {settings.strength} starts from the real image, which only --degrade has; leave one of them')
+        raise BadInput(
+            f'strength {settings.strength} starts from the real image, which only --degrade has; leave one of them'
+        )
 
 
 def _manifest_row(job: _Job, out: Path, settings: FolderSettings, provenance: dict[str, Any]) -> Entry:
     source = job.entry
-    extra = {'source': source.file_name, 'source_sha256': job.source_sha256, 'seed': written_seed(settings.seed),
-             'variant': job.variant, 'degraded': settings.degraded, 'strength': settings.strength,
-             'steps': settings.steps, **provenance}
-    return Entry(out / job.out_name, job.out_name, source.split, source.label, source.captions,
-                 job.gsd_m if settings.degraded else job.gsd_m / 4**settings.stages, extra)
+    extra = {
+        'source': source.file_name,
+        'source_sha256': job.source_sha256,
+        'seed': written_seed(settings.seed),
+        'variant': job.variant,
+        'degraded': settings.degraded,
+        'strength': settings.strength,
+        'steps': settings.steps,
+        **provenance,
+    }
+    return Entry(
+        out / job.out_name,
+        job.out_name,
+        source.split,
+        source.label,
+        source.captions,
+        job.gsd_m if settings.degraded else job.gsd_m / 4**settings.stages,
+        extra,
+    )
 
 
 def _evaluations(jobs: list[_Job], settings: FolderSettings) -> dict[str, Any]:
@@ -219,5 +260,7 @@ def _evaluations(jobs: list[_Job], settings: FolderSettings) -> dict[str, Any]:
     pixels, padded = (scale * sum(math.prod(getattr(job, which)) for job in jobs) for which in ('size', 'padded'))
     last = settings.steps * padded / pixels
     every = sum(last / 16 ** (settings.stages - stage) for stage in range(1, settings.stages + 1))
-    return {'pixels': pixels, 'network_evaluations_per_pixel': {'last_stage': round(last, 2),
-                                                                'all_stages': round(every, 2)}}
+    return {
+        'pixels': pixels,
+        'network_evaluations_per_pixel': {'last_stage': round(last, 2), 'all_stages': round(every, 2)},
+    }

@@ -34,7 +34,8 @@ TRANSIENT = 'UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|PERMISSION_DENIED|
 # Orbax has every replica write a slice of every array. For small ones the slicing costs more than the writing, and that
 # while the next step waits: on eight devices, a save then blocks four times as long.
 ocp.type_handlers.register_type_handler(
-    jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20), override=True)
+    jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20), override=True
+)
 
 
 class Checkpoints:
@@ -46,8 +47,12 @@ class Checkpoints:
 
     def __init__(self, workdir: epath.PathLike, keep: int = 2):
         self.folder = epath.Path(workdir).resolve() / 'checkpoints'
-        self.manager = ocp.CheckpointManager(self.folder, options=ocp.CheckpointManagerOptions(
-            preservation_policy=ocp.checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True))
+        self.manager = ocp.CheckpointManager(
+            self.folder,
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.LatestN(keep), cleanup_tmp_directories=True
+            ),
+        )
 
     def save(self, state: dict[str, Any]) -> None:
         """Begins to save; a checkpoint of this step that exists already is kept.
@@ -94,16 +99,20 @@ class Checkpoints:
     def _require_space(self, needed: int) -> None:
         """Asked beforehand: dozens of threads that find the disk full one after the other tell it less clearly."""
         if is_local(self.folder) and (free := shutil.disk_usage(self.folder).free) < needed:
-            raise OSError(f'{self.folder}: a checkpoint takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free; those '
-                          'that are there are whole. Free some space and run the same command again')
+            raise OSError(
+                f'{self.folder}: a checkpoint takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free; those '
+                'that are there are whole. Free some space and run the same command again'
+            )
 
     @contextlib.contextmanager
     def _writing(self):
         try:
             yield
         except (OSError, ValueError, RuntimeError) as error:
-            raise OSError(f'{self.folder}: a checkpoint could not be written ({_first_line(error)}); '
-                          'those before it are whole. Run the same command again when this is mended') from error
+            raise OSError(
+                f'{self.folder}: a checkpoint could not be written ({_first_line(error)}); '
+                'those before it are whole. Run the same command again when this is mended'
+            ) from error
 
     def _move_aside(self, steps: list[int]) -> None:
         for step in steps:
@@ -139,7 +148,9 @@ def _newest_whole(manager: ocp.CheckpointManager, like: dict[str, Any] | Callabl
     damaged, reason = [], 'another process says so'
     steps = sorted(manager.all_steps())
     while True:
-        step = hosts.first_says(steps[-1] if steps else -1)  # a folder shared by hosts may look different to them for a while
+        step = hosts.first_says(
+            steps[-1] if steps else -1
+        )  # a folder shared by hosts may look different to them for a while
         if step < 0:
             break
         restored, error = _restore(manager, step, like)
@@ -152,14 +163,18 @@ def _newest_whole(manager: ocp.CheckpointManager, like: dict[str, Any] | Callabl
         if verdict == WHOLE:
             return step, {name: value for name, value in restored.items() if name in ITEMS}, damaged
         if verdict == UNREADABLE:
-            raise OSError(f'{manager.directory}/{step} can not be read now ({reason}); nothing was changed. Run the same '
-                          'command again when this is mended') from error
+            raise OSError(
+                f'{manager.directory}/{step} can not be read now ({reason}); nothing was changed. Run the same '
+                'command again when this is mended'
+            ) from error
         logging.warning('%s/%d is damaged (%s); trying the one before', manager.directory, step, reason)
         damaged.append(step)
         steps = [other for other in steps if other < step]
     if damaged:
-        raise BadInput(f'{manager.directory}: no checkpoint can be read ({reason}); restore one from a backup, or start '
-                       'again in another --workdir')
+        raise BadInput(
+            f'{manager.directory}: no checkpoint can be read ({reason}); restore one from a backup, or start '
+            'again in another --workdir'
+        )
     return None
 
 
@@ -322,10 +337,15 @@ def _restore_ema(path: epath.Path) -> tuple[dict[str, Any], int]:
     handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS} | {'fingerprints': ocp.JsonCheckpointHandler()}
     # The shapes are the checkpoint's own, the layout is this machine's: the run may have had other devices.
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    with ocp.CheckpointManager(path.resolve() / 'checkpoints', item_handlers=handlers,
-                               options=ocp.CheckpointManagerOptions(create=False)) as manager:
-        like = lambda step: {'ema': jax.tree.map(lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-                                                 manager.item_metadata(step)['ema'].tree)}
+    with ocp.CheckpointManager(
+        path.resolve() / 'checkpoints', item_handlers=handlers, options=ocp.CheckpointManagerOptions(create=False)
+    ) as manager:
+        like = lambda step: {
+            'ema': jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+                manager.item_metadata(step)['ema'].tree,
+            )
+        }
         found = _newest_whole(manager, like)
     if found is None:
         raise BadInput(f'{path}: no checkpoint has been saved yet')

@@ -113,28 +113,47 @@ class TrainConfig:
         problems = [
             (lambda: model.upscale != 4, f'generator.model.upscale is {model.upscale}; a stage is 4×'),
             (lambda: model.patch not in (1, 2, 4), f'generator.model.patch is {model.patch}; it may be 1, 2 or 4'),
-            (lambda: not attending <= {*levels},
-             f'generator.model.attention_levels {model.attention_levels} are not all among levels 0 to {len(levels) - 1}'),
-            (lambda: any(int(model.width * model.multipliers[level]) % model.head_width for level in attending),
-             f'generator.model.head_width {model.head_width} does not divide the width of a level with attention'),
-            (lambda: self.data.size_px % model.stride,
-             f'data.size_px {self.data.size_px} is not a multiple of the network stride {model.stride}'),
+            (
+                lambda: not attending <= {*levels},
+                f'generator.model.attention_levels {model.attention_levels} are not all among levels 0 to {len(levels) - 1}',
+            ),
+            (
+                lambda: any(int(model.width * model.multipliers[level]) % model.head_width for level in attending),
+                f'generator.model.head_width {model.head_width} does not divide the width of a level with attention',
+            ),
+            (
+                lambda: self.data.size_px % model.stride,
+                f'data.size_px {self.data.size_px} is not a multiple of the network stride {model.stride}',
+            ),
             # its quarter is cropped in a mosaic, and has to be whole in the condition
             (lambda: self.data.size_px % 16, f'data.size_px {self.data.size_px} is not a multiple of 16'),
             (lambda: not self.data.reductions, 'data.reductions are none; give at least one, such as 1'),
             (lambda: self.batch_size % self.accumulation, 'batch_size is not a multiple of accumulation'),
-            (lambda: not 0 < schedule.beta_start <= schedule.beta_end < 1,
-             'generator.schedule needs 0 < beta_start <= beta_end < 1'),
-            (lambda: schedule.zero_terminal_snr and objective.prediction == 'eps',
-             "generator.objective.prediction 'eps' can not be used with generator.schedule.zero_terminal_snr; "
-             "use 'v' or 'x0'"),
-            (lambda: schedule.zero_terminal_snr and schedule.timesteps < 2,
-             'generator.schedule.timesteps is 1; zero_terminal_snr needs at least 2'),
-            (lambda: schedule.zero_terminal_snr and objective.p2_gamma > 0 and not objective.p2_k > 0,
-             f'generator.objective.p2_k is {objective.p2_k}; generator.schedule.zero_terminal_snr needs it positive'),
-            (lambda: max(self.validation.steps, self.validation.bins) > schedule.timesteps,
-             f'validation.steps and bins are at most {schedule.timesteps}, the timesteps there are'),
-            (lambda: self.validation.grid > self.validation.examples, 'validation.grid is more than validation.examples'),
+            (
+                lambda: not 0 < schedule.beta_start <= schedule.beta_end < 1,
+                'generator.schedule needs 0 < beta_start <= beta_end < 1',
+            ),
+            (
+                lambda: schedule.zero_terminal_snr and objective.prediction == 'eps',
+                "generator.objective.prediction 'eps' can not be used with generator.schedule.zero_terminal_snr; "
+                "use 'v' or 'x0'",
+            ),
+            (
+                lambda: schedule.zero_terminal_snr and schedule.timesteps < 2,
+                'generator.schedule.timesteps is 1; zero_terminal_snr needs at least 2',
+            ),
+            (
+                lambda: schedule.zero_terminal_snr and objective.p2_gamma > 0 and not objective.p2_k > 0,
+                f'generator.objective.p2_k is {objective.p2_k}; generator.schedule.zero_terminal_snr needs it positive',
+            ),
+            (
+                lambda: max(self.validation.steps, self.validation.bins) > schedule.timesteps,
+                f'validation.steps and bins are at most {schedule.timesteps}, the timesteps there are',
+            ),
+            (
+                lambda: self.validation.grid > self.validation.examples,
+                'validation.grid is more than validation.examples',
+            ),
         ]
         for wrong, message in problems:
             if wrong():

@@ -57,8 +57,12 @@ def trace_forward(config: TrainConfig) -> jax.stages.Traced:
     small = size // config.generator.model.upscale
     shape = jax.ShapeDtypeStruct
     return jax.jit(lambda params, xt, t, lr, gsd_m: generator.denoiser(params, lr, gsd_m)(xt, t)).trace(
-        generator.parameter_shapes(), shape((1, size, size, 3), jnp.float32), shape((1,), jnp.int32),
-        shape((1, small, small, 3), jnp.float32), shape((1,), jnp.float32))
+        generator.parameter_shapes(),
+        shape((1, size, size, 3), jnp.float32),
+        shape((1,), jnp.int32),
+        shape((1, small, small, 3), jnp.float32),
+        shape((1,), jnp.float32),
+    )
 
 
 def trace_step(config: TrainConfig, remat: bool) -> tuple[jax.stages.Traced, Any]:
@@ -72,8 +76,13 @@ def trace_step(config: TrainConfig, remat: bool) -> tuple[jax.stages.Traced, Any
     one = dataclasses.replace(config, generator=generator, batch_size=1, accumulation=1)
     trainer = Trainer(one, meshes.make_mesh(1, jax.devices()[:1]))
     state, size = jax.eval_shape(trainer.init, jax.random.key(0)), config.data.size_px
-    return trainer.step.trace(state, {'image': jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8),
-                                      'gsd_m': jax.ShapeDtypeStruct((1,), jnp.float32)}), state
+    return trainer.step.trace(
+        state,
+        {
+            'image': jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8),
+            'gsd_m': jax.ShapeDtypeStruct((1,), jnp.float32),
+        },
+    ), state
 
 
 def state_bytes(state, data: int, fsdp: int) -> dict[str, int]:
@@ -85,12 +94,19 @@ def state_bytes(state, data: int, fsdp: int) -> dict[str, int]:
     mesh = AbstractMesh((data, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
 
     def share(tree) -> int:
-        shards = jax.tree.map(lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
-                              tree, meshes.tree_sharding(mesh, tree))
+        shards = jax.tree.map(
+            lambda leaf, sharding: math.prod(sharding.shard_shape(leaf.shape)) * leaf.dtype.itemsize,
+            tree,
+            meshes.tree_sharding(mesh, tree),
+        )
         return sum(jax.tree.leaves(shards))
 
-    sizes = {'parameters': share(state['params']), 'average': share(state['ema']), 'optimizer': share(state['opt']),
-             'gradients': share(state['params'])}
+    sizes = {
+        'parameters': share(state['params']),
+        'average': share(state['ema']),
+        'optimizer': share(state['opt']),
+        'gradients': share(state['params']),
+    }
     return sizes | {'total': sum(sizes.values())}
 
 
@@ -135,12 +151,22 @@ def _convolution_macs(equation, padding: bool) -> int:
     lhs, kernel = (variable.aval.shape for variable in equation.invars)
     out = equation.outvars[0].aval.shape
     macs = out[numbers.out_spec[0]] * out[numbers.out_spec[1]] * kernel[numbers.rhs_spec[1]]
-    axes = zip(numbers.lhs_spec[2:], numbers.rhs_spec[2:], numbers.out_spec[2:], params['window_strides'],
-               params['padding'], params['lhs_dilation'], params['rhs_dilation'])
+    axes = zip(
+        numbers.lhs_spec[2:],
+        numbers.rhs_spec[2:],
+        numbers.out_spec[2:],
+        params['window_strides'],
+        params['padding'],
+        params['lhs_dilation'],
+        params['rhs_dilation'],
+    )
     for in_axis, tap_axis, out_axis, stride, (before, _), in_dilation, tap_dilation in axes:
         # where each tap of each output reads, in steps of the undilated input; between two steps there is a hole
-        places = [place * stride + tap * tap_dilation - before for place in range(out[out_axis])
-                  for tap in range(kernel[tap_axis])]
+        places = [
+            place * stride + tap * tap_dilation - before
+            for place in range(out[out_axis])
+            for tap in range(kernel[tap_axis])
+        ]
         steps = [place // in_dilation for place in places if place % in_dilation == 0]
         macs *= len(steps) if padding else sum(0 <= step < lhs[in_axis] for step in steps)
     return macs

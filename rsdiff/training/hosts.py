@@ -26,8 +26,12 @@ def connect() -> None:
     environment = os.environ
     try:
         if 'JAX_COORDINATOR_ADDRESS' in environment:
-            jax.distributed.initialize(environment['JAX_COORDINATOR_ADDRESS'], int(environment['JAX_NUM_PROCESSES']),
-                                       int(environment['JAX_PROCESS_ID']), cluster_detection_method='deactivate')
+            jax.distributed.initialize(
+                environment['JAX_COORDINATOR_ADDRESS'],
+                int(environment['JAX_NUM_PROCESSES']),
+                int(environment['JAX_PROCESS_ID']),
+                cluster_detection_method='deactivate',
+            )
         elif environment.get('RSDIFF_DISTRIBUTED') == '1' or int(environment.get('SLURM_STEP_NUM_TASKS', 1)) > 1:
             jax.distributed.initialize()
     except KeyError as error:

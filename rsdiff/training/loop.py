@@ -24,8 +24,13 @@ from rsdiff.training.state import Trainer
 from rsdiff.training.validation import Judge, Validation
 
 
-def train(config: TrainConfig, workdir: epath.PathLike, allow_config_change: bool = False, show: bool = True,
-          judge: Judge = lambda *images: {}) -> dict[str, Any]:
+def train(
+    config: TrainConfig,
+    workdir: epath.PathLike,
+    allow_config_change: bool = False,
+    show: bool = True,
+    judge: Judge = lambda *images: {},
+) -> dict[str, Any]:
     """Trains until `config.total_images`, continuing the newest whole checkpoint of `workdir` if there is one.
 
     SIGTERM or Ctrl-C end the run after the current step, with a checkpoint; the same call then continues it. Of several
@@ -47,15 +52,27 @@ def train(config: TrainConfig, workdir: epath.PathLike, allow_config_change: boo
     meshes.check_batch(mesh, config.batch_size, config.accumulation)
     source, unseen = make_source(config.data), make_source(config.data, validation=True)
     try:
-        hosts.first_does(lambda: (lock.acquire(), claim_workdir(workdir, config, allow_config_change),
-                                  record_training_data(workdir, config, source, allow_config_change, show)))
+        hosts.first_does(
+            lambda: (
+                lock.acquire(),
+                claim_workdir(workdir, config, allow_config_change),
+                record_training_data(workdir, config, source, allow_config_change, show),
+            )
+        )
         return _train(config, workdir, mesh, source, unseen, show and hosts.is_first(), judge)
     finally:
         lock.release()
 
 
-def _train(config: TrainConfig, workdir: epath.Path, mesh: jax.sharding.Mesh, source: Source, unseen: Source,
-           show: bool, judge: Judge) -> dict[str, Any]:
+def _train(
+    config: TrainConfig,
+    workdir: epath.Path,
+    mesh: jax.sharding.Mesh,
+    source: Source,
+    unseen: Source,
+    show: bool,
+    judge: Judge,
+) -> dict[str, Any]:
     trainer = Trainer(config, mesh)
     checkpoints = Checkpoints(workdir)
     # Order of restore: this workdir's newest whole checkpoint, else the parameters of `init_from`, else fresh.
@@ -70,10 +87,12 @@ def _train(config: TrainConfig, workdir: epath.Path, mesh: jax.sharding.Mesh, so
     last = math.ceil(config.total_images / config.batch_size)
     due = lambda step, images: step % max(1, math.ceil(images / config.batch_size)) == 0
 
-    metrics = (Metrics(workdir, last * config.batch_size, first * config.batch_size, show) if hosts.is_first()
-               else Silent())
-    stream = batches(source, config.data, config.seed, config.batch_size, first,
-                     meshes.local_rows(mesh, config.batch_size))
+    metrics = (
+        Metrics(workdir, last * config.batch_size, first * config.batch_size, show) if hosts.is_first() else Silent()
+    )
+    stream = batches(
+        source, config.data, config.seed, config.batch_size, first, meshes.local_rows(mesh, config.batch_size)
+    )
     validation = Validation(trainer, unseen)
     losses, pending = [], None
 
@@ -83,14 +102,23 @@ def _train(config: TrainConfig, workdir: epath.Path, mesh: jax.sharding.Mesh, so
         # a gradient that is not finite has spoilt the parameters, though the loss does not show it yet
         if not math.isfinite(loss + grad_norm):
             _write_offenders(workdir, source, config, step, loss, grad_norm)
-            raise FloatingPointError(f'the loss is {loss} and its gradient {grad_norm} at step {step}; the last '
-                                     f'checkpoint is kept, {workdir}/nonfinite.json lists the batch')
+            raise FloatingPointError(
+                f'the loss is {loss} and its gradient {grad_norm} at step {step}; the last '
+                f'checkpoint is kept, {workdir}/nonfinite.json lists the batch'
+            )
         losses.append(loss)
         metrics.advance(config.batch_size, loss)
         if due(step, config.log_images) or step == last:
             images_seen = step * config.batch_size
-            metrics.write(images_seen, {'loss': float(np.mean(losses)), 'grad_norm': grad_norm,
-                                        'images_skipped': len(source.skipped), **metrics.rate(images_seen)})
+            metrics.write(
+                images_seen,
+                {
+                    'loss': float(np.mean(losses)),
+                    'grad_norm': grad_norm,
+                    'images_skipped': len(source.skipped),
+                    **metrics.rate(images_seen),
+                },
+            )
             losses.clear()
 
     try:
@@ -122,18 +150,34 @@ def _train(config: TrainConfig, workdir: epath.Path, mesh: jax.sharding.Mesh, so
     if stop.received == signal.SIGINT:
         raise KeyboardInterrupt
     step = int(state['step'])
-    return {**metrics.latest, 'images_seen': step * config.batch_size, 'finished': step >= last,
-            'parameters': sum(x.size for x in jax.tree.leaves(state['params']))}
+    return {
+        **metrics.latest,
+        'images_seen': step * config.batch_size,
+        'finished': step >= last,
+        'parameters': sum(x.size for x in jax.tree.leaves(state['params'])),
+    }
 
 
-def _write_offenders(workdir: epath.Path, source: Source, config: TrainConfig, step: int, loss: float,
-                     grad_norm: float) -> None:
+def _write_offenders(
+    workdir: epath.Path, source: Source, config: TrainConfig, step: int, loss: float, grad_norm: float
+) -> None:
     """Writes `nonfinite.json`: which examples the batch of `step` was made of."""
     indices = batch_indices(source, config.seed, config.batch_size, step - 1)
     if hosts.is_first():
-        write_text_atomically(workdir / 'nonfinite.json', json.dumps(
-            {'step': step, 'loss': str(loss), 'grad_norm': str(grad_norm), 'indices': indices,
-             'names': [source.name(index) for index in indices]}, indent=2) + '\n')
+        write_text_atomically(
+            workdir / 'nonfinite.json',
+            json.dumps(
+                {
+                    'step': step,
+                    'loss': str(loss),
+                    'grad_norm': str(grad_norm),
+                    'indices': indices,
+                    'names': [source.name(index) for index in indices],
+                },
+                indent=2,
+            )
+            + '\n',
+        )
 
 
 class StopSignals:

@@ -20,8 +20,9 @@ def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
     if fsdp < 1 or len(devices) % fsdp:
         raise BadInput(f'config.mesh.fsdp is {fsdp}, which does not divide {len(devices)} devices')
     # Auto axes: explicit ones refuse convolutions with sharded kernels.
-    return jax.make_mesh((len(devices) // fsdp, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2,
-                         devices=devices)
+    return jax.make_mesh(
+        (len(devices) // fsdp, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2, devices=devices
+    )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:

@@ -31,8 +31,15 @@ class Metrics:
         self.latest: dict[str, Any] = {key: value for row in rows for key, value in row.items()}
         self.rows = _Rows(self.workdir / FILE, [json.dumps(row) + '\n' for row in rows])
         self.board = _tensorboard(self.workdir / 'tensorboard', images_seen)
-        self.bar = tqdm(total=total_images, initial=images_seen, unit='image', desc='training', disable=not show,
-                        smoothing=0.05, dynamic_ncols=True)
+        self.bar = tqdm(
+            total=total_images,
+            initial=images_seen,
+            unit='image',
+            desc='training',
+            disable=not show,
+            smoothing=0.05,
+            dynamic_ncols=True,
+        )
         self.last = (images_seen, time.monotonic())
 
     def advance(self, images: int, loss: float) -> None:

@@ -19,8 +19,9 @@ from rsdiff.training.config import TrainConfig
 FILE = 'training_data.json'
 
 
-def record_training_data(workdir: epath.PathLike, config: TrainConfig, source: Source, allow_changes: bool,
-                         show: bool) -> None:
+def record_training_data(
+    workdir: epath.PathLike, config: TrainConfig, source: Source, allow_changes: bool, show: bool
+) -> None:
     """Writes both files, or adds to the fingerprints that are there.
 
     Args:
@@ -34,8 +35,9 @@ def record_training_data(workdir: epath.PathLike, config: TrainConfig, source: S
     before = read_json(path, 'restore it from a backup, or use another --workdir') if path.exists() else None
     if before is not None and not allow_changes:
         if changes := differing_files(field(before, 'files', dict, path), inventory.digests):
-            raise BadInput(f'{workdir}: its training data have changed: {changes}; use another --workdir, or '
-                           '--allow_config_change')
+            raise BadInput(
+                f'{workdir}: its training data have changed: {changes}; use another --workdir, or --allow_config_change'
+            )
     seen = _inherited(config.init_from) + inventory.trained_on
     if before is None and (workdir / 'checkpoints').exists() and known_of(workdir) is None:
         seen += TrainedOn(unknown=('what the run was trained on before fingerprints were kept',))
@@ -46,10 +48,15 @@ def record_training_data(workdir: epath.PathLike, config: TrainConfig, source: S
 def differing_files(old: dict[str, Any], new: dict[str, str]) -> str:
     """In words how the files of two data sets differ, each a digest by name; '' where they do not."""
     kinds = {
-        'added': sorted({*new} - {*old}), 'removed': sorted({*old} - {*new}),
-        'changed': sorted(name for name in {*old} & {*new} if old[name] != new[name])}
-    return ', '.join(f'{len(names)} {"file" if len(names) == 1 else "files"} {kind} ({names[0]}{", …" if len(names) > 1 else ""})'
-                     for kind, names in kinds.items() if names)
+        'added': sorted({*new} - {*old}),
+        'removed': sorted({*old} - {*new}),
+        'changed': sorted(name for name in {*old} & {*new} if old[name] != new[name]),
+    }
+    return ', '.join(
+        f'{len(names)} {"file" if len(names) == 1 else "files"} {kind} ({names[0]}{", …" if len(names) > 1 else ""})'
+        for kind, names in kinds.items()
+        if names
+    )
 
 
 def _row(inventory: Inventory) -> dict[str, Any]:

@@ -18,10 +18,12 @@ def make_optimizer(config: OptimizerConfig, batch_size: int, total_images: int) 
     """AdamW behind gradient clipping; see `OptimizerConfig` for the learning rate's course."""
     warmup = max(1, config.warmup_images // batch_size)
     steps = max(warmup + 1, total_images // batch_size)
-    rate = optax.warmup_cosine_decay_schedule(0.0, config.learning_rate, warmup, steps,
-                                              config.learning_rate * config.final_fraction)
-    return optax.chain(optax.clip_by_global_norm(config.clip_norm),
-                       optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay))
+    rate = optax.warmup_cosine_decay_schedule(
+        0.0, config.learning_rate, warmup, steps, config.learning_rate * config.final_fraction
+    )
+    return optax.chain(
+        optax.clip_by_global_norm(config.clip_norm), optax.adamw(rate, b2=config.b2, weight_decay=config.weight_decay)
+    )
 
 
 def ema_decay(config: EMAConfig, images_seen, batch_size: int):
@@ -41,16 +43,23 @@ class Trainer:
         self.sharding = meshes.tree_sharding(mesh, self.shapes)
         batch = meshes.batch_sharding(mesh)
         # Initialising is many small random kernels that run once; optimising them costs far more than it gives.
-        self.init = jax.jit(self._init, out_shardings=self.sharding,
-                            compiler_options={'xla_backend_optimization_level': 0}
-                            if jax.default_backend() == 'cpu' else None)
-        self.step = jax.jit(self._step, in_shardings=(self.sharding, batch), donate_argnums=0,
-                            out_shardings=(self.sharding, meshes.replicated(mesh)))
+        self.init = jax.jit(
+            self._init,
+            out_shardings=self.sharding,
+            compiler_options={'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None,
+        )
+        self.step = jax.jit(
+            self._step,
+            in_shardings=(self.sharding, batch),
+            donate_argnums=0,
+            out_shardings=(self.sharding, meshes.replicated(mesh)),
+        )
 
     def abstract_state(self) -> State:
         """Shapes, dtypes and shardings of the state, for restoring into."""
-        return jax.tree.map(lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding),
-                            self.shapes, self.sharding)
+        return jax.tree.map(
+            lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), self.shapes, self.sharding
+        )
 
     def with_parameters(self, state: State, params) -> State:
         """`state` with other parameters, as its average too. params: nested dicts of NumPy arrays."""
@@ -64,8 +73,12 @@ class Trainer:
     def _init(self, key) -> State:
         params = self.generator.init(key)
         # the average is a copy: two names for one buffer can't both be donated
-        return {'step': jnp.zeros((), jnp.int32), 'params': params, 'ema': jax.tree.map(jnp.copy, params),
-                'opt': self.optimizer.init(params)}
+        return {
+            'step': jnp.zeros((), jnp.int32),
+            'params': params,
+            'ema': jax.tree.map(jnp.copy, params),
+            'opt': self.optimizer.init(params),
+        }
 
     def _step(self, state: State, batch) -> tuple[State, dict[str, jax.Array]]:
         """One update from a batch of image uint8 (b, h, w, 3) and gsd_m (b,). Randomness is a function of the step."""

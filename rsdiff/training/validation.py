@@ -43,8 +43,10 @@ class Validation:
         noise = np.asarray(jax.random.normal(key, self.truth.shape))
         outputs = dict(out_shardings=meshes.replicated(mesh))
         self._loss_at = jax.jit(self._loss, **outputs)
-        self._sample = jax.jit(lambda params, lr, gsd_m, noise: trainer.generator.sample(
-            params, lr, gsd_m, noise, self.config.steps), **outputs)
+        self._sample = jax.jit(
+            lambda params, lr, gsd_m, noise: trainer.generator.sample(params, lr, gsd_m, noise, self.config.steps),
+            **outputs,
+        )
         self._sample_inputs = self.lr, gsd_m[sampled], noise
         self.truth, self.lr = to_uint8(self.truth), to_uint8(self.lr)
 
@@ -52,7 +54,10 @@ class Validation:
         """`validation_loss`, the mean, and `validation_loss_by_t`, from small t to large."""
         values = [self._loss_at(params, t, *self.batch) for t in self.timesteps]
         values = [float(value) for value in values]
-        return {'validation_loss': float(np.mean(values)), 'validation_loss_by_t': [round(value, 5) for value in values]}
+        return {
+            'validation_loss': float(np.mean(values)),
+            'validation_loss_by_t': [round(value, 5) for value in values],
+        }
 
     def sample(self, params) -> np.ndarray:
         """uint8 (samples, h, w, 3), with the same noise every time."""
@@ -60,19 +65,30 @@ class Validation:
 
     def judged(self, samples: np.ndarray, judge: Judge) -> dict[str, float]:
         """The mean of each of `judge`'s numbers over the samples, as `validation_<name>`."""
-        return {f'validation_{name}': float(np.mean(values))
-                for name, values in judge(samples, self.truth, self.lr).items()}
+        return {
+            f'validation_{name}': float(np.mean(values)) for name, values in judge(samples, self.truth, self.lr).items()
+        }
 
     def grid(self, samples: np.ndarray) -> np.ndarray:
         """uint8, a line an example: bicubic condition, sample, truth."""
         size = self.truth.shape[1]
-        lines = [np.concatenate([bicubic(lr, size, size), sample, truth], axis=1)
-                 for lr, sample, truth in zip(self.lr, samples, self.truth)]
+        lines = [
+            np.concatenate([bicubic(lr, size, size), sample, truth], axis=1)
+            for lr, sample, truth in zip(self.lr, samples, self.truth)
+        ]
         return np.concatenate(lines[: self.config.grid], axis=0)
 
     def _loss(self, params, t, x0, lr, gsd_m):
         generator = self.trainer.generator
         z0 = generator.to_diffused(x0, lr)
         eps = jax.random.normal(jax.random.fold_in(seed_key(self.trainer.config.seed), t), z0.shape)
-        return jnp.mean(objective.loss_terms(generator.denoiser(params, lr, gsd_m), generator.schedule,
-                                             generator.config.objective, z0, eps, jnp.full(len(z0), t)))
+        return jnp.mean(
+            objective.loss_terms(
+                generator.denoiser(params, lr, gsd_m),
+                generator.schedule,
+                generator.config.objective,
+                z0,
+                eps,
+                jnp.full(len(z0), t),
+            )
+        )

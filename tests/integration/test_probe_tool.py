@@ -16,8 +16,13 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, 'tools/probe.py', *map(str, arguments)], cwd=ROOT, capture_output=True, text=True,
-                          env={**os.environ, 'XLA_FLAGS': ''})
+    return subprocess.run(
+        [sys.executable, 'tools/probe.py', *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'XLA_FLAGS': ''},
+    )
 
 
 def test_colours_are_told_apart_and_what_has_no_label_is_named(tmp_path):

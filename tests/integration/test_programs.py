@@ -18,10 +18,17 @@ from rsdiff.data.folder import read_folder
 from rsdiff.data.images import read_image, write_image
 
 ROOT = Path(__file__).parents[2]
-SMALL = [f'--config.generator.model.{key}={value}' for key, value in {
-    'width': 16, 'multipliers': '(1, 2)', 'attention_levels': '(1,)', 'head_width': 16, 'rrdb_features': 8,
-    'rrdb_growth': 4}.items()] + [
-        '--config.data.size_px=32', '--config.batch_size=4', '--config.optimizer.final_fraction=1.0']
+SMALL = [
+    f'--config.generator.model.{key}={value}'
+    for key, value in {
+        'width': 16,
+        'multipliers': '(1, 2)',
+        'attention_levels': '(1,)',
+        'head_width': 16,
+        'rrdb_features': 8,
+        'rrdb_growth': 4,
+    }.items()
+] + ['--config.data.size_px=32', '--config.batch_size=4', '--config.optimizer.final_fraction=1.0']
 
 
 def run(*command, ok=True, devices=1):
@@ -49,15 +56,28 @@ def trained(tmp_path_factory):
         colour = (rng.integers(40, 90), 120, 60) if number % 2 else (180, rng.integers(130, 160), 90)
         noise = rng.normal(0, 12, (32, 32, 3))
         write_image(base / 'images' / name, np.clip(np.array(colour) + noise, 0, 255).astype(np.uint8))
-        lines.append({'file_name': name, 'label': 'ab'[number % 2], 'split': 'train' if number < 10 else 'test', 'gsd_m': 2})
+        lines.append(
+            {'file_name': name, 'label': 'ab'[number % 2], 'split': 'train' if number < 10 else 'test', 'gsd_m': 2}
+        )
     (base / 'images' / 'metadata.jsonl').write_text('\n'.join(map(json.dumps, lines)))
     command = train_command(base / 'images', base / 'run')
     return base / 'images', base / 'run', run(*command)
 
 
 def train_command(images, workdir, *more):
-    return ['train.py', '--config', 'configs/demo.py', '--workdir', workdir, *SMALL, f'--config.data.source={images}',
-            '--config.total_images=16', '--config.validation.steps=2', '--config.validation.examples=6', *more]
+    return [
+        'train.py',
+        '--config',
+        'configs/demo.py',
+        '--workdir',
+        workdir,
+        *SMALL,
+        f'--config.data.source={images}',
+        '--config.total_images=16',
+        '--config.validation.steps=2',
+        '--config.validation.examples=6',
+        *more,
+    ]
 
 
 def test_train_writes_what_it_says(trained):
@@ -75,8 +95,22 @@ def stored(folder):
 def test_sample_and_downstream_follow_from_it(trained, tmp_path):
     images, workdir, _ = trained
     write_image(tmp_path / 'lr.png', np.random.default_rng(0).integers(0, 256, (9, 12, 3), dtype=np.uint8))
-    mosaic = ['sample.py', '--checkpoint', workdir, '--condition', tmp_path / 'lr.png', '--gsd_m', 32, '--stages', 2,
-              '--steps', 2, '--supertile', 64, '--tiles']
+    mosaic = [
+        'sample.py',
+        '--checkpoint',
+        workdir,
+        '--condition',
+        tmp_path / 'lr.png',
+        '--gsd_m',
+        32,
+        '--stages',
+        2,
+        '--steps',
+        2,
+        '--supertile',
+        64,
+        '--tiles',
+    ]
     told = run(*mosaic, '--out', tmp_path / 'tiles', '--dry_run')
     assert not (tmp_path / 'tiles').exists() and told['estimated_seconds'] > 0 and told['disk_bytes_at_most'] > 0
     tiles = run(*mosaic, '--out', tmp_path / 'tiles')
@@ -87,22 +121,57 @@ def test_sample_and_downstream_follow_from_it(trained, tmp_path):
     run(*mosaic, '--out', tmp_path / 'others', '--batch_size', 1, '--workers', 2)
     assert stored(tmp_path / 'others') == stored(tmp_path / 'tiles')
     region = run(*mosaic, '--out', tmp_path / 'tiles', '--region', '50,60,30,70')
-    np.testing.assert_array_equal(read_image(region['picture']),
-                                  read_image(tmp_path / 'tiles' / 'stage_2.png')[50:80, 60:130])
+    np.testing.assert_array_equal(
+        read_image(region['picture']), read_image(tmp_path / 'tiles' / 'stage_2.png')[50:80, 60:130]
+    )
 
     # another format, later, is no other setting, and samples nothing
     before = stored(tmp_path / 'tiles')
     again = run(*mosaic, '--out', tmp_path / 'tiles', '--format', 'viewer')
-    assert again['files'] == [str(tmp_path / 'tiles' / 'viewer' / 'index.html')] and again['seconds'] == tiles['seconds']
+    assert (
+        again['files'] == [str(tmp_path / 'tiles' / 'viewer' / 'index.html')] and again['seconds'] == tiles['seconds']
+    )
     assert len(list((tmp_path / 'tiles' / 'viewer' / 'tiles').iterdir())) == 3 and stored(tmp_path / 'tiles') == before
 
-    made = run('sample.py', '--checkpoint', workdir, '--condition', images, '--split', 'train', '--degrade', '--variants',
-               2, '--steps', 2, '--out', tmp_path / 'synthetic')
+    made = run(
+        'sample.py',
+        '--checkpoint',
+        workdir,
+        '--condition',
+        images,
+        '--split',
+        'train',
+        '--degrade',
+        '--variants',
+        2,
+        '--steps',
+        2,
+        '--out',
+        tmp_path / 'synthetic',
+    )
     assert made['images'] == 20 == len(read_folder(tmp_path / 'synthetic'))
 
-    result = run('tools/downstream.py', '--real', images, '--synthetic', tmp_path / 'synthetic', '--out',
-                 tmp_path / 'downstream', '--encoder', 'tiny', '--seeds', 2, '--steps', 3, '--image_size_px', 16, '--batch', 4, '--arms',
-                 'real,synthetic,real+synthetic,bicubic')
+    result = run(
+        'tools/downstream.py',
+        '--real',
+        images,
+        '--synthetic',
+        tmp_path / 'synthetic',
+        '--out',
+        tmp_path / 'downstream',
+        '--encoder',
+        'tiny',
+        '--seeds',
+        2,
+        '--steps',
+        3,
+        '--image_size_px',
+        16,
+        '--batch',
+        4,
+        '--arms',
+        'real,synthetic,real+synthetic,bicubic',
+    )
     assert result == json.loads((tmp_path / 'downstream' / 'summary.json').read_text())
     for name in ('table.csv', 'table.md', 'table.tex', 'accuracy.png', 'report.html'):
         assert (tmp_path / 'downstream' / name).stat().st_size > 0
@@ -110,21 +179,63 @@ def test_sample_and_downstream_follow_from_it(trained, tmp_path):
 
 def test_the_downstream_script_makes_its_own_synthetic_images(trained, tmp_path):
     images, workdir, _ = trained
-    env = {**os.environ, 'XLA_FLAGS': '', 'RSDIFF_NO_VENV': '1', 'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}'}
+    env = {
+        **os.environ,
+        'XLA_FLAGS': '',
+        'RSDIFF_NO_VENV': '1',
+        'PATH': f'{Path(sys.executable).parent}:{os.environ["PATH"]}',
+    }
     script = ['bash', ROOT / 'tools' / 'downstream.sh']
-    done = subprocess.run([*script, '--real', images, '--checkpoint', workdir, '--out', 'out', '--variants=1', '--steps', '2',
-                           '--strength', '0.5', '--solver', 'dpm++2m', '--encoder', 'tiny', '--seeds', '1', '--', '--steps', '2', '--image_size_px', '16', '--batch', '4',
-                           '--arms', 'real,synthetic,real+synthetic'],
-                          cwd=tmp_path, env=env, capture_output=True, text=True)
+    done = subprocess.run(
+        [
+            *script,
+            '--real',
+            images,
+            '--checkpoint',
+            workdir,
+            '--out',
+            'out',
+            '--variants=1',
+            '--steps',
+            '2',
+            '--strength',
+            '0.5',
+            '--solver',
+            'dpm++2m',
+            '--encoder',
+            'tiny',
+            '--seeds',
+            '1',
+            '--',
+            '--steps',
+            '2',
+            '--image_size_px',
+            '16',
+            '--batch',
+            '4',
+            '--arms',
+            'real,synthetic,real+synthetic',
+        ],
+        cwd=tmp_path,
+        env=env,
+        capture_output=True,
+        text=True,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert [row['arm'] for row in result['rows']] == ['untrained', 'real', 'synthetic', 'real+synthetic 1:1']
     made = read_folder(tmp_path / 'out' / 'synthetic')
     assert len(made) == 10 and {entry.extra['strength'] for entry in made} == {0.5}
-    for wrong in ([], ['--real', images], ['--real', images, '--out', 'x', '--checkpoint', 'a', '--synthetic', 'b'], ['-x'], ['--real'],
-                  ['--real', images, '--out', 'x', '--synthetic', images, '--variants', '2'],
-                  ['--real', images, '--out', 'x', '--synthetic', images, '--preset', 'other'],
-                  ['--real', images, '--out', 'x', '--synthetic', 'none']):
+    for wrong in (
+        [],
+        ['--real', images],
+        ['--real', images, '--out', 'x', '--checkpoint', 'a', '--synthetic', 'b'],
+        ['-x'],
+        ['--real'],
+        ['--real', images, '--out', 'x', '--synthetic', images, '--variants', '2'],
+        ['--real', images, '--out', 'x', '--synthetic', images, '--preset', 'other'],
+        ['--real', images, '--out', 'x', '--synthetic', 'none'],
+    ):
         done = subprocess.run([*script, *wrong], cwd=tmp_path, env=env, capture_output=True, text=True)
         assert done.returncode == 2 and done.stderr.startswith('error: ') and done.stderr.count('\n') == 1
 
@@ -134,10 +245,38 @@ def test_eight_devices_train_what_one_device_samples_as_eight_do(trained, tmp_pa
     run(*train_command(images, tmp_path / 'run', '--config.batch_size=8', '--config.mesh.fsdp=2'), devices=8)
     for devices in (1, 8):
         out = tmp_path / f'on_{devices}'
-        run('sample.py', '--checkpoint', tmp_path / 'run', '--condition', images, '--split', 'test', '--degrade', '--steps',
-            2, '--batch_size', 8, '--out', out, devices=devices)
-        run('sample.py', '--checkpoint', tmp_path / 'run', '--condition', images / '0.png', '--gsd_m', 8, '--steps', 2,
-            '--tiles', '--out', tmp_path / f'tiles_on_{devices}', devices=devices)
+        run(
+            'sample.py',
+            '--checkpoint',
+            tmp_path / 'run',
+            '--condition',
+            images,
+            '--split',
+            'test',
+            '--degrade',
+            '--steps',
+            2,
+            '--batch_size',
+            8,
+            '--out',
+            out,
+            devices=devices,
+        )
+        run(
+            'sample.py',
+            '--checkpoint',
+            tmp_path / 'run',
+            '--condition',
+            images / '0.png',
+            '--gsd_m',
+            8,
+            '--steps',
+            2,
+            '--tiles',
+            '--out',
+            tmp_path / f'tiles_on_{devices}',
+            devices=devices,
+        )
     assert stored(tmp_path / 'tiles_on_1') == stored(tmp_path / 'tiles_on_8') != {}
     for entry in read_folder(tmp_path / 'on_1'):
         one, eight = (read_image(tmp_path / f'on_{n}' / entry.file_name).astype(int) for n in (1, 8))
@@ -158,11 +297,29 @@ def test_a_release_samples_like_its_run(trained, tmp_path):
     run('tools/release.py', '--checkpoint', workdir, '--out', tmp_path / 'weights')
     assert read_image(tmp_path / 'weights' / 'loss.png').std() > 0
     assert (read_image(tmp_path / 'weights' / 'samples.png') == read_image(max((workdir / 'samples').iterdir()))).all()
-    sampled = run('sample.py', '--checkpoint', tmp_path / 'weights', '--condition', images, '--steps', 2, '--out',
-                  tmp_path / 'out')
+    sampled = run(
+        'sample.py',
+        '--checkpoint',
+        tmp_path / 'weights',
+        '--condition',
+        images,
+        '--steps',
+        2,
+        '--out',
+        tmp_path / 'out',
+    )
     assert sampled['checkpoint'] == released['digest'] and sampled['pixels'] == 16 * 128 * 128
-    again = run('sample.py', '--checkpoint', tmp_path / 'weights', '--condition', images, '--steps', 2, '--out',
-                tmp_path / 'out')
+    again = run(
+        'sample.py',
+        '--checkpoint',
+        tmp_path / 'weights',
+        '--condition',
+        images,
+        '--steps',
+        2,
+        '--out',
+        tmp_path / 'out',
+    )
     assert again == sampled
     assert 'not of a release' in run('tools/release.py', '--checkpoint', workdir, '--out', workdir, ok=False)
 
@@ -182,8 +339,14 @@ def test_the_demo_begins_with_what_it_needs_and_spares_other_folders(tmp_path):
 def test_sigterm_saves_and_the_same_command_continues(trained, tmp_path):
     images, _, _ = trained
     command = train_command(images, tmp_path / 'run', '--config.total_images=100000')
-    process = subprocess.Popen([sys.executable, *map(str, command)], cwd=ROOT, env={**os.environ, 'XLA_FLAGS': ''},
-                               stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen(
+        [sys.executable, *map(str, command)],
+        cwd=ROOT,
+        env={**os.environ, 'XLA_FLAGS': ''},
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
     metrics = tmp_path / 'run' / 'metrics.jsonl'
     for _ in range(4800):
         if metrics.exists() and metrics.read_text():
@@ -198,51 +361,59 @@ def test_sigterm_saves_and_the_same_command_continues(trained, tmp_path):
     assert again['images_seen'] == stopped['images_seen'] + 4
 
 
-@pytest.mark.parametrize('arguments, message', [
-    (['--config.batch_sice=3'], "batch_size"),
-    (['--config.data.source=/nowhere'], '/nowhere: no such folder'),
-    (['--config.optimizer.learning_rate=fast'], 'learning_rate'),
-    (['stray'], "unexpected argument 'stray'"),
-    (['--config.data.size_px=36'], 'size_px 36'),
-    (["--config.validation.measures=('beauty',)"], "no paired measure 'beauty'"),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        (['--config.batch_sice=3'], 'batch_size'),
+        (['--config.data.source=/nowhere'], '/nowhere: no such folder'),
+        (['--config.optimizer.learning_rate=fast'], 'learning_rate'),
+        (['stray'], "unexpected argument 'stray'"),
+        (['--config.data.size_px=36'], 'size_px 36'),
+        (["--config.validation.measures=('beauty',)"], "no paired measure 'beauty'"),
+    ],
+)
 def test_train_says_what_is_wrong(trained, tmp_path, arguments, message):
     assert message in run(*train_command(trained[0], tmp_path / 'run', *arguments), ok=False)
 
 
-@pytest.mark.parametrize('change, message', [
-    ({'--condition': 'missing.png'}, 'missing.png: no such image'),
-    ({'--condition': 'text.png'}, 'text.png: not a readable image'),
-    ({'--region': '0,0,65,8'}, 'region 0,0,65,8 is not in the canvas, 64 px high and 64 px wide'),
-    ({'--region': '0,0,8,8', '--format': 'png'}, '--format does not go with --region'),
-    ({'--region': '0,0,8'}, '--region is 0,0,8; it must be 4 numbers'),
-    ({'--phases': '3'}, 'phases is 3; 2 steps allow 1 to 2'),
-    ({'--plan': 'spot', '--overlap': '4'}, 'plan spot has no overlap'),
-    ({'--plan': 'slow'}, 'plan'),
-    ({'--consistency_strength': '2'}, '--consistency_strength is 2'),
-    ({'--format': 'png,jpg'}, "format 'jpg' is none of zarr, png, tif, viewer"),
-    ({'--condition': 'deep.png'}, 'more than 8 bits'),
-    ({'--condition': 'deep.tif'}, 'value_range has to tell'),
-    ({'--condition': 'deep.tif', '--bands': '1,2,9', '--value_range': '0,9'}, 'bands'),
-    ({'--gsd_m': '0'}, '--gsd_m is 0'),
-    ({'--gsd_m': '-4'}, '--gsd_m is -4'),
-    ({'--gsd_m': None}, '--gsd_m'),
-    ({'--gsd_m': 'far'}, 'gsd_m'),
-    ({'--checkpoint': 'empty'}, 'not a checkpoint'),
-    ({'--checkpoint': None}, 'give --checkpoint'),
-    ({'--out': 'theirs'}, 'is not output of this program'),
-    ({'--out': 'text.png'}, 'is a file'),
-    ({'--out': 'text.png/deeper'}, 'Not a directory'),
-    ({'--steps': '1001'}, 'steps is 1001'),
-    ({'--stages': '0'}, '--stages is 0'),
-    ({'--variants': '5'}, '--variants does not go with --tiles'),
-    ({'--condition': 'empty'}, 'empty'),
-])
+@pytest.mark.parametrize(
+    'change, message',
+    [
+        ({'--condition': 'missing.png'}, 'missing.png: no such image'),
+        ({'--condition': 'text.png'}, 'text.png: not a readable image'),
+        ({'--region': '0,0,65,8'}, 'region 0,0,65,8 is not in the canvas, 64 px high and 64 px wide'),
+        ({'--region': '0,0,8,8', '--format': 'png'}, '--format does not go with --region'),
+        ({'--region': '0,0,8'}, '--region is 0,0,8; it must be 4 numbers'),
+        ({'--phases': '3'}, 'phases is 3; 2 steps allow 1 to 2'),
+        ({'--plan': 'spot', '--overlap': '4'}, 'plan spot has no overlap'),
+        ({'--plan': 'slow'}, 'plan'),
+        ({'--consistency_strength': '2'}, '--consistency_strength is 2'),
+        ({'--format': 'png,jpg'}, "format 'jpg' is none of zarr, png, tif, viewer"),
+        ({'--condition': 'deep.png'}, 'more than 8 bits'),
+        ({'--condition': 'deep.tif'}, 'value_range has to tell'),
+        ({'--condition': 'deep.tif', '--bands': '1,2,9', '--value_range': '0,9'}, 'bands'),
+        ({'--gsd_m': '0'}, '--gsd_m is 0'),
+        ({'--gsd_m': '-4'}, '--gsd_m is -4'),
+        ({'--gsd_m': None}, '--gsd_m'),
+        ({'--gsd_m': 'far'}, 'gsd_m'),
+        ({'--checkpoint': 'empty'}, 'not a checkpoint'),
+        ({'--checkpoint': None}, 'give --checkpoint'),
+        ({'--out': 'theirs'}, 'is not output of this program'),
+        ({'--out': 'text.png'}, 'is a file'),
+        ({'--out': 'text.png/deeper'}, 'Not a directory'),
+        ({'--steps': '1001'}, 'steps is 1001'),
+        ({'--stages': '0'}, '--stages is 0'),
+        ({'--variants': '5'}, '--variants does not go with --tiles'),
+        ({'--condition': 'empty'}, 'empty'),
+    ],
+)
 def test_sample_says_what_is_wrong(trained, tmp_path, change, message):
     image = np.zeros((16, 16, 3), np.uint8)
     write_image(tmp_path / 'lr.png', image)
     rasterio = pytest.importorskip('rasterio', reason='GeoTIFF needs the `geo` extra')
-    with rasterio.open(tmp_path / 'deep.tif', 'w', driver='GTiff', width=16, height=16, count=3, dtype='uint16') as file:
+    with rasterio.open(
+        tmp_path / 'deep.tif', 'w', driver='GTiff', width=16, height=16, count=3, dtype='uint16'
+    ) as file:
         file.write(np.moveaxis(image, -1, 0).astype(np.uint16))
     Image.fromarray(np.zeros((16, 16), np.uint16)).save(tmp_path / 'deep.png')
     write_image(tmp_path / 'wide.png', np.zeros((1, 10_000, 3), np.uint8))
@@ -250,10 +421,20 @@ def test_sample_says_what_is_wrong(trained, tmp_path, change, message):
     (tmp_path / 'empty').mkdir()
     (tmp_path / 'theirs').mkdir()
     (tmp_path / 'theirs' / 'notes.txt').write_text('keep me')
-    arguments = {'--checkpoint': trained[1], '--condition': 'lr.png', '--gsd_m': '8', '--out': 'out', '--steps': '2'} | change
+    arguments = {
+        '--checkpoint': trained[1],
+        '--condition': 'lr.png',
+        '--gsd_m': '8',
+        '--out': 'out',
+        '--steps': '2',
+    } | change
     paths = ('--condition', '--out', '--checkpoint')
-    command = [x for key, value in arguments.items() if value is not None
-               for x in (key, tmp_path / value if key in paths else value)]
+    command = [
+        x
+        for key, value in arguments.items()
+        if value is not None
+        for x in (key, tmp_path / value if key in paths else value)
+    ]
     assert message in run('sample.py', '--tiles', *command, ok=False)
     assert [p.name for p in (tmp_path / 'theirs').iterdir()] == ['notes.txt']
 
@@ -263,5 +444,7 @@ def test_a_checkpoint_of_another_config_is_refused(trained, tmp_path):
     config = json.loads((tmp_path / 'run' / 'config.json').read_text())
     config['generator']['model']['blocks'] = 2
     (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
-    line = run('sample.py', '--checkpoint', tmp_path / 'run', '--condition', trained[0], '--out', tmp_path / 'out', ok=False)
+    line = run(
+        'sample.py', '--checkpoint', tmp_path / 'run', '--condition', trained[0], '--out', tmp_path / 'out', ok=False
+    )
     assert 'belong to another config' in line

@@ -23,6 +23,7 @@ PLAN = make_plan('fast', 64, steps=2, phases=2, overlap_px=8)
 
 def mosaic(out, condition, tint):
     """Windows that print noise on an enlarged condition, and `tint` times their mean noise over all of them."""
+
     def image(lr, x):
         enlarged = jnp.repeat(jnp.repeat(lr, 4, 1), 4, 2)
         return 0.5 * enlarged + 0.1 * x + tint * x.mean((1, 2), keepdims=True)
@@ -34,8 +35,13 @@ def mosaic(out, condition, tint):
 
 
 def run(*arguments):
-    return subprocess.run([sys.executable, 'tools/seam_report.py', *map(str, arguments)], cwd=ROOT, capture_output=True,
-                          text=True, env={**os.environ, 'XLA_FLAGS': ''})
+    return subprocess.run(
+        [sys.executable, 'tools/seam_report.py', *map(str, arguments)],
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        env={**os.environ, 'XLA_FLAGS': ''},
+    )
 
 
 @pytest.fixture(scope='module')
@@ -50,8 +56,15 @@ def folders(tmp_path_factory):
 
 
 def test_the_bad_control_is_caught_on_the_grid_that_made_it_and_the_others_pass(folders):
-    done = run(folders / 'good', '--control', f'tinted={folders / "bad"}', '--control', f'real={folders / "real.png"}',
-               '--block_px', 128)
+    done = run(
+        folders / 'good',
+        '--control',
+        f'tinted={folders / "bad"}',
+        '--control',
+        f'real={folders / "real.png"}',
+        '--block_px',
+        128,
+    )
     assert done.returncode == 0, done.stderr[-2000:]
     result = json.loads(done.stdout.splitlines()[-1])
     assert result == json.loads((folders / 'good' / 'seams.json').read_text())
@@ -65,21 +78,26 @@ def test_the_bad_control_is_caught_on_the_grid_that_made_it_and_the_others_pass(
             assert grid['band all']['low'] < 1.1
     over = seams['good / real']['windows of phase 1']['step all']
     assert over['low'] < 1.01 and over['high'] > 0.99
-    assert over['value'] == pytest.approx(seams['good']['windows of phase 1']['step all']['value'] /
-                                          seams['real']['windows of phase 1']['step all']['value'])
+    assert over['value'] == pytest.approx(
+        seams['good']['windows of phase 1']['step all']['value']
+        / seams['real']['windows of phase 1']['step all']['value']
+    )
     assert last['tinted']['band all']['low'] > 1.5
     assert last['tinted']['band all']['low'] > last['good']['band all']['high']
     assert 'overlap' in last['good'] and 'overlap' not in seams['good']['supertiles']
     assert '| tinted |' in (folders / 'good' / 'seams.md').read_text()
 
 
-@pytest.mark.parametrize('arguments, message', [
-    ([], 'the first argument must be the folder of a mosaic'),
-    (['.'], 'holds no mosaic'),
-    (['GOOD', '--control', 'SMALL'], 'say NAME=IMAGE'),
-    (['GOOD', '--control', 'real=SMALL'], '40×30 px'),
-    (['GOOD', '--stage', '7'], '--stage is 7; '),
-])
+@pytest.mark.parametrize(
+    'arguments, message',
+    [
+        ([], 'the first argument must be the folder of a mosaic'),
+        (['.'], 'holds no mosaic'),
+        (['GOOD', '--control', 'SMALL'], 'say NAME=IMAGE'),
+        (['GOOD', '--control', 'real=SMALL'], '40×30 px'),
+        (['GOOD', '--stage', '7'], '--stage is 7; '),
+    ],
+)
 def test_what_is_wrong_is_said_in_a_line(folders, tmp_path, arguments, message):
     write_image(tmp_path / 'small.png', np.zeros((30, 40, 3), np.uint8))
     names = {'GOOD': folders / 'good', 'SMALL': tmp_path / 'small.png'}
@@ -89,11 +107,17 @@ def test_what_is_wrong_is_said_in_a_line(folders, tmp_path, arguments, message):
     assert done.returncode == 2 and message in done.stderr.strip().splitlines()[-1], done.stderr[-2000:]
 
 
-@pytest.mark.parametrize('changes, message', [
-    ({'supertile_px': 0}, 'settings.json'),
-    ({'window_px': '64'}, "settings.json: 'window_px' is str"),
-    ({'phases': [{'steps': 1, 'stride_px': 0, 'offset': [0, 0], 'crop_px': 0, 'ramp_px': 0}]}, 'can not be laid out'),
-])
+@pytest.mark.parametrize(
+    'changes, message',
+    [
+        ({'supertile_px': 0}, 'settings.json'),
+        ({'window_px': '64'}, "settings.json: 'window_px' is str"),
+        (
+            {'phases': [{'steps': 1, 'stride_px': 0, 'offset': [0, 0], 'crop_px': 0, 'ramp_px': 0}]},
+            'can not be laid out',
+        ),
+    ],
+)
 def test_settings_that_no_mosaic_has_are_named(folders, changes, message):
     path = folders / 'good' / 'settings.json'
     before = path.read_text()

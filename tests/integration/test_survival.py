@@ -28,12 +28,31 @@ from rsdiff.training.loop import train
 
 
 def small(images):
-    return from_dict(TrainConfig, {
-        'generator': {'model': dict(width=16, multipliers=(1,), blocks=1, attention_levels=(), head_width=16, patch=4,
-                                    rrdb_features=8, rrdb_growth=4, rrdb_blocks=1)},
-        'data': {'source': str(images), 'size_px': 16, 'threads': 1, 'gsd_m': 10.0}, 'degradation': to_dict(LIGHT),
-        'batch_size': 8, 'total_images': 32, 'log_images': 8, 'checkpoint_images': 16,
-        'validation': {'every_images': 10**9, 'examples': 8, 'grid': 1, 'bins': 1, 'steps': 1}})
+    return from_dict(
+        TrainConfig,
+        {
+            'generator': {
+                'model': dict(
+                    width=16,
+                    multipliers=(1,),
+                    blocks=1,
+                    attention_levels=(),
+                    head_width=16,
+                    patch=4,
+                    rrdb_features=8,
+                    rrdb_growth=4,
+                    rrdb_blocks=1,
+                )
+            },
+            'data': {'source': str(images), 'size_px': 16, 'threads': 1, 'gsd_m': 10.0},
+            'degradation': to_dict(LIGHT),
+            'batch_size': 8,
+            'total_images': 32,
+            'log_images': 8,
+            'checkpoint_images': 16,
+            'validation': {'every_images': 10**9, 'examples': 8, 'grid': 1, 'bins': 1, 'steps': 1},
+        },
+    )
 
 
 @pytest.fixture
@@ -106,8 +125,9 @@ def test_kills_change_nothing(config, kills, tmp_path, capsys):
         before = metrics.stat().st_ino if metrics.exists() else None
         process = in_its_own_process(_train, config, workdir)
         # what was told beyond the last checkpoint is taken back at the start, in a new file
-        while process.is_alive() and (not metrics.exists() or metrics.stat().st_ino == before or
-                                      steps_told(workdir) < target):
+        while process.is_alive() and (
+            not metrics.exists() or metrics.stat().st_ino == before or steps_told(workdir) < target
+        ):
             time.sleep(0.01)
         while process.is_alive() and number % 2 and not any((workdir / 'checkpoints').glob('*tmp*')):
             time.sleep(0.0005)
@@ -150,7 +170,9 @@ def test_a_full_disk_is_said_before_anything_is_written(config, tmp_path, monkey
     train(until(config, 16), tmp_path / 'run', show=False)
     usage = shutil.disk_usage(tmp_path)
     monkeypatch.setattr(shutil, 'disk_usage', lambda _: usage._replace(free=100_000))
-    with pytest.raises(OSError, match=r'takes \d.* and 0.1 MB are free.*Free some space and run the same command again'):
+    with pytest.raises(
+        OSError, match=r'takes \d.* and 0.1 MB are free.*Free some space and run the same command again'
+    ):
         train(config, tmp_path / 'run', show=False)
     assert [p.name for p in (tmp_path / 'run' / 'checkpoints').iterdir()] == ['2']
 
@@ -175,8 +197,16 @@ def alter(folder):
     shutil.copytree(folder.parent / '2' / 'params', folder / 'params')
 
 
-@pytest.mark.parametrize('damage', [cut, flip, alter, lambda folder: shutil.rmtree(folder / 'opt'),
-                                    lambda folder: shutil.rmtree(folder / 'fingerprints')])
+@pytest.mark.parametrize(
+    'damage',
+    [
+        cut,
+        flip,
+        alter,
+        lambda folder: shutil.rmtree(folder / 'opt'),
+        lambda folder: shutil.rmtree(folder / 'fingerprints'),
+    ],
+)
 def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(config, tmp_path, damage, caplog):
     train(config, tmp_path / 'run', show=False)
     whole = leaves(tmp_path / 'run')
@@ -205,16 +235,27 @@ def wrapped(folder):
     raise Exception('Encountered error while reading array index') from ValueError('UNAVAILABLE: try again later')
 
 
-@pytest.mark.parametrize('failure, message', [
-    (proc_mem, '(?i)input/output error|EIO'), (stale, 'Stale'), (wrapped, 'Encountered'),
-    (lambda folder: (_ for _ in ()).throw(OSError(errno.EACCES, 'Permission denied', str(folder))), 'Permission denied')])
+@pytest.mark.parametrize(
+    'failure, message',
+    [
+        (proc_mem, '(?i)input/output error|EIO'),
+        (stale, 'Stale'),
+        (wrapped, 'Encountered'),
+        (
+            lambda folder: (_ for _ in ()).throw(OSError(errno.EACCES, 'Permission denied', str(folder))),
+            'Permission denied',
+        ),
+    ],
+)
 def test_what_can_not_be_read_now_is_named_and_not_moved(saved, tmp_path, monkeypatch, failure, message):
     run = tmp_path / 'run'
     shutil.copytree(saved[1], run)
     if failure is proc_mem:
         proc_mem(run / 'checkpoints' / '4')
     else:
-        monkeypatch.setattr(ocp.CheckpointManager, 'restore', lambda self, step, **_: failure(self.directory / str(step)))
+        monkeypatch.setattr(
+            ocp.CheckpointManager, 'restore', lambda self, step, **_: failure(self.directory / str(step))
+        )
     for attempt in (lambda: train(saved[0], run, show=False), lambda: load_generator(run)):
         with pytest.raises(OSError, match=message) as raised:
             attempt()
@@ -249,8 +290,20 @@ def test_weights_that_are_not_finite_are_refused(saved, tmp_path):
         assert name in str(raised.value)
 
 
-@pytest.mark.parametrize('content', [b'', b'{"seed":', b'[]', b'\xff\xfe', b'{"data": {"gsd_m": NaN}}', b'{"data": {"gsd_m": -1}}',
-                                     b'{"data": {"gsd_m": 1e999}}', b'{"seed": ' + b'9' * 5000 + b'}', b'[' * 100_000])
+@pytest.mark.parametrize(
+    'content',
+    [
+        b'',
+        b'{"seed":',
+        b'[]',
+        b'\xff\xfe',
+        b'{"data": {"gsd_m": NaN}}',
+        b'{"data": {"gsd_m": -1}}',
+        b'{"data": {"gsd_m": 1e999}}',
+        b'{"seed": ' + b'9' * 5000 + b'}',
+        b'[' * 100_000,
+    ],
+)
 def test_a_spoilt_config_is_bad_input(saved, tmp_path, content):
     shutil.copytree(saved[1], tmp_path / 'run')
     (tmp_path / 'run' / 'config.json').write_bytes(content)

@@ -24,17 +24,35 @@ from rsdiff.training.config import EMAConfig, OptimizerConfig, TrainConfig, from
 from rsdiff.training.loop import train
 from rsdiff.training.state import Trainer, ema_decay, make_optimizer
 
-MODEL = dict(width=16, multipliers=(1,), blocks=1, attention_levels=(), head_width=16, patch=4, rrdb_features=8,
-             rrdb_growth=4, rrdb_blocks=1)
+MODEL = dict(
+    width=16,
+    multipliers=(1,),
+    blocks=1,
+    attention_levels=(),
+    head_width=16,
+    patch=4,
+    rrdb_features=8,
+    rrdb_growth=4,
+    rrdb_blocks=1,
+)
 
 
 @pytest.fixture
 def config(image_folder):
-    return from_dict(TrainConfig, {
-        'generator': {'model': MODEL}, 'data': {'source': str(image_folder), 'size_px': 16}, 'batch_size': 8,
-        'degradation': to_dict(LIGHT), 'optimizer': {'learning_rate': 1e-3, 'warmup_images': 16}, 'total_images': 32,
-        'log_images': 8, 'checkpoint_images': 1000,
-        'validation': {'every_images': 1000, 'examples': 8, 'bins': 2, 'steps': 2}})
+    return from_dict(
+        TrainConfig,
+        {
+            'generator': {'model': MODEL},
+            'data': {'source': str(image_folder), 'size_px': 16},
+            'batch_size': 8,
+            'degradation': to_dict(LIGHT),
+            'optimizer': {'learning_rate': 1e-3, 'warmup_images': 16},
+            'total_images': 32,
+            'log_images': 8,
+            'checkpoint_images': 1000,
+            'validation': {'every_images': 1000, 'examples': 8, 'bins': 2, 'steps': 2},
+        },
+    )
 
 
 def until(config, images):
@@ -69,7 +87,7 @@ def test_a_run_leaves_metrics_samples_and_a_summary(config, tmp_path):
     rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
     assert [row['images_seen'] for row in rows if 'loss' in row] == [8, 16, 24, 32]
     assert all(np.isfinite(row['loss']) and row['images_skipped'] == 0 for row in rows if 'loss' in row)
-    validation, = (row for row in rows if 'validation_loss' in row)
+    (validation,) = (row for row in rows if 'validation_loss' in row)
     assert validation['images_seen'] == 32 and len(validation['validation_loss_by_t']) == 2
     assert validation['validation_loss'] == pytest.approx(np.mean(validation['validation_loss_by_t']), abs=1e-4)
     assert summary['finished'] and summary['parameters'] > 1000
@@ -79,11 +97,16 @@ def test_a_run_leaves_metrics_samples_and_a_summary(config, tmp_path):
 
 def test_validation_rows_tell_what_a_judge_says_of_the_samples_that_are_shown(config, tmp_path):
     config = dataclasses.replace(config, total_images=8, validation=dataclasses.replace(config.validation, samples=6))
-    judge = lambda samples, truths, conditions: {'psnr': psnr(samples, truths), 'side': [conditions.shape[1]] * len(samples)}
+    judge = lambda samples, truths, conditions: {
+        'psnr': psnr(samples, truths),
+        'side': [conditions.shape[1]] * len(samples),
+    }
     summary = train(config, tmp_path / 'run', show=False, judge=judge)
     with Image.open(tmp_path / 'run' / 'samples' / '000000008.png') as grid:
         _, samples, truths = np.moveaxis(np.asarray(grid).reshape(6, 16, 3, 16, 3), 2, 0)
-    assert summary['validation_psnr'] == pytest.approx(np.mean(psnr(samples, truths))) and summary['validation_side'] == 4
+    assert (
+        summary['validation_psnr'] == pytest.approx(np.mean(psnr(samples, truths))) and summary['validation_side'] == 4
+    )
 
 
 def test_tensorboard_is_told_what_the_rows_say(config, tmp_path):
@@ -108,8 +131,10 @@ def losses_and_params(config, fsdp, devices, source, steps=2):
 def test_sharded_training_is_replicated_training(config, fsdp, monkeypatch):
     monkeypatch.setattr(meshes, 'MIN_SHARDED_SIZE', 64)
     rng = np.random.default_rng(0)
-    data = [{'image': rng.integers(0, 256, (8, 16, 16, 3), dtype=np.uint8), 'gsd_m': np.full(8, 10, np.float32)}
-            for _ in range(2)]
+    data = [
+        {'image': rng.integers(0, 256, (8, 16, 16, 3), dtype=np.uint8), 'gsd_m': np.full(8, 10, np.float32)}
+        for _ in range(2)
+    ]
     one, params_one, _ = losses_and_params(config, 1, 1, lambda n: data[n])
     many, params_many, state = losses_and_params(config, fsdp, 8, lambda n: data[n])
     np.testing.assert_allclose(one, many, rtol=1e-5)
@@ -121,8 +146,10 @@ def test_sharded_training_is_replicated_training(config, fsdp, monkeypatch):
 
 def test_accumulation_averages_the_gradients_of_its_parts(config):
     """The gradient's norm as reported, against the parts' gradients by hand."""
-    data = {'image': np.random.default_rng(1).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8),
-            'gsd_m': np.full(8, 10, np.float32)}
+    data = {
+        'image': np.random.default_rng(1).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8),
+        'gsd_m': np.full(8, 10, np.float32),
+    }
     mesh = meshes.make_mesh(1, jax.devices()[:1])
     trainer = Trainer(dataclasses.replace(config, accumulation=2), mesh)
     state = trainer.init(jax.random.key(0))
@@ -131,7 +158,9 @@ def test_accumulation_averages_the_gradients_of_its_parts(config):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 0), number)
         key_degrade, key_loss = jax.random.split(key)
         x0, lr = trainer.conditions(data['image'][number::2], key_degrade)
-        return jax.grad(lambda p: trainer.generator.loss(p, x0, lr, data['gsd_m'][number::2], key_loss))(state['params'])
+        return jax.grad(lambda p: trainer.generator.loss(p, x0, lr, data['gsd_m'][number::2], key_loss))(
+            state['params']
+        )
 
     parts = [jax.jit(part_gradient, static_argnums=0)(number) for number in (0, 1)]
     expected = float(optax.global_norm(jax.tree.map(lambda a, b: (a + b) / 2, *parts)))
@@ -165,8 +194,14 @@ def test_nothing_that_is_not_finite_is_ever_saved(config, tmp_path, monkeypatch)
 
 
 def test_a_loss_that_is_not_finite_names_its_examples(config, tmp_path, monkeypatch):
-    monkeypatch.setattr(Trainer, '_step', lambda self, state, batch: (
-        state | {'step': state['step'] + 1}, {'loss': jnp.where(state['step'] == 1, jnp.inf, 1.0), 'grad_norm': 1.0}))
+    monkeypatch.setattr(
+        Trainer,
+        '_step',
+        lambda self, state, batch: (
+            state | {'step': state['step'] + 1},
+            {'loss': jnp.where(state['step'] == 1, jnp.inf, 1.0), 'grad_norm': 1.0},
+        ),
+    )
     with pytest.raises(FloatingPointError, match='nonfinite.json'):
         train(config, tmp_path / 'run', show=False)
     told = json.loads((tmp_path / 'run' / 'nonfinite.json').read_text())
@@ -208,11 +243,15 @@ def test_changed_training_data_are_named_and_take_a_flag(config, tmp_path, smoot
     write_image(Path(copy.source) / 'a/a0.png', smooth_image(32, 32, 99))
     shutil.copy(folder / 'b/b1.png', tmp_path / 'copy' / 'new.png')
     lines = (tmp_path / 'copy' / 'metadata.jsonl').read_text().splitlines()
-    (tmp_path / 'copy' / 'metadata.jsonl').write_text('\n'.join(
-        [*lines[:6], '{"file_name": "new.png", "split": "train", "gsd_m": 10}', *lines[8:]]))
+    (tmp_path / 'copy' / 'metadata.jsonl').write_text(
+        '\n'.join([*lines[:6], '{"file_name": "new.png", "split": "train", "gsd_m": 10}', *lines[8:]])
+    )
     changed = until(dataclasses.replace(config, data=copy), 8)
-    with pytest.raises(BadInput, match=r'1 file added \(new.png\), 2 files removed \(.*…\), 1 file changed \(a/a0.png\)'
-                                       '.*--allow_config_change'):
+    with pytest.raises(
+        BadInput,
+        match=r'1 file added \(new.png\), 2 files removed \(.*…\), 1 file changed \(a/a0.png\)'
+        '.*--allow_config_change',
+    ):
         train(changed, run, show=False)
     train(changed, run, allow_config_change=True, show=False)
     train(changed, run, show=False)
@@ -239,7 +278,9 @@ def test_what_init_from_was_trained_on_is_added(config, tmp_path):
     assert len(names_known(tmp_path / 'first')) == 8 and len(names_known(tmp_path / 'second')) == 12
     (tmp_path / 'first' / FILE).unlink()
     train(second, tmp_path / 'third', show=False)
-    assert len(names_known(tmp_path / 'third')) == 4 and known_of(tmp_path / 'third').unknown == ('what first was trained on',)
+    assert len(names_known(tmp_path / 'third')) == 4 and known_of(tmp_path / 'third').unknown == (
+        'what first was trained on',
+    )
 
 
 def test_released_weights_are_the_average_in_bfloat16(config, tmp_path):
@@ -250,21 +291,32 @@ def test_released_weights_are_the_average_in_bfloat16(config, tmp_path):
     source = Path(config.data.source)
     assert source.is_absolute() and again.images_seen == 16 and again.digest != trained.digest
     # all of the config but where this machine keeps its images
-    assert again.config == dataclasses.replace(trained.config, data=dataclasses.replace(config.data, source=source.name))
+    assert again.config == dataclasses.replace(
+        trained.config, data=dataclasses.replace(config.data, source=source.name)
+    )
     for a, b in zip(jax.tree.leaves(trained.params), jax.tree.leaves(again.params)):
         np.testing.assert_allclose(a, b, rtol=1 / 128)
 
 
-@pytest.mark.parametrize('break_it, message', [
-    (lambda run: shutil.rmtree(run), 'not a checkpoint'),
-    (lambda run: (run / 'config.json').unlink(), 'not a checkpoint'),
-    (lambda run: (run / 'config.json').write_text('{'), 'not JSON'),
-    (lambda run: shutil.rmtree(run / 'checkpoints' / '1'), 'no checkpoint has been saved'),
-    (lambda run: [f.write_bytes(b'') for f in (run / 'checkpoints/1/ema').rglob('*') if f.is_file()],
-     'no checkpoint can be read'),
-    (lambda run: (run / 'config.json').write_text(
-        (run / 'config.json').read_text().replace('"width": 16', '"width": 32')), 'belong to another config'),
-])
+@pytest.mark.parametrize(
+    'break_it, message',
+    [
+        (lambda run: shutil.rmtree(run), 'not a checkpoint'),
+        (lambda run: (run / 'config.json').unlink(), 'not a checkpoint'),
+        (lambda run: (run / 'config.json').write_text('{'), 'not JSON'),
+        (lambda run: shutil.rmtree(run / 'checkpoints' / '1'), 'no checkpoint has been saved'),
+        (
+            lambda run: [f.write_bytes(b'') for f in (run / 'checkpoints/1/ema').rglob('*') if f.is_file()],
+            'no checkpoint can be read',
+        ),
+        (
+            lambda run: (run / 'config.json').write_text(
+                (run / 'config.json').read_text().replace('"width": 16', '"width": 32')
+            ),
+            'belong to another config',
+        ),
+    ],
+)
 def test_what_is_no_checkpoint_is_bad_input(config, tmp_path, break_it, message):
     train(until(config, 8), tmp_path / 'run', show=False)
     break_it(tmp_path / 'run')
@@ -285,8 +337,11 @@ def test_the_average_has_its_half_life_once_warmed_up():
 
 
 def test_the_learning_rate_warms_up_and_falls():
-    optimizer = make_optimizer(OptimizerConfig(learning_rate=1.0, warmup_images=100, final_fraction=0.1, clip_norm=1e9,
-                                               weight_decay=0.0), 10, 1000)
+    optimizer = make_optimizer(
+        OptimizerConfig(learning_rate=1.0, warmup_images=100, final_fraction=0.1, clip_norm=1e9, weight_decay=0.0),
+        10,
+        1000,
+    )
     params = {'w': np.zeros(1, np.float32)}
     state, rates = optimizer.init(params), []
     for _ in range(100):
