@@ -17,21 +17,21 @@ from pathlib import Path
 
 from absl import flags
 
-from rsdiff import console
-from rsdiff.console import flag_numbers
+from rsdiff.base.errors import BadInput
+from rsdiff.base.files import is_local, read_json
+from rsdiff.base.work import is_local_worker
 from rsdiff.data.fingerprints import carry_fingerprints
 from rsdiff.data.folder import Entry, opened_entries
 from rsdiff.data.gsd import check_gsd_m
 from rsdiff.diffusion import noise
 from rsdiff.diffusion.solvers import Solver
-from rsdiff.errors import BadInput
-from rsdiff.files import is_local, read_json
-from rsdiff.mosaic.binding import bind_images, bind_windows, make_projection, steps_of
-from rsdiff.mosaic.cascade import MOST_STAGES, MosaicSettings, estimate, sample_mosaic, save_region
-from rsdiff.mosaic.condition import Condition
-from rsdiff.mosaic.plan import PlanName, make_plan
-from rsdiff.mosaic.whole import FolderSettings, sample_folder
-from rsdiff.work import is_local_worker
+from rsdiff.programs import console
+from rsdiff.programs.console import flag_numbers
+from rsdiff.sampling.binding import bind_images, bind_windows, make_projection, steps_of
+from rsdiff.sampling.images import FolderSettings, sample_folder
+from rsdiff.sampling.mosaic.cascade import MOST_STAGES, MosaicSettings, estimate, sample_mosaic, save_region
+from rsdiff.sampling.mosaic.condition import Condition
+from rsdiff.sampling.mosaic.plan import PlanName, make_plan
 from rsdiff.training.checkpoint import Trained, load_generator
 from rsdiff.training.mesh import make_mesh
 
@@ -50,7 +50,7 @@ flags.DEFINE_float('consistency_strength', 1.0, 'How much of the projection, 0 t
 flags.DEFINE_integer('consistency_end', None, 'The step from which on it is left out; if not given, never.')
 flags.DEFINE_bool('tiles', False, 'Sample one canvas of any size by sliding windows.')
 TILED = 'plan phases overlap noise wrap_x supertile region dry_run workers format'.split()
-flags.DEFINE_enum('plan', 'fast', typing.get_args(PlanName), 'With --tiles: see rsdiff/mosaic/plan.py.')
+flags.DEFINE_enum('plan', 'fast', typing.get_args(PlanName), 'With --tiles: see rsdiff/sampling/mosaic/plan.py.')
 flags.DEFINE_integer('phases', None, 'With --tiles: phases of the plans fast and infinite.')
 flags.DEFINE_integer('overlap', None, 'With --tiles: pixels by which windows of the plan fast overlap.')
 flags.DEFINE_enum('noise', 'anchored', typing.get_args(noise.Kind), 'With --tiles: see rsdiff/diffusion/noise.py.')

@@ -8,9 +8,9 @@ from absl import flags
 from etils import epath
 from ml_collections import config_flags
 
-from rsdiff import console
-from rsdiff.errors import BadInput
+from rsdiff.base.errors import BadInput
 from rsdiff.evaluation.paired import paired_measures
+from rsdiff.programs import console
 from rsdiff.training import hosts
 from rsdiff.training.config import TrainConfig, from_dict
 from rsdiff.training.loop import train

@@ -28,8 +28,8 @@ The paper tells 2000 hours on an RTX 4090, so its network is probably a cheaper 
 made here, so no score is stated.
 """
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import PRESETS
-from rsdiff.errors import BadInput
 from rsdiff.training.config import TrainConfig, to_config_dict
 
 

@@ -17,7 +17,7 @@ import pytest
 
 from rsdiff.data.folder import Entry, write_manifest
 from rsdiff.data.images import write_image
-from rsdiff.models import towers
+from rsdiff.pretrained import towers
 
 CHROMIUM = next(filter(None, map(shutil.which, ('chromium', 'chromium-browser', 'google-chrome'))), None)
 

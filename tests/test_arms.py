@@ -9,6 +9,7 @@ import optax
 import pytest
 from PIL import Image
 
+from rsdiff.base.errors import BadInput
 from rsdiff.downstream import arms, augment, filters, heads, zero_shot
 from rsdiff.downstream.arms import Arm, examples
 from rsdiff.downstream.encoder import tiny_encoder
@@ -17,7 +18,6 @@ from rsdiff.downstream.frozen import FrozenTower
 from rsdiff.downstream.heads import HeadTuner, Towers
 from rsdiff.downstream.task import load_task
 from rsdiff.downstream.tuning import Fitted, Recipe, batches, choose, cross_entropy, optimizer
-from rsdiff.errors import BadInput
 
 SIZE_PX = 16
 ALL = arms.arms_of(arms.KINDS, (1, 2))

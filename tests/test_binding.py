@@ -5,18 +5,18 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rsdiff.data.boxes import Box
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
 from rsdiff.data.images import to_float
 from rsdiff.diffusion import noise
-from rsdiff.diffusion.consistency import Projection, smooth_up
+from rsdiff.diffusion.constraints import Projection, smooth_up
 from rsdiff.diffusion.objective import ObjectiveConfig
-from rsdiff.errors import BadInput
-from rsdiff.generator import Generator, GeneratorConfig
+from rsdiff.methods.diffusion import Generator, GeneratorConfig
 from rsdiff.models.unet import UNetConfig
-from rsdiff.mosaic.binding import bind_images, bind_windows, make_projection
-from rsdiff.mosaic.field import Field
-from rsdiff.mosaic.plan import make_plan
-from rsdiff.mosaic.plane import Plane
+from rsdiff.sampling.binding import bind_images, bind_windows, make_projection
+from rsdiff.sampling.mosaic.field import Field
+from rsdiff.sampling.mosaic.plan import make_plan
+from rsdiff.sampling.mosaic.plane import Plane
 from rsdiff.training.mesh import make_mesh
 
 TINY = UNetConfig(

@@ -12,16 +12,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rsdiff.console import FolderLock
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
+from rsdiff.base.folders import FolderLock
 from rsdiff.data import chips
-from rsdiff.data.boxes import Box
 from rsdiff.data.crops import FolderImages
 from rsdiff.data.fingerprints import known_of
 from rsdiff.data.folder import Entry, write_manifest
 from rsdiff.data.images import box_downscale, read_image, write_image
 from rsdiff.data.inventory import take_inventory
 from rsdiff.data.pipeline import DataConfig, make_source
-from rsdiff.errors import BadInput
 
 ROOT = Path(__file__).parents[1]
 LIMITS = chips.Limits()

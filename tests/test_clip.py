@@ -7,8 +7,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rsdiff.errors import BadInput
-from rsdiff.models import clip, towers, weights
+from rsdiff.base.errors import BadInput
+from rsdiff.pretrained import clip, towers, weights
 
 EOS = 90
 TORCH = "the reference is transformers' PyTorch model; pip install rsdiff-jax[parity]"

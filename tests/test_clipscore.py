@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 from scipy.spatial.distance import cosine
 
-from rsdiff.errors import BadInput
+from rsdiff.base.errors import BadInput
 from rsdiff.evaluation.clipscore import embedding_similarity, shuffled_floor
 
 

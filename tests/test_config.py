@@ -8,8 +8,8 @@ from absl import flags
 from ml_collections import config_flags
 
 from configs import aerial, demo, earth, metaearth
+from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import PRESETS
-from rsdiff.errors import BadInput
 from rsdiff.training.config import OptimizerConfig, TrainConfig, differing_keys, from_dict, to_config_dict, to_dict
 
 

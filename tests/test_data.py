@@ -8,13 +8,13 @@ import pytest
 from etils import epath
 from PIL import Image
 
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
 from rsdiff.data import blue_marble
-from rsdiff.data.boxes import Box
+from rsdiff.data.crops import Crops, FolderImages
 from rsdiff.data.folder import Entry, read_folder, write_manifest
 from rsdiff.data.images import bicubic, box_downscale, read_image, to_float, to_uint8, write_image
-from rsdiff.data.crops import Crops, FolderImages
 from rsdiff.data.pipeline import DataConfig, batch_indices, batches, make_source
-from rsdiff.errors import BadInput
 
 
 def test_uint8_survives_the_inside_convention():

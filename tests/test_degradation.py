@@ -12,6 +12,7 @@ import scipy.special
 import scipy.stats
 from PIL import Image
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data import kernels
 from rsdiff.data.degradation import (
     BICUBIC,
@@ -38,7 +39,6 @@ from rsdiff.data.degradation import (
     random_size,
 )
 from rsdiff.data.images import box_downscale, to_float
-from rsdiff.errors import BadInput
 from rsdiff.training.config import from_dict, to_dict
 
 EVERY = pytest.mark.parametrize('name', PRESETS)

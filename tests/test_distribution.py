@@ -11,7 +11,7 @@ import pytest
 import scipy.linalg
 from absl import logging as absl_logging
 
-from rsdiff.errors import BadInput
+from rsdiff.base.errors import BadInput
 from rsdiff.evaluation import distribution
 from rsdiff.evaluation.distribution import cmmd, frechet_distance, kernel_distance, neighbours
 

@@ -13,6 +13,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.fingerprints import FILE, TrainedOn, fingerprint, write_fingerprints
 from rsdiff.data.images import write_image
 from rsdiff.downstream import arms, compare, retrieval, scores, zero_shot
@@ -22,8 +23,7 @@ from rsdiff.downstream.encoder import byte_tokenizer, load_encoder, tiny_encoder
 from rsdiff.downstream.finetune import WholeTuner, contrastive_loss, turned
 from rsdiff.downstream.task import load_task
 from rsdiff.downstream.tuning import Recipe
-from rsdiff.errors import BadInput
-from rsdiff.models import towers
+from rsdiff.pretrained import towers
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'downstream.py'
 COLOURS = {'lake': (30, 60, 160), 'sandDune': (210, 190, 120), 'wood_land': (30, 110, 40)}

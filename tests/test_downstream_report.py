@@ -2,8 +2,8 @@
 
 import base64
 import csv
-import io
 import html
+import io
 import json
 import re
 import shutil
@@ -12,12 +12,12 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.fingerprints import FILE, TrainedOn, write_fingerprints
 from rsdiff.data.images import read_image, write_image
 from rsdiff.downstream import charts, report, scores
 from rsdiff.downstream.samples import MOST_THUMBNAILS, THUMBNAIL_PX, provenance, strips
 from rsdiff.downstream.summary import summarise
-from rsdiff.errors import BadInput
 
 # names come from data, and are not to be trusted
 CLASSES = 'lake', 'sand & <b>dune</b> $\\x$', '<script>document.title="spoilt"</script>'

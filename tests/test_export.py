@@ -9,14 +9,14 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.images import read_image
-from rsdiff.errors import BadInput
-from rsdiff.mosaic import cog
-from rsdiff.mosaic.cascade import MosaicSettings, claim
-from rsdiff.mosaic.export import check_formats, export
-from rsdiff.mosaic.plan import make_plan
-from rsdiff.mosaic.store import GROUP, StageArray
-from rsdiff.mosaic.viewer import count_tiles
+from rsdiff.sampling.export import cog
+from rsdiff.sampling.export.formats import check_formats, export
+from rsdiff.sampling.export.viewer import count_tiles
+from rsdiff.sampling.mosaic.cascade import MosaicSettings, claim
+from rsdiff.sampling.mosaic.plan import make_plan
+from rsdiff.sampling.mosaic.store import GROUP, StageArray
 
 SETTINGS = MosaicSettings(gsd_m=160.0, stages=2, plan=make_plan('fast', 32), supertile_px=160)
 SUPERTILES = 2 * 1 + 5 * 4

@@ -5,11 +5,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.images import read_image, write_image
-from rsdiff.errors import BadInput
 from rsdiff.evaluation import features
 from rsdiff.evaluation.features import features_of
-from rsdiff.models import clip, efficientnet, inception, towers, weights
+from rsdiff.pretrained import clip, efficientnet, inception, towers, weights
 
 
 class Means:

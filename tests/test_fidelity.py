@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter, laplace
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.images import bicubic, box_downscale
-from rsdiff.errors import BadInput
 from rsdiff.evaluation.fidelity import cpsnr, cssim, detail, detail_ratio, lr_consistency, psnr, ssim
 from rsdiff.evaluation.seams import seam_ratio
 

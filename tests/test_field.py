@@ -8,15 +8,15 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rsdiff.data.boxes import Box
+from rsdiff.base.boxes import Box
 from rsdiff.data.images import to_float, to_uint8
 from rsdiff.diffusion import noise
-from rsdiff.diffusion.consistency import smooth_up, smooth_up_inside
+from rsdiff.diffusion.constraints import smooth_up, smooth_up_inside
 from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule
 from rsdiff.diffusion.solvers import integrate, sample, solver_steps
-from rsdiff.mosaic.field import CachedField, Field, WindowSampler
-from rsdiff.mosaic.plan import PlanName, make_plan
-from rsdiff.mosaic.plane import Plane
+from rsdiff.sampling.mosaic.field import CachedField, Field, WindowSampler
+from rsdiff.sampling.mosaic.plan import PlanName, make_plan
+from rsdiff.sampling.mosaic.plane import Plane
 
 SCHEDULE = make_schedule(ScheduleConfig())
 KEY = noise.name_key(0, 1)

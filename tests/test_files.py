@@ -7,8 +7,8 @@ import os
 import pytest
 from etils import epath
 
-from rsdiff import files
-from rsdiff.errors import BadInput
+from rsdiff.base import files
+from rsdiff.base.errors import BadInput
 
 
 def write_often(path, byte):

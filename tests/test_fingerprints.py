@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.fingerprints import (
     FILE,
     TrainedOn,
@@ -26,7 +27,6 @@ from rsdiff.data.fingerprints import (
 )
 from rsdiff.data.folder import read_folder
 from rsdiff.data.images import read_image, write_image
-from rsdiff.errors import BadInput
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'fingerprint.py'
 

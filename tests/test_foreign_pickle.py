@@ -14,8 +14,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rsdiff.errors import BadInput
-from rsdiff.models.foreign_pickle import TORCH_MAGIC, read_pickled_arrays, read_torch
+from rsdiff.base.errors import BadInput
+from rsdiff.pretrained.foreign_pickle import TORCH_MAGIC, read_pickled_arrays, read_torch
 
 
 class Calls:

@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from rsdiff.base.errors import BadInput
 from rsdiff.downstream.encoder import tiny_encoder
 from rsdiff.downstream.frozen import FrozenTower
-from rsdiff.errors import BadInput
 from rsdiff.evaluation import features
 
 

@@ -13,7 +13,9 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from rsdiff.console import claim_folder
+from rsdiff.base.errors import BadInput
+from rsdiff.base.files import read_json
+from rsdiff.base.folders import claim_folder
 from rsdiff.data.fingerprints import TrainedOn, read_fingerprints, write_fingerprints
 from rsdiff.data.folder import read_folder
 from rsdiff.data.images import read_image, read_masked
@@ -21,16 +23,14 @@ from rsdiff.downstream import compare
 from rsdiff.downstream.arms import Arm
 from rsdiff.downstream.embedded import FOLDER, embedded_encoder
 from rsdiff.downstream.encoder import byte_tokenizer, load_tokenizer
-from rsdiff.errors import BadInput
-from rsdiff.files import read_json
-from rsdiff.models import towers, weights
-from rsdiff.models.clip import CLIPConfig
-from rsdiff.models.foreign_pickle import read_pickled_arrays, read_torch
-from rsdiff.models.siglip import SiglipConfig
-from rsdiff.mosaic.cascade import MosaicSettings, claim
-from rsdiff.mosaic.export import open_finished
-from rsdiff.mosaic.plan import make_plan
-from rsdiff.mosaic.store import GROUP, StageArray
+from rsdiff.pretrained import towers, weights
+from rsdiff.pretrained.clip import CLIPConfig
+from rsdiff.pretrained.foreign_pickle import read_pickled_arrays, read_torch
+from rsdiff.pretrained.siglip import SiglipConfig
+from rsdiff.sampling.export.formats import open_finished
+from rsdiff.sampling.mosaic.cascade import MosaicSettings, claim
+from rsdiff.sampling.mosaic.plan import make_plan
+from rsdiff.sampling.mosaic.store import GROUP, StageArray
 from rsdiff.training.config import TrainConfig, from_dict, to_dict
 from rsdiff.training.metrics import read_metrics
 

@@ -3,10 +3,10 @@
 import numpy as np
 import pytest
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.hugging_face import HubImages, hub_splits
 from rsdiff.data.images import write_image
 from rsdiff.data.pipeline import DataConfig, make_source
-from rsdiff.errors import BadInput
 
 
 @pytest.fixture

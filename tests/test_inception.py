@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 from PIL import Image
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.images import clean_bicubic
-from rsdiff.errors import BadInput
-from rsdiff.models import inception, weights
+from rsdiff.pretrained import inception, weights
 
 
 @pytest.fixture(scope='module')

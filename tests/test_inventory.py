@@ -6,13 +6,13 @@ import shutil
 import numpy as np
 import pytest
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data import inventory
 from rsdiff.data.fingerprints import FILE, TrainedOn, fingerprint, write_fingerprints
 from rsdiff.data.folder import read_folder
 from rsdiff.data.images import read_image, write_image
 from rsdiff.data.inventory import take_inventory
 from rsdiff.data.pipeline import DataConfig, make_source
-from rsdiff.errors import BadInput
 
 
 @pytest.fixture(autouse=True)

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from flax import nnx
 
-from rsdiff.models.keys import Keys
+from rsdiff.base.keys import Keys
 
 
 def test_the_keys_are_those_of_nnx():

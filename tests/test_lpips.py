@@ -10,9 +10,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rsdiff.errors import BadInput
-from rsdiff.evaluation import lpips
-from rsdiff.models import weights
+from rsdiff.base.errors import BadInput
+from rsdiff.pretrained import lpips, weights
 
 NETWORKS = ['vgg16', 'alexnet']
 
@@ -79,10 +78,10 @@ def torch_lpips(network, params, a, b):
         return {'vgg16': vgg16, 'alexnet': alexnet}[network]((x - shift) / scale)
 
     unit = lambda x: x / (x.pow(2).sum(1, keepdim=True).sqrt() + 1e-10)
-    head = lambda x, l: F.conv2d(x, tensor(params['heads'][l]['kernel']).T[:, :, None, None])
+    head = lambda x, level: F.conv2d(x, tensor(params['heads'][level]['kernel']).T[:, :, None, None])
     with torch.no_grad():
         return sum(
-            head((unit(x) - unit(y)) ** 2, l).mean((1, 2, 3)) for l, (x, y) in enumerate(zip(maps(a), maps(b)))
+            head((unit(x) - unit(y)) ** 2, level).mean((1, 2, 3)) for level, (x, y) in enumerate(zip(maps(a), maps(b)))
         ).numpy()
 
 

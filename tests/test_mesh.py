@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
-from rsdiff.errors import BadInput
+from rsdiff.base.errors import BadInput
 from rsdiff.training.mesh import array_sharding, batch_sharding, local_rows, make_mesh, put_batch, tree_sharding
 
 

@@ -5,7 +5,7 @@ import json
 import pytest
 from etils import epath
 
-from rsdiff.errors import BadInput
+from rsdiff.base.errors import BadInput
 from rsdiff.training.metrics import FILE, Metrics, read_metrics
 
 

@@ -12,14 +12,15 @@ import jax
 import numpy as np
 import pytest
 
-from rsdiff import work
-from rsdiff.console import claim_folder
-from rsdiff.data.boxes import Box
+from rsdiff.base import work
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
+from rsdiff.base.folders import claim_folder
+from rsdiff.base.work import Claims, share_out
 from rsdiff.data.images import read_image, write_image
 from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule
 from rsdiff.diffusion.solvers import integrate, solver_steps
-from rsdiff.errors import BadInput
-from rsdiff.mosaic.cascade import (
+from rsdiff.sampling.mosaic.cascade import (
     MosaicSettings,
     check_region,
     estimate,
@@ -29,11 +30,10 @@ from rsdiff.mosaic.cascade import (
     sample_region,
     save_region,
 )
-from rsdiff.mosaic.condition import Condition
-from rsdiff.mosaic.field import WindowSampler
-from rsdiff.mosaic.plan import make_plan
-from rsdiff.mosaic.store import StageArray
-from rsdiff.work import Claims, share_out
+from rsdiff.sampling.mosaic.condition import Condition
+from rsdiff.sampling.mosaic.field import WindowSampler
+from rsdiff.sampling.mosaic.plan import make_plan
+from rsdiff.sampling.mosaic.store import StageArray
 
 SCHEDULE = make_schedule(ScheduleConfig())
 WINDOW = 32

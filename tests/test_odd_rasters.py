@@ -7,9 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.images import read_image, read_masked
 from rsdiff.data.scenes import open_scene
-from rsdiff.errors import BadInput
 
 DATA = Path(__file__).parents[1].parent / 'shared/data'
 # the bands that are red, green and blue, and the values that become 0 and 255 of what has more than 8 bits

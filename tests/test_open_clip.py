@@ -11,10 +11,10 @@ import jax
 import numpy as np
 import pytest
 
+from rsdiff.base.errors import BadInput
 from rsdiff.downstream.encoder import byte_tokenizer, load_encoder
-from rsdiff.errors import BadInput
-from rsdiff.models import open_clip, towers, weights
-from rsdiff.models.foreign_pickle import read_torch
+from rsdiff.pretrained import open_clip, towers, weights
+from rsdiff.pretrained.foreign_pickle import read_torch
 
 TOOL = Path(__file__).parents[1] / 'tools' / 'convert_weights.py'
 VOCABULARY, LENGTH, SIDE = 514, 12, 32

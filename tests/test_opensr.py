@@ -9,8 +9,8 @@ import numpy as np
 import pytest
 from scipy.ndimage import zoom
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.images import box_downscale
-from rsdiff.errors import BadInput
 from rsdiff.evaluation.opensr import correctness, normalised_difference
 
 

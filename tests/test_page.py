@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rsdiff.mosaic.viewer import Layer, write_viewer
+from rsdiff.sampling.export.viewer import Layer, write_viewer
 
 WIDTH, HEIGHT = 900, 700
 UTM = 'PROJCS["WGS 84 / UTM zone 33N",GEOGCS["WGS 84"]]'

@@ -2,9 +2,9 @@ import json
 
 import pytest
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.folder import Entry, read_folder, write_manifest
 from rsdiff.data.images import read_image, write_image
-from rsdiff.errors import BadInput
 from rsdiff.evaluation import pairs
 from rsdiff.evaluation.pairs import Pair
 

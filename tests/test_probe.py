@@ -8,8 +8,8 @@ import numpy as np
 import pytest
 import scipy.optimize
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.folder import read_folder
-from rsdiff.errors import BadInput
 from rsdiff.evaluation.features import efflite0, features_of
 from rsdiff.evaluation.probe import linear_probe
 

@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from rsdiff.data.boxes import Box
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
 from rsdiff.data.chips import Limits, Survey, look
 from rsdiff.data.crops import FolderImages
 from rsdiff.data.images import image_size, read_image, read_masked, write_image
 from rsdiff.data.scenes import open_scene
-from rsdiff.errors import BadInput
 
 HOLE = np.s_[:, 20:]
 

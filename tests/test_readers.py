@@ -6,10 +6,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from rsdiff.mosaic.cascade import MosaicSettings, claim
-from rsdiff.mosaic.export import export
-from rsdiff.mosaic.plan import make_plan
-from rsdiff.mosaic.store import GROUP, make_group, open_stage
+from rsdiff.sampling.export.formats import export
+from rsdiff.sampling.mosaic.cascade import MosaicSettings, claim
+from rsdiff.sampling.mosaic.plan import make_plan
+from rsdiff.sampling.mosaic.store import GROUP, make_group, open_stage
 
 DOCS = Path(__file__).parents[1] / 'docs' / 'mosaics.md'
 SETTINGS = MosaicSettings(160.0, 2, make_plan('fast', 32), 160)

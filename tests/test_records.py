@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 import tensorflow_datasets as tfds
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data import chips
 from rsdiff.data.pipeline import DataConfig, batch_indices, batches, make_source
 from rsdiff.data.records import write_chips
-from rsdiff.errors import BadInput
 
 
 class Earth(tfds.core.GeneratorBasedBuilder, skip_registration=True):

@@ -5,10 +5,10 @@ import itertools
 import numpy as np
 import pytest
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.folder import Entry
 from rsdiff.downstream import retrieval
 from rsdiff.downstream.retrieval import IMAGE_TO_TEXT, OWN, TEXT_TO_IMAGE, WORDS
-from rsdiff.errors import BadInput
 
 
 def hits_of_all_orders(scores, relevant, k):

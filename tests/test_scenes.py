@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rsdiff.data.boxes import Box
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
 from rsdiff.data.images import read_image, write_image
 from rsdiff.data.pipeline import DataConfig, batches, make_source
 from rsdiff.data.scenes import open_scene
-from rsdiff.errors import BadInput
 
 BOX = Box(3, 5, 20, 37)
 

@@ -3,8 +3,8 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rsdiff.base.errors import BadInput
 from rsdiff.diffusion.schedule import ScheduleConfig, add_noise, make_schedule, target, to_eps, to_x0
-from rsdiff.errors import BadInput
 
 
 def test_linear_and_sqrt_linear_reach_the_published_end_points():

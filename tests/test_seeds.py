@@ -6,9 +6,9 @@ import jax
 import numpy as np
 import pytest
 
+from rsdiff.base.seeds import seed_key, short_seed, written_seed
 from rsdiff.data.pipeline import DataConfig, batch_indices, make_source
 from rsdiff.diffusion.noise import name_key
-from rsdiff.seeds import seed_key, short_seed, written_seed
 from rsdiff.training.config import TrainConfig, from_dict, to_dict
 
 SEEDS = [

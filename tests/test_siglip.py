@@ -7,8 +7,8 @@ import jax
 import numpy as np
 import pytest
 
-from rsdiff.errors import BadInput
-from rsdiff.models import siglip, towers, weights
+from rsdiff.base.errors import BadInput
+from rsdiff.pretrained import siglip, towers, weights
 
 TORCH = "the reference is transformers' PyTorch model; pip install rsdiff-jax[parity]"
 LENGTH = 9

@@ -2,11 +2,11 @@
 
 import pytest
 
+from rsdiff.base.errors import BadInput
 from rsdiff.diffusion.schedule import ScheduleConfig
 from rsdiff.diffusion.solvers import timestep_grid
-from rsdiff.errors import BadInput
-from rsdiff.generator import Generator, GeneratorConfig
-from rsdiff.mosaic.binding import make_projection, steps_of
+from rsdiff.methods.diffusion import Generator, GeneratorConfig
+from rsdiff.sampling.binding import make_projection, steps_of
 
 GENERATOR = Generator(GeneratorConfig(schedule=ScheduleConfig(timesteps=1000)))
 

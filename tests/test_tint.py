@@ -7,14 +7,14 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rsdiff.data.boxes import Box
-from rsdiff.diffusion.consistency import Projection
+from rsdiff.base.boxes import Box
+from rsdiff.diffusion.constraints import Projection
 from rsdiff.diffusion.noise import name_key
-from rsdiff.generator import Generator
-from rsdiff.mosaic.binding import bind_windows
-from rsdiff.mosaic.field import Field
-from rsdiff.mosaic.plan import make_plan
-from rsdiff.mosaic.plane import Plane
+from rsdiff.methods.diffusion import Generator
+from rsdiff.sampling.binding import bind_windows
+from rsdiff.sampling.mosaic.field import Field
+from rsdiff.sampling.mosaic.plan import make_plan
+from rsdiff.sampling.mosaic.plane import Plane
 from rsdiff.training.checkpoint import load_generator
 from rsdiff.training.mesh import make_mesh
 

@@ -8,9 +8,9 @@ import pytest
 from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import CLIPImageProcessorPil, Siglip2Tokenizer, SiglipImageProcessorPil
 
+from rsdiff.base.errors import BadInput
 from rsdiff.downstream.encoder import byte_tokenizer, load_encoder
-from rsdiff.errors import BadInput
-from rsdiff.models import clip, hub, siglip, towers, weights
+from rsdiff.pretrained import clip, hub, siglip, towers, weights
 
 SIDE = 32
 CLIP = clip.CLIPConfig(

@@ -9,11 +9,11 @@ import pytest
 from flax import nnx
 
 from configs import demo, metaearth
-from rsdiff.diffusion.consistency import Projection, smooth_up
+from rsdiff.base.keys import Keys
+from rsdiff.diffusion.constraints import Projection, smooth_up
 from rsdiff.diffusion.objective import ObjectiveConfig
-from rsdiff.generator import Generator, GeneratorConfig
+from rsdiff.methods.diffusion import Generator, GeneratorConfig
 from rsdiff.models.embeddings import gsd_position, sinusoid
-from rsdiff.models.keys import Keys
 from rsdiff.models.rrdbnet import RRDBNet
 from rsdiff.models.unet import UNetConfig, attention_kernel
 from rsdiff.training.config import TrainConfig, from_dict

@@ -6,22 +6,22 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from rsdiff.data.boxes import Box
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
 from rsdiff.data.gsd import check_gsd_m
 from rsdiff.data.images import to_uint8, write_image
 from rsdiff.diffusion import noise
 from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule
 from rsdiff.diffusion.solvers import solver_steps
-from rsdiff.errors import BadInput
-from rsdiff.mosaic.cascade import MosaicSettings, estimate, extent, sample_mosaic, sample_region, save_region
-from rsdiff.mosaic.cog import write_cog
-from rsdiff.mosaic.condition import Condition
-from rsdiff.mosaic.export import export
-from rsdiff.mosaic.field import Field, WindowSampler
-from rsdiff.mosaic.plan import cut, make_plan
-from rsdiff.mosaic.plane import Plane
-from rsdiff.mosaic.store import GROUP, open_stage
-from rsdiff.mosaic.void import GREY, REACH_PX, FineMask, fill
+from rsdiff.sampling.export.cog import write_cog
+from rsdiff.sampling.export.formats import export
+from rsdiff.sampling.mosaic.cascade import MosaicSettings, estimate, extent, sample_mosaic, sample_region, save_region
+from rsdiff.sampling.mosaic.condition import Condition
+from rsdiff.sampling.mosaic.field import Field, WindowSampler
+from rsdiff.sampling.mosaic.plan import cut, make_plan
+from rsdiff.sampling.mosaic.plane import Plane
+from rsdiff.sampling.mosaic.store import GROUP, open_stage
+from rsdiff.sampling.mosaic.void import GREY, REACH_PX, FineMask, fill
 
 PLAN = make_plan('fast', 32, steps=2)
 SETTINGS = MosaicSettings(160.0, 2, PLAN, 48)

@@ -8,8 +8,8 @@ import ml_dtypes
 import numpy as np
 import pytest
 
-from rsdiff.errors import BadInput
-from rsdiff.models import clip, towers, weights
+from rsdiff.base.errors import BadInput
+from rsdiff.pretrained import clip, towers, weights
 
 CONFIG = clip.CLIPConfig(
     clip.VisionConfig(

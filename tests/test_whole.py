@@ -7,11 +7,11 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import CLEAN, LIGHT
 from rsdiff.data.folder import Entry, read_folder
 from rsdiff.data.images import box_downscale, read_image, write_image
-from rsdiff.errors import BadInput
-from rsdiff.mosaic.whole import FolderSettings, sample_folder
+from rsdiff.sampling.images import FolderSettings, sample_folder
 
 
 def sample(lr, eps, gsd_m, truth):

@@ -1,11 +1,11 @@
 import numpy as np
 import pytest
 
-from rsdiff.data.boxes import Box
-from rsdiff.errors import BadInput
-from rsdiff.mosaic.plan import make_plan
-from rsdiff.mosaic.plane import Plane
-from rsdiff.mosaic.windows import Profile, cylinder_lattice, plane_lattice, shares
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
+from rsdiff.sampling.mosaic.plan import make_plan
+from rsdiff.sampling.mosaic.plane import Plane
+from rsdiff.sampling.mosaic.windows import Profile, cylinder_lattice, plane_lattice, shares
 
 PROFILES = {
     'middle': (Profile(32, 8, 0), 16),

@@ -4,7 +4,7 @@ import pytest
 from flax import nnx
 from scipy.signal import convolve
 
-from rsdiff.models.winograd import Conv3x3
+from rsdiff.pretrained.winograd import Conv3x3
 
 
 @pytest.mark.parametrize('height, width', [(8, 8), (7, 10), (9, 5), (2, 1), (1, 1)])

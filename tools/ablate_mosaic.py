@@ -35,21 +35,22 @@ from absl import flags
 from PIL import Image, ImageDraw
 from tqdm import tqdm
 
-from rsdiff import console, files
+from rsdiff.base import files, folders
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
 from rsdiff.data import blue_marble
-from rsdiff.data.boxes import Box
 from rsdiff.data.images import bicubic, box_downscale, read_image, to_float, write_image
 from rsdiff.diffusion.noise import Kind
-from rsdiff.errors import BadInput
 from rsdiff.evaluation.distribution import frechet_distance
 from rsdiff.evaluation.features import efflite0, features_of
 from rsdiff.evaluation.fidelity import detail, lr_consistency, psnr
 from rsdiff.evaluation.interval import Interval
-from rsdiff.evaluation.lpips import LPIPS
 from rsdiff.evaluation.seams import STRATA, Grid, against, ratio_interval, seam_sums
-from rsdiff.mosaic.binding import bind_windows, make_projection
-from rsdiff.mosaic.cascade import MosaicSettings
-from rsdiff.mosaic.plan import UPSCALE, Plan, PlanName, make_plan
+from rsdiff.pretrained.lpips import LPIPS
+from rsdiff.programs import console
+from rsdiff.sampling.binding import bind_windows, make_projection
+from rsdiff.sampling.mosaic.cascade import MosaicSettings
+from rsdiff.sampling.mosaic.plan import UPSCALE, Plan, PlanName, make_plan
 from rsdiff.training.checkpoint import Trained, load_generator
 from rsdiff.training.mesh import make_mesh
 
@@ -475,7 +476,7 @@ def main() -> None:
     trained, out = load_generator(CHECKPOINT.value), Path(OUT.value)
     if trained.config.data.size_px % 16:
         raise BadInput(f'{CHECKPOINT.value}: windows of {trained.config.data.size_px} px; they must be multiples of 16')
-    console.claim_folder(
+    folders.claim_folder(
         out,
         {
             'checkpoint': trained.digest,

@@ -34,9 +34,9 @@ from ml_collections import config_flags
 
 sys.path.append(str(Path(__file__).parents[1]))  # a config may import another: configs.demo
 
-from rsdiff import console
+from rsdiff.base.errors import BadInput
 from rsdiff.data.pipeline import batches, make_source
-from rsdiff.errors import BadInput
+from rsdiff.programs import console
 from rsdiff.training import cost
 from rsdiff.training import mesh as meshes
 from rsdiff.training.config import TrainConfig, from_dict

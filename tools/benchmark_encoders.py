@@ -18,11 +18,11 @@ import jax
 import numpy as np
 from absl import flags
 
-from rsdiff import console
-from rsdiff.errors import BadInput
-from rsdiff.models import towers, weights
-from rsdiff.models.clip import CLIPConfig
-from rsdiff.models.siglip import SiglipConfig
+from rsdiff.base.errors import BadInput
+from rsdiff.pretrained import towers, weights
+from rsdiff.pretrained.clip import CLIPConfig
+from rsdiff.pretrained.siglip import SiglipConfig
+from rsdiff.programs import console
 
 PARITY = flags.DEFINE_bool('parity', False, 'Compare numbers, not speed.')
 BATCHES = flags.DEFINE_multi_integer('batch', [8, 32], 'Images in a batch; may be given again.', lower_bound=1)

@@ -9,10 +9,9 @@ import numpy as np
 from absl import flags
 from benchmark_rounds import alternate, cores
 
-from rsdiff.errors import BadInput
-from rsdiff.evaluation import lpips
+from rsdiff.base.errors import BadInput
 from rsdiff.evaluation.features import efflite0
-from rsdiff.models import efficientnet
+from rsdiff.pretrained import efficientnet, lpips
 
 PAIRS = flags.DEFINE_multi_integer(
     'pairs', [8, 32], 'evaluate: pairs of images in a batch; may be given again.', lower_bound=1

@@ -19,13 +19,13 @@ import jax.numpy as jnp
 import numpy as np
 from absl import flags
 
-from rsdiff import console
+from rsdiff.base.errors import BadInput
 from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule
 from rsdiff.diffusion.solvers import integrate, solver_steps
-from rsdiff.errors import BadInput
-from rsdiff.mosaic.cascade import MosaicSettings, sample_mosaic
-from rsdiff.mosaic.field import WindowSampler, windows_a_call
-from rsdiff.mosaic.plan import UPSCALE, make_plan
+from rsdiff.programs import console
+from rsdiff.sampling.mosaic.cascade import MosaicSettings, sample_mosaic
+from rsdiff.sampling.mosaic.field import WindowSampler, windows_a_call
+from rsdiff.sampling.mosaic.plan import UPSCALE, make_plan
 
 SIDE = flags.DEFINE_integer('side_px', 2048, 'Side of the canvas, a multiple of 16.', lower_bound=16)
 WINDOW_PX, SUPERTILE_PX = 64, 1024  # of sample.py with weights/earth

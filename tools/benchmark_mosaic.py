@@ -24,18 +24,18 @@ import numpy as np
 from absl import flags
 from benchmark_rounds import cores, spread
 
-from rsdiff import console
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
 from rsdiff.data import blue_marble
-from rsdiff.data.boxes import Box
 from rsdiff.data.images import box_downscale, write_image
-from rsdiff.diffusion.consistency import Projection
-from rsdiff.errors import BadInput
-from rsdiff.mosaic.binding import bind_windows
-from rsdiff.mosaic.cascade import MosaicSettings, SamplerAt, claim, estimate, extent, sample_mosaic
-from rsdiff.mosaic.condition import Condition
-from rsdiff.mosaic.plan import UPSCALE, PlanName, make_plan
-from rsdiff.mosaic.plane import Plane
-from rsdiff.mosaic.store import StageArray
+from rsdiff.diffusion.constraints import Projection
+from rsdiff.programs import console
+from rsdiff.sampling.binding import bind_windows
+from rsdiff.sampling.mosaic.cascade import MosaicSettings, SamplerAt, claim, estimate, extent, sample_mosaic
+from rsdiff.sampling.mosaic.condition import Condition
+from rsdiff.sampling.mosaic.plan import UPSCALE, PlanName, make_plan
+from rsdiff.sampling.mosaic.plane import Plane
+from rsdiff.sampling.mosaic.store import StageArray
 from rsdiff.training.checkpoint import Trained, load_generator
 from rsdiff.training.mesh import make_mesh
 

@@ -22,15 +22,16 @@ from absl import flags
 from ml_collections import config_flags
 from PIL import Image, ImageDraw
 
-from rsdiff import console, files
+from rsdiff.base import files, folders
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
+from rsdiff.base.seeds import seed_key
 from rsdiff.data import blue_marble
-from rsdiff.data.boxes import Box
 from rsdiff.data.folder import canonical_split, read_folder
 from rsdiff.data.images import bicubic, box_downscale, read_image, to_float, to_uint8, write_image
-from rsdiff.errors import BadInput
 from rsdiff.evaluation.fidelity import detail, lr_consistency, psnr
-from rsdiff.evaluation.lpips import LPIPS
-from rsdiff.seeds import seed_key
+from rsdiff.pretrained.lpips import LPIPS
+from rsdiff.programs import console
 from rsdiff.training.checkpoint import load_generator
 from rsdiff.training.config import DataConfig, TrainConfig, from_dict, to_dict
 from rsdiff.training.loop import train
@@ -195,7 +196,7 @@ def main() -> None:
         raise BadInput(f'--steps is {FLAGS.steps}; the config has {base.generator.schedule.timesteps} timesteps')
     configs, (truth, gsd_m) = variants(base), held_out_chips(base.data)
     conditions = np.stack([box_downscale(chip, 4) for chip in truth])
-    console.claim_folder(out, {'images': FLAGS.images, 'config': to_dict(base)})
+    folders.claim_folder(out, {'images': FLAGS.images, 'config': to_dict(base)})
     try:
         lpips, lpips_missing = LPIPS(LPIPS_NETWORK), None
     except BadInput as error:

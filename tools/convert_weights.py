@@ -16,12 +16,12 @@ from typing import Any
 
 from absl import flags
 
-from rsdiff import console
+from rsdiff.base.errors import BadInput
+from rsdiff.base.files import read_json
 from rsdiff.downstream.encoder import TOKENIZER_FILES, load_tokenizer
-from rsdiff.errors import BadInput
-from rsdiff.files import read_json
-from rsdiff.models import hub, open_clip, towers, weights
-from rsdiff.models.foreign_pickle import read_torch
+from rsdiff.pretrained import hub, open_clip, towers, weights
+from rsdiff.pretrained.foreign_pickle import read_torch
+from rsdiff.programs import console
 
 CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'A file or a folder.', required=True)
 ARCHITECTURE = flags.DEFINE_string(

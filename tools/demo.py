@@ -8,13 +8,14 @@ import numpy as np
 from absl import flags
 from PIL import Image, ImageDraw
 
-from rsdiff import console, files
+from rsdiff.base import files, folders
+from rsdiff.base.errors import BadInput
 from rsdiff.data import blue_marble
 from rsdiff.data.folder import Entry, write_manifest
 from rsdiff.data.images import bicubic, box_downscale, read_image, write_image
-from rsdiff.errors import BadInput
 from rsdiff.evaluation.fidelity import detail_ratio, lr_consistency, psnr
 from rsdiff.evaluation.seams import seam_ratio
+from rsdiff.programs import console
 
 FLAGS = flags.FLAGS
 flags.DEFINE_enum('step', None, ['prepare', 'report'], 'Which end.', required=True)
@@ -29,7 +30,7 @@ REDUCTION, CHIP_PX = 16, 64
 def prepare(out: Path) -> dict:
     """Writes truth.png, condition.png and its gsd, and the folder `regions`."""
     truth = blue_marble.HELD_OUT.crop(blue_marble.load())
-    console.claim_folder(
+    folders.claim_folder(
         out, {'demo': 1, 'train_per_class': FLAGS.train_per_class, 'test_per_class': FLAGS.test_per_class}
     )
     write_image(out / 'truth.png', truth)

@@ -13,15 +13,15 @@ from pathlib import Path
 
 from absl import flags
 
-from rsdiff import console
+from rsdiff.base.errors import BadInput
+from rsdiff.base.work import is_local_worker
 from rsdiff.downstream import arms, compare, filters, zero_shot
 from rsdiff.downstream.embedded import EMBEDDED, named_encoder
 from rsdiff.downstream.encoder import tiny_encoder
 from rsdiff.downstream.report import markdown, write_report
 from rsdiff.downstream.task import load_task
 from rsdiff.downstream.tuning import Recipe
-from rsdiff.errors import BadInput
-from rsdiff.work import is_local_worker
+from rsdiff.programs import console
 
 TINY = 'tiny'
 # Few-shot heads take little time and have a grid; whole encoders take long, and their learning rate is customary.

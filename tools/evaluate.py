@@ -25,7 +25,10 @@ import numpy as np
 from absl import flags
 from tqdm import tqdm
 
-from rsdiff import console
+from rsdiff.base import folders
+from rsdiff.base.errors import BadInput
+from rsdiff.base.files import stamp
+from rsdiff.base.seeds import written_seed
 from rsdiff.data.degradation import PRESETS, degrade
 from rsdiff.data.folder import Entry, clean_name, opened_entries, read_folder, split_of, write_manifest
 from rsdiff.data.gsd import check_gsd_m
@@ -33,14 +36,12 @@ from rsdiff.data.images import read_image, to_float, to_uint8, write_image
 from rsdiff.data.made import Made
 from rsdiff.data.scenes import open_scene
 from rsdiff.diffusion.noise import name_key
-from rsdiff.errors import BadInput
-from rsdiff.files import stamp
-from rsdiff.seeds import written_seed
 from rsdiff.evaluation import columns, comparison, pairs, report
 from rsdiff.evaluation.comparison import Row
 from rsdiff.evaluation.features import named_extractor
 from rsdiff.evaluation.paired import DegradeNamed, paired_measures
 from rsdiff.evaluation.pairs import SCALE, Pair
+from rsdiff.programs import console
 
 SAMPLE = Path(__file__).parents[1] / 'sample.py'
 TRUTH, CONDITION = 'truth', 'condition'
@@ -83,7 +84,7 @@ def main() -> None:
     extractors = [named_extractor(name) for name in FEATURES.value]
     console.enable_compilation_cache()
     sources = digests(folder, truths, out / 'conditions')
-    console.claim_folder(out, settings(folder, truths, sources, generated, checkpoints))
+    folders.claim_folder(out, settings(folder, truths, sources, generated, checkpoints))
     rows_of = make_conditions(folder, truths, sources, out / 'conditions')
     for name, checkpoint in checkpoints.items():
         sample(checkpoint, out / 'conditions', out / 'samples' / name)

@@ -20,17 +20,18 @@ import numpy as np
 import scipy.stats
 from absl import flags
 
-from rsdiff import console, files
+from rsdiff.base import files
+from rsdiff.base.errors import BadInput
 from rsdiff.data.folder import Entry, canonical_split, opened_entries, read_folder, split_of
 from rsdiff.data.images import read_image
 from rsdiff.downstream import retrieval, zero_shot
 from rsdiff.downstream.embedded import EMBEDDED, named_encoder
 from rsdiff.downstream.encoder import Encoder
 from rsdiff.downstream.frozen import FrozenTower, text_embeddings
-from rsdiff.errors import BadInput
 from rsdiff.evaluation.interval import Interval
 from rsdiff.evaluation.probe import linear_probe
 from rsdiff.evaluation.tables import csv_text
+from rsdiff.programs import console
 
 TASKS = RETRIEVAL, ZERO_SHOT, PROBE = 'retrieval', 'zero_shot', 'probe'
 FITTED_ON = 'train', 'val'

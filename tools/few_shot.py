@@ -15,10 +15,10 @@ from pathlib import Path
 
 from absl import flags
 
-from rsdiff import console
+from rsdiff.base.errors import BadInput
+from rsdiff.base.files import replacing
 from rsdiff.data.folder import MANIFEST, Entry, clean_name, read_folder, write_manifest
-from rsdiff.errors import BadInput
-from rsdiff.files import replacing
+from rsdiff.programs import console
 
 TRAIN = 'train'
 IMAGES = flags.DEFINE_string('images', None, 'A folder with labels and splits.', required=True)

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from absl import flags
 
-from rsdiff import console
+from rsdiff.base.errors import BadInput
 from rsdiff.data.crops import FolderImages
 from rsdiff.data.fingerprints import FILE, TrainedOn, add_fingerprints
 from rsdiff.data.folder import split_of
 from rsdiff.data.inventory import NO_IMAGE, images_seen, look_at_entries
-from rsdiff.errors import BadInput
+from rsdiff.programs import console
 
 IMAGES = flags.DEFINE_multi_string(
     'images', None, 'DIR (of a folder with splits train) or DIR:SPLIT; may be given again.', required=True

@@ -24,7 +24,9 @@ from typing import NamedTuple
 from absl import flags
 from tqdm import tqdm
 
-from rsdiff import console
+from rsdiff.base import folders
+from rsdiff.base.errors import BadInput
+from rsdiff.base.files import field, is_whole, read_json, stamp
 from rsdiff.data import chips
 from rsdiff.data.crops import FolderImages
 from rsdiff.data.fingerprints import FILE as FINGERPRINTS
@@ -32,8 +34,7 @@ from rsdiff.data.fingerprints import TrainedOn, add_fingerprints, known_of
 from rsdiff.data.folder import split_of, training_entries, validation_entries
 from rsdiff.data.inventory import images_seen, look_at_entries
 from rsdiff.data.records import CHIPS, prepared_folder, write_chips
-from rsdiff.errors import BadInput
-from rsdiff.files import field, is_whole, read_json, stamp
+from rsdiff.programs import console
 
 REPORT = 'prepare.json'
 
@@ -114,9 +115,9 @@ def main() -> None:
         'images': hashlib.sha256(described.encode()).hexdigest(),
         **{name: flag.value for name, flag in LIMITS.items()},
     }
-    before = (out / console.SETTINGS).exists()
-    console.claim_folder(out, settings)
-    lock, report = console.FolderLock(out), out / REPORT
+    before = (out / folders.SETTINGS).exists()
+    folders.claim_folder(out, settings)
+    lock, report = folders.FolderLock(out), out / REPORT
     lock.acquire()
     try:
         if report.exists():

@@ -12,12 +12,12 @@ from pathlib import Path
 
 from absl import flags
 
-from rsdiff import console
+from rsdiff.base.errors import BadInput
 from rsdiff.data.folder import read_folder
 from rsdiff.data.images import read_image
-from rsdiff.errors import BadInput
 from rsdiff.evaluation.features import features_of, named_extractor
 from rsdiff.evaluation.probe import linear_probe
+from rsdiff.programs import console
 
 IMAGES = flags.DEFINE_string('images', None, 'Folder with labels and splits.', required=True)
 FEATURES = flags.DEFINE_string(

@@ -13,9 +13,9 @@ from pathlib import Path
 from absl import flags
 from matplotlib.figure import Figure
 
-from rsdiff import console
+from rsdiff.base.errors import BadInput
 from rsdiff.data.fingerprints import FILE, UNKNOWN, TrainedOn, add_fingerprints, known_of
-from rsdiff.errors import BadInput
+from rsdiff.programs import console
 from rsdiff.training.checkpoint import RELEASE, load_generator, release
 from rsdiff.training.metrics import read_metrics
 

@@ -16,13 +16,14 @@ from typing import Any
 from absl import flags
 from tqdm import tqdm
 
-from rsdiff import console, files
+from rsdiff.base import files, folders
+from rsdiff.base.errors import BadInput
 from rsdiff.data.images import read_image
-from rsdiff.errors import BadInput
 from rsdiff.evaluation.interval import Interval
 from rsdiff.evaluation.seams import Grid, against, ratio_interval, seam_sums
-from rsdiff.mosaic.export import open_finished
-from rsdiff.mosaic.plan import Phase, Plan
+from rsdiff.programs import console
+from rsdiff.sampling.export.formats import open_finished
+from rsdiff.sampling.mosaic.plan import Phase, Plan
 
 CONTROL = flags.DEFINE_multi_string('control', [], 'NAME=IMAGE or NAME=OUT, any number of times.')
 STAGE = flags.DEFINE_integer('stage', None, 'Which stage; the last, if not given.', lower_bound=1)
@@ -69,7 +70,7 @@ def read_plan(settings: dict, path: Path) -> Plan:
 
 def grids(out: Path, settings: dict, height: int, width: int) -> list[Grid]:
     """The windows of every phase of the mosaic in `out`, and the supertiles."""
-    path = out / console.SETTINGS
+    path = out / folders.SETTINGS
     plan, around_px = read_plan(settings, path), width if files.field(settings, 'wrap_x', bool, path) else None
     found = []
     for number, phase in enumerate(plan.phases, 1):

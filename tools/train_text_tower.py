@@ -17,16 +17,18 @@ from pathlib import Path
 import numpy as np
 from absl import flags
 
-from rsdiff import console
+from rsdiff.base import folders
+from rsdiff.base.errors import BadInput
 from rsdiff.data.folder import read_folder
 from rsdiff.data.images import read_image
 from rsdiff.downstream import embedded
 from rsdiff.downstream.frozen import FOLDER
 from rsdiff.downstream.retrieval import captions_of
 from rsdiff.downstream.text_training import Captioned, Recipe, train
-from rsdiff.errors import BadInput
 from rsdiff.evaluation.features import features_of
-from rsdiff.models import text_tower, weights
+from rsdiff.models import text_tower
+from rsdiff.pretrained import weights
+from rsdiff.programs import console
 
 IMAGES = flags.DEFINE_multi_string(
     'images', None, 'Folder with captions and splits, any number of times.', required=True
@@ -74,7 +76,7 @@ def captioned(split: str, views: int) -> Captioned:
     entries = [entry for folder in IMAGES.value for entry in read_folder(folder, split)]
     captions, tower = captions_of(entries), embedded.image_tower()
     images = [functools.partial(oriented, entry.path, view) for entry in entries for view in range(views)]
-    features = features_of(tower, images, console.cache_folder() / FOLDER)
+    features = features_of(tower, images, folders.cache_folder() / FOLDER)
     return Captioned(features.reshape(len(entries), views, tower.width), captions)
 
 

@@ -10,9 +10,9 @@ from pathlib import Path
 
 import numpy as np
 
-from rsdiff.data.boxes import Box
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
 from rsdiff.data.images import box_downscale, read_image
-from rsdiff.errors import BadInput
 
 PIXELS_PER_DEGREE = 15
 GSD_M = 6_371_008.8 * np.pi / 180 / PIXELS_PER_DEGREE

@@ -14,10 +14,10 @@ from typing import Any, Callable, Iterable, Iterator, NamedTuple
 import numpy as np
 from PIL import Image
 
-from rsdiff.data.boxes import Box
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
 from rsdiff.data.crops import FolderImages
 from rsdiff.data.images import box_downscale
-from rsdiff.errors import BadInput
 
 
 @dataclasses.dataclass(frozen=True)

@@ -6,11 +6,11 @@ from typing import Protocol
 
 import numpy as np
 
-from rsdiff.data.boxes import Box
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
 from rsdiff.data.folder import Entry, training_entries
 from rsdiff.data.images import box_downscale
 from rsdiff.data.scenes import RASTER_SUFFIXES, Scene, open_scene
-from rsdiff.errors import BadInput
 
 
 class Images(Protocol):

@@ -18,11 +18,11 @@ import jax.numpy as jnp
 import numpy as np
 from einops import rearrange
 
+from rsdiff.base.errors import BadInput
+from rsdiff.base.ranges import check_range
 from rsdiff.data import kernels
 from rsdiff.data.canvas import PRECISION, Canvas, blur, resize
 from rsdiff.data.jpeg import LUMA, jpeg
-from rsdiff.errors import BadInput
-from rsdiff.ranges import check_range
 
 PHOTONS = 256.0  # of a white pixel, at scale 1
 

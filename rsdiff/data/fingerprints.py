@@ -17,8 +17,8 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from rsdiff.errors import BadInput, one_line
-from rsdiff.files import is_local, write_bytes_atomically
+from rsdiff.base.errors import BadInput, one_line
+from rsdiff.base.files import is_local, write_bytes_atomically
 
 FILE = 'training_fingerprints.npz'  # beside weights and what was sampled from them: the pictures they were trained on
 CELLS = {16: 0.10, 32: 0.12}  # a side, and the share of bits that may differ

@@ -26,6 +26,8 @@ from typing import Any, Iterable, Iterator
 
 from etils import epath
 
+from rsdiff.base.errors import BadInput, one_line
+from rsdiff.base.files import is_local, parse_json, write_text_atomically
 from rsdiff.data.gsd import check_gsd_m
 from rsdiff.data.layout import (
     IMAGE_SUFFIXES,
@@ -36,8 +38,6 @@ from rsdiff.data.layout import (
     manifests_beside,
     split_folders,
 )
-from rsdiff.errors import BadInput, one_line
-from rsdiff.files import is_local, parse_json, write_text_atomically
 
 MANIFEST = MANIFESTS[0]
 TRAIN, VALIDATION = 'train', 'val'

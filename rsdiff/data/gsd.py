@@ -2,7 +2,7 @@
 
 from typing import Any
 
-from rsdiff.errors import BadInput
+from rsdiff.base.errors import BadInput
 
 # metres a pixel: from a microscope's millimetre to a planet in four pixels
 SMALLEST_GSD_M, LARGEST_GSD_M = 1e-3, 1e7

@@ -5,11 +5,11 @@ import io
 from pathlib import Path
 from typing import Any
 
+from rsdiff.base.errors import BadInput, one_line
 from rsdiff.data.folder import Entry, drawn
 from rsdiff.data.gsd import check_gsd_m
 from rsdiff.data.layout import canonical_split
 from rsdiff.data.scenes import Scene, open_scene
-from rsdiff.errors import BadInput, one_line
 
 SAVED = 'dataset_dict.json', 'state.json'
 

@@ -10,11 +10,11 @@ import numpy as np
 from etils import epath
 from PIL import Image
 
-from rsdiff.data.boxes import Box
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
+from rsdiff.base.files import write_bytes_atomically
 from rsdiff.data.pictures import MOST_PIXELS
 from rsdiff.data.scenes import open_scene
-from rsdiff.errors import BadInput
-from rsdiff.files import write_bytes_atomically
 
 
 def to_float(image: np.ndarray) -> np.ndarray:

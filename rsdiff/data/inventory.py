@@ -16,14 +16,14 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
-from rsdiff import console
+from rsdiff.base import folders
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
+from rsdiff.base.files import is_local, stamp
 from rsdiff.data.blue_marble import BlueMarble, image_path
-from rsdiff.data.boxes import Box
 from rsdiff.data.crops import Crops, FolderImages
 from rsdiff.data.fingerprints import BYTES, LARGEST_PX, TrainedOn, fingerprint, known_of
 from rsdiff.data.records import RecordImages
-from rsdiff.errors import BadInput
-from rsdiff.files import is_local, stamp
 
 DIGEST_BYTES = 16
 BLOCK = 500  # files between two moments at which what was found is kept
@@ -205,7 +205,7 @@ def _key(path: epath.PathLike, how: str) -> _Key | None:
 def _cached(keys: Sequence[_Key | None], items: Sequence, look: Callable[..., Look], show: bool) -> list[Look]:
     """`look` at each of `items`, in threads, or what an earlier look found, by `keys`."""
     with (
-        _Cache(console.cache_folder() / 'inventory.sqlite') as cache,
+        _Cache(folders.cache_folder() / 'inventory.sqlite') as cache,
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
     ):
         looks = [key and cache.get(key) for key in keys]

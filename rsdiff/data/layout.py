@@ -10,8 +10,8 @@ from collections import Counter
 from pathlib import Path
 from typing import Iterable, Iterator
 
-from rsdiff.errors import BadInput
-from rsdiff.files import read_json
+from rsdiff.base.errors import BadInput
+from rsdiff.base.files import read_json
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.jp2', '.webp', '.bmp')
 MANIFESTS = 'metadata.jsonl', 'metadata.csv'

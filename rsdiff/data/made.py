@@ -4,8 +4,8 @@ import json
 from pathlib import Path
 from typing import Any, Iterable
 
-from rsdiff.errors import BadInput
-from rsdiff.files import is_whole, parse_json, stamp, write_text_atomically
+from rsdiff.base.errors import BadInput
+from rsdiff.base.files import is_whole, parse_json, stamp, write_text_atomically
 
 FILE = '.made.jsonl'
 

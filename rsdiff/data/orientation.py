@@ -5,7 +5,7 @@ import logging
 
 import numpy as np
 
-from rsdiff.data.boxes import Box
+from rsdiff.base.boxes import Box
 
 # by EXIF's number: whether rows and columns are swapped, then whether rows, then whether columns are reversed
 TURNS = {

@@ -9,11 +9,11 @@ from typing import IO
 import numpy as np
 from PIL import ExifTags, Image
 
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
+from rsdiff.base.files import is_local
 from rsdiff.data import places
-from rsdiff.data.boxes import Box
 from rsdiff.data.rasters import import_rasterio
-from rsdiff.errors import BadInput
-from rsdiff.files import is_local
 
 # The images are large on purpose; Pillow's guard against decompression bombs is raised, not removed.
 Image.MAX_IMAGE_PIXELS = 1 << 30

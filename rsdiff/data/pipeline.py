@@ -13,6 +13,9 @@ from typing import Iterator, Protocol, Sequence
 import grain
 import numpy as np
 
+from rsdiff.base.errors import BadInput
+from rsdiff.base.ranges import check_range
+from rsdiff.base.seeds import short_seed
 from rsdiff.data.blue_marble import BlueMarble
 from rsdiff.data.crops import Crops, FolderImages
 from rsdiff.data.folder import TRAIN, VALIDATION, read_folder, training_entries, validation_share
@@ -20,9 +23,6 @@ from rsdiff.data.gsd import LARGEST_GSD_M, SMALLEST_GSD_M
 from rsdiff.data.hugging_face import HubImages, hub_splits
 from rsdiff.data.layout import canonical_split
 from rsdiff.data.records import RecordImages, named_dataset, prepared_dataset, prepared_folder
-from rsdiff.errors import BadInput
-from rsdiff.ranges import check_range
-from rsdiff.seeds import short_seed
 
 TFDS_PREFIX, HUB_PREFIX = 'tfds:', 'hf:'
 

@@ -7,9 +7,9 @@ import warnings
 
 import numpy as np
 
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput, one_line
 from rsdiff.data import places
-from rsdiff.data.boxes import Box
-from rsdiff.errors import BadInput, one_line
 
 # the window in the middle that tells which values a raster has
 GLANCE_PX = 512

@@ -17,8 +17,8 @@ import tensorflow_datasets as tfds
 from etils import epath
 from google.protobuf import json_format
 
+from rsdiff.base.errors import BadInput, one_line
 from rsdiff.data.scenes import Scene, open_scene
-from rsdiff.errors import BadInput, one_line
 
 INFO_FILES = 'dataset_info.json', 'features.json'
 CHIPS, VERSION = 'chips', '1.0.0'

@@ -13,11 +13,11 @@ from etils import epath
 from PIL import ExifTags, Image
 from PIL.TiffImagePlugin import ImageFileDirectory_v2
 
-from rsdiff.data.boxes import Box
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
 from rsdiff.data.orientation import TURNS, Turned
 from rsdiff.data.pictures import BROKEN, Picture
 from rsdiff.data.rasters import Raster, import_rasterio
-from rsdiff.errors import BadInput
 
 # of files that may know their own resolution
 RASTER_SUFFIXES = '.tif', '.tiff', '.jp2'

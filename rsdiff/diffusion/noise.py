@@ -10,7 +10,7 @@ from typing import Literal
 import jax
 import jax.numpy as jnp
 
-from rsdiff.seeds import seed_key
+from rsdiff.base.seeds import seed_key
 
 Kind = Literal['independent', 'shared', 'periodic', 'anchored']
 

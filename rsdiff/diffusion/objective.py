@@ -19,8 +19,8 @@ from typing import Callable
 import jax
 import jax.numpy as jnp
 
+from rsdiff.base.ranges import check_range
 from rsdiff.diffusion.schedule import Prediction, Schedule, add_noise, target
-from rsdiff.ranges import check_range
 
 
 @dataclasses.dataclass(frozen=True)

@@ -27,7 +27,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from rsdiff.ranges import check_range
+from rsdiff.base.ranges import check_range
 
 Prediction = Literal['eps', 'x0', 'v']
 

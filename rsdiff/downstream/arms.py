@@ -22,11 +22,11 @@ from typing import Callable
 
 import numpy as np
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.images import bicubic, box_downscale, read_image
 from rsdiff.downstream import augment
 from rsdiff.downstream.filters import Screen
 from rsdiff.downstream.task import NO_SOURCE, Images, Task
-from rsdiff.errors import BadInput
 
 REAL, SYNTHETIC, BOTH, REPEATED, AUGMENTED, MIXUP, CUTOUT, CUTMIX, BICUBIC, RANDOM_LABELS = KINDS = (
     'real',

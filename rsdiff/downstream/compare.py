@@ -29,7 +29,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from rsdiff.console import claim_folder
+from rsdiff.base.errors import BadInput
+from rsdiff.base.files import read_json, write_text_atomically
+from rsdiff.base.folders import claim_folder
+from rsdiff.base.work import Claims, end_without_parent, is_local_worker, local_workers, share_out
 from rsdiff.downstream import arms, filters, scores, zero_shot
 from rsdiff.downstream.arms import Arm
 from rsdiff.downstream.captions import CaptionTuner
@@ -39,9 +42,6 @@ from rsdiff.downstream.heads import HeadTuner, Towers, Untrained
 from rsdiff.downstream.retrieval import require_captions
 from rsdiff.downstream.task import VALIDATION, Task
 from rsdiff.downstream.tuning import Recipe
-from rsdiff.errors import BadInput
-from rsdiff.files import read_json, write_text_atomically
-from rsdiff.work import Claims, end_without_parent, is_local_worker, local_workers, share_out
 
 UNTRAINED = 'untrained'
 ZERO_SHOT, LINEAR, CLASSIFIER, CLIP, CROSS_ENTROPY, CAPTIONS = METHODS = (

@@ -1,6 +1,6 @@
 """The encoder of machines that reach no hub: EfficientNet-lite0, ImageNet's, and a small text tower trained on captions.
 
-Its image tower (`rsdiff.models.efficientnet`, PyPI's) has seen ImageNet and not one caption; `tools/train_text_tower.py` trains
+Its image tower (`rsdiff.pretrained.efficientnet`, PyPI's) has seen ImageNet and not one caption; `tools/train_text_tower.py` trains
 a line from its features into a common space, and the text tower that meets them there (`rsdiff.models.text_tower`), on the
 captions of a few thousand aerial images. It is no CLIP: it knows the words of those captions and no other.
 
@@ -18,12 +18,13 @@ import jax
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+from rsdiff.base.errors import BadInput, one_line
+from rsdiff.base.files import field, read_json, write_text_atomically
 from rsdiff.data.images import bicubic
 from rsdiff.downstream.encoder import Encoder, load_encoder, made_tokenizer
-from rsdiff.errors import BadInput, one_line
-from rsdiff.files import field, read_json, write_text_atomically
 from rsdiff.evaluation.features import Network
-from rsdiff.models import efficientnet, text_tower, weights
+from rsdiff.models import text_tower
+from rsdiff.pretrained import efficientnet, weights
 
 EMBEDDED = MODEL_TYPE = 'embedded'
 FOLDER = Path(__file__).parents[2] / 'weights' / 'text_tower'

@@ -12,10 +12,10 @@ import numpy as np
 from tokenizers.pre_tokenizers import ByteLevel
 from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerBase
 
+from rsdiff.base.errors import BadInput, one_line
 from rsdiff.data.images import resized
-from rsdiff.errors import BadInput, one_line
 from rsdiff.evaluation.features import Network
-from rsdiff.models import clip, hub, towers, weights
+from rsdiff.pretrained import clip, hub, towers, weights
 
 # Some of the prompts that Radford et al. 2021 published for RESISC45 and EuroSAT.
 TEMPLATES = (

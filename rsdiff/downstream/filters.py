@@ -15,10 +15,10 @@ from typing import Callable
 import jax
 import numpy as np
 
+from rsdiff.base.errors import BadInput
 from rsdiff.downstream.encoder import Encoder
 from rsdiff.downstream.task import Images
 from rsdiff.downstream.zero_shot import text_classifier
-from rsdiff.errors import BadInput
 
 NONE, CLIP_FILTER, REAL_FILTER = FILTERS = 'none', 'cf', 'rf'
 TEACHER_TEMPERATURE = 2.0

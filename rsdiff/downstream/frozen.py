@@ -10,7 +10,7 @@ from typing import Any, Sequence
 import jax
 import numpy as np
 
-from rsdiff.console import cache_folder
+from rsdiff.base.folders import cache_folder
 from rsdiff.downstream.encoder import Encoder
 from rsdiff.evaluation.features import FeatureStore, features_of
 

@@ -19,13 +19,13 @@ from typing import Any, Sequence
 import jinja2
 import numpy as np
 
+from rsdiff.base.files import write_text_atomically
 from rsdiff.data.fingerprints import UNKNOWN
 from rsdiff.downstream import charts, samples
 from rsdiff.downstream.leaks import generator_trained_on
 from rsdiff.downstream.summary import RECALLS, p_text, setting_text, shots_text, summarise
 from rsdiff.evaluation import tables
 from rsdiff.evaluation.tables import Shown
-from rsdiff.files import write_text_atomically
 
 TEMPLATE = Path(__file__).parent / 'report.html'
 

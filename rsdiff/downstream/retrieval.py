@@ -25,8 +25,8 @@ from typing import Any, Iterator, Sequence
 import numpy as np
 import scipy.stats
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.folder import Entry
-from rsdiff.errors import BadInput
 from rsdiff.evaluation.interval import Interval
 
 KS = 1, 5, 10

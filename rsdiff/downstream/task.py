@@ -14,12 +14,12 @@ from pathlib import Path
 import numpy as np
 from absl import logging
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.fingerprints import fingerprint
 from rsdiff.data.folder import TRAIN, VALIDATION, Entry, canonical_split, read_folder
 from rsdiff.data.images import read_image
 from rsdiff.downstream.encoder import Encoder
 from rsdiff.downstream.leaks import HeldOut, known_to_the_generator, pixel_hash, recognisable
-from rsdiff.errors import BadInput
 
 NO_SOURCE = ''
 

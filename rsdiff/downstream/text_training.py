@@ -24,10 +24,10 @@ import optax
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
+from rsdiff.base.seeds import seed_key, short_seed
 from rsdiff.downstream import retrieval
 from rsdiff.downstream.embedded import tokenize
 from rsdiff.models import text_tower
-from rsdiff.seeds import seed_key, short_seed
 
 
 @dataclasses.dataclass(frozen=True)

@@ -21,8 +21,8 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 
+from rsdiff.base.errors import BadInput
 from rsdiff.downstream.task import Images
-from rsdiff.errors import BadInput
 
 Captions = Sequence[Sequence[str]]
 

@@ -18,8 +18,8 @@ import jax.numpy as jnp
 import numpy as np
 from absl import logging
 
+from rsdiff.base.errors import BadInput
 from rsdiff.downstream.encoder import Encoder
-from rsdiff.errors import BadInput
 
 PROMPTS = NAMES, TEMPLATES, ENHANCED = 'names', 'templates', 'enhanced'
 VIEWS = 'a satellite image of a', 'an aerial photo of a', 'there is a', 'this is a'

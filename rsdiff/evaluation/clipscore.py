@@ -8,7 +8,7 @@ truths of *other* samples. A score says something by how far above the floor it 
 
 import numpy as np
 
-from rsdiff.errors import BadInput
+from rsdiff.base.errors import BadInput
 
 
 def embedding_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:

@@ -12,7 +12,7 @@ from typing import Any, Callable, Iterator, Sequence
 import numpy as np
 from tqdm import tqdm
 
-from rsdiff.errors import BadInput
+from rsdiff.base.errors import BadInput
 from rsdiff.evaluation import clipscore, columns, distribution
 from rsdiff.evaluation.columns import Column
 from rsdiff.evaluation.features import Extractor, features_of

@@ -47,7 +47,7 @@ import scipy.linalg
 import scipy.stats
 from absl import logging
 
-from rsdiff.errors import BadInput
+from rsdiff.base.errors import BadInput
 
 GROUPS = 20
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0

@@ -23,9 +23,10 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.images import clean_bicubic, read_image, resized
-from rsdiff.errors import BadInput
-from rsdiff.models import efficientnet, inception as inception_model, towers, weights
+from rsdiff.pretrained import efficientnet, towers, weights
+from rsdiff.pretrained import inception as inception_model
 
 # How many images at a time the caches of a CPU hold the activations of.
 CPU_CHUNK = 4
@@ -96,7 +97,7 @@ def inception(path: Path | str) -> Network:
     """The features of FID proper, with the clean resize.
 
     Args:
-      path: pytorch-fid's weights (`rsdiff.models.inception`).
+      path: pytorch-fid's weights (`rsdiff.pretrained.inception`).
     Raises:
       BadInput: the file is not these.
     """
@@ -107,7 +108,7 @@ def clip_tower(folder: Path | str) -> Network:
     """The image embeddings of the CLIP or SigLIP in `folder`, of unit length; its name is the folder's.
 
     Raises:
-      BadInput: the folder holds no whole one (`rsdiff.models.towers.load`).
+      BadInput: the folder holds no whole one (`rsdiff.pretrained.towers.load`).
     """
     config, params = towers.load(folder)
     preprocessing = towers.load_preprocessing(folder, config)

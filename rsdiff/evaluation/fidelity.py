@@ -25,7 +25,7 @@ import numpy as np
 from einops import reduce
 from scipy.ndimage import correlate1d
 
-from rsdiff.errors import BadInput
+from rsdiff.base.errors import BadInput
 
 # (images (n, h, w, c), k) → what their conditions should be, (n, h / k, w / k, c), in grey levels
 Degrade = Callable[[np.ndarray, int], np.ndarray]

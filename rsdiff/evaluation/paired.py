@@ -4,11 +4,11 @@ from typing import Callable, Sequence
 
 import numpy as np
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.images import to_float
-from rsdiff.errors import BadInput
 from rsdiff.evaluation import fidelity, opensr
 from rsdiff.evaluation.columns import PAIRED
-from rsdiff.evaluation.lpips import LPIPS
+from rsdiff.pretrained.lpips import LPIPS
 
 # (samples, truths, conditions, names of the pairs), uint8 (n, h, w, 3), the third (n, h/4, w/4, 3) → a number for each
 # image, by name of the measure; names of pairs may be left out where `paired_measures` was given no `degrade`

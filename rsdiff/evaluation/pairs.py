@@ -10,9 +10,9 @@ from typing import Callable, Sequence
 
 import numpy as np
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.folder import Entry, file_inside, read_folder
 from rsdiff.data.images import bicubic, image_size, read_image
-from rsdiff.errors import BadInput
 
 SCALE = 4
 

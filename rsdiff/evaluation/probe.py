@@ -14,7 +14,7 @@ import numpy as np
 import scipy.optimize
 import scipy.special
 
-from rsdiff.errors import BadInput
+from rsdiff.base.errors import BadInput
 
 STRENGTHS = tuple(10.0**power for power in range(-5, 3))
 

@@ -7,8 +7,8 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw
 
+from rsdiff.base.files import write_text_atomically
 from rsdiff.data.images import write_image
-from rsdiff.files import write_text_atomically
 from rsdiff.evaluation import tables
 from rsdiff.evaluation.columns import Column
 from rsdiff.evaluation.comparison import Table

@@ -21,9 +21,9 @@ import jax
 import jax.numpy as jnp
 from flax import nnx
 
-from rsdiff.errors import BadInput
-from rsdiff.models.keys import Keys
-from rsdiff.ranges import check_range
+from rsdiff.base.errors import BadInput
+from rsdiff.base.keys import Keys
+from rsdiff.base.ranges import check_range
 
 LARGEST_LOGIT_SCALE = math.log(100.0)
 

@@ -20,11 +20,10 @@ import jax.numpy as jnp
 from einops import rearrange
 from flax import nnx
 
-from rsdiff.errors import BadInput
+from rsdiff.base.errors import BadInput
+from rsdiff.base.ranges import check_range
 from rsdiff.models.embeddings import EmbeddingMLP, gsd_position
 from rsdiff.models.rrdbnet import RRDBEncoder, conv3x3, lrelu, nearest_up
-from rsdiff.ranges import check_range
-
 
 MOST_LEVELS = 8
 MOST_PARAMETERS = 2e10
@@ -148,7 +147,7 @@ class Stage(nnx.Module):
 
 
 class UNet(nnx.Module):
-    """See the module's docstring. Construct inside `jit` or `eval_shape`; use through `rsdiff.generator`."""
+    """See the module's docstring. Construct inside `jit` or `eval_shape`; use through `rsdiff.methods.diffusion`."""
 
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
         self.config = config

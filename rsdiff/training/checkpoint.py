@@ -19,10 +19,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 from etils import epath
 
-from rsdiff.errors import BadInput
-from rsdiff.files import is_local, read_json, write_json
-from rsdiff.generator import Generator, GeneratorConfig
-from rsdiff.models import weights
+from rsdiff.base.errors import BadInput
+from rsdiff.base.files import is_local, read_json, write_json
+from rsdiff.methods.diffusion import Generator, GeneratorConfig
+from rsdiff.pretrained import weights
 from rsdiff.training import hosts
 from rsdiff.training.config import TrainConfig, differing_keys, from_dict, to_dict
 

@@ -9,13 +9,12 @@ from typing import Any
 
 import ml_collections
 
+from rsdiff.base.errors import BadInput
+from rsdiff.base.ranges import MOST, check_range
+from rsdiff.base.seeds import written_seed
 from rsdiff.data.degradation import DegradationConfig
 from rsdiff.data.pipeline import DataConfig
-from rsdiff.errors import BadInput
-from rsdiff.generator import GeneratorConfig
-from rsdiff.ranges import MOST, check_range
-from rsdiff.seeds import written_seed
-
+from rsdiff.methods.diffusion import GeneratorConfig
 
 LARGEST_FLOAT = 1e300
 

@@ -13,7 +13,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import AbstractMesh, AxisType
 
-from rsdiff.generator import Generator
+from rsdiff.methods.diffusion import Generator
 from rsdiff.training import mesh as meshes
 from rsdiff.training.config import TrainConfig
 from rsdiff.training.state import Trainer

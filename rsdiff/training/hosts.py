@@ -14,7 +14,7 @@ import jax
 import numpy as np
 from jax.experimental import multihost_utils
 
-from rsdiff.errors import BadInput
+from rsdiff.base.errors import BadInput
 
 
 def connect() -> None:

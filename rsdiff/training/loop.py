@@ -10,10 +10,10 @@ import numpy as np
 from clu import parameter_overview
 from etils import epath
 
-from rsdiff.console import FolderLock
+from rsdiff.base.files import write_text_atomically
+from rsdiff.base.folders import FolderLock
+from rsdiff.base.seeds import seed_key
 from rsdiff.data.pipeline import Source, batch_indices, batches, make_source
-from rsdiff.files import write_text_atomically
-from rsdiff.seeds import seed_key
 from rsdiff.training import hosts
 from rsdiff.training import mesh as meshes
 from rsdiff.training.checkpoint import Checkpoints, claim_workdir, load_parameters

@@ -4,7 +4,7 @@ import jax
 import numpy as np
 from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
-from rsdiff.errors import BadInput
+from rsdiff.base.errors import BadInput
 
 # Arrays smaller than this stay whole on every device: sharding them costs more than it saves.
 MIN_SHARDED_SIZE = 2**14

@@ -10,9 +10,9 @@ import numpy as np
 from etils import epath
 from tqdm import tqdm
 
+from rsdiff.base.errors import BadInput
+from rsdiff.base.files import field, is_local, parse_json, write_text_atomically
 from rsdiff.data.images import write_image
-from rsdiff.errors import BadInput
-from rsdiff.files import field, is_local, parse_json, write_text_atomically
 
 FILE = 'metrics.jsonl'
 

@@ -9,11 +9,11 @@ from typing import Any
 
 from etils import epath
 
+from rsdiff.base.errors import BadInput
+from rsdiff.base.files import field, read_json, write_json
 from rsdiff.data.fingerprints import TrainedOn, add_fingerprints, known_of
 from rsdiff.data.inventory import Inventory, take_inventory
 from rsdiff.data.pipeline import Source
-from rsdiff.errors import BadInput
-from rsdiff.files import field, read_json, write_json
 from rsdiff.training.config import TrainConfig
 
 FILE = 'training_data.json'

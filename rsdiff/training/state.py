@@ -5,9 +5,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from rsdiff.base.seeds import seed_key
 from rsdiff.data.degradation import degrade
-from rsdiff.generator import Generator
-from rsdiff.seeds import seed_key
+from rsdiff.methods.diffusion import Generator
 from rsdiff.training import mesh as meshes
 from rsdiff.training.config import EMAConfig, OptimizerConfig, TrainConfig
 

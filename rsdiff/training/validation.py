@@ -7,10 +7,10 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from rsdiff.base.seeds import seed_key
 from rsdiff.data.images import bicubic, to_uint8
 from rsdiff.data.pipeline import Source, batches
 from rsdiff.diffusion import objective
-from rsdiff.seeds import seed_key
 from rsdiff.training import mesh as meshes
 from rsdiff.training.state import Trainer
 

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from rsdiff.data.degradation import LIGHT
-from rsdiff.mosaic.plan import FAST_STEPS, OTHER_STEPS
+from rsdiff.sampling.mosaic.plan import FAST_STEPS, OTHER_STEPS
 from rsdiff.training.config import TrainConfig, from_dict, to_dict
 from rsdiff.training.loop import train
 

@@ -13,9 +13,9 @@ import jax
 import numpy as np
 import pytest
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.folder import Entry, write_manifest
 from rsdiff.data.images import write_image
-from rsdiff.errors import BadInput
 from rsdiff.training.checkpoint import load_generator
 from rsdiff.training.hosts import connect
 

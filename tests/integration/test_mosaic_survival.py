@@ -12,10 +12,10 @@ import pytest
 
 from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule
 from rsdiff.diffusion.solvers import integrate, solver_steps
-from rsdiff.mosaic.cascade import MosaicSettings, sample_mosaic
-from rsdiff.mosaic.field import WindowSampler
-from rsdiff.mosaic.plan import make_plan
-from rsdiff.mosaic.store import StageArray
+from rsdiff.sampling.mosaic.cascade import MosaicSettings, sample_mosaic
+from rsdiff.sampling.mosaic.field import WindowSampler
+from rsdiff.sampling.mosaic.plan import make_plan
+from rsdiff.sampling.mosaic.store import StageArray
 
 WINDOW, BATCH = 32, 4
 PLAN = make_plan('fast', WINDOW, steps=4)
@@ -59,7 +59,7 @@ def shards(out):
 
 
 processes = multiprocessing.get_context('forkserver')
-processes.set_forkserver_preload(['rsdiff.mosaic.cascade'])
+processes.set_forkserver_preload(['rsdiff.sampling.mosaic.cascade'])
 
 
 def _alone(target, *arguments):

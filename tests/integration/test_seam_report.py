@@ -13,9 +13,9 @@ import pytest
 from rsdiff.data.images import bicubic, write_image
 from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule
 from rsdiff.diffusion.solvers import solver_steps
-from rsdiff.mosaic.cascade import MosaicSettings, sample_mosaic
-from rsdiff.mosaic.field import WindowSampler
-from rsdiff.mosaic.plan import make_plan
+from rsdiff.sampling.mosaic.cascade import MosaicSettings, sample_mosaic
+from rsdiff.sampling.mosaic.field import WindowSampler
+from rsdiff.sampling.mosaic.plan import make_plan
 
 ROOT = Path(__file__).parents[2]
 PLAN = make_plan('fast', 64, steps=2, phases=2, overlap_px=8)

@@ -17,10 +17,10 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import LIGHT
 from rsdiff.data.images import write_image
-from rsdiff.errors import BadInput
-from rsdiff.models import weights
+from rsdiff.pretrained import weights
 from rsdiff.training import checkpoint
 from rsdiff.training.checkpoint import load_generator, release
 from rsdiff.training.config import TrainConfig, from_dict, to_dict

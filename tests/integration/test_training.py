@@ -12,11 +12,11 @@ import optax
 import pytest
 from PIL import Image
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import LIGHT
 from rsdiff.data.fingerprints import FILE, known_of
 from rsdiff.data.images import write_image
 from rsdiff.data.pipeline import batch_indices, make_source
-from rsdiff.errors import BadInput
 from rsdiff.evaluation.fidelity import psnr
 from rsdiff.training import mesh as meshes
 from rsdiff.training.checkpoint import load_generator, release

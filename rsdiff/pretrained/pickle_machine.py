@@ -1,0 +1,191 @@
+"""The few instructions of a pickle that arrays are spelt with, carried out within stated limits.
+
+A pickle is a program for a machine with a stack and a memo. Python's own machine believes what the program says of itself:
+nine bytes make it allocate gigabytes for a memo, and a key that shares its parts takes for ever to hash. This one reads the
+instructions with `pickletools`, which takes no more than the file has, and knows nothing of classes: a name in the program
+is looked up in a table of `Word`s, and only these are called.
+"""
+
+import itertools
+import pickletools
+from typing import Any, BinaryIO, Callable, NamedTuple
+
+from rsdiff.base.errors import BadInput
+
+# A tensor takes some forty instructions; an instruction makes an object of at most a few hundred bytes.
+MOST_INSTRUCTIONS = 1_000_000
+# The longest number of a genuine file is the magic number of torch.save, 80 bits.
+MOST_BITS = 128
+# Of a key that is a number: beyond 61 bits numbers can be chosen whose hashes are all alike.
+MOST_KEY_BITS = 60
+
+CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
+LITERALS = {
+    'INT',
+    'BININT',
+    'BININT1',
+    'BININT2',
+    'LONG',
+    'LONG1',
+    'LONG4',
+    'FLOAT',
+    'BINFLOAT',
+    'STRING',
+    'BINSTRING',
+    'SHORT_BINSTRING',
+    'UNICODE',
+    'BINUNICODE',
+    'SHORT_BINUNICODE',
+    'BINUNICODE8',
+    'BINBYTES',
+    'SHORT_BINBYTES',
+    'BINBYTES8',
+}
+EMPTY = {'EMPTY_TUPLE': tuple, 'EMPTY_LIST': list, 'EMPTY_DICT': dict}
+TUPLES = {'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
+
+
+class Word(NamedTuple):
+    """What a name in a pickle stands for: `call` makes something of arguments, and is None for what is not called."""
+
+    name: str
+    call: Callable[..., Any] | None = None
+
+
+def run(
+    file: BinaryIO,
+    words: dict[tuple[str, str], Any],
+    set_state: Callable[[Any, Any], None],
+    refer: Callable[[Any], Any],
+) -> Any:
+    """What the pickle that begins where `file` stands leaves on the stack; `file` then stands behind it.
+
+    Args:
+      words: by module and name, what a pickle may name: a `Word`, or any constant.
+      set_state: (object, state), for objects that words have made; what it does is all that BUILD does.
+      refer: makes something of a persistent id.
+    Raises:
+      BadInput: it names something else, or has more than `MOST_INSTRUCTIONS`.
+      ValueError, TypeError, LookupError: it is truncated or broken, or needs an instruction that arrays do not.
+    """
+    stack, marks, memo = [], [], {}
+
+    def since_mark() -> list[Any]:
+        start = marks.pop()
+        items = stack[start:]
+        del stack[start:]
+        return items
+
+    for number in itertools.count():
+        if number == MOST_INSTRUCTIONS:
+            raise BadInput(f'has more than {MOST_INSTRUCTIONS} instructions; it is not read')
+        opcode, value = _next(file)
+        name = opcode.name
+        if name in ('PROTO', 'FRAME'):
+            pass
+        elif name == 'STOP':
+            return stack.pop()
+        elif name in LITERALS:
+            stack.append(_literal(value))
+        elif name in CONSTANTS:
+            stack.append(CONSTANTS[name])
+        elif name in EMPTY:
+            stack.append(EMPTY[name]())
+        elif name in ('PUT', 'BINPUT', 'LONG_BINPUT'):
+            memo[value] = stack[-1]
+        elif name == 'MEMOIZE':
+            memo[len(memo)] = stack[-1]
+        elif name in ('GET', 'BINGET', 'LONG_BINGET'):
+            stack.append(memo[value])
+        elif name == 'MARK':
+            marks.append(len(stack))
+        elif name == 'TUPLE':
+            stack.append(tuple(since_mark()))
+        elif name in TUPLES:
+            stack.append(tuple(stack.pop() for _ in range(TUPLES[name]))[::-1])
+        elif name == 'LIST':
+            stack.append(since_mark())
+        elif name == 'DICT':
+            items = since_mark()
+            stack.append({})
+            set_items(stack[-1], items)
+        elif name == 'APPEND':
+            item = stack.pop()
+            _of(list, stack[-1]).append(item)
+        elif name == 'APPENDS':
+            items = since_mark()
+            _of(list, stack[-1]).extend(items)
+        elif name == 'SETITEM':
+            item, key = stack.pop(), stack.pop()
+            set_items(stack[-1], [key, item])
+        elif name == 'SETITEMS':
+            items = since_mark()
+            set_items(stack[-1], items)
+        elif name == 'GLOBAL':
+            stack.append(_word(words, *value.split(' ', 1)))
+        elif name == 'STACK_GLOBAL':
+            word, module = stack.pop(), stack.pop()
+            stack.append(_word(words, _of(str, module), _of(str, word)))
+        elif name == 'REDUCE':
+            arguments, word = stack.pop(), stack.pop()
+            if not isinstance(word, Word) or word.call is None:
+                raise TypeError('a call of what is no function')
+            stack.append(word.call(*_of(tuple, arguments)))
+        elif name == 'BUILD':
+            state = stack.pop()
+            if isinstance(stack[-1], Word):
+                raise TypeError(f'an attempt to change {stack[-1].name}')
+            set_state(stack[-1], state)
+        elif name == 'BINPERSID':
+            stack.append(refer(stack.pop()))
+        else:
+            raise ValueError(f'the instruction {name}, which an array does not need')
+
+
+def set_items(target: Any, items: list[Any]) -> None:
+    """Puts [key, value, key, value, …] into a dict. Raises TypeError for keys that take long to hash, or no text or number."""
+    _of(dict, target)
+    for key, item in zip(items[::2], items[1::2], strict=True):
+        if type(key) is int and key.bit_length() > MOST_KEY_BITS or type(key) not in (str, int, bool, type(None)):
+            raise TypeError(f'a {type(key).__name__} as a key')
+        target[key] = item
+
+
+def items_of(pairs: Any) -> list[Any]:
+    """[(key, value), …], as Python 2 wrote an ordered dict → [key, value, …]."""
+    return [part for pair in _of(list, pairs) for part in _pair(pair)]
+
+
+def _pair(pair: Any) -> tuple[Any, Any]:
+    if type(pair) not in (list, tuple) or len(pair) != 2:
+        raise TypeError('an item that is no pair')
+    return pair[0], pair[1]
+
+
+def _next(file: BinaryIO) -> tuple[pickletools.OpcodeInfo, Any]:
+    code = file.read(1)
+    opcode = pickletools.code2op.get(code.decode('latin-1'))
+    if opcode is None:
+        raise ValueError(f'no instruction: {code!r}' if code else 'it ends too early')
+    return opcode, None if opcode.arg is None else opcode.arg.reader(file)
+
+
+def _literal(value: Any) -> Any:
+    if isinstance(value, str):
+        value.encode('utf-8')  # half of a surrogate pair is no text
+    if isinstance(value, int) and value.bit_length() > MOST_BITS:
+        raise ValueError(f'a number of {value.bit_length()} bits')
+    return value
+
+
+def _word(words: dict[tuple[str, str], Any], module: str, name: str) -> Any:
+    if (module, name) not in words:
+        shown = ascii(f'{module}.{name}'[:100])[1:-1]
+        raise BadInput(f'names {shown}, which an array does not need; it is not read')
+    return words[module, name]
+
+
+def _of(kind: type, value: Any) -> Any:
+    if not isinstance(value, kind):
+        raise TypeError(f'a {type(value).__name__} where a {kind.__name__} should be')
+    return value

@@ -1,0 +1,106 @@
+"""What every program here does at its edges: one clear line for bad input, one JSON object as its last line."""
+
+import ctypes
+import errno
+import json
+import os
+import sys
+from pathlib import Path
+from typing import Any, Callable
+
+import jax
+from absl import app, flags, logging
+
+from rsdiff.base.errors import BadInput, one_line
+from rsdiff.base.files import write_json
+from rsdiff.base.folders import cache_folder
+
+
+def run(main: Callable[[], None]) -> None:
+    """Parses flags, runs `main`, and turns what a person can mend into one line on stderr and an exit code: 2 for
+    `BadInput`, bad flags and files that can't be read or written, 1 for a computation that is no longer finite, 130 for Ctrl-C."""
+
+    def parse(argv):
+        try:
+            return app.parse_flags_with_usage(argv) if _asks_for_help(argv) else flags.FLAGS(argv)
+        except BadInput as error:  # a config file's
+            print(f'error: {error}', file=sys.stderr)
+            sys.exit(2)
+        except (
+            flags.Error,
+            AttributeError,
+            KeyError,
+            TypeError,
+            ValueError,
+            OSError,
+            ImportError,
+            SyntaxError,
+        ) as error:
+            reason = str(error.args[0] if error.args else error).replace('\\n', ' ').replace("\\'", "'")
+            print(f'error: flags: {" ".join(reason.split())}', file=sys.stderr)
+            sys.exit(2)
+
+    def guarded(argv):
+        logging.set_verbosity(logging.WARNING)  # libraries that narrate every file they write
+        try:
+            if len(argv) > 1:
+                raise BadInput(f'unexpected argument {argv[1]!r}; flags begin with --')
+            main()
+        except BadInput as error:
+            print(f'error: {error}', file=sys.stderr)
+            sys.exit(2)
+        except OSError as error:
+            full = error.errno in (errno.ENOSPC, errno.EDQUOT)
+            advice = '; free some space and run the same command again' if full else ''
+            print(f'error: {one_line(error)}{advice}', file=sys.stderr)
+            sys.exit(2)
+        except FloatingPointError as error:
+            print(f'error: {error}', file=sys.stderr)
+            sys.exit(1)
+        except KeyboardInterrupt:
+            print('interrupted; run the same command again to continue', file=sys.stderr)
+            sys.exit(130)
+
+    app.run(guarded, flags_parser=parse)
+
+
+def _asks_for_help(argv: list[str]) -> bool:
+    return any(argument.lstrip('-').startswith('help') for argument in argv[1:])
+
+
+def enable_compilation_cache() -> None:
+    """Keeps compiled programs in JAX_COMPILATION_CACHE_DIR, by default in the user's cache, so that later runs start
+    at once."""
+    default = cache_folder() / 'xla'
+    jax.config.update('jax_compilation_cache_dir', os.environ.get('JAX_COMPILATION_CACHE_DIR', str(default)))
+    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+
+
+def share_one_heap() -> None:
+    """Lets all threads take memory from one heap. By default glibc gives each its own, in which what others freed is of no
+    use, so that a long run with many threads keeps growing. Call it before there are threads; elsewhere it does nothing."""
+    m_arena_max = -8  # of malloc.h
+    if sys.platform == 'linux' and hasattr(libc := ctypes.CDLL(None), 'mallopt'):
+        libc.mallopt(m_arena_max, 1)
+
+
+def flag_numbers(name: str, kind: type, count: int | None = None) -> tuple | None:
+    """The value of a flag that is `count` numbers, or any number of them, with commas between; None where it is not given.
+
+    Raises:
+      BadInput: it is something else.
+    """
+    text = flags.FLAGS[name].value
+    try:
+        values = None if text is None else tuple(map(kind, text.split(',')))
+    except ValueError:
+        values = ()
+    if values is not None and len(values) != (count or max(len(values), 1)):
+        raise BadInput(f'--{name} is {text}; it must be {count or ""} numbers with commas between'.replace('  ', ' '))
+    return values
+
+
+def finish(result: dict[str, Any], path: Path) -> None:
+    """Prints `result` as one JSON line, the program's last, and writes the same to `path`."""
+    write_json(path, result)
+    print(json.dumps(result), flush=True)

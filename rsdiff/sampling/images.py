@@ -1,0 +1,266 @@
+"""Many small images, each sampled in one piece: a folder in, a folder with a manifest out."""
+
+import dataclasses
+import hashlib
+import itertools
+import logging
+import math
+import time
+import zlib
+from pathlib import Path, PurePosixPath
+from typing import Any, Callable
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from tqdm import tqdm
+
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
+from rsdiff.base.folders import claim_folder
+from rsdiff.base.seeds import written_seed
+from rsdiff.data.degradation import DegradationConfig, degrade
+from rsdiff.data.folder import Entry, clean_name, write_manifest
+from rsdiff.data.images import read_image, to_float, to_uint8, write_image
+from rsdiff.data.made import Made
+from rsdiff.data.scenes import open_scene
+from rsdiff.diffusion import noise
+from rsdiff.diffusion.solvers import Solver
+
+# (condition (b, h, w, 3), noise (b, 4h, 4w, 3), gsd_m of the output (b,), real image or None) → sample (b, 4h, 4w, 3),
+# in [-1, 1]
+SampleImages = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+
+
+@dataclasses.dataclass(frozen=True)
+class FolderSettings:
+    """How a folder is sampled. `gsd_m`, of the images given, stands in where an entry has none, and before what the file
+    itself says. `bands` and `value_range` say how raster files become RGB (`rsdiff.data.scenes.open_scene`). `degraded`:
+    the images are the truth; each variant degrades them by 4^stages first, and the result has their resolution again.
+    `strength` below 1: every stage starts part of the way from the truth, and so resembles it."""
+
+    stages: int
+    window_px: int
+    steps: int
+    gsd_m: float | None = None
+    variants: int = 1
+    degraded: bool = False
+    strength: float = 1.0
+    solver: Solver = 'ddim'
+    seed: int = 0
+    batch_size: int = 16
+    bands: tuple[int, ...] | None = None
+    value_range: tuple[float, float] | None = None
+
+
+@dataclasses.dataclass(frozen=True)
+class _Job:
+    """One image to make."""
+
+    entry: Entry
+    variant: int
+    out_name: str
+    size: tuple[int, int]  # height and width of the input
+    padded: tuple[int, int]  # and what it is mirrored up to
+    source_sha256: str  # of the file's bytes
+    gsd_m: float | None  # of the input
+
+    def key(self, seed: int):
+        """Names this image's noise by what it is, not by when it is made."""
+        return noise.name_key(seed, zlib.crc32(self.entry.file_name.encode()), self.variant)
+
+
+def sample_folder(
+    sample: SampleImages,
+    degradation: DegradationConfig,
+    entries: list[Entry],
+    out: Path,
+    settings: FolderSettings,
+    provenance: dict[str, Any],
+    show: bool = True,
+) -> dict[str, Any]:
+    """Samples `settings.variants` images of each entry into `out`, with `metadata.jsonl`. Continues what is there.
+
+    Images that are there, but not as they were made, are made again. Label, captions and split are
+    kept; source, source_sha256, seed, variant, and `provenance` are noted. Images that can't be read or are too small are
+    named in the log and counted.
+
+    Raises:
+      BadInput: no image can be used, no gsd_m is known, two would be written under one name, or `out` holds something else.
+    """
+    start = time.monotonic()
+    _check_strength(settings)
+    jobs = _plan(entries, settings)
+    fixed = {key: value for key, value in dataclasses.asdict(settings).items() if key != 'batch_size'}
+    fixed['seed'] = written_seed(settings.seed)
+    sources = repr([(job.out_name, job.source_sha256, job.gsd_m) for job in jobs])
+    claim_folder(
+        out, fixed | {'mode': 'folder', 'sources_sha256': hashlib.sha256(sources.encode()).hexdigest()} | provenance
+    )
+
+    made = Made(out)
+    missing = [job for job in jobs if not made.has(job.out_name, job.source_sha256)]
+    # images of one padded size go through the network together, and no image sees another's size
+    missing.sort(key=lambda job: job.padded)
+    groups = [list(same) for _, same in itertools.groupby(missing, key=lambda job: job.padded)]
+    batches = [
+        group[first : first + settings.batch_size]
+        for group in groups
+        for first in range(0, len(group), settings.batch_size)
+    ]
+    enlarge = _enlarge_function(sample, degradation, settings)
+    with tqdm(total=len(missing), unit='image', desc='sampling', disable=not show, dynamic_ncols=True) as bar:
+        for batch in batches:
+            for job, image in zip(batch, _sample_batch(enlarge, batch, settings)):
+                write_image(out / job.out_name, image)
+                made.add(job.out_name, job.source_sha256)
+            bar.update(len(batch))
+
+    rows = [_manifest_row(job, out, settings, provenance) for job in jobs]
+    write_manifest(out, rows)
+    made.keep(job.out_name for job in jobs)
+    return {
+        'out': str(out),
+        'images': len(rows),
+        'sampled_now': len(missing),
+        'images_skipped': len(entries) - len(jobs) // settings.variants,
+        'seconds': round(time.monotonic() - start, 2),
+        **_evaluations(jobs, settings),
+    }
+
+
+def _plan(entries: list[Entry], settings: FolderSettings) -> list[_Job]:
+    """The images to make, of the entries that can be used."""
+    jobs, reason = [], ''
+    for entry in entries:
+        try:
+            size, padded, gsd_m = _read_sizes(entry, settings)
+            stem = PurePosixPath(clean_name(entry.file_name)).with_suffix('')
+        except BadInput as error:
+            reason = str(error)
+            logging.warning('skipped: %s', reason)
+            continue
+        sha256 = hashlib.sha256(entry.path.read_bytes()).hexdigest()
+        jobs += [
+            _Job(entry, variant, f'{stem}-{variant}.png', size, padded, sha256, gsd_m)
+            for variant in range(settings.variants)
+        ]
+    if not jobs:
+        raise BadInput(f'none of {len(entries)} images can be used: {reason}')
+    _check_names(jobs)
+    unknown = [job.entry.file_name for job in jobs if job.gsd_m is None and job.variant == 0]
+    if unknown:
+        raise BadInput(f'{len(unknown)} images have no gsd_m in their manifest or file ({unknown[0]}, …); give --gsd_m')
+    return jobs
+
+
+def _check_names(jobs: list[_Job]) -> None:
+    """Raises BadInput where two images would be written under one name."""
+    names = {}
+    for job in jobs:
+        other = names.setdefault(job.out_name, job)
+        if other is not job:
+            raise BadInput(
+                f'{other.entry.file_name!r} and {job.entry.file_name!r} would both be written as '
+                f'{job.out_name!r}; rename one of them'
+            )
+
+
+def _read_sizes(entry: Entry, settings: FolderSettings) -> tuple[tuple[int, int], tuple[int, int], float | None]:
+    """The size of the input, the padded size, and metres a pixel: of the manifest, the settings, or the file."""
+    with open_scene(entry.path, settings.bands, settings.value_range) as scene:
+        gsd_m = entry.gsd_m or settings.gsd_m or scene.gsd_m
+        height, width = scene.read(Box(0, 0, scene.height, scene.width)).shape[:2]
+    # A window, in the pixels of the input: of the truth, or of the condition.
+    least = settings.window_px * (4 ** (settings.stages - 1)) if settings.degraded else settings.window_px // 4
+    # mirroring can at most double a side; a little short of a window (UC Merced has such images) is no harm
+    allowed = least // 2 + 1 if settings.degraded else least
+    if min(height, width) < allowed:
+        raise BadInput(f'{entry.path}: {width}×{height} px; this generator needs {allowed} px a side, a window')
+    return (height, width), tuple(-(-side // least) * least for side in (height, width)), gsd_m
+
+
+def _enlarge_function(sample: SampleImages, degradation: DegradationConfig, settings: FolderSettings):
+    """(images, gsd_m, keys) → samples, after all stages."""
+    folded = lambda keys, number: jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
+    degrade_once = jax.jit(lambda images, keys: degrade(images, keys, degradation))
+    noises = jax.jit(
+        lambda keys, height, width: jax.vmap(lambda key: noise.crop(key, 0, 0, height, width))(keys),
+        static_argnums=(1, 2),
+    )
+
+    def run(images, gsd_m, keys):
+        truths = [None] * settings.stages
+        if settings.degraded:
+            for number in range(settings.stages):
+                truths[number] = images if settings.strength < 1 else None
+                images, gsd_m = degrade_once(images, folded(keys, 1000 + number)), gsd_m * 4
+        for stage, truth in enumerate(reversed(truths), 1):
+            gsd_m = gsd_m / 4
+            _, height, width, _ = images.shape
+            images = sample(images, noises(folded(keys, stage), 4 * height, 4 * width), gsd_m, truth)
+        return images
+
+    return run
+
+
+def _sample_batch(enlarge, batch: list[_Job], settings: FolderSettings) -> list[np.ndarray]:
+    """uint8 samples of `batch`, each at its own size; images are mirrored up to the padded size, and cut back."""
+    images = [to_float(read_image(job.entry.path, settings.bands, settings.value_range)) for job in batch]
+    height, width = batch[0].padded
+    padded = [
+        np.pad(image, ((0, height - image.shape[0]), (0, width - image.shape[1]), (0, 0)), mode='reflect')
+        for image in images
+    ]
+    fill = settings.batch_size - len(batch)
+    keys = jnp.stack([job.key(settings.seed) for job in batch + batch[-1:] * fill])
+    gsd_m = np.array([job.gsd_m for job in batch + batch[-1:] * fill], np.float32)
+    samples = np.asarray(enlarge(np.stack(padded + padded[-1:] * fill), gsd_m, keys))
+    scale = 1 if settings.degraded else 4**settings.stages
+    return [
+        to_uint8(sample[: scale * image.shape[0], : scale * image.shape[1]]) for sample, image in zip(samples, images)
+    ]
+
+
+def _check_strength(settings: FolderSettings) -> None:
+    if not 0 < settings.strength <= 1:
+        raise BadInput(f'strength is {settings.strength}; it must be above 0, and 1 at most')
+    if settings.strength < 1 and not settings.degraded:
+        raise BadInput(
+            f'strength {settings.strength} starts from the real image, which only --degrade has; leave one of them'
+        )
+
+
+def _manifest_row(job: _Job, out: Path, settings: FolderSettings, provenance: dict[str, Any]) -> Entry:
+    source = job.entry
+    extra = {
+        'source': source.file_name,
+        'source_sha256': job.source_sha256,
+        'seed': written_seed(settings.seed),
+        'variant': job.variant,
+        'degraded': settings.degraded,
+        'strength': settings.strength,
+        'steps': settings.steps,
+        **provenance,
+    }
+    return Entry(
+        out / job.out_name,
+        job.out_name,
+        source.split,
+        source.label,
+        source.captions,
+        job.gsd_m if settings.degraded else job.gsd_m / 4**settings.stages,
+        extra,
+    )
+
+
+def _evaluations(jobs: list[_Job], settings: FolderSettings) -> dict[str, Any]:
+    """Output pixels of all images, and network evaluations for each: padded pixels count, being computed."""
+    scale = 1 if settings.degraded else 16**settings.stages
+    pixels, padded = (scale * sum(math.prod(getattr(job, which)) for job in jobs) for which in ('size', 'padded'))
+    last = settings.steps * padded / pixels
+    every = sum(last / 16 ** (settings.stages - stage) for stage in range(1, settings.stages + 1))
+    return {
+        'pixels': pixels,
+        'network_evaluations_per_pixel': {'last_stage': round(last, 2), 'all_stages': round(every, 2)},
+    }

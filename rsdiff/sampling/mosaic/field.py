@@ -1,0 +1,215 @@
+"""One 4× stage over the whole plane, as a pure function of place.
+
+A window of a phase depends on the seed, the stage, its place, its crop of the condition and its crop of the field that
+the phase before has left; so does, phase by phase, every pixel. Any rectangle can be had by itself and is the same
+rectangle of everything, byte for byte: rectangles are what workers share out, and what an interrupted run lacks.
+
+Bytes need more than mathematics: compilers choose the order of a sum by the shape of what they are given. So windows go
+through the network in calls of one shape, the last ones filled up, and are merged in the order of their places.
+"""
+
+import dataclasses
+import functools
+import itertools
+from typing import Callable, Iterator
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
+from rsdiff.data.images import to_float, to_uint8
+from rsdiff.diffusion import noise
+from rsdiff.diffusion.solvers import Steps
+from rsdiff.sampling.mosaic.plan import UPSCALE, Plan, hull
+from rsdiff.sampling.mosaic.plane import Plane
+from rsdiff.sampling.mosaic.windows import Profile, shares
+
+first_noise = jax.jit(noise.windows, static_argnums=(0, 3, 4))
+
+
+# Places are 32-bit numbers where noise is made; beyond, they would begin again.
+LARGEST_PLACE = 2**31 - 1
+# On CPUs, windows of at most so many pixels go through the network at a time.
+CPU_BATCH_PX = 2**15
+
+
+def windows_a_call(window_px: int, batch_size: int, devices: int) -> int:
+    """How many windows every call has: on accelerators `batch_size`, rounded up so that devices share them evenly; on CPUs
+    what their caches like, whatever `batch_size` is, so that it changes no rounding."""
+    on_cpu = jax.default_backend() == 'cpu'
+    return devices * (max(CPU_BATCH_PX // window_px**2, 1) if on_cpu else -(-batch_size // devices))
+
+
+@dataclasses.dataclass(frozen=True)
+class WindowSampler:
+    """What is done to a batch of windows; W × W pixels of the result, made from w = W/4 of the condition.
+
+    Attributes:
+      advance: (condition (b, w + 2m, w + 2m, 3), x (b, W, W, 3), x0 (b, W, W, 3), steps) → (x, x0), some steps of
+        `solvers.integrate`; what x and x0 mean must not depend on the window that a pixel lies in.
+      image: (condition, x after the last step) → (b, W, W, 3) in [-1, 1].
+      steps: all of them.
+      batch: b; every call has exactly so many windows.
+      margin: m, pixels of the condition around the window.
+    """
+
+    advance: Callable[[jax.Array, jax.Array, jax.Array, Steps], tuple[jax.Array, jax.Array]]
+    image: Callable[[jax.Array, jax.Array], jax.Array]
+    steps: Steps
+    batch: int
+    margin: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Field:
+    """A stage: `condition` enlarged 4× everywhere, by windows of `plan`. `key` names its noise."""
+
+    sampler: WindowSampler
+    plan: Plan
+    condition: Plane
+    key: jax.Array
+    noise_kind: noise.Kind = 'anchored'
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Height, width and channels of the canvas, which is the part of the plane that the condition covers."""
+        return UPSCALE * self.condition.height, UPSCALE * self.condition.width, 3
+
+    @property
+    def around_px(self) -> int | None:
+        """The circumference of the plane, where it is a cylinder."""
+        return self.shape[1] if self.condition.wrap_x else None
+
+    def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
+        """Reads like a NumPy array of `shape`, each time anew."""
+        (y0, y1, _), (x0, x1, _) = (part.indices(size) for part, size in zip(key, self.shape))
+        return self.region(Box(y0, x0, y1, x1))
+
+    def region(self, box: Box, count: Callable[[int], None] = lambda evaluations: None) -> np.ndarray:
+        """The pixels of `box`, which may lie anywhere, uint8. `count` is told of evaluations of windows, as they are made.
+
+        Raises:
+          BadInput: it reaches further than `LARGEST_PLACE` pixels from (0, 0); around a cylinder that is no matter in x.
+          FloatingPointError: the network has left NaN or an infinity.
+        """
+        plan, sampler = self.plan, self.sampler
+        rows, columns = plan.places(0, box.y0, box.y1), plan.places(1, box.x0, box.x1, self.around_px)
+        reads = [hull(*places, plan.window_px) for places in zip(rows, columns)]
+        condition = _Condition(self.condition, reads[0], sampler.margin)  # the first phase reads the most
+        field, done = None, 0
+        for phase, ys, xs, leaves in zip(plan.phases, rows, columns, reads[1:] + [box]):
+            steps, is_last = sampler.steps[done : done + phase.steps], done + phase.steps == plan.steps
+
+            def advance(corners):
+                filled = np.array(corners + corners[-1:] * (sampler.batch - len(corners)), np.int64)
+                lr = condition.windows(filled, plan.window_px)
+                x, x0 = self._first(filled) if field is None else field.windows(filled, plan.window_px)
+                x, x0 = sampler.advance(lr, x, x0, steps)
+                return corners, (sampler.image(lr, x),) if is_last else (x, x0)
+
+            merged = _Merged(leaves, ys, xs, plan.profile(phase), 1 if is_last else 2)
+            for corners, made in _one_ahead(map(advance, _batches(ys, xs, sampler.batch))):
+                merged.add(corners, made)
+                count(len(corners) * phase.steps)
+            field, done = merged, done + phase.steps
+        return to_uint8(field.values[0])
+
+    def memory_bytes(self, side_px: int) -> int:
+        """Of the fields that a region of side_px × side_px holds at once: two that a phase reads, two that it leaves."""
+        reads = self.plan.reads(0, 0, side_px)
+        return max(24 * (read**2 + leave**2) for read, leave in zip(reads, reads[1:] + [side_px]))
+
+    def _first(self, corners: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        if self.around_px:
+            corners = np.stack([corners[:, 0], corners[:, 1] % self.around_px], 1)
+        if corners.min() < -LARGEST_PLACE or corners.max() + self.plan.window_px > LARGEST_PLACE:
+            raise BadInput(
+                f'the region reaches beyond {LARGEST_PLACE:,} px from the upper left corner, where noise has no places'
+            )
+        x = first_noise(self.noise_kind, self.key, corners.astype(np.int32), self.plan.window_px, self.around_px)
+        return x, jnp.zeros_like(x)
+
+
+class _Condition:
+    """The part of the condition that a region reads, in memory."""
+
+    def __init__(self, plane: Plane, box: Box, margin: int):
+        self.margin, self.y0, self.x0 = margin, box.y0 // UPSCALE - margin, box.x0 // UPSCALE - margin
+        self.pixels = plane.crop(Box(self.y0, self.x0, box.y1 // UPSCALE + margin, box.x1 // UPSCALE + margin))
+
+    def windows(self, corners: np.ndarray, window_px: int) -> np.ndarray:
+        """float32 (b, w + 2m, w + 2m, 3)."""
+        side = window_px // UPSCALE + 2 * self.margin
+        places = corners // UPSCALE - (self.y0 + self.margin, self.x0 + self.margin)
+        return to_float(np.stack([self.pixels[y : y + side, x : x + side] for y, x in places]))
+
+
+class _Merged:
+    """Fields over `box`, as the weighted means of windows at ys × xs."""
+
+    def __init__(self, box: Box, ys: list[int], xs: list[int], profile: Profile, fields: int):
+        self.box = box
+        self.rows = dict(zip(ys, shares(ys, box.y0, box.y1, profile)))
+        self.columns = dict(zip(xs, shares(xs, box.x0, box.x1, profile)))
+        self.values = [np.zeros((box.y1 - box.y0, box.x1 - box.x0, 3), np.float32) for _ in range(fields)]
+
+    def add(self, corners: list[tuple[int, int]], made: tuple[jax.Array, ...]) -> None:
+        """Adds what windows have left, of each field (≥ b, W, W, 3). The order counts, for the rounding."""
+        box = self.box
+        for value, batch in zip(self.values, map(np.asarray, made)):
+            for (y, x), window in zip(corners, batch):
+                part = Box(max(y, box.y0), max(x, box.x0), min(y + len(window), box.y1), min(x + len(window), box.x1))
+                rows = self.rows[y][part.y0 - box.y0 : part.y1 - box.y0]
+                columns = self.columns[x][part.x0 - box.x0 : part.x1 - box.x0]
+                share = (rows[:, None] * columns)[..., None]
+                moved(part, box.y0, box.x0).crop(value)[:] += share * moved(part, y, x).crop(window)
+
+    def windows(self, corners: np.ndarray, window_px: int) -> list[np.ndarray]:
+        """Crops of each field, (b, W, W, 3)."""
+        places = corners - (self.box.y0, self.box.x0)
+        return [np.stack([value[y : y + window_px, x : x + window_px] for y, x in places]) for value in self.values]
+
+
+class CachedField:
+    """A canvas made where it is read, in square tiles, the last `tiles` of which are kept. Reads like a NumPy array."""
+
+    def __init__(self, field: Field, tile_px: int, tiles: int = 64):
+        self.shape, self.tile_px = field.shape, tile_px
+        height, width, _ = self.shape
+        self._tile = functools.lru_cache(tiles)(
+            lambda i, j: field.region(
+                Box(i * tile_px, j * tile_px, min((i + 1) * tile_px, height), min((j + 1) * tile_px, width))
+            )
+        )
+
+    def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
+        (y0, y1, _), (x0, x1, _) = (part.indices(size) for part, size in zip(key, self.shape))
+        pixels = np.empty((max(y1 - y0, 0), max(x1 - x0, 0), 3), np.uint8)
+        for i in range(y0 // self.tile_px, -(-y1 // self.tile_px)):
+            for j in range(x0 // self.tile_px, -(-x1 // self.tile_px)):
+                top, left = i * self.tile_px, j * self.tile_px
+                part = Box(max(y0, top), max(x0, left), min(y1, top + self.tile_px), min(x1, left + self.tile_px))
+                moved(part, y0, x0).crop(pixels)[:] = moved(part, top, left).crop(self._tile(i, j))
+        return pixels
+
+
+def _batches(ys: list[int], xs: list[int], size: int) -> Iterator[list[tuple[int, int]]]:
+    """Every (y, x), row by row."""
+    corners = itertools.product(ys, xs)
+    return iter(lambda: list(itertools.islice(corners, size)), [])
+
+
+def moved(box: Box, y: int, x: int) -> Box:
+    """`box` as seen from (y, x)."""
+    return Box(box.y0 - y, box.x0 - x, box.y1 - y, box.x1 - x)
+
+
+def _one_ahead(items: Iterator) -> Iterator:
+    """The items, each when the next has been asked for: a device works on it while its forerunner is fetched."""
+    held = next(items)
+    for item in items:
+        yield held
+        held = item
+    yield held

@@ -1,0 +1,203 @@
+"""Unbounded sampling is one algorithm; a plan is its numbers.
+
+A plan runs the solver's steps in phases. In each phase the plane is cut anew into windows, each of which takes the
+phase's steps by itself, reading the field that the phase before has left; where windows of a phase overlap, what they
+leave is averaged with their weights (`windows.Profile`). The last phase leaves the image.
+
+    plan             phases         stride, in W         merge         solver
+    fast             3              1 less overlap       see below     DPM-Solver++(2M)
+    metaearth        1              1/2                  middle half   DDIM       Yu et al. 2024, arXiv 2405.13570
+    multidiffusion   one a step     1/2                  mean          DDIM       Bar-Tal et al. 2023, arXiv 2302.08113
+    spot             one a step     1, random offset     none          DDIM       Frolov et al. 2024, arXiv 2407.15507
+    infinite         3              1/2                  linear        DDIM
+
+Overlap is what costs: a stride of W/2 computes every pixel four times. `fast` has little, and spends it where it is needed.
+A network knows nothing beyond its window and draws the outermost pixels poorly. So the outer third of the overlap counts for
+nothing, and the middle one is the ramp; a hard cut there shows. How far that reaches is a matter of pixels, not of windows, so
+large windows need a smaller part. `fast` has as many phases as `infinite`, with edges that lie elsewhere in each, so that what
+an edge of one has left apart, windows of the next see whole. What each of these numbers is worth: docs/mosaic_ablation.md.
+"""
+
+import dataclasses
+import hashlib
+import math
+from typing import Literal, Sequence, get_args
+
+import numpy as np
+
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
+from rsdiff.diffusion.solvers import Solver
+from rsdiff.sampling.mosaic.windows import Lattice, Profile, cylinder_lattice, plane_lattice
+
+PlanName = Literal['fast', 'metaearth', 'multidiffusion', 'spot', 'infinite']
+
+UPSCALE = 4  # a stage's
+# In turn, in strides. Neighbours in the row differ along one axis only: half the halo of a change along both.
+OFFSETS = (0.0, 0.0), (0.0, 0.5), (0.5, 0.5), (0.5, 0.0)
+FAST_STEPS, OTHER_STEPS = 12, 50
+PHASES = 3
+LEAST_OVERLAP_PX = 20
+MOST_STEPS = 10_000
+
+
+@dataclasses.dataclass(frozen=True)
+class Phase:
+    """So many solver steps in windows `stride_px` apart, shifted by `offset` strides in y and x; and their weights."""
+
+    steps: int
+    stride_px: int
+    offset: tuple[float, float] = (0.0, 0.0)
+    crop_px: int = 0
+    ramp_px: int = 0
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """Windows of side `window_px`, and what is done with them."""
+
+    name: PlanName
+    window_px: int
+    solver: Solver
+    phases: tuple[Phase, ...]
+
+    @property
+    def steps(self) -> int:
+        """Network evaluations of a window that is there in every phase."""
+        return sum(phase.steps for phase in self.phases)
+
+    def profile(self, phase: Phase) -> Profile:
+        """The weights of the phase's windows."""
+        return Profile(self.window_px, phase.crop_px, phase.ramp_px)
+
+    def lattice(self, phase: Phase, axis: int, around_px: int | None = None) -> Lattice:
+        """Where the phase's windows begin along y (0) or x (1); `around_px`: the circumference of a cylinder."""
+        if axis == 1 and around_px is not None:
+            return cylinder_lattice(UPSCALE, phase.stride_px, phase.offset[1], around_px)
+        return plane_lattice(UPSCALE, phase.stride_px, phase.offset[axis])
+
+    def places(self, axis: int, a: int, b: int, around_px: int | None = None) -> list[list[int]]:
+        """Of each phase, where along an axis the windows begin that [a, b) needs.
+
+        From the last phase back to the first: the windows that touch what has to be delivered read more than that, which
+        the phase before has to deliver.
+        """
+        needed = []
+        for phase in reversed(self.phases):
+            windows = self.lattice(phase, axis, around_px).touching(a, b, self.profile(phase))
+            needed.append(windows)
+            a, b = windows[0], windows[-1] + self.window_px
+        return needed[::-1]
+
+    def reads(self, axis: int, a: int, b: int) -> list[int]:
+        """Of each phase, the length in pixels of what its windows cover that [a, b) needs."""
+        lengths = []
+        for phase in reversed(self.phases):
+            lattice = self.lattice(phase, axis)
+            first, last = lattice.numbers(a, b, self.profile(phase))
+            a, b = lattice.position(first), lattice.position(last - 1) + self.window_px
+            lengths.append(b - a)
+        return lengths[::-1]
+
+    def counts(self, axis: int, begins: np.ndarray, ends: np.ndarray, around_px: int | None = None) -> list[np.ndarray]:
+        """Of each phase, how many windows along an axis each of the intervals [begin, end) needs: the lengths of `places`,
+        of many intervals at once."""
+        a, b, needed = begins, ends, []
+        for phase in reversed(self.phases):
+            lattice = self.lattice(phase, axis, around_px)
+            first, last = lattice.numbers(a, b, self.profile(phase))
+            needed.append(last - first)
+            a, b = lattice.position(first), lattice.position(last - 1) + self.window_px
+        return needed[::-1]
+
+    def evaluations(
+        self,
+        tile_rows: Sequence[tuple[int, int]],
+        tile_columns: Sequence[tuple[int, int]],
+        around_px: int | None = None,
+    ) -> int:
+        """Network evaluations, times pixels each, of every tile rows × columns with its halo. Rows and columns do not
+        mix, so neither do the sums: a canvas of 10^12 pixels is counted at once."""
+        rows, columns = (
+            self.counts(axis, *np.asarray(tiles, np.int64).T, around_px)
+            for axis, tiles in ((0, tile_rows), (1, tile_columns))
+        )
+        each = [phase.steps * int(m.sum()) * int(n.sum()) for phase, m, n in zip(self.phases, rows, columns)]
+        return sum(each) * self.window_px**2
+
+
+def cut(side_px: int, tile_px: int) -> np.ndarray:
+    """Where tiles of `tile_px` along a side begin and end: int64 (tiles, 2)."""
+    begins = np.arange(0, side_px, tile_px)
+    return np.stack([begins, np.minimum(begins + tile_px, side_px)], 1)
+
+
+def hull(rows: list[int], columns: list[int], window_px: int) -> Box:
+    """The rectangle that windows at rows × columns cover."""
+    return Box(rows[0], columns[0], rows[-1] + window_px, columns[-1] + window_px)
+
+
+def make_plan(
+    name: PlanName,
+    window_px: int,
+    steps: int | None = None,
+    phases: int | None = None,
+    overlap_px: int | None = None,
+    seed: int = 0,
+) -> Plan:
+    """One of the plans above, its numbers overridden where they are given.
+
+    Args:
+      window_px: W, a multiple of 16.
+      phases: of `fast` and `infinite`.
+      overlap_px: of windows of `fast`, a multiple of 4.
+      seed: of the offsets of `spot`.
+    Raises:
+      BadInput: a number is not possible, or the plan has no such number.
+    """
+    whole = lambda pixels: math.ceil(pixels / UPSCALE) * UPSCALE
+    if name not in get_args(PlanName):
+        raise BadInput(f'plan {name!r} is none of {", ".join(get_args(PlanName))}')
+    for number, value, plans in (('phases', phases, ('fast', 'infinite')), ('overlap_px', overlap_px, ('fast',))):
+        if value is not None and name not in plans:
+            raise BadInput(
+                f'plan {name} has no {number} to set; {" and ".join(plans)} {"have" if plans[1:] else "has"}'
+            )
+    steps = steps if steps is not None else FAST_STEPS if name == 'fast' else OTHER_STEPS
+    phases = phases if phases is not None else min(PHASES, steps)
+    if not 1 <= steps <= MOST_STEPS:
+        raise BadInput(f'steps is {steps}; it must be from 1 to {MOST_STEPS}')
+    if not 1 <= phases <= steps:
+        raise BadInput(f'phases is {phases}; {steps} steps allow 1 to {steps}')
+    if overlap_px is None:
+        overlap_px = min(max(LEAST_OVERLAP_PX, whole(3 * window_px / 32)), window_px // 2)
+    if overlap_px % UPSCALE or not 0 <= overlap_px <= window_px // 2:
+        raise BadInput(
+            f'overlap_px is {overlap_px}; a window of {window_px} px allows multiples of {UPSCALE} up to '
+            f'{window_px // 2}'
+        )
+
+    half = window_px // 2
+    evenly = [steps * (n + 1) // phases - steps * n // phases for n in range(phases)]
+    offsets = [OFFSETS[n % len(OFFSETS)] for n in range(phases)][
+        ::-1
+    ]  # the last phase's lattice is the same in all plans
+    if name == 'fast':
+        crop = overlap_px // 3
+        made = [
+            Phase(n, window_px - overlap_px, offset, crop, overlap_px - 2 * crop) for n, offset in zip(evenly, offsets)
+        ]
+    elif name == 'metaearth':
+        made = [Phase(steps, half, (0.5, 0.5), crop_px=window_px // 4)]
+    elif name == 'multidiffusion':
+        made = [Phase(1, half)] * steps
+    elif name == 'spot':
+        made = [Phase(1, window_px, (_fraction(seed, n, 0), _fraction(seed, n, 1))) for n in range(steps)]
+    else:
+        made = [Phase(n, half, offset, ramp_px=half) for n, offset in zip(evenly, offsets)]
+    return Plan(name, window_px, 'dpm++2m' if name == 'fast' else 'ddim', tuple(made))
+
+
+def _fraction(*names: int) -> float:
+    """A number in [0, 1) that looks random and depends on its names alone."""
+    return int.from_bytes(hashlib.sha256(repr(names).encode()).digest()[:4]) / 2**32

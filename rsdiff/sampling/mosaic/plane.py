@@ -1,0 +1,56 @@
+"""An image continued over the whole plane, so that a canvas has no border: mirrored, or in x around."""
+
+from typing import Any
+
+import numpy as np
+
+from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
+
+
+class Plane:
+    """Reads an image at any place.
+
+    Args:
+      array: anything with a (height, width, 3) shape whose slices `np.asarray` understands: NumPy, tensorstore,
+        `field.CachedField`.
+      wrap_x: what lies beyond the right edge is the left one; else, and in y always, the image is mirrored there
+        without repeating its border.
+    """
+
+    def __init__(self, array: Any, wrap_x: bool = False):
+        self.array, self.wrap_x = array, wrap_x
+        self.height, self.width = array.shape[:2]
+        if min(self.height, self.width) < 1:
+            raise BadInput(f'the condition has {self.width}×{self.height} px')
+
+    def crop(self, box: Box) -> np.ndarray:
+        """The pixels of `box`, (box's height, box's width, 3)."""
+        rows = mirrored(np.arange(box.y0, box.y1), self.height)
+        columns = np.arange(box.x0, box.x1)
+        columns = columns % self.width if self.wrap_x else mirrored(columns, self.width)
+        # piece by piece: what is far apart in the image may lie side by side here
+        return np.concatenate([np.concatenate([self._read(y, x) for x in runs(columns)], 1) for y in runs(rows)])
+
+    def _read(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
+        pixels = np.asarray(self.array[rows.min() : rows.max() + 1, columns.min() : columns.max() + 1])
+        return pixels[:: 1 if rows[0] <= rows[-1] else -1, :: 1 if columns[0] <= columns[-1] else -1]
+
+
+def mirrored(index: np.ndarray, size: int) -> np.ndarray:
+    """Folds indices into [0, size): … 2 1 | 0 1 2 … size-1 | size-2 …"""
+    period = max(2 * (size - 1), 1)
+    folded = index % period
+    return np.minimum(folded, period - folded) if size > 1 else np.zeros_like(index)
+
+
+def runs(index: np.ndarray) -> list[np.ndarray]:
+    """`index` cut into pieces that go up, or down, by ones."""
+    pieces = []
+    while len(index):
+        step = -1 if len(index) > 1 and index[1] < index[0] else 1
+        follows = index == index[0] + step * np.arange(len(index))
+        length = len(index) if follows.all() else int(follows.argmin())
+        pieces.append(index[:length])
+        index = index[length:]
+    return pieces
