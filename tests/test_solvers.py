@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule, target, to_eps
+from rsdiff.diffusion.schedule import Schedule, ScheduleConfig, make_schedule, one_step, target, to_eps
 from rsdiff.diffusion.solvers import ddim, dpm_2m, integrate, sample, timestep_grid
 
 SCHEDULE = make_schedule(ScheduleConfig())
@@ -114,6 +114,45 @@ def test_one_ddpm_step_is_the_posterior_of_ho_et_al(t):
     np.testing.assert_allclose(step, mean + np.sqrt(variance) * z, atol=2e-4)
 
 
+def test_where_noise_explodes_a_step_is_the_posterior_too():
+    """Of the chain x_t = (α_t / α_s) x_s + noise, by the product of two Gaussians, with α_t = 1 - η_t, σ_t = κ √η_t."""
+    kappa, eta = 2.0, np.concatenate([[0.0], np.linspace(0.04, 0.999, 15) ** 2])
+    schedule = Schedule((1 - eta) ** 2, kappa**2 * eta)
+    for t in (1, 2, 8, 15):
+        one = ddim(schedule, np.array([t, t - 1]), eta=1.0)
+        # the posterior of Gaussians: precision and information of x_s from x_0, and from x_t
+        keep = (1 - eta[t]) / (1 - eta[t - 1])
+        between = kappa**2 * (eta[t] - keep**2 * eta[t - 1])
+        before = kappa**2 * eta[t - 1]
+        variance = before * between / (before * keep**2 + between)
+        np.testing.assert_allclose(one.tau, np.sqrt(variance), rtol=1e-5)
+        np.testing.assert_allclose(one.a, keep * before / (before * keep**2 + between), rtol=1e-5, atol=1e-7)
+        np.testing.assert_allclose(one.b, (1 - eta[t - 1]) * between / (before * keep**2 + between), rtol=1e-5)
+
+
+@pytest.mark.parametrize('solver', ['ddim', 'dpm++2m'])
+def test_where_noise_explodes_a_gaussian_is_sampled_from_the_first_scale(solver):
+    """The probability flow of N(mean, variance), in closed form as above, with σ_T = 3."""
+    mean, variance, t = 0.3, 0.04, np.linspace(0, 1, 1001)
+    schedule = Schedule((1 - 0.9 * t) ** 2, 9 * t**2)
+    x = schedule.first_scale * NOISE
+
+    def denoise(xt, t):
+        alpha, sigma = (v.reshape(-1, 1, 1, 1) for v in (schedule.alpha(t), schedule.sigma(t)))
+        return mean + alpha * variance / (alpha**2 * variance + sigma**2) * (xt - alpha * mean)
+
+    alpha, sigma = float(schedule.alpha(1000)), float(schedule.sigma(1000))
+    exact = mean + variance**0.5 * (x - alpha * mean) / (alpha**2 * variance + sigma**2) ** 0.5
+    errors = [float(jnp.abs(sample(denoise, schedule, 'x0', x, n, solver=solver) - exact).max()) for n in (20, 80)]
+    assert errors[0] > 2 * errors[1] and errors[1] < 0.05
+
+
+@pytest.mark.parametrize('solver', ['ddim', 'dpm++2m'])
+def test_a_step_alone_returns_the_prediction_to_the_last_bit(solver):
+    made = sample(lambda x, t: X0, one_step(), 'x0', NOISE, 1, solver=solver)
+    np.testing.assert_array_equal(made, X0)
+
+
 def test_the_grid_goes_from_T_to_zero_without_repeats():
     for steps in (1, 7, 50, 999, 1000):
         grid = timestep_grid(1000, steps)
@@ -134,7 +173,7 @@ FINE = make_schedule(ScheduleConfig(timesteps=16000, beta_start=0.0015 / 16, bet
 def error_on_a_gaussian(solver, steps, phase=None, end=320, mean=0.3, variance=0.04):
     """Of x at t = `end`, against the probability flow of N(mean, variance), along a grid that is even in λ. `phase`: after
     how many steps the solver forgets its last prediction."""
-    bar = np.asarray(FINE.alpha_bar, np.float64)
+    bar = FINE.alpha_squared
     grid = np.interp(
         np.linspace(*np.log(bar[[16000, end]] / (1 - bar[[16000, end]])), steps + 1),
         np.log(bar[1:] / (1 - bar[1:]))[::-1],

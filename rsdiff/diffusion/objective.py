@@ -3,11 +3,12 @@
     L = E_{x0, ε, t} [ λ_t · mean (ε̂ - ε)² ]                            (1)
     λ_t = (k + SNR_t)^-γ                                                (2)
 
-(2) is P2 weighting (Choi et al. 2022, arXiv 2204.00227); k = 1 gives λ_t = (1 - ᾱ_t)^γ, and γ = 0 the plain loss. What
+(2) is P2 weighting (Choi et al. 2022, arXiv 2204.00227); k = 1 gives λ_t = (1 - ᾱ_t)^γ where the schedule keeps the
+variance, and γ = 0 the plain loss. What
 the network predicts and where its error is measured are two choices: by (4) and (5) of `schedule`, the same
 prediction has errors in ε, v and x_0 that differ by a factor of t alone,
 
-    |ε̂ - ε|² = SNR_t |x̂_0 - x_0|²,   |v̂ - v|² = (1 + SNR_t) |x̂_0 - x_0|²    (3)
+    |ε̂ - ε|² = SNR_t |x̂_0 - x_0|²,   |v̂ - v|² = (α_t² + σ_t²) (1 + SNR_t) |x̂_0 - x_0|²    (3)
 
 Where SNR_t = 0, at the end of a schedule with zero terminal SNR, ε can not be what is predicted; errors of x_0 and v
 are weighed as everywhere, by nothing if measured in ε, and k has to be positive.
@@ -44,7 +45,8 @@ def p2_weight(schedule: Schedule, t, k: float, gamma: float):
 
 def error_factor(schedule: Schedule, t, space: Prediction):
     """|error in `space`|² over |error in x_0|², by (3), the shape of `t`."""
-    return {'x0': jnp.ones_like, 'v': lambda snr: 1 + snr, 'eps': lambda snr: snr}[space](schedule.snr(t))
+    snr = schedule.snr(t)
+    return {'x0': jnp.ones_like(snr), 'v': schedule.power(t) * (1 + snr), 'eps': snr}[space]
 
 
 def stratified_timesteps(key, batch: int, timesteps: int):

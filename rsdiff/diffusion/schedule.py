@@ -2,17 +2,20 @@
 
 Time runs t = 0 … T as in the paper: t = 0 is the clean image, t = T nearly pure noise.
 
-    ᾱ_t = Π_{s≤t} (1 - β_s),  ᾱ_0 = 1                                   (1)
-    x_t = α_t x_0 + σ_t ε,  α_t = √ᾱ_t,  σ_t = √(1 - ᾱ_t),  ε ~ N(0, I)  (2)
-    SNR_t = ᾱ_t / (1 - ᾱ_t)                                             (3)
+    x_t = α_t x_0 + σ_t ε,  ε ~ N(0, I)                                 (1)
+    SNR_t = α_t² / σ_t²                                                 (2)
 
-A network may predict ε, x_0, or v = α_t ε - σ_t x_0 (Salimans & Ho 2022, arXiv 2202.00512). With (2) each of them
-gives the other two:
+A schedule is α and σ, whatever they are. Those of Ho et al. keep the variance of data that has unit variance,
 
-    x_0 = (x_t - σ_t ε) / α_t = α_t x_t - σ_t v                          (4)
+    α_t² = ᾱ_t = Π_{s≤t} (1 - β_s),  ᾱ_0 = 1,  σ_t² = 1 - ᾱ_t             (3)
+
+others add ever more noise, σ_t² ≫ 1. A network may predict ε, x_0, or v = α_t ε - σ_t x_0 (Salimans & Ho 2022, arXiv
+2202.00512). With (1) each of them gives the other two:
+
+    x_0 = (x_t - σ_t ε) / α_t = (α_t x_t - σ_t v) / (α_t² + σ_t²)        (4)
     ε   = (x_t - α_t x_0) / σ_t                                         (5)
 
-With these β, α_T is not 0: training shows the network a little of x_0 at t = T, chiefly its mean, where sampling gives
+With the β of (3), α_T is not 0: training shows the network a little of x_0 at t = T, chiefly its mean, where sampling gives
 it noise of mean 0. Lin et al. (2023, arXiv 2305.08891, algorithm 1) shift and stretch α so that nothing is left,
 
     α_t ← (α_t - α_T) α_1 / (α_1 - α_T),  t ≥ 1                          (6)
@@ -23,7 +26,6 @@ which keeps α_1. There SNR_T = 0, and ε says nothing of x_0: (4) from ε can n
 import dataclasses
 from typing import Literal
 
-import jax
 import jax.numpy as jnp
 import numpy as np
 
@@ -48,33 +50,52 @@ class ScheduleConfig:
         check_range(self, 0, 1, 'beta_start', 'beta_end')
 
 
-@jax.tree_util.register_dataclass
-@dataclasses.dataclass(frozen=True)
+@dataclasses.dataclass(frozen=True, eq=False)
 class Schedule:
-    """ᾱ_0 … ᾱ_T as a float32 array of shape (T + 1,). `t` below is an int array of any shape, in [0, T]."""
+    """α_t² and σ_t² for t = 0 … T, float64 of shape (T + 1,); σ_0 = 0. `t` below is an int array of any shape, in [0, T],
+    and what is returned is float32 of that shape."""
 
-    alpha_bar: jax.Array
+    alpha_squared: np.ndarray
+    sigma_squared: np.ndarray
 
     @property
     def timesteps(self) -> int:
         """T."""
-        return self.alpha_bar.shape[0] - 1
+        return len(self.alpha_squared) - 1
+
+    @property
+    def first_scale(self) -> float:
+        """The standard deviation of x_T, for data of unit variance: what the first noise is multiplied with."""
+        return float(np.sqrt(self.alpha_squared[-1] + self.sigma_squared[-1]))
 
     def alpha(self, t):
-        """α_t of (2), the shape of `t`."""
-        return jnp.sqrt(self.alpha_bar[t])
+        """α_t."""
+        return jnp.sqrt(_at(self.alpha_squared, t))
 
     def sigma(self, t):
-        """σ_t of (2), the shape of `t`."""
-        return jnp.sqrt(1.0 - self.alpha_bar[t])
+        """σ_t."""
+        return jnp.sqrt(_at(self.sigma_squared, t))
+
+    def power(self, t):
+        """α_t² + σ_t², which is 1 where the variance is kept."""
+        return _at(self.alpha_squared + self.sigma_squared, t)
 
     def snr(self, t):
-        """SNR_t of (3), the shape of `t`; infinite at t = 0, and 0 at t = T after (6)."""
-        return self.alpha_bar[t] / (1.0 - self.alpha_bar[t])
+        """SNR_t of (2); infinite at t = 0, and 0 at t = T after (6)."""
+        return _at(self.alpha_squared, t) / _at(self.sigma_squared, t)
+
+
+def _at(table: np.ndarray, t):
+    return jnp.asarray(table, jnp.float32)[t]
+
+
+def one_step() -> Schedule:
+    """The schedule of a network that answers at once: at t = T = 1 there is noise alone, and x_0 is what it predicts."""
+    return Schedule(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
 
 
 def make_schedule(config: ScheduleConfig) -> Schedule:
-    """The schedule of (1), multiplied out in float64, rescaled by (6) if the config asks for it.
+    """The schedule of (3), multiplied out in float64, rescaled by (6) if the config asks for it.
 
     Raises:
       ValueError: β leaves (0, 1), the shape is unknown, or there is but one step to rescale.
@@ -94,7 +115,9 @@ def make_schedule(config: ScheduleConfig) -> Schedule:
             raise ValueError('zero_terminal_snr needs at least 2 timesteps')
         alpha = np.sqrt(alpha_bar)
         alpha_bar = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
-    return Schedule(jnp.asarray(np.concatenate([[1.0], alpha_bar]), jnp.float32))
+    # ᾱ as float32 has it, so that training and solvers, one in float32 and the other not, speak of the same noise
+    alpha_squared = np.concatenate([[1.0], alpha_bar]).astype(np.float32).astype(np.float64)
+    return Schedule(alpha_squared, 1.0 - alpha_squared)
 
 
 def like(values, x):
@@ -104,7 +127,7 @@ def like(values, x):
 
 
 def add_noise(schedule: Schedule, x0, eps, t):
-    """x_t of (2). x0, eps: (batch, …); t: (batch,) or scalar."""
+    """x_t of (1). x0, eps: (batch, …); t: (batch,) or scalar."""
     return like(schedule.alpha(t), x0) * x0 + like(schedule.sigma(t), x0) * eps
 
 
@@ -127,7 +150,7 @@ def to_x0(schedule: Schedule, kind: Prediction, prediction, xt, t):
     if kind == 'x0':
         return prediction
     if kind == 'v':
-        return alpha * xt - sigma * prediction
+        return (alpha * xt - sigma * prediction) / like(schedule.power(t), xt)
     raise ValueError(f"prediction {kind!r} is none of 'eps', 'x0', 'v'")
 
 

@@ -9,10 +9,11 @@ where x̂_0 is predicted from x_t, and x̂_0' was at the step before. A solver i
 
 The generalised reverse step (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16) has
 
-    τ = η √((1 - ᾱ_s) / (1 - ᾱ_t)) √(1 - ᾱ_t / ᾱ_s)                                               (2)
-    a = √(1 - ᾱ_s - τ²) / σ_t,  b = α_s - α_t a,  c = 0                                            (3)
+    τ = η σ_s / σ_t √(σ_t² - (α_t / α_s)² σ_s²)                                                    (2)
+    a = √(σ_s² - τ²) / σ_t,  b = α_s - α_t a,  c = 0                                               (3)
 
-η = 0 is DDIM, deterministic; η = 1 over all T steps is DDPM's ancestral sampling with the posterior variance β̃.
+η = 0 is DDIM, deterministic; η = 1 over all T steps is ancestral sampling from the posterior of x_s given x_t and x_0,
+DDPM's with the variance β̃. Nothing here needs α² + σ² = 1.
 
 DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2) solves the same equation in the half log-SNR
 λ = ln(α / σ), along which x̂_0 is extrapolated from two predictions. With h = λ_s - λ_t, h' that of the step before, and
@@ -75,7 +76,7 @@ def ddim(schedule: Schedule, grid: np.ndarray, eta: float = 0.0) -> Steps:
     """(2) and (3) along `grid`, int (steps + 1,), descending."""
     alpha, sigma = _alpha_sigma(schedule, grid)
     (alpha_t, alpha_s), (sigma_t, sigma_s) = (alpha[:-1], alpha[1:]), (sigma[:-1], sigma[1:])
-    tau = eta * sigma_s / sigma_t * np.sqrt(np.maximum(1 - (alpha_t / alpha_s) ** 2, 0))
+    tau = eta * sigma_s / sigma_t * np.sqrt(np.maximum(sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2, 0))
     a = np.sqrt(np.maximum(sigma_s**2 - tau**2, 0)) / sigma_t
     return _table(grid, a, alpha_s - alpha_t * a, np.zeros_like(a), tau)
 
@@ -134,7 +135,7 @@ def sample(
 
     Args:
       denoise: (x, t) → prediction of `kind`; t is int32 (batch,).
-      x: (batch, height, width, channels), at T standard normal.
+      x: (batch, height, width, channels), at T normal of standard deviation `schedule.first_scale`.
       steps: how many network evaluations, 1 to `start`.
       eta: η of (2), of DDIM; above 0 it needs `step_noise`.
     Returns:
@@ -149,8 +150,7 @@ def sample(
 
 
 def _alpha_sigma(schedule: Schedule, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    alpha_bar = np.asarray(schedule.alpha_bar, np.float64)[grid]
-    return np.sqrt(alpha_bar), np.sqrt(1 - alpha_bar)
+    return np.sqrt(schedule.alpha_squared[grid]), np.sqrt(schedule.sigma_squared[grid])
 
 
 def _table(grid: np.ndarray, *columns: np.ndarray) -> Steps:

@@ -56,11 +56,10 @@ class Generator:
         """The network's structure, made without allocating a parameter."""
         return nnx.split(nnx.eval_shape(lambda: UNet(self.config.model, rngs=Keys(0))))[0]
 
-    @property
+    @functools.cached_property
     def schedule(self) -> Schedule:
-        """The noise schedule, as numbers even where a program is being traced: solvers compute their tables from it."""
-        with jax.ensure_compile_time_eval():
-            return make_schedule(self.config.schedule)
+        """The noise schedule."""
+        return make_schedule(self.config.schedule)
 
     def init(self, key) -> dict:
         """Fresh float32 parameters. Call it inside `jit` or `eval_shape`."""
@@ -153,6 +152,8 @@ class Generator:
         """
         predict, start = self.predictor(params, lr, gsd_m, projection), self.first_timestep(strength)
         if strength < 1:
-            noise = self.schedule.alpha(start) * self.to_diffused(guide, lr) + self.schedule.sigma(start) * noise
-        z0 = solvers.sample(predict, self.schedule, 'x0', noise, steps, solver=solver, start=start)
+            z = self.schedule.alpha(start) * self.to_diffused(guide, lr) + self.schedule.sigma(start) * noise
+        else:
+            z = self.schedule.first_scale * noise
+        z0 = solvers.sample(predict, self.schedule, 'x0', z, steps, solver=solver, start=start)
         return jnp.clip(self.to_image(z0, lr), -1.0, 1.0)

@@ -43,7 +43,12 @@ def bind_windows(
     def at(gsd_m: float) -> WindowSampler:
         each = np.full(batch, gsd_m, np.float32)
         return WindowSampler(
-            lambda lr, x, x0, steps: advance(params, lr, each, x, x0, steps), image, steps, batch, margin
+            lambda lr, x, x0, steps: advance(params, lr, each, x, x0, steps),
+            image,
+            steps,
+            batch,
+            margin,
+            generator.schedule.first_scale,
         )
 
     return at

@@ -53,6 +53,7 @@ class WindowSampler:
       steps: all of them.
       batch: b; every call has exactly so many windows.
       margin: m, pixels of the condition around the window.
+      first_scale: what the first noise is multiplied with.
     """
 
     advance: Callable[[jax.Array, jax.Array, jax.Array, Steps], tuple[jax.Array, jax.Array]]
@@ -60,6 +61,7 @@ class WindowSampler:
     steps: Steps
     batch: int
     margin: int = 0
+    first_scale: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
@@ -129,7 +131,7 @@ class Field:
                 f'the region reaches beyond {LARGEST_PLACE:,} px from the upper left corner, where noise has no places'
             )
         x = first_noise(self.noise_kind, self.key, corners.astype(np.int32), self.plan.window_px, self.around_px)
-        return x, jnp.zeros_like(x)
+        return self.sampler.first_scale * x, jnp.zeros_like(x)
 
 
 class _Condition:
