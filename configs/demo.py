@@ -19,10 +19,8 @@ def get_config():
         blocks=1,
         attention_levels=(1,),
         patch=4,
-        rrdb_features=48,
-        rrdb_growth=16,
-        rrdb_blocks=1,
     )
+    config.generator.model.spatial.lr.update(features=48, growth=16, blocks=1)
     config.generator.objective.update(prediction='x0', error_in='v', p2_gamma=0.5)
     config.generator.residual_scale = 0.06  # rms of the residual over 300 chips
     config.data.source = 'blue_marble'

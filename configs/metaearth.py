@@ -44,12 +44,10 @@ def get_config(degradation: str = 'mild'):
         attention_levels=(3, 4),
         head_width=64,
         patch=1,
-        rrdb_features=64,
-        rrdb_growth=32,
-        rrdb_blocks=23,
         dtype='bfloat16',
         remat=True,
     )
+    config.generator.model.spatial.lr.update(features=64, growth=32, blocks=23)
     config.generator.schedule.update(timesteps=1000, beta_start=0.0015, beta_end=0.0155, shape='linear')
     config.generator.objective.update(prediction='eps', error_in='eps', p2_k=1.0, p2_gamma=0.5)
     config.data.update(source='data/earth', size_px=256, reductions=(1, 4, 16))

@@ -10,7 +10,16 @@ from ml_collections import config_flags
 from configs import aerial, demo, earth, metaearth
 from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import PRESETS
-from rsdiff.training.config import OptimizerConfig, TrainConfig, differing_keys, from_dict, to_config_dict, to_dict
+from rsdiff.models.conditioning import GSD_M, Spatial
+from rsdiff.training.config import (
+    OptimizerConfig,
+    TrainConfig,
+    differing_keys,
+    from_dict,
+    to_config_dict,
+    to_dict,
+    upgrade,
+)
 
 
 def test_dicts_and_dataclasses_are_inverse_through_json():
@@ -43,7 +52,16 @@ def test_every_config_file_is_a_config(module):
         ({'generator': {'model': {'attention_levels': (7,)}}}, 'attention_levels'),
         ({'generator': {'model': {'multipliers': ()}}}, 'multipliers are 0'),
         ({'generator': {'model': {'dtype': 'float12'}}}, 'expected float32 or bfloat16'),
-        ({'generator': {'model': {'upscale': 2}}}, 'upscale is 2'),
+        ({'generator': {'model': {'spatial': {'lr': {'scale': 2}}}}}, 'lr.scale is 2'),
+        (
+            {'generator': {'model': {'spatial': {'lr': {'scale': 3}}}}},
+            r'spatial\.lr\.scale is 3; it must be a power of two',
+        ),
+        ({'generator': {'model': {'spatial': {'before': {}}}}}, 'spatial has no lr'),
+        ({'generator': {'model': {'spatial': {'lr': 4}}}}, r'spatial\.lr: expected a group'),
+        ({'generator': {'model': {'numbers': {'lr': {}}}}}, 'lr is a field of two kinds'),
+        ({'generator': {'model': {'numbers': {'a b': {}}}}}, "'a b' is no name of a field"),
+        ({'generator': {'model': {'numbers': {'day': {'low': 1.0}}}}}, r'numbers\.day\.low is 1\.0 and high is 1\.0'),
         ({'generator': {'schedule': {'beta_start': 0.5}}}, 'beta_start'),
         (
             {'generator': {'schedule': {'zero_terminal_snr': True}}},
@@ -74,8 +92,8 @@ def test_every_config_file_is_a_config(module):
         ({'generator': {'model': {'multipliers': (1, 0)}}}, 'multipliers is'),
         ({'generator': {'model': {'multipliers': (1, 100.0)}}}, 'multipliers is'),
         ({'generator': {'model': {'width': 4096, 'multipliers': (8, 8)}}}, 'parameters'),
-        ({'generator': {'model': {'rrdb_features': 1024, 'rrdb_growth': 1024, 'rrdb_blocks': 64}}}, 'parameters'),
-        ({'generator': {'model': {'rrdb_blocks': 65}}}, 'rrdb_blocks is 65'),
+        ({'generator': {'model': {'spatial': {'lr': dict(features=1024, growth=1024, blocks=64)}}}}, 'parameters'),
+        ({'generator': {'model': {'spatial': {'lr': {'blocks': 65}}}}}, r'spatial\.lr\.blocks is 65'),
         ({'generator': {'schedule': {'timesteps': 10**6}}}, r'schedule\.timesteps is 1000000'),
         ({'generator': {'residual_scale': math.nan}}, r'residual_scale: expected float, found nan'),
         ({'generator': {'residual_scale': 1e-9}}, r'config\.generator\.residual_scale is'),
@@ -116,6 +134,17 @@ def test_values_take_their_annotated_type():
     assert config.generator.model.multipliers == (1, 2, 2)
 
 
+def test_settings_of_before_a_condition_had_fields_mean_what_they_meant():
+    old = {'generator': {'model': dict(width=32, upscale=4, rrdb_features=48, rrdb_growth=16, rrdb_blocks=1)}}
+    config = from_dict(TrainConfig, upgrade(old))
+    assert config.generator.model.spatial == {'lr': Spatial(scale=4, features=48, growth=16, blocks=1)}
+    assert config.generator.model.numbers == {'gsd_m': GSD_M} and config.generator.model.tokens == {}
+    now = json.loads(json.dumps(to_dict(config)))
+    assert upgrade(now) == now and from_dict(TrainConfig, now) == config
+    for strange in ({}, {'generator': 3}, {'generator': {'model': None}}):
+        assert upgrade(strange) == strange
+
+
 def test_differences_are_listed_by_dotted_name():
     old = to_dict(TrainConfig())
     new = to_dict(dataclasses.replace(TrainConfig(), seed=3, mesh=dataclasses.replace(TrainConfig().mesh, fsdp=2)))
@@ -137,6 +166,7 @@ def test_config_files_cannot_invent_keys():
         ('data.bands', (4, 3, 2)),
         ('validation.steps', 5),
         ('generator.schedule.zero_terminal_snr', True),
+        ('generator.model.spatial.lr.features', 16),
     ],
 )
 def test_any_key_can_be_set_by_a_flag(flag, value, monkeypatch):
@@ -146,7 +176,7 @@ def test_any_key_can_be_set_by_a_flag(flag, value, monkeypatch):
     values(sys.argv)
     config = from_dict(TrainConfig, values.config.to_dict())
     for name in flag.split('.'):
-        config = getattr(config, name)
+        config = config[name] if isinstance(config, dict) else getattr(config, name)
     assert config == value
 
 

@@ -21,9 +21,7 @@ SMALL = from_dict(
                 attention_levels=(),
                 head_width=16,
                 patch=4,
-                rrdb_features=16,
-                rrdb_growth=8,
-                rrdb_blocks=1,
+                spatial={'lr': dict(features=16, growth=8, blocks=1)},
             )
         },
         'data': {'size_px': 32},

@@ -13,7 +13,8 @@ from rsdiff.base.keys import Keys
 from rsdiff.diffusion.constraints import Projection, smooth_up
 from rsdiff.diffusion.objective import ObjectiveConfig
 from rsdiff.methods.diffusion import Generator, GeneratorConfig
-from rsdiff.models.embeddings import gsd_position, sinusoid
+from rsdiff.models.conditioning import GSD_M, Number, Spatial, Tokens, position
+from rsdiff.models.embeddings import harmonics, sinusoid
 from rsdiff.models.rrdbnet import RRDBNet
 from rsdiff.models.unet import UNetConfig, attention_kernel
 from rsdiff.training.config import TrainConfig, from_dict
@@ -25,9 +26,7 @@ TINY = UNetConfig(
     attention_levels=(1,),
     head_width=16,
     patch=2,
-    rrdb_features=8,
-    rrdb_growth=4,
-    rrdb_blocks=1,
+    spatial={'lr': Spatial(features=8, growth=4, blocks=1)},
 )
 
 
@@ -51,6 +50,7 @@ def tiny():
 X = jax.random.normal(jax.random.key(2), (2, 32, 32, 3))
 LR = jax.random.uniform(jax.random.key(3), (2, 8, 8, 3), minval=-1, maxval=1)
 T, GSD = jnp.array([500, 500]), jnp.array([10.0, 10.0])
+CONDITION = {'lr': LR, 'gsd_m': GSD}
 
 
 def test_full_size_is_what_its_docstring_says():
@@ -78,14 +78,14 @@ def test_output_has_the_shape_and_type_of_the_image(patch, dtype):
     generator = Generator(GeneratorConfig(model=dataclasses.replace(TINY, patch=patch, dtype=dtype)))
     shapes = generator.parameter_shapes()
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
-    out = jax.eval_shape(lambda p: generator.denoiser(p, LR, GSD)(X, T), shapes)
+    out = jax.eval_shape(lambda p: generator.denoiser(p, CONDITION)(X, T), shapes)
     assert out.shape == X.shape and out.dtype == jnp.float32
 
 
 @pytest.mark.parametrize('changed', ['xt', 't', 'lr', 'gsd'])
 def test_every_input_matters(tiny, changed):
     generator, params = tiny
-    predict = jax.jit(lambda x, t, lr, gsd: generator.denoiser(params, lr, gsd)(x, t))
+    predict = jax.jit(lambda x, t, lr, gsd: generator.denoiser(params, {'lr': lr, 'gsd_m': gsd})(x, t))
     before = predict(X, T, LR, GSD)
     after = {
         'xt': lambda: predict(-X, T, LR, GSD),
@@ -98,7 +98,7 @@ def test_every_input_matters(tiny, changed):
 
 def test_every_parameter_gets_a_gradient(tiny):
     generator, params = tiny
-    gradient = jax.jit(jax.grad(lambda p: generator.loss(p, X, LR, GSD, jax.random.key(0))))(params)
+    gradient = jax.jit(jax.grad(lambda p: generator.loss(p, X, CONDITION, jax.random.key(0))))(params)
     silent = [
         jax.tree_util.keystr(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
@@ -109,7 +109,9 @@ def test_every_parameter_gets_a_gradient(tiny):
 
 def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(tiny):
     generator, params = tiny
-    predict = jax.jit(lambda x, lr: generator.denoiser(params, lr, jnp.full(len(x), 10.0))(x, jnp.full(len(x), 500)))
+    predict = jax.jit(
+        lambda x, lr: generator.denoiser(params, {'lr': lr, 'gsd_m': jnp.full(len(x), 10.0)})(x, jnp.full(len(x), 500))
+    )
     np.testing.assert_allclose(predict(X, LR)[1:], predict(X[1:], LR[1:]), atol=1e-4)
 
 
@@ -117,7 +119,7 @@ def test_remat_changes_nothing(tiny):
     generator, params = tiny
     again = Generator(GeneratorConfig(model=dataclasses.replace(TINY, remat=True)))
     grads = [
-        jax.jit(jax.grad(lambda p, g=g: g.loss(p, X, LR, GSD, jax.random.key(0))))(params) for g in (generator, again)
+        jax.jit(jax.grad(lambda p, g=g: g.loss(p, X, CONDITION, jax.random.key(0))))(params) for g in (generator, again)
     ]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), *grads)
 
@@ -128,7 +130,7 @@ RESIDUAL = GeneratorConfig(model=TINY, objective=ObjectiveConfig(prediction='x0'
 def test_a_fresh_residual_network_says_the_enlarged_condition():
     generator = Generator(RESIDUAL)
     params = jax.jit(generator.init)(jax.random.key(0))
-    out = jax.jit(lambda p, n: generator.sample(p, LR, GSD, n, 3, projection=None))(params, X)
+    out = jax.jit(lambda p, n: generator.sample(p, CONDITION, n, 3, projection=None))(params, X)
     np.testing.assert_allclose(out, jnp.clip(smooth_up(LR, 4), -1, 1), atol=1e-5)
 
 
@@ -140,7 +142,7 @@ def test_image_and_what_is_diffused_are_one_to_one(scale):
 
 def test_sampling_with_consistency_agrees_with_the_condition(tiny):
     generator, params = tiny
-    sample = jax.jit(lambda n, c: generator.sample(params, LR * 0.5, GSD, n, 8, c), static_argnums=1)
+    sample = jax.jit(lambda n, c: generator.sample(params, CONDITION | {'lr': LR * 0.5}, n, 8, c), static_argnums=1)
     error = lambda x: float(jnp.abs(x.reshape(2, 8, 4, 8, 4, 3).mean((2, 4)) - LR * 0.5).mean())
     assert error(sample(X, Projection())) < 0.25 * error(sample(X, None))
 
@@ -149,10 +151,92 @@ def test_the_less_strength_the_closer_to_the_real_image(tiny):
     generator, params = tiny
     real = jnp.clip(X / 3, -1, 1)
     sample = jax.jit(
-        lambda n, s: generator.sample(params, LR, GSD, n, 3, None, guide=real, strength=s), static_argnums=1
+        lambda n, s: generator.sample(params, CONDITION, n, 3, None, guide=real, strength=s), static_argnums=1
     )
     away = [float(jnp.abs(sample(X[::-1], strength) - real).mean()) for strength in (0.01, 0.3, 1.0)]
     assert away[0] < away[1] < away[2] and away[0] < 0.2 * away[2]
+
+
+# every kind of field, each of which may be absent
+MANY = dataclasses.replace(
+    TINY,
+    spatial={'lr': Spatial(features=8, growth=4, blocks=1), 'before': Spatial(4, 1, 8, 4, 0, droppable=True)},
+    numbers={'gsd_m': GSD_M, 'day': Number('cyclic', 0, 365, True), 'cloud': Number('linear', 0, 1, True)},
+    tokens={'text': Tokens(6, droppable=True), 'place': Tokens(5, droppable=True)},
+)
+ALL = CONDITION | {
+    'before': jax.random.uniform(jax.random.key(4), (2, 32, 32, 4)),
+    'day': jnp.array([10.0, 200.0]),
+    'cloud': jnp.array([0.1, 0.7]),
+    'text': jax.random.normal(jax.random.key(5), (2, 3, 6)),
+    'place': jax.random.normal(jax.random.key(6), (2, 1, 5)),
+}
+OPTIONAL = [name for name in ALL if name not in CONDITION]
+
+
+@pytest.fixture(scope='module')
+def many():
+    generator = Generator(GeneratorConfig(model=MANY))
+    params = shaken(jax.jit(generator.init)(jax.random.key(0)))
+    return generator, params, jax.jit(lambda condition, x=X: generator.denoiser(params, condition)(x, T))
+
+
+@pytest.mark.parametrize('field', list(ALL))
+def test_every_field_matters(many, field):
+    _, _, predict = many
+    other = {'gsd_m': 4, 'day': 0.3, 'cloud': 0.5}.get(field, -1) * ALL[field]
+    assert float(jnp.abs(predict(ALL | {field: other}) - predict(ALL)).max()) > 1e-3
+
+
+@pytest.mark.parametrize('field', OPTIONAL)
+def test_absent_and_nan_are_one_null_and_each_example_has_its_own(many, field):
+    _, _, predict = many
+    absent = predict({name: value for name, value in ALL.items() if name != field})
+    np.testing.assert_allclose(predict(ALL | {field: jnp.full_like(ALL[field], jnp.nan)}), absent, atol=1e-5)
+    one = predict(ALL | {field: ALL[field].at[0].set(jnp.nan)})
+    np.testing.assert_allclose(one[0], absent[0], atol=1e-5)
+    np.testing.assert_allclose(one[1], predict(ALL)[1], atol=1e-5)
+    assert float(jnp.abs(absent - predict(ALL)).max()) > 1e-3
+
+
+def test_a_condition_of_nothing_optional_is_enough_and_every_null_learns(many):
+    generator, params, _ = many
+    assert {name for name in params if name.endswith('_null')} == {f'{name}_null' for name in OPTIONAL}
+    for condition in (CONDITION, ALL | {name: jnp.full_like(ALL[name], jnp.nan) for name in OPTIONAL}):
+        gradient = jax.grad(lambda p, c=condition: generator.loss(p, X, c, jax.random.key(0)))(params)
+        assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
+        assert all(float(jnp.abs(gradient[f'{name}_null']).max()) > 0 for name in OPTIONAL)
+
+
+def test_a_token_of_nan_is_not_looked_at(many):
+    _, _, predict = many
+    more = jnp.concatenate([ALL['text'], jnp.full((2, 2, 6), jnp.nan)], 1)
+    np.testing.assert_allclose(predict(ALL | {'text': more}), predict(ALL), atol=1e-5)
+
+
+def test_a_field_that_is_needed_and_one_that_is_not_taken_are_named(many):
+    generator, params, _ = many
+    with pytest.raises(ValueError, match="lacks 'lr'"):
+        generator.denoiser(params, {'gsd_m': GSD})
+    with pytest.raises(ValueError, match="has 'elevation'"):
+        generator.denoiser(params, ALL | {'elevation': LR})
+
+
+def test_fields_beside_the_first_change_nothing_of_its_parameters(tiny):
+    """So a run of before fields goes on, and its first draws are the same."""
+    generator, _ = tiny
+    names = [
+        jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(generator.parameter_shapes())
+    ]
+    assert {name.split("'")[1] for name in names} >= {'encoder', 'enlarge', 'gsd_mlp', 'time_mlp'}
+    assert not [name for name in names if 'null' in name or 'cross' in name]
+
+
+def test_an_angle_goes_round():
+    year = Number('cyclic', 0, 365)
+    code = lambda day: np.asarray(harmonics(position(year, jnp.array([day])), 8))
+    np.testing.assert_allclose(code(365.0), code(0.0), atol=1e-5)
+    assert np.abs(code(100.0) - code(200.0)).max() > 0.5
 
 
 def test_sinusoid_is_the_published_code():
@@ -163,7 +247,7 @@ def test_sinusoid_is_the_published_code():
 
 
 def test_four_times_coarser_is_the_same_step_at_any_resolution():
-    steps = gsd_position(jnp.array([1.2, 64.0, 118_000.0])) - gsd_position(jnp.array([0.3, 16.0, 29_500.0]))
+    steps = position(GSD_M, jnp.array([1.2, 64.0, 118_000.0])) - position(GSD_M, jnp.array([0.3, 16.0, 29_500.0]))
     np.testing.assert_allclose(steps, 75.26, atol=0.01)
 
 

@@ -135,7 +135,10 @@ def samples(workdir: Path, conditions: np.ndarray, gsd_m: np.ndarray) -> np.ndar
     noise = np.asarray(jax.random.normal(seed_key(FLAGS.seed), (n, 4 * h, 4 * w, 3)))
     batches = (slice(start, start + FLAGS.batch_size) for start in range(0, n, FLAGS.batch_size))
     return np.concatenate(
-        [to_uint8(sample(trained.params, to_float(conditions[b]), gsd_m[b], noise[b])) for b in batches]
+        [
+            to_uint8(sample(trained.params, {'lr': to_float(conditions[b]), 'gsd_m': gsd_m[b]}, noise[b]))
+            for b in batches
+        ]
     )
 
 

@@ -18,6 +18,7 @@ from rsdiff.diffusion import constraints, objective, solvers
 from rsdiff.diffusion.constraints import Projection
 from rsdiff.diffusion.objective import ObjectiveConfig
 from rsdiff.diffusion.schedule import Schedule, ScheduleConfig, like, make_schedule, to_x0
+from rsdiff.models.conditioning import Condition
 from rsdiff.models.unet import UNet, UNetConfig
 
 
@@ -51,6 +52,11 @@ class Generator:
 
     config: GeneratorConfig
 
+    @property
+    def upscale(self) -> int:
+        """How many times finer the result is than `lr`."""
+        return self.config.model.spatial['lr'].scale
+
     @functools.cached_property
     def graphdef(self):
         """The network's structure, made without allocating a parameter."""
@@ -72,24 +78,27 @@ class Generator:
     def to_diffused(self, x0, lr, margin: int = 0):
         """Image → what is diffused, by (1). x0: (b, h, w, 3), lr: (b, h/4 + 2 margin, w/4 + 2 margin, 3), in [-1, 1]."""
         scale = self.config.residual_scale
-        return (x0 - constraints.smooth_up_inside(lr, self.config.model.upscale, margin)) / scale if scale else x0
+        return (x0 - constraints.smooth_up_inside(lr, self.upscale, margin)) / scale if scale else x0
 
     def to_image(self, z0, lr, margin: int = 0):
         """The inverse of `to_diffused`."""
         scale = self.config.residual_scale
-        return constraints.smooth_up_inside(lr, self.config.model.upscale, margin) + scale * z0 if scale else z0
+        return constraints.smooth_up_inside(lr, self.upscale, margin) + scale * z0 if scale else z0
 
-    def denoiser(self, params, lr, gsd_m) -> solvers.Denoise:
-        """`denoise(zt, t)` with the condition bound. lr: (b, h/4, w/4, 3) in [-1, 1]; gsd_m: (b,), of the output."""
+    def denoiser(self, params, condition: Condition) -> solvers.Denoise:
+        """`denoise(zt, t)` with the condition bound, which is encoded here, once. For the condition see `UNet.encode`."""
         model = nnx.merge(self.graphdef, nnx.State(params))
-        return lambda zt, t: model(zt, t, lr, gsd_m)
+        encoded = model.encode(condition)
+        return lambda zt, t: model(zt, t, encoded)
 
-    def loss(self, params, x0, lr, gsd_m, key):
+    def loss(self, params, x0, condition: Condition, key):
         """The training loss, a float32 scalar."""
-        denoise, z0 = self.denoiser(params, lr, gsd_m), self.to_diffused(x0, lr)
+        denoise, z0 = self.denoiser(params, condition), self.to_diffused(x0, condition['lr'])
         return objective.loss(denoise, self.schedule, self.config.objective, z0, key)
 
-    def predictor(self, params, lr, gsd_m, projection: Projection | None = None, margin: int = 0) -> solvers.Denoise:
+    def predictor(
+        self, params, condition: Condition, projection: Projection | None = None, margin: int = 0
+    ) -> solvers.Denoise:
         """`predict(zt, t)` → the z_0 predicted from it, as an image clipped and projected onto the condition.
 
         A window is a crop: the network and `up` of (1) see its own pixels of the condition alone, so that near its edge
@@ -100,13 +109,14 @@ class Generator:
             z_0' = z_0 + d,  z_t' = z_t + α_t d                          (2)
 
         Args:
-          lr: float32 (b, h + 2m, w + 2m, 3) in [-1, 1], m = `margin`; with m = 0 the window is all there is.
-          gsd_m: float32 (b,), metres a pixel of the result.
+          condition: as `UNet.encode` takes it, but for `lr`, (b, h + 2m, w + 2m, 3) with m = `margin`; with m = 0 the
+            window is all there is.
           projection: of each predicted x_0 onto the condition; None leaves it.
         """
-        inner, kind = constraints.inside(lr, margin), self.config.objective.prediction
-        denoise, (batch, height, width, bands) = self.denoiser(params, inner, gsd_m), inner.shape
-        nothing = jnp.zeros((batch, height * self.config.model.upscale, width * self.config.model.upscale, bands))
+        lr, kind = condition['lr'], self.config.objective.prediction
+        inner = constraints.inside(lr, margin)
+        denoise, (batch, height, width, bands) = self.denoiser(params, condition | {'lr': inner}), inner.shape
+        nothing = jnp.zeros((batch, height * self.upscale, width * self.upscale, bands))
         d = self.to_diffused(self.to_image(nothing, lr, margin), inner)
 
         def predict(zt, t):
@@ -127,8 +137,7 @@ class Generator:
     def sample(
         self,
         params,
-        lr,
-        gsd_m,
+        condition: Condition,
         noise,
         steps: int,
         projection: Projection | None = Projection(),
@@ -140,8 +149,7 @@ class Generator:
         arXiv 2108.01073; He et al. 2023 call it real guidance), which the result then resembles.
 
         Args:
-          lr: float32 (b, h, w, 3) in [-1, 1].
-          gsd_m: float32 (b,), metres a pixel of the result.
+          condition: as `UNet.encode` takes it, with `lr` (b, h, w, 3).
           noise: standard normal (b, 4h, 4w, 3).
           steps: network evaluations, at most `first_timestep(strength)`.
           projection: of each predicted x_0 onto the condition (`diffusion.constraints`); None leaves it.
@@ -150,7 +158,8 @@ class Generator:
         Returns:
           float32 (b, 4h, 4w, 3), in [-1, 1].
         """
-        predict, start = self.predictor(params, lr, gsd_m, projection), self.first_timestep(strength)
+        predict, start = self.predictor(params, condition, projection), self.first_timestep(strength)
+        lr = condition['lr']
         if strength < 1:
             z = self.schedule.alpha(start) * self.to_diffused(guide, lr) + self.schedule.sigma(start) * noise
         else:

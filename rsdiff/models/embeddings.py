@@ -1,4 +1,6 @@
-"""Numbers to vectors: the sinusoidal code that timestep and resolution share, each through an MLP of its own."""
+"""Numbers to vectors: a code of waves, through an MLP that each number has for itself."""
+
+from typing import Callable
 
 import jax.numpy as jnp
 from flax import nnx
@@ -11,24 +13,19 @@ def sinusoid(values, width: int, max_period: float = 10_000.0):
     return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
-def gsd_position(gsd_m):
-    """The place of a ground sampling distance on the sinusoid's axis: its logarithm, on the timestep's scale.
-
-    Resolutions matter by their ratio, so 1 cm is put at 0, 1000 km at 1000, and each 4× step is 75 apart.
-
-    Args:
-      gsd_m: metres a pixel, positive, (batch,).
-    """
-    return 1000.0 * jnp.log(gsd_m / 0.01) / jnp.log(1e8)
+def harmonics(values, width: int):
+    """The code of an angle, its first width / 2 harmonics: (batch,) in radians → float32 (batch, width), width even."""
+    angles = values.astype(jnp.float32)[:, None] * jnp.arange(1, width // 2 + 1)
+    return jnp.concatenate([jnp.cos(angles), jnp.sin(angles)], axis=-1)
 
 
 class EmbeddingMLP(nnx.Module):
-    """sinusoid → linear → SiLU → linear: (batch,) → (batch, width)."""
+    """code → linear → SiLU → linear: (batch,) → (batch, width)."""
 
-    def __init__(self, code_width: int, width: int, *, dtype, rngs: nnx.Rngs):
-        self.code_width = code_width
+    def __init__(self, code_width: int, width: int, code: Callable = sinusoid, *, dtype, rngs: nnx.Rngs):
+        self.code, self.code_width = code, code_width
         self.fc1 = nnx.Linear(code_width, width, dtype=dtype, rngs=rngs)
         self.fc2 = nnx.Linear(width, width, dtype=dtype, rngs=rngs)
 
     def __call__(self, values):
-        return self.fc2(nnx.silu(self.fc1(sinusoid(values, self.code_width))))
+        return self.fc2(nnx.silu(self.fc1(self.code(values, self.code_width))))

@@ -4,6 +4,8 @@ Parameter names are those of the Real-ESRGAN checkpoints. As a generator it ends
 `features` serves as the encoder of the low-resolution condition.
 """
 
+from typing import Any
+
 import jax
 from flax import nnx
 from jax import numpy as jnp
@@ -52,10 +54,12 @@ class RRDB(nnx.Module):
 
 
 class RRDBEncoder(nnx.Module):
-    """RRDBNet up to its upsampler: (b, h, w, 3) → (b, h, w, features)."""
+    """RRDBNet up to its upsampler: (b, h, w, channels) → (b, h, w, features)."""
 
-    def __init__(self, features: int, growth: int, blocks: int, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        self.conv_first = conv3x3(3, features, dtype=dtype, rngs=rngs)
+    def __init__(
+        self, features: int, growth: int, blocks: int, *, channels: int = 3, dtype: Any = jnp.float32, rngs: nnx.Rngs
+    ):
+        self.conv_first = conv3x3(channels, features, dtype=dtype, rngs=rngs)
         self.body = nnx.List([RRDB(features, growth, dtype=dtype, rngs=rngs) for _ in range(blocks)])
         self.conv_body = conv3x3(features, features, dtype=dtype, rngs=rngs)
 

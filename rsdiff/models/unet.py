@@ -1,9 +1,10 @@
-"""The generator's U-Net: noisy image, timestep, low-resolution condition and resolution in; prediction out.
+"""The generator's U-Net: noisy image, timestep and condition in; prediction out.
 
-    lr ─ RRDB encoder ─ learned upsampling ─┐
-    x_t ─ space to depth ───────────────────┴─ concat ─ down … middle … up ─ depth to space ─ prediction
-    t ─ sinusoid ─ MLP ─┐
-    gsd ─ sinusoid ─ MLP ┴─ sum ─ scale and shift in every block
+    spatial fields (lr …) ─ RRDB encoder ─ learned upsampling ─┐
+    x_t ─ space to depth ──────────────────────────────────────┴─ concat ─ down … middle … up ─ depth to space ─ prediction
+    t ─ sinusoid ─ MLP ─────────────────────┐
+    numbers (gsd_m …) ─ sinusoid ─ MLP ─────┴─ sum ─ scale and shift in every block
+    tokens (text …) ─ linear ─ cross-attention wherever there is self-attention
 
 The wiring is MetaEarth's (Yu et al. 2024, arXiv 2405.13570); widths, blocks and heads are not published and are ours.
 One choice beside it: `patch` folds patch × patch pixels into channels at both ends (Hoogeboom et al. 2023, arXiv
@@ -11,8 +12,9 @@ One choice beside it: `patch` folds patch × patch pixels into channels at both 
 """
 
 import dataclasses
+import functools
 import math
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.extend
@@ -22,7 +24,8 @@ from flax import nnx
 
 from rsdiff.base.errors import BadInput
 from rsdiff.base.ranges import check_range
-from rsdiff.models.embeddings import EmbeddingMLP, gsd_position
+from rsdiff.models.conditioning import GSD_M, Condition, Encoded, Number, Spatial, Tokens, given, or_null, position
+from rsdiff.models.embeddings import EmbeddingMLP, harmonics, sinusoid
 from rsdiff.models.rrdbnet import RRDBEncoder, conv3x3, lrelu, nearest_up
 
 MOST_LEVELS = 8
@@ -31,7 +34,8 @@ MOST_PARAMETERS = 2e10
 
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
-    """Sizes of the network. Level i works at 1/(patch · 2^i) of the image size with width · multipliers[i] channels."""
+    """Sizes of the network, and the fields of its condition by name. Level i works at 1/(patch · 2^i) of the image size with
+    width · multipliers[i] channels; `channels` are the image's."""
 
     width: int = 64
     multipliers: tuple[int | float, ...] = (1, 1.5, 2)
@@ -39,20 +43,19 @@ class UNetConfig:
     attention_levels: tuple[int, ...] = (2,)
     head_width: int = 32
     patch: int = 1
-    upscale: int = 4
-    rrdb_features: int = 32
-    rrdb_growth: int = 16
-    rrdb_blocks: int = 2
+    channels: int = 3
+    spatial: dict[str, Spatial] = dataclasses.field(default_factory=lambda: {'lr': Spatial()})
+    numbers: dict[str, Number] = dataclasses.field(default_factory=lambda: {'gsd_m': GSD_M})
+    tokens: dict[str, Tokens] = dataclasses.field(default_factory=dict)
     dtype: Literal['float32', 'bfloat16'] = 'float32'
     remat: bool = False
 
     def __post_init__(self):
         check_range(self, 1, 4096, 'width', 'head_width')
         check_range(self, 1e-3, 64, 'multipliers')
-        check_range(self, 1, 16, 'blocks', 'patch', 'upscale')
+        check_range(self, 1, 16, 'blocks', 'patch')
+        check_range(self, 1, 256, 'channels')
         check_range(self, 0, MOST_LEVELS - 1, 'attention_levels')
-        check_range(self, 1, 1024, 'rrdb_features', 'rrdb_growth')
-        check_range(self, 0, 64, 'rrdb_blocks')
         if not 1 <= len(self.multipliers) <= MOST_LEVELS:
             raise BadInput(f'multipliers are {len(self.multipliers)}; there must be 1 to {MOST_LEVELS}')
         if self.width * min(self.multipliers) < 1:
@@ -61,21 +64,39 @@ class UNetConfig:
             raise BadInput(f'attention_levels are {len(self.attention_levels)}; there must be {MOST_LEVELS} at most')
         if self.rough_parameters > MOST_PARAMETERS:
             raise BadInput(
-                f'width {self.width}, multipliers, blocks and rrdb_features, rrdb_growth, rrdb_blocks make a network '
-                f'of some {self.rough_parameters:.0e} parameters; there must be {MOST_PARAMETERS:.0e} at most'
+                f'width {self.width}, multipliers, blocks and the features, growth, blocks of spatial fields make a '
+                f'network of some {self.rough_parameters:.0e} parameters; there must be {MOST_PARAMETERS:.0e} at most'
             )
+        if wrong := [name for name in self.fields if not name.isidentifier()]:
+            raise BadInput(f'{ascii(wrong[0])[:60]} is no name of a field; use letters, digits and _')
+        if twice := sorted(name for name in self.fields if sum(name in kind for kind in self._kinds) > 1):
+            raise BadInput(f'{twice[0]} is a field of two kinds; spatial, numbers and tokens need names of their own')
+
+    def __hash__(self) -> int:
+        return hash(repr(self))  # dicts have none
+
+    @property
+    def _kinds(self):
+        return self.spatial, self.numbers, self.tokens
+
+    @property
+    def fields(self) -> dict[str, Spatial | Number | Tokens]:
+        """All fields of the condition."""
+        return {**self.spatial, **self.numbers, **self.tokens}
 
     @property
     def rough_parameters(self) -> float:
         """About as many as the network has, from its convolutions alone."""
         squares = sum((self.width * multiplier) ** 2 for multiplier in self.multipliers)
-        encoder = 27 * self.rrdb_blocks * (self.rrdb_features + 4 * self.rrdb_growth) ** 2
-        return 27 * (2 * self.blocks + 3) * squares + encoder
+        encoders = sum(27 * field.blocks * (field.features + 4 * field.growth) ** 2 for field in self.spatial.values())
+        return 27 * (2 * self.blocks + 3) * squares + encoders
 
     @property
     def stride(self) -> int:
         """Image sides must be multiples of this many pixels."""
-        return math.lcm(self.patch * 2 ** (len(self.multipliers) - 1), self.upscale)
+        return math.lcm(
+            self.patch * 2 ** (len(self.multipliers) - 1), *(field.scale for field in self.spatial.values())
+        )
 
 
 def zeros(*args, **kwargs):
@@ -125,6 +146,24 @@ class Attention(nnx.Module):
         return x + self.out(rearrange(heads, 'b (h w) n d -> b h w (n d)', h=height, w=width))
 
 
+class CrossAttention(nnx.Module):
+    """Multi-head attention of all positions to tokens (b, n, width), with a residual: the shape of x is kept."""
+
+    def __init__(self, channels: int, head_width: int, width: int, *, dtype, rngs: nnx.Rngs):
+        self.head_width = head_width
+        self.norm = group_norm(channels, dtype=dtype, rngs=rngs)
+        self.q = nnx.Linear(channels, channels, dtype=dtype, rngs=rngs)
+        self.kv = nnx.Linear(width, 2 * channels, dtype=dtype, rngs=rngs)
+        self.out = nnx.Linear(channels, channels, kernel_init=zeros, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, tokens, seen):
+        _, height, width, _ = x.shape
+        q = rearrange(self.q(self.norm(x)), 'b h w (n d) -> b (h w) n d', d=self.head_width)
+        k, v = rearrange(self.kv(tokens), 'b s (two n d) -> two b s n d', two=2, d=self.head_width)
+        heads = jax.nn.dot_product_attention(q, k, v, mask=seen[:, None, None, :])
+        return x + self.out(rearrange(heads, 'b (h w) n d -> b h w (n d)', h=height, w=width))
+
+
 def attention_kernel(dtype) -> str | None:
     """cuDNN's fused kernel where there is one, on NVIDIA GPUs for half precision; elsewhere XLA's choice."""
     backend = jax.extend.backend.get_backend()
@@ -133,17 +172,38 @@ def attention_kernel(dtype) -> str | None:
 
 
 class Stage(nnx.Module):
-    """A ResBlock, and attention where the level has it."""
+    """A ResBlock, and attention where the level has it, to the tokens too where there are any, vectors of `token_width`."""
 
     def __init__(
-        self, channels_in: int, channels_out: int, embedding: int, head_width: int | None, *, dtype, rngs: nnx.Rngs
+        self,
+        channels_in: int,
+        channels_out: int,
+        embedding: int,
+        head_width: int | None,
+        token_width: int | None,
+        *,
+        dtype,
+        rngs: nnx.Rngs,
     ):
-        self.block = ResBlock(channels_in, channels_out, embedding, dtype=dtype, rngs=rngs)
-        self.attention = None if head_width is None else Attention(channels_out, head_width, dtype=dtype, rngs=rngs)
+        make: Any = dict(dtype=dtype, rngs=rngs)
+        self.block = ResBlock(channels_in, channels_out, embedding, **make)
+        self.attention = None if head_width is None else Attention(channels_out, head_width, **make)
+        crosses = head_width is not None and token_width is not None
+        self.cross = CrossAttention(channels_out, head_width, token_width, **make) if crosses else None
 
-    def __call__(self, x, embedding):
+    def __call__(self, x, embedding, tokens=None, seen=None):
         x = self.block(x, embedding)
-        return x if self.attention is None else self.attention(x)
+        x = x if self.attention is None else self.attention(x)
+        return x if self.cross is None else self.cross(x, tokens, seen)
+
+
+def _prefix(name: str) -> str:
+    """What the names of a spatial field's parameters begin with. `lr` and `gsd_m` keep the names of the first networks."""
+    return '' if name == 'lr' else f'{name}_'
+
+
+def _number_mlp(name: str) -> str:
+    return 'gsd_mlp' if name == 'gsd_m' else f'{name}_number'
 
 
 class UNet(nnx.Module):
@@ -152,22 +212,36 @@ class UNet(nnx.Module):
     def __init__(self, config: UNetConfig, *, rngs: nnx.Rngs):
         self.config = config
         dtype = jnp.dtype(config.dtype)
-        make = dict(dtype=dtype, rngs=rngs)
+        make: Any = dict(dtype=dtype, rngs=rngs)
         widths = [int(config.width * m) for m in config.multipliers]
         embedding = 4 * config.width
 
         self.time_mlp = EmbeddingMLP(config.width, embedding, **make)
-        self.gsd_mlp = EmbeddingMLP(config.width, embedding, **make)
-        self.encoder = RRDBEncoder(config.rrdb_features, config.rrdb_growth, config.rrdb_blocks, **make)
-        doublings = int(math.log2(config.upscale // config.patch))
-        self.enlarge = nnx.List([conv3x3(config.rrdb_features, config.rrdb_features, **make) for _ in range(doublings)])
+        for name, number in config.numbers.items():
+            code = harmonics if number.code == 'cyclic' else sinusoid
+            setattr(self, _number_mlp(name), EmbeddingMLP(config.width, embedding, code, **make))
+        for name, field in config.spatial.items():
+            channels = field.channels * max(1, config.patch // field.scale) ** 2
+            sizes = field.features, field.growth, field.blocks
+            setattr(self, f'{_prefix(name)}encoder', RRDBEncoder(*sizes, channels=channels, **make))
+            doublings = int(math.log2(max(1, field.scale // config.patch)))
+            convs = [conv3x3(field.features, field.features, **make) for _ in range(doublings)]
+            setattr(self, f'{_prefix(name)}enlarge', nnx.List(convs))
+        for name, field in config.tokens.items():
+            setattr(self, f'{name}_tokens', nnx.Linear(field.width, embedding, **make))
+        for name, field in config.fields.items():
+            width = field.features if isinstance(field, Spatial) else embedding
+            if field.droppable:
+                setattr(self, f'{name}_null', nnx.Param(jnp.zeros(width)))
 
-        pixels = 3 * config.patch**2
-        self.conv_in = nnx.Conv(pixels + config.rrdb_features, widths[0], (3, 3), **make)
+        pixels = config.channels * config.patch**2
+        features = sum(field.features for field in config.spatial.values())
+        self.conv_in = nnx.Conv(pixels + features, widths[0], (3, 3), **make)
+        token_width = embedding if config.tokens else None
 
         def stage(level, channels_in):
-            attends = level in config.attention_levels
-            return Stage(channels_in, widths[level], embedding, config.head_width if attends else None, **make)
+            head_width = config.head_width if level in config.attention_levels else None
+            return Stage(channels_in, widths[level], embedding, head_width, token_width, **make)
 
         levels = range(len(widths))
         skips = [widths[0]]
@@ -181,8 +255,8 @@ class UNet(nnx.Module):
             if level != levels[-1]:
                 downsample.append(nnx.Conv(channels, channels, (3, 3), strides=2, **make))
                 skips.append(channels)
-        self.middle1 = Stage(channels, channels, embedding, config.head_width, **make)
-        self.middle2 = Stage(channels, channels, embedding, None, **make)
+        self.middle1 = Stage(channels, channels, embedding, config.head_width, token_width, **make)
+        self.middle2 = Stage(channels, channels, embedding, None, None, **make)
         for level in reversed(levels):
             for _ in range(config.blocks + 1):
                 up.append(stage(level, channels + skips.pop()))
@@ -195,43 +269,90 @@ class UNet(nnx.Module):
         self.norm_out = group_norm(channels, dtype=dtype, rngs=rngs)
         self.conv_out = nnx.Conv(channels, pixels, (3, 3), kernel_init=zeros, **make)
 
-    def condition_features(self, lr):
-        """The condition at the first level's size: (b, h, w, 3) → (b, h·upscale/patch, w·upscale/patch, features)."""
-        x = self.encoder(lr)
-        for conv in self.enlarge:
+    def encode(self, condition: Condition) -> Encoded:
+        """What the network makes of a condition, once for all steps.
+
+        Args:
+          condition: by the names of `config.fields`: spatial fields float32 (b, h / scale, w / scale, channels), images in
+            [-1, 1]; numbers float32 (b,), such as `gsd_m`, metres a pixel of the result; tokens float32 (b, n, width).
+        Raises:
+          ValueError: a field that can't be dropped is absent, or there is one that the network does not take.
+        """
+        config = self.config
+        if strange := sorted({*condition} - {*config.fields}):
+            raise ValueError(f'the condition has {strange[0]!r}; the network takes {", ".join(config.fields)}')
+
+        def encoded(name, field, encode, *rest):
+            return or_null(given(name, field, condition), encode, getattr(self, f'{name}_null', None), *rest)
+
+        features = [
+            encoded(name, field, functools.partial(self._features, name, field), 4)
+            for name, field in config.spatial.items()
+        ]
+        numbers = [
+            encoded(name, field, functools.partial(self._number, name, field), 2, field.low)
+            for name, field in config.numbers.items()
+        ]
+        tokens, seen = [], []
+        for name, field in config.tokens.items():
+            values, null = given(name, field, condition), getattr(self, f'{name}_null', None)
+            if values is not None:
+                there = ~jnp.isnan(values).any(-1)
+                tokens.append(getattr(self, f'{name}_tokens')(jnp.where(there[..., None], values, 0.0)))
+                seen.append(there)
+            if null is not None:  # one token more, seen where there is no other
+                tokens.append(null[None, None])
+                seen.append(jnp.ones((1, 1), bool) if values is None else ~there.any(-1, keepdims=True))
+        return Encoded(tuple(features), sum(numbers[1:], numbers[0]) if numbers else None, tuple(tokens), tuple(seen))
+
+    def _features(self, name: str, field: Spatial, image):
+        """An image at the first level's size: enlarged by convolutions, or folded as the noisy image is."""
+        fold = max(1, self.config.patch // field.scale)
+        folded = rearrange(image, 'b (h p) (w q) c -> b h w (p q c)', p=fold, q=fold)
+        x = getattr(self, f'{_prefix(name)}encoder')(folded)
+        for conv in getattr(self, f'{_prefix(name)}enlarge'):
             x = lrelu(conv(nearest_up(x, 2)))
         return x
 
-    def __call__(self, xt, t, lr, gsd_m):
+    def _number(self, name: str, field: Number, values):
+        return getattr(self, _number_mlp(name))(position(field, values))
+
+    def __call__(self, xt, t, encoded: Encoded):
         """Predicts from a noisy image.
 
         Args:
-          xt: float32 (b, h, w, 3); h and w multiples of `config.stride`.
+          xt: float32 (b, h, w, channels); h and w multiples of `config.stride`.
           t: int32 (b,) in [1, T].
-          lr: float32 (b, h / upscale, w / upscale, 3) in [-1, 1], the condition.
-          gsd_m: float32 (b,), metres a pixel of xt.
+          encoded: the condition, as `encode` makes it.
         Returns:
           float32, the shape of xt.
         """
         config = self.config
-        embedding = nnx.silu(self.time_mlp(t) + self.gsd_mlp(gsd_position(gsd_m)))
+        time = self.time_mlp(t)
+        embedding = nnx.silu(time if encoded.numbers is None else time + encoded.numbers)
         folded = rearrange(xt, 'b (h p) (w q) c -> b h w (p q c)', p=config.patch, q=config.patch)
-        x = self.conv_in(jnp.concatenate([folded, self.condition_features(lr)], axis=-1))
+        features = [jnp.broadcast_to(x, (*folded.shape[:3], x.shape[-1])) for x in encoded.features]
+        x = self.conv_in(jnp.concatenate([folded, *features], axis=-1))
+        attended = ()
+        if encoded.tokens:
+            tokens = [jnp.broadcast_to(some, (len(xt), *some.shape[1:])) for some in encoded.tokens]
+            seen = [jnp.broadcast_to(some, (len(xt), *some.shape[1:])) for some in encoded.seen]
+            attended = jnp.concatenate(tokens, 1), jnp.concatenate(seen, 1)
 
         run = nnx.remat(Stage.__call__) if config.remat else Stage.__call__
         skips = [x]
         down, up, upsample = iter(self.down), iter(self.up), iter(self.upsample)
         for level in range(len(config.multipliers)):
             for _ in range(config.blocks):
-                x = run(next(down), x, embedding)
+                x = run(next(down), x, embedding, *attended)
                 skips.append(x)
             if level < len(self.downsample):
                 x = self.downsample[level](x)
                 skips.append(x)
-        x = run(self.middle2, run(self.middle1, x, embedding), embedding)
+        x = run(self.middle2, run(self.middle1, x, embedding, *attended), embedding)
         for level in reversed(range(len(config.multipliers))):
             for _ in range(config.blocks + 1):
-                x = run(next(up), jnp.concatenate([x, skips.pop()], axis=-1), embedding)
+                x = run(next(up), jnp.concatenate([x, skips.pop()], axis=-1), embedding, *attended)
             if level != 0:
                 x = next(upsample)(nearest_up(x, 2))
 

@@ -34,7 +34,9 @@ def bind_windows(
         return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False))
 
     def advance(params, lr, gsd_m, x, x0, steps):
-        return solvers.integrate(generator.predictor(params, lr, gsd_m, projection, margin), steps, x, x0)
+        return solvers.integrate(
+            generator.predictor(params, {'lr': lr, 'gsd_m': gsd_m}, projection, margin), steps, x, x0
+        )
 
     advance = on_devices(advance, whole, split, split, split, split, whole)
     image = on_devices(lambda lr, z: jnp.clip(generator.to_image(z, lr, margin), -1.0, 1.0), split, split)
@@ -68,7 +70,7 @@ def bind_images(
     params = jax.device_put(params, whole)
 
     def run(params, lr, noise, gsd_m, guide):
-        return generator.sample(params, lr, gsd_m, noise, steps, projection, solver, guide, strength)
+        return generator.sample(params, {'lr': lr, 'gsd_m': gsd_m}, noise, steps, projection, solver, guide, strength)
 
     run = jax.jit(run, in_shardings=(whole, split, split, split, split), out_shardings=split)
     return lambda lr, noise, gsd_m, guide=None: run(params, lr, noise, gsd_m, guide)

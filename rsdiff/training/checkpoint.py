@@ -24,7 +24,7 @@ from rsdiff.base.files import is_local, read_json, write_json
 from rsdiff.methods.diffusion import Generator, GeneratorConfig
 from rsdiff.pretrained import weights
 from rsdiff.training import hosts
-from rsdiff.training.config import TrainConfig, differing_keys, from_dict, to_dict
+from rsdiff.training.config import FORMER, TrainConfig, differing_keys, from_dict, to_dict, upgrade
 
 CONFIG, RELEASE = 'config.json', 'model.safetensors'
 ITEMS = ('params', 'ema', 'opt')
@@ -258,7 +258,7 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig, allow_changes: b
         if config.optimizer.final_fraction == 1:
             free.add('total_images')
         kept = lambda settings: {key: value for key, value in settings.items() if key not in free}
-        old = to_dict(from_dict(TrainConfig, read_json(path), str(path)))  # a key that is new has its default
+        old = to_dict(from_dict(TrainConfig, upgrade(read_json(path)), str(path)))  # a key that is new has its default
         changed = differing_keys(kept(old), kept(new))
         never = [key for key in changed if key.startswith(('generator.', 'batch_size '))]
         if never or (changed and not allow_changes):
@@ -288,7 +288,7 @@ def load_generator(path: epath.PathLike) -> Trained:
     path = epath.Path(path)
     if not (path / CONFIG).is_file() or not ((path / RELEASE).is_file() or (path / 'checkpoints').is_dir()):
         raise BadInput(f'{path}: not a checkpoint; expected {CONFIG} with checkpoints/ or {RELEASE} beside it')
-    config = from_dict(TrainConfig, read_json(path / CONFIG), str(path / CONFIG))
+    config = from_dict(TrainConfig, upgrade(read_json(path / CONFIG)), str(path / CONFIG))
     generator = Generator(config.generator)
     shapes = generator.parameter_shapes()
     if (path / RELEASE).is_file():
@@ -355,9 +355,11 @@ def _restore_ema(path: epath.Path) -> tuple[dict[str, Any], int]:
 
 def _digest(params: dict[str, Any], config: TrainConfig) -> str:
     """sha256 over what the parameters mean, their names and their bytes; the first 16 digits. What the parameters mean is
-    told by the settings that are not the default, so that new settings change no digest."""
-    meaning = differing_keys(to_dict(GeneratorConfig()), to_dict(config.generator))
-    digest = hashlib.sha256(repr(meaning).encode())
+    told by the settings that are not the default, by the first name of each, so that new settings change no digest."""
+    meaning = repr(differing_keys(to_dict(GeneratorConfig()), to_dict(config.generator)))
+    for former, name in FORMER.items():
+        meaning = meaning.replace(f'model.{name} ', f'model.{former} ')
+    digest = hashlib.sha256(meaning.encode())
     for name, value in sorted(weights.flatten(params).items()):
         digest.update(name.encode() + np.asarray(value).tobytes())
     return digest.hexdigest()[:16]

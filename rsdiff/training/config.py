@@ -106,11 +106,13 @@ class TrainConfig:
         model, schedule, objective = self.generator.model, self.generator.schedule, self.generator.objective
         check_range(self, 1, 1_000_000, 'batch_size', 'accumulation')
         check_range(self, 1, MOST, 'total_images', 'log_images', 'checkpoint_images')
+        upscale = model.spatial['lr'].scale if 'lr' in model.spatial else None
         levels = range(len(model.multipliers))
         attending = {*model.attention_levels, len(levels) - 1}
         # in order: a later check may stand on an earlier one
         problems = [
-            (lambda: model.upscale != 4, f'generator.model.upscale is {model.upscale}; a stage is 4×'),
+            (lambda: 'lr' not in model.spatial, 'generator.model.spatial has no lr, the image to be enlarged'),
+            (lambda: upscale != 4, f'generator.model.spatial.lr.scale is {upscale}; a stage is 4×'),
             (lambda: model.patch not in (1, 2, 4), f'generator.model.patch is {model.patch}; it may be 1, 2 or 4'),
             (
                 lambda: not attending <= {*levels},
@@ -161,9 +163,18 @@ class TrainConfig:
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass tree as nested dicts of plain values; of a seed what our JSON can hold."""
-    values = {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-    plain = {name: to_dict(value) if dataclasses.is_dataclass(value) else value for name, value in values.items()}
+    plain = {
+        name: to_dict(value) if isinstance(value, dict) or dataclasses.is_dataclass(value) else value
+        for name, value in _items(config).items()
+    }
     return plain | {'seed': written_seed(plain['seed'])} if 'seed' in plain else plain
+
+
+def _items(group: Any) -> dict[str, Any]:
+    """What is in a dataclass, or a dict of them."""
+    if isinstance(group, dict):
+        return group
+    return {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
 
 
 def from_dict(cls: type, values: dict[str, Any], where: str = 'config') -> Any:
@@ -179,17 +190,48 @@ def from_dict(cls: type, values: dict[str, Any], where: str = 'config') -> Any:
     for key, value in values.items():
         if key not in fields:
             raise BadInput(f'{where}.{_shown(key)}: no such key; {_nearest(key, list(fields))}')
-        kind = fields[key]
+        kind, place = fields[key], f'{where}.{key}'
         if dataclasses.is_dataclass(kind):
-            if not isinstance(value, (dict, ml_collections.ConfigDict)):
-                raise BadInput(f'{where}.{key}: expected a group of settings, found {_short(value)}')
-            arguments[key] = from_dict(kind, dict(value), f'{where}.{key}')
+            arguments[key] = from_dict(kind, _group(value, place), place)
+        elif typing.get_origin(kind) is dict:  # groups by name
+            _, kind = typing.get_args(kind)
+            arguments[key] = {
+                name: from_dict(kind, _group(group, f'{place}.{_shown(name)}'), f'{place}.{_shown(name)}')
+                for name, group in _group(value, place).items()
+            }
         else:
-            arguments[key] = _checked(kind, value, f'{where}.{key}')
+            arguments[key] = _checked(kind, value, place)
     try:
         return cls(**arguments)
     except BadInput as error:
         raise BadInput(f'{where}.{error}') from None
+
+
+def _group(value: Any, where: str) -> dict[str, Any]:
+    if not isinstance(value, (dict, ml_collections.ConfigDict)):
+        raise BadInput(f'{where}: expected a group of settings, found {_short(value)}')
+    return dict(value)
+
+
+# what the condition's encoder was set by before a condition had fields
+FORMER = {
+    'upscale': 'spatial.lr.scale',
+    'rrdb_features': 'spatial.lr.features',
+    'rrdb_growth': 'spatial.lr.growth',
+    'rrdb_blocks': 'spatial.lr.blocks',
+}
+
+
+def upgrade(values: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a run or release as they are named today, from those of any earlier version: `config.json`'s."""
+    generator = values.get('generator')
+    model = generator.get('model') if isinstance(generator, dict) else None
+    if not isinstance(model, dict) or not {*FORMER} & {*model}:
+        return values
+    model, lr = dict(model), {new.rpartition('.')[2]: model[name] for name, new in FORMER.items() if name in model}
+    for name in FORMER:
+        model.pop(name, None)
+    return values | {'generator': generator | {'model': model | {'spatial': {'lr': lr}}}}
 
 
 def to_config_dict(config: TrainConfig) -> ml_collections.ConfigDict:
@@ -199,9 +241,10 @@ def to_config_dict(config: TrainConfig) -> ml_collections.ConfigDict:
 
 def _editable(config: Any) -> ml_collections.ConfigDict:
     editable = ml_collections.ConfigDict(type_safe=False)
-    for name, kind in typing.get_type_hints(type(config)).items():
-        value = getattr(config, name)
-        if dataclasses.is_dataclass(value):
+    kinds = {} if isinstance(config, dict) else typing.get_type_hints(type(config))
+    for name, value in _items(config).items():
+        kind = kinds.get(name)
+        if isinstance(value, dict) or dataclasses.is_dataclass(value):
             value = _editable(value)
         elif value is None:  # told its type, so that a flag can set it
             told = next(option for option in typing.get_args(kind) if option is not type(None))

@@ -54,14 +54,13 @@ def count_macs(program: ClosedJaxpr, padding: bool = True) -> int:
 def trace_forward(config: TrainConfig) -> jax.stages.Traced:
     """The network, its condition's encoder included, on one image of `config.data.size_px`."""
     generator, size = Generator(config.generator), config.data.size_px
-    small = size // config.generator.model.upscale
+    small = size // generator.upscale
     shape = jax.ShapeDtypeStruct
-    return jax.jit(lambda params, xt, t, lr, gsd_m: generator.denoiser(params, lr, gsd_m)(xt, t)).trace(
+    return jax.jit(lambda params, xt, t, condition: generator.denoiser(params, condition)(xt, t)).trace(
         generator.parameter_shapes(),
         shape((1, size, size, 3), jnp.float32),
         shape((1,), jnp.int32),
-        shape((1, small, small, 3), jnp.float32),
-        shape((1,), jnp.float32),
+        {'lr': shape((1, small, small, 3), jnp.float32), 'gsd_m': shape((1,), jnp.float32)},
     )
 
 

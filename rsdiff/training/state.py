@@ -88,7 +88,7 @@ class Trainer:
         def loss(params, part, key):
             key_degrade, key_loss = jax.random.split(key)
             x0, lr = self.conditions(part['image'], key_degrade)
-            return self.generator.loss(params, x0, lr, part['gsd_m'], key_loss)
+            return self.generator.loss(params, x0, {'lr': lr, 'gsd_m': part['gsd_m']}, key_loss)
 
         # Unrolled: a convolution's gradient inside a loop is many times slower on CPU.
         parts = config.accumulation

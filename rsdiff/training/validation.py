@@ -44,10 +44,10 @@ class Validation:
         outputs = dict(out_shardings=meshes.replicated(mesh))
         self._loss_at = jax.jit(self._loss, **outputs)
         self._sample = jax.jit(
-            lambda params, lr, gsd_m, noise: trainer.generator.sample(params, lr, gsd_m, noise, self.config.steps),
+            lambda params, condition, noise: trainer.generator.sample(params, condition, noise, self.config.steps),
             **outputs,
         )
-        self._sample_inputs = self.lr, gsd_m[sampled], noise
+        self._sample_inputs = {'lr': self.lr, 'gsd_m': gsd_m[sampled]}, noise
         self.truth, self.lr = to_uint8(self.truth), to_uint8(self.lr)
 
     def losses(self, params) -> dict:
@@ -84,7 +84,7 @@ class Validation:
         eps = jax.random.normal(jax.random.fold_in(seed_key(self.trainer.config.seed), t), z0.shape)
         return jnp.mean(
             objective.loss_terms(
-                generator.denoiser(params, lr, gsd_m),
+                generator.denoiser(params, {'lr': lr, 'gsd_m': gsd_m}),
                 generator.schedule,
                 generator.config.objective,
                 z0,

@@ -22,9 +22,9 @@ TINY = [
         'multipliers': '(1,)',
         'attention_levels': '()',
         'head_width': 16,
-        'rrdb_features': 8,
-        'rrdb_growth': 4,
-        'rrdb_blocks': 1,
+        'spatial.lr.features': 8,
+        'spatial.lr.growth': 4,
+        'spatial.lr.blocks': 1,
     }.items()
 ] + ['--config.data.size_px=16', '--config.batch_size=2']
 
@@ -142,9 +142,7 @@ def tiny_run(image_folder, tmp_path):
         attention_levels=(),
         head_width=16,
         patch=4,
-        rrdb_features=8,
-        rrdb_growth=4,
-        rrdb_blocks=1,
+        spatial={'lr': dict(features=8, growth=4, blocks=1)},
     )
     train(
         from_dict(

@@ -49,8 +49,8 @@ def start(images, workdir, total_images, processes=1, environment=lambda port, n
         'generator.model.width': 32,
         'generator.model.multipliers': '(1,)',
         'generator.model.attention_levels': '()',
-        'generator.model.rrdb_features': 8,
-        'generator.model.rrdb_growth': 4,
+        'generator.model.spatial.lr.features': 8,
+        'generator.model.spatial.lr.growth': 4,
         **keys,
     }
     command = [sys.executable, 'train.py', '--config', 'configs/demo.py', '--workdir', str(workdir)]

@@ -25,8 +25,8 @@ SMALL = [
         'multipliers': '(1, 2)',
         'attention_levels': '(1,)',
         'head_width': 16,
-        'rrdb_features': 8,
-        'rrdb_growth': 4,
+        'spatial.lr.features': 8,
+        'spatial.lr.growth': 4,
     }.items()
 ] + ['--config.data.size_px=32', '--config.batch_size=4', '--config.optimizer.final_fraction=1.0']
 

@@ -39,9 +39,7 @@ def small(images):
                     attention_levels=(),
                     head_width=16,
                     patch=4,
-                    rrdb_features=8,
-                    rrdb_growth=4,
-                    rrdb_blocks=1,
+                    spatial={'lr': dict(features=8, growth=4, blocks=1)},
                 )
             },
             'data': {'source': str(images), 'size_px': 16, 'threads': 1, 'gsd_m': 10.0},

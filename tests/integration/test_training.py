@@ -31,9 +31,7 @@ MODEL = dict(
     attention_levels=(),
     head_width=16,
     patch=4,
-    rrdb_features=8,
-    rrdb_growth=4,
-    rrdb_blocks=1,
+    spatial={'lr': dict(features=8, growth=4, blocks=1)},
 )
 
 
@@ -158,9 +156,9 @@ def test_accumulation_averages_the_gradients_of_its_parts(config):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 0), number)
         key_degrade, key_loss = jax.random.split(key)
         x0, lr = trainer.conditions(data['image'][number::2], key_degrade)
-        return jax.grad(lambda p: trainer.generator.loss(p, x0, lr, data['gsd_m'][number::2], key_loss))(
-            state['params']
-        )
+        return jax.grad(
+            lambda p: trainer.generator.loss(p, x0, {'lr': lr, 'gsd_m': data['gsd_m'][number::2]}, key_loss)
+        )(state['params'])
 
     parts = [jax.jit(part_gradient, static_argnums=0)(number) for number in (0, 1)]
     expected = float(optax.global_norm(jax.tree.map(lambda a, b: (a + b) / 2, *parts)))
