@@ -20,6 +20,8 @@ from etils import epath
 
 from rsdiff.base.errors import BadInput, one_line
 
+# where a file or folder is: on this machine, or wherever epath can read
+AnyPath = Path | epath.Path
 # deeper JSON than this is none of ours; Python's own parser would end in a RecursionError somewhere beyond
 DEEPEST_JSON = 100
 
@@ -135,7 +137,7 @@ def parse_json(text: str | bytes, where: str) -> Any:
         _check_json(value, DEEPEST_JSON)
     except json.JSONDecodeError as error:
         raise BadInput(f'{where}: not JSON ({error.msg} at line {error.lineno}, column {error.colno})') from None
-    except UnicodeError as error:
+    except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise BadInput(f'{where}: not UTF-8 text ({error.reason} at position {error.start})') from None
     except RecursionError:
         raise BadInput(f'{where}: not JSON of this program (nested too deeply)') from None

@@ -1,9 +1,15 @@
 """The keys that a network's first parameters are drawn from."""
 
+from typing import TYPE_CHECKING
+
 import jax
+from flax import nnx
+
+# nnx's layers ask for an Rngs by name, and take whatever draws keys as it does
+Base = nnx.Rngs if TYPE_CHECKING else object
 
 
-class Keys:
+class Keys(Base):
     """The keys of `nnx.Rngs(key)`, and in its place, but counted in Python.
 
     nnx counts in an array. While a program is traced that array is a tracer, and nnx asks each new count for its sharding; to

@@ -86,10 +86,10 @@ def local_workers(count: int) -> Iterator[None]:
     """This program `count` - 1 more times, with the same arguments, until the context ends: when they have finished, or at
     once where it ends by an exception. They are silent: what stops one of them stops this process at the same place."""
     command, environment = [sys.executable, *sys.argv], os.environ | {PARENT: str(os.getpid())}
-    silent = {'stdout': subprocess.DEVNULL, 'stderr': subprocess.DEVNULL}
-    workers = (
-        [] if is_local_worker() else [subprocess.Popen(command, env=environment, **silent) for _ in range(count - 1)]
-    )
+    workers = [
+        subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+        for _ in range(0 if is_local_worker() else count - 1)
+    ]
     try:
         yield
         for worker in workers:

@@ -90,7 +90,7 @@ class BlueMarble:
         """What to call example `index`; its place follows from the batch's seed and number alone."""
         return f'Blue Marble, draw {index}'
 
-    def example(self, index: int, rng: np.random.Generator, size_px: int) -> dict[str, np.ndarray]:
+    def example(self, index: int, rng: np.random.Generator, size_px: int) -> dict[str, np.ndarray | np.float32]:
         """A chip: image uint8 (size_px, size_px, 3), gsd_m float32. `index` only counts.
 
         Raises:

@@ -43,7 +43,7 @@ def blur(canvas: Canvas, kernel) -> Canvas:
     return Canvas(blurred[:, size - 1 : size - 1 + height, size - 1 : size - 1 + width], canvas.size)
 
 
-def resize(canvas: Canvas, size: tuple, shape: tuple[int, int], choice, antialias: bool) -> Canvas:
+def resize(canvas: Canvas, size: tuple, shape: tuple[int, ...], choice, antialias: bool) -> Canvas:
     """The image at another size: one matrix for its rows, one for its columns.
 
     Pixel centres are at halves and the scale is exactly the ratio of the two sizes, so that nothing shifts.

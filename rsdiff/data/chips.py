@@ -106,7 +106,7 @@ def _look_at(number, scene, size_px, stride_px, reductions, limits, survey, prog
         windows += [Chip(number, reduction, box) for box in boxes]
     good, digests, reasons = [], set(), collections.Counter()
     for window in windows:
-        reason = None
+        reason, digest = None, b''
         if scene.nodata(window.box) > limits.max_nodata:
             reason = 'nodata'
         else:

@@ -20,9 +20,11 @@ class Images(Protocol):
 
     def name(self, number: int) -> str:
         """Where image `number` lies."""
+        ...
 
     def open(self, number: int) -> tuple[Scene, float]:
         """Image `number` and its metres a pixel. Raises BadInput where it can't be opened."""
+        ...
 
 
 class Crops:
@@ -48,7 +50,7 @@ class Crops:
         """Where image `index` lies."""
         return self.images.name(index)
 
-    def example(self, index: int, rng: np.random.Generator, size_px: int) -> dict[str, np.ndarray]:
+    def example(self, index: int, rng: np.random.Generator, size_px: int) -> dict[str, np.ndarray | np.float32]:
         """A crop of image `index`, or of the next one that can be used.
 
         Raises:

@@ -269,7 +269,7 @@ def _finished(canvas: Canvas, dice: Iterator, config: DegradationConfig, quarter
     return _where(jpeg_first, canvas, compressed(canvas))
 
 
-def _resized(canvas: Canvas, dice: Iterator, config: FilterConfig, size: tuple, shape: tuple[int, int]) -> Canvas:
+def _resized(canvas: Canvas, dice: Iterator, config: FilterConfig, size: tuple, shape: tuple[int, ...]) -> Canvas:
     return resize(canvas, size, shape, choose(next(dice), config.odds), config.antialias)
 
 
@@ -288,33 +288,42 @@ def _where(condition, yes: Canvas, no: Canvas) -> Canvas:
     return Canvas(jnp.where(condition, yes.pixels, no.pixels), no.size)
 
 
-def random_kernel(dice: Iterator, config: BlurConfig):
+def random_kernel(dice: Iterator, config: BlurConfig) -> jax.Array:
     """A kernel of `config`, float32 (k, k) with k the largest size. `dice` gives uniform numbers in [0, 1)."""
     least, most = config.kernel_px
     size_px = least + 2 * jnp.floor(next(dice) * ((most - least) // 2 + 1))
-    kernel = None
-    if config.sinc < 1:
-        kind = choose(next(dice), config.kinds)
-        sigma_x, sigma_y = between(next(dice), config.sigma_px), between(next(dice), config.sigma_px)
-        angle = between(next(dice), (0, math.pi))
-        power = jnp.select(
-            [kind < 2, kind < 4],
-            [1.0, _about_one(next(dice), config.generalised_power)],
-            _about_one(next(dice), config.plateau_power),
-        )
-        sigma_y = jnp.where(kind % 2 == 0, sigma_x, sigma_y)
-        kernel = kernels.gaussian_or_plateau(most, size_px, sigma_x, sigma_y, angle, power, plateau=kind >= 4)
-    if config.sinc > 0:
-        small, large = config.sinc_cutoff
-        cutoff = between(next(dice), (jnp.where(size_px < 13, small, large), math.pi))
-        sinc = kernels.sinc(most, size_px, cutoff)
-        kernel = sinc if kernel is None else jnp.where(next(dice) < config.sinc, sinc, kernel)
+    if config.sinc <= 0:
+        kernel = _gaussian_or_plateau(dice, config, size_px)
+    elif config.sinc < 1:
+        gaussian, sinc = _gaussian_or_plateau(dice, config, size_px), _sinc(dice, config, size_px)
+        kernel = jnp.where(next(dice) < config.sinc, sinc, gaussian)
+    else:
+        kernel = _sinc(dice, config, size_px)
     if config.probability < 1:
         kernel = jnp.where(next(dice) < config.probability, kernel, kernels.delta(most))
     return kernel
 
 
-def random_size(dice: Iterator, config: ResizeConfig, nominal: tuple[int, int]) -> tuple[tuple, tuple[int, int]]:
+def _gaussian_or_plateau(dice: Iterator, config: BlurConfig, size_px: jax.Array) -> jax.Array:
+    kind = choose(next(dice), config.kinds)
+    sigma_x, sigma_y = between(next(dice), config.sigma_px), between(next(dice), config.sigma_px)
+    angle = between(next(dice), (0, math.pi))
+    power = jnp.select(
+        [kind < 2, kind < 4],
+        [1.0, _about_one(next(dice), config.generalised_power)],
+        _about_one(next(dice), config.plateau_power),
+    )
+    sigma_y = jnp.where(kind % 2 == 0, sigma_x, sigma_y)
+    return kernels.gaussian_or_plateau(config.kernel_px[1], size_px, sigma_x, sigma_y, angle, power, plateau=kind >= 4)
+
+
+def _sinc(dice: Iterator, config: BlurConfig, size_px: jax.Array) -> jax.Array:
+    small, large = config.sinc_cutoff
+    cutoff = between(next(dice), (jnp.where(size_px < 13, small, large), math.pi))
+    return kernels.sinc(config.kernel_px[1], size_px, cutoff)
+
+
+def random_size(dice: Iterator, config: ResizeConfig, nominal: tuple[int, int]) -> tuple[tuple, tuple[int, ...]]:
     """A size around `nominal`, and the largest there can be; the same ints where no other is possible, else the first
     is two int32 scalars."""
     least, most = config.factors

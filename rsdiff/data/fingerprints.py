@@ -11,6 +11,7 @@ import dataclasses
 import io
 import zipfile
 import zlib
+from typing import cast
 
 import filelock
 import numpy as np
@@ -55,7 +56,7 @@ def near_duplicates(queries: np.ndarray, references: np.ndarray) -> list[tuple[i
         a, b = (2 * np.unpackbits(bits[..., part], axis=-1).astype(np.float32) - 1 for bits in (queries, references))
         differing = (side * side - a @ b.T) / 2  # ±1 vectors: bits that agree minus bits that differ
         found &= differing <= share * side * side
-    return [(int(query), int(reference)) for query, reference in np.argwhere(found.any(axis=1))]
+    return [(int(query), int(reference)) for query, reference in np.argwhere(cast(np.ndarray, found).any(axis=1))]
 
 
 @dataclasses.dataclass(frozen=True)

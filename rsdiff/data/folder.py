@@ -27,7 +27,7 @@ from typing import Any, Iterable, Iterator
 from etils import epath
 
 from rsdiff.base.errors import BadInput, one_line
-from rsdiff.base.files import is_local, parse_json, write_text_atomically
+from rsdiff.base.files import AnyPath, is_local, parse_json, write_text_atomically
 from rsdiff.data.gsd import check_gsd_m
 from rsdiff.data.layout import (
     IMAGE_SUFFIXES,
@@ -49,7 +49,7 @@ DIGESTED = 1 << 16
 class Entry:
     """One image of a folder. `gsd_m` is the ground sampling distance in metres a pixel, or None."""
 
-    path: Path
+    path: AnyPath
     file_name: str
     split: str | None = None
     label: str | None = None
@@ -69,7 +69,7 @@ class Entry:
         return {k: v for k, v in row.items() if v is not None} | self.extra
 
 
-def read_folder(folder: Path | str, split: str | None = None) -> list[Entry]:
+def read_folder(folder: AnyPath | str, split: str | None = None) -> list[Entry]:
     """The entries of `folder`, in manifest order; without a manifest, its image files in name order.
     An image is a folder of one.
 
@@ -81,7 +81,7 @@ def read_folder(folder: Path | str, split: str | None = None) -> list[Entry]:
       BadInput: the folder is missing, empty, without such a split, or can be read in two ways; a line is no JSON object,
         names a file that is missing or outside the folder, or has a field of a wrong type or a `gsd_m` out of range.
     """
-    folder = Path(folder) if is_local(folder) else epath.Path(folder)
+    folder = _path_of(folder)
     if is_local(folder) and folder.suffix.lower() in IMAGE_SUFFIXES and folder.is_file() and split is None:
         return [Entry(folder, folder.name)]
     if not folder.is_dir():
@@ -105,7 +105,7 @@ def read_folder(folder: Path | str, split: str | None = None) -> list[Entry]:
     return entries
 
 
-def training_entries(folder: Path | str, split: str | None = None) -> list[Entry]:
+def training_entries(folder: AnyPath | str, split: str | None = None) -> list[Entry]:
     """What DIR or DIR:SPLIT is where it is trained on: of a folder with splits `train`, unless another is named, and that is
     said in the log; of one without, everything.
 
@@ -130,7 +130,7 @@ def training_entries(folder: Path | str, split: str | None = None) -> list[Entry
     return chosen
 
 
-def validation_entries(folder: Path | str, split: str | None = None) -> list[Entry]:
+def validation_entries(folder: AnyPath | str, split: str | None = None) -> list[Entry]:
     """What DIR or DIR:SPLIT is where it is validated on: of a folder with splits that called val, validation, valid or dev.
 
     Raises:
@@ -144,7 +144,7 @@ def validation_entries(folder: Path | str, split: str | None = None) -> list[Ent
     )
 
 
-def opened_entries(folder: Path | str, split: str | None = None) -> list[Entry]:
+def opened_entries(folder: AnyPath | str, split: str | None = None) -> list[Entry]:
     """What DIR or DIR:SPLIT is everywhere else: all of DIR; where that takes in several splits, the log says so."""
     entries = read_folder(folder, split)
     splits = sorted({str(entry.split) for entry in entries})
@@ -195,7 +195,7 @@ def write_manifest(folder: Path | str, entries: Iterable[Entry]) -> None:
     write_text_atomically(Path(folder) / MANIFEST, '\n'.join(lines) + '\n')
 
 
-def file_inside(folder: epath.PathLike, name: str, where: str) -> epath.PathLike:
+def file_inside(folder: AnyPath, name: str, where: str) -> AnyPath:
     """The path of the file that a manifest of `folder` names, without '.' and '..'. That it is a link, to wherever, is the
     file system's affair.
 
@@ -219,19 +219,23 @@ def _shortened(part: str) -> str:
     return f'{part.encode()[:160].decode(errors="ignore")}-{digest}{Path(part).suffix[:8]}'
 
 
-def _manifest_of(folder: Path) -> Path | None:
+def _path_of(folder: AnyPath | str) -> AnyPath:
+    return Path(folder) if is_local(folder) else epath.Path(folder)
+
+
+def _manifest_of(folder: AnyPath) -> AnyPath | None:
     there = [folder / name for name in MANIFESTS if (folder / name).exists()]
     if len(there) > 1:
         raise BadInput(f'{folder}: {" and ".join(path.name for path in there)} may be its manifest; keep one of them')
     return there[0] if there else None
 
 
-def _found(folder: Path) -> list[Entry]:
+def _found(folder: AnyPath) -> list[Entry]:
     """The entries of manifests in subfolders, and of images that none of them lies above."""
     images, manifests = data_files(folder)
     places = {manifest.parent: _manifest_of(manifest.parent) for manifest in manifests}
     said_by, entries = {}, []
-    for manifest in places.values():
+    for manifest in filter(None, places.values()):
         for entry in _listed(folder, manifest):
             other = said_by.setdefault(entry.path, manifest)
             if other != manifest:
@@ -244,7 +248,7 @@ def _found(folder: Path) -> list[Entry]:
     return [dataclasses.replace(entry, label=label) for entry, label in zip(entries, class_folders(names))]
 
 
-def _with_splits_of_folders(folder: Path, entries: list[Entry]) -> list[Entry]:
+def _with_splits_of_folders(folder: AnyPath, entries: list[Entry]) -> list[Entry]:
     """The entries with the splits that the names of folders say, where no manifest says any."""
     if all(entry.split is not None for entry in entries):
         return entries
@@ -261,7 +265,7 @@ def _with_splits_of_folders(folder: Path, entries: list[Entry]) -> list[Entry]:
     return [dataclasses.replace(entry, split=entry.split or split) for entry, split in zip(entries, splits)]
 
 
-def _listed(folder: Path, manifest: Path) -> list[Entry]:
+def _listed(folder: AnyPath, manifest: AnyPath) -> list[Entry]:
     """The entries of a manifest that lies in or below `folder`, their names relative to `folder`."""
     rows = _csv_rows(manifest) if manifest.suffix == '.csv' else _json_rows(manifest)
     below = '' if manifest.parent == folder else f'{manifest.parent.relative_to(folder).as_posix()}/'
@@ -277,7 +281,7 @@ def _listed(folder: Path, manifest: Path) -> list[Entry]:
     return entries
 
 
-def _json_rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _json_rows(manifest: AnyPath) -> Iterator[tuple[str, dict[str, Any]]]:
     for number, line in enumerate(manifest.read_bytes().split(b'\n'), 1):
         where = f'{manifest}:{number}'
         if line.strip().removeprefix(b'\xef\xbb\xbf').strip():
@@ -287,10 +291,14 @@ def _json_rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
             yield where, row
 
 
-def _csv_rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
+def _csv_rows(manifest: AnyPath) -> Iterator[tuple[str, dict[str, Any]]]:
     """Empty cells are no fields."""
     try:
-        rows = csv.reader(io.StringIO(manifest.read_bytes().decode('utf-8-sig'), newline=''), strict=True)
+        text = manifest.read_bytes().decode('utf-8-sig')
+    except UnicodeDecodeError as error:
+        raise BadInput(f'{manifest}: not UTF-8 text ({error.reason} at position {error.start})') from None
+    rows = csv.reader(io.StringIO(text, newline=''), strict=True)
+    try:
         header = next(rows, [])
         if 'file_name' not in header or len({*header}) < len(header):
             raise BadInput(
@@ -302,14 +310,12 @@ def _csv_rows(manifest: Path) -> Iterator[tuple[str, dict[str, Any]]]:
                 continue
             if len(cells) != len(header):
                 raise BadInput(f'{where}: {len(cells)} cells; the first line has {len(header)}')
-            row = {name: cell for name, cell in zip(header, cells) if cell != ''}
+            row: dict[str, Any] = {name: cell for name, cell in zip(header, cells) if cell != ''}
             if 'file_name' not in row:
                 raise BadInput(f'{where}: no "file_name"')
             if 'gsd_m' in row:
                 row['gsd_m'] = _number(row['gsd_m'])
             yield where, row
-    except UnicodeDecodeError as error:
-        raise BadInput(f'{manifest}: not UTF-8 text ({error.reason} at position {error.start})') from None
     except csv.Error as error:
         raise BadInput(f'{manifest}:{rows.line_num}: not CSV ({one_line(error)})') from None
 
@@ -321,7 +327,7 @@ def _number(text: str) -> float | str:
         return text
 
 
-def _entry(folder: Path, place: Path, below: str, where: str, row: dict[str, Any]) -> Entry:
+def _entry(folder: AnyPath, place: AnyPath, below: str, where: str, row: dict[str, Any]) -> Entry:
     name = file_inside(place, row.pop('file_name'), where).relative_to(place).as_posix()
     gsd_m = row.pop('gsd_m', None)
     if gsd_m is not None:

@@ -3,7 +3,7 @@
 import hashlib
 import io
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from rsdiff.base.errors import BadInput, one_line
 from rsdiff.data.folder import Entry, drawn
@@ -34,7 +34,7 @@ def hub_splits(name: str) -> dict[str, Any]:
             loaded = datasets.load_dataset(name)
     except (OSError, ValueError, TypeError, KeyError, ImportError, DatasetsError) as error:
         raise BadInput(f'hf:{name}: the library datasets can not load it ({one_line(error)[:200]})') from None
-    return dict(loaded) if isinstance(loaded, dict) else {'train': loaded}
+    return cast(dict[str, Any], dict(loaded)) if isinstance(loaded, dict) else {'train': loaded}
 
 
 class HubImages:

@@ -91,7 +91,7 @@ def write_image(path: epath.PathLike, image: np.ndarray) -> None:
 
 def bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """Pillow's bicubic resize of a uint8 (h, w, 3) image to (height, width)."""
-    return resized(image, height, width, Image.BICUBIC)
+    return resized(image, height, width, Image.Resampling.BICUBIC)
 
 
 def resized(image: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
@@ -103,8 +103,8 @@ def clean_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
     """The same in float32 and a channel at a time, nothing rounded or clipped, as the scores of Parmar et al. 2022
     (arXiv 2104.11222, "clean") want it: uint8 (h, w, 3) → float32 (height, width, 3), [0, 255] but for overshoot."""
     channels = [
-        Image.fromarray(channel).resize((width, height), Image.BICUBIC)
-        for channel in np.float32(image).transpose(2, 0, 1)
+        np.asarray(Image.fromarray(channel).resize((width, height), Image.Resampling.BICUBIC))
+        for channel in image.astype(np.float32).transpose(2, 0, 1)
     ]
     return np.stack(channels, axis=-1)
 

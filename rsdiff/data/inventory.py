@@ -10,7 +10,7 @@ import hashlib
 import os
 import sqlite3
 from pathlib import Path
-from typing import Callable, NamedTuple, Protocol, Sequence
+from typing import Callable, NamedTuple, Protocol, Sequence, cast
 
 import numpy as np
 from etils import epath
@@ -218,19 +218,15 @@ def _cached(keys: Sequence[_Key | None], items: Sequence, look: Callable[..., Lo
             disable=not (show and missing),
         ) as bar:
             for first in range(0, len(missing), BLOCK):
-                block = missing[first : first + BLOCK]
+                block, kept = missing[first : first + BLOCK], []
                 for number, found in zip(block, pool.map(look, [items[number] for number in block])):
-                    looks[number] = found
+                    looks[number], key = found, keys[number]
+                    # not of what can't be read: it may be mended, or have been out of reach
+                    if key and found.sha256 and found.found != NO_IMAGE:
+                        kept.append((*key, *found))
                     bar.update()
-                # not of what can't be read: it may be mended, or have been out of reach
-                cache.put(
-                    [
-                        (*keys[number], *looks[number])
-                        for number in block
-                        if keys[number] and looks[number].sha256 and looks[number].found != NO_IMAGE
-                    ]
-                )
-    return looks
+                cache.put(kept)
+    return cast(list[Look], looks)
 
 
 class _Cache:
@@ -268,8 +264,9 @@ class _Cache:
             )
         except sqlite3.Error:
             return None
-        is_sound = row and all(isinstance(value, bytes) for value in row) and (row[1] == SCENE or len(row[1]) == BYTES)
-        return Look(*row) if is_sound else None
+        if row and all(isinstance(value, bytes) for value in row) and (row[1] == SCENE or len(row[1]) == BYTES):
+            return Look(*row)
+        return None
 
     def put(self, rows: list[tuple]) -> None:
         """Keeps looks, each after its key."""

@@ -3,6 +3,8 @@
 ITU-T T.81 and JFIF; entropy coding loses nothing, so there is none here.
 """
 
+from typing import cast
+
 import jax.numpy as jnp
 import numpy as np
 import scipy.fft
@@ -42,7 +44,8 @@ RGB_TO_YCC = np.stack([LUMA, (np.array([0, 0, 1]) - LUMA) / 1.772, (np.array([1,
 YCC_TO_RGB = np.linalg.inv(RGB_TO_YCC)
 
 # the transform of a whole block, (64, 64): one matrix product where two of eight rows would be slower
-DCT = np.kron(*[scipy.fft.dct(np.eye(8), norm='ortho', axis=0)] * 2)
+DCT_8 = cast(np.ndarray, scipy.fft.dct(np.eye(8), norm='ortho', axis=0))
+DCT = np.kron(DCT_8, DCT_8)
 
 
 def jpeg(canvas: Canvas, quality) -> Canvas:

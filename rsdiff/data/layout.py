@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Iterable, Iterator
 
 from rsdiff.base.errors import BadInput
-from rsdiff.base.files import read_json
+from rsdiff.base.files import AnyPath, read_json
 
 IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.jp2', '.webp', '.bmp')
 MANIFESTS = 'metadata.jsonl', 'metadata.csv'
@@ -49,7 +49,7 @@ def canonical_split(name: str) -> str:
     return SPLIT_NAMES.get(name.lower(), name)
 
 
-def is_run(folder: Path) -> bool:
+def is_run(folder: AnyPath) -> bool:
     """Whether `folder` is what a run of this program wrote: a settings.json or config.json of ours is in it."""
     for name, keys in RUN_FILES.items():
         if (folder / name).is_file():
@@ -61,7 +61,7 @@ def is_run(folder: Path) -> bool:
     return False
 
 
-def data_files(folder: Path) -> tuple[list[Path], list[Path]]:
+def data_files(folder: AnyPath) -> tuple[list[AnyPath], list[AnyPath]]:
     """The image files and the manifests below the local `folder`, each in the order of their names.
 
     Raises:
@@ -83,7 +83,7 @@ def data_files(folder: Path) -> tuple[list[Path], list[Path]]:
     return sorted(images), sorted(manifests)
 
 
-def _files(folder: Path, above: tuple[str, ...], in_run: bool) -> Iterator[Path]:
+def _files(folder: AnyPath, above: tuple[str, ...], in_run: bool) -> Iterator[AnyPath]:
     for item in os.scandir(folder):
         path = folder / item.name
         if item.name.startswith('.') or item.name in LEFT_BY_SYSTEMS:
@@ -96,7 +96,7 @@ def _files(folder: Path, above: tuple[str, ...], in_run: bool) -> Iterator[Path]
             yield from _files(path, (*above, real), False)
 
 
-def manifests_beside(folder: Path, names: Iterable[str]) -> list[Path]:
+def manifests_beside(folder: AnyPath, names: Iterable[str]) -> list[AnyPath]:
     """Other manifests than that of `folder`, in its subfolders and where the files `names` lie."""
     subfolders = {Path(item.path) for item in os.scandir(folder) if item.is_dir() and not item.name.startswith('.')}
     named = {(folder / name).parent for name in names}
@@ -104,7 +104,7 @@ def manifests_beside(folder: Path, names: Iterable[str]) -> list[Path]:
     return [place / name for place in places for name in MANIFESTS if (place / name).is_file()]
 
 
-def split_folders(folder: Path, names: list[str]) -> list[str | None]:
+def split_folders(folder: AnyPath, names: list[str]) -> list[str | None]:
     """The split of each of the files `names` by the folder that it lies in, as in train/forest/1.png; None if no folder is
     called like a split.
 

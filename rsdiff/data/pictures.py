@@ -101,7 +101,7 @@ class Picture:
         return place and places.georeference(place)
 
     @functools.cached_property
-    def _place(self) -> tuple[tuple | None, str | None]:
+    def _place(self) -> tuple[places.Place | None, str | None]:
         beside = places.files_beside(self.path) if is_local(self.path) else []
         if not beside:
             return None, None
@@ -147,7 +147,11 @@ class Picture:
                 "install 'rsdiff-jax[geo]' and give a value_range"
             )
         tags = getattr(self.image, 'tag_v2', {})
-        if any(tag in tags for tag in self.RASTER_TAGS) or self.image.format == 'TIFF' and self.image.n_frames > 1:
+        if (
+            any(tag in tags for tag in self.RASTER_TAGS)
+            or self.image.format == 'TIFF'
+            and getattr(self.image, 'n_frames', 1) > 1
+        ):
             raise BadInput(f"{self.path}: a GeoTIFF is read by rasterio; pip install 'rsdiff-jax[geo]' brings it")
 
     @contextlib.contextmanager

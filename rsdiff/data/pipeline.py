@@ -8,7 +8,7 @@ with nothing to restore but the step itself, and hosts may share a batch's rows 
 import dataclasses
 import logging
 import sys
-from typing import Iterator, Protocol, Sequence
+from typing import Iterator, Protocol, Sequence, cast
 
 import grain
 import numpy as np
@@ -81,9 +81,11 @@ class Source(Protocol):
 
     def name(self, index: int) -> str:
         """The file of image `index`, or a description."""
+        ...
 
-    def example(self, index: int, rng: np.random.Generator, size_px: int) -> dict[str, np.ndarray]:
+    def example(self, index: int, rng: np.random.Generator, size_px: int) -> dict[str, np.ndarray | np.float32]:
         """image: uint8 (size_px, size_px, 3); gsd_m: float32 metres a pixel."""
+        ...
 
 
 def make_source(config: DataConfig, validation: bool = False) -> Source:
@@ -210,7 +212,7 @@ def batch_indices(source: Source, seed: int, batch_size: int, n: int) -> list[in
     An image that can't be used is replaced by a later one, and this tells the one that was asked for.
     """
     indices = _indices(source, seed)
-    return [int(indices[row]) for row in range(n * batch_size, (n + 1) * batch_size)]
+    return [int(cast(int, indices[row])) for row in range(n * batch_size, (n + 1) * batch_size)]
 
 
 def _indices(source: Source, seed: int) -> grain.MapDataset:

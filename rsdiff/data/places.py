@@ -3,14 +3,17 @@
 import json
 import math
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 
 # the most that a ground control point may lie off the affine transform that is fitted to all of them
 GCP_TOLERANCE_PX = 0.5
+# rasterio's CRS and affine transform
+Place = tuple[Any, Any]
 
 
-def place_of(dataset) -> tuple[tuple | None, str | None]:
+def place_of(dataset) -> tuple[Place | None, str | None]:
     """Where the rasterio `dataset` lies: ((CRS, affine transform), None); or (None, what it says of its place and can't be
     kept); or (None, None) where it says nothing. Ground control points count where an affine transform fits them."""
     crs, transform = dataset.crs, dataset.transform
@@ -27,7 +30,7 @@ def place_of(dataset) -> tuple[tuple | None, str | None]:
     return (crs, transform), None
 
 
-def _place_by_points(points, crs) -> tuple[tuple | None, str | None]:
+def _place_by_points(points, crs) -> tuple[Place | None, str | None]:
     from rasterio.transform import from_gcps
 
     if crs is None:
@@ -51,7 +54,10 @@ def pixel_side_m(crs, transform, height: int, width: int) -> float | None:
     Returns:
       None where the CRS is not tied to an ellipsoid, or the middle lies outside of what it can show.
     """
+    import rasterio.crs
+    import rasterio.errors
     import rasterio.warp
+    from rasterio._err import CPLE_BaseError
 
     try:
         base = _geographic(crs.to_dict(projjson=True))
@@ -59,10 +65,10 @@ def pixel_side_m(crs, transform, height: int, width: int) -> float | None:
         edges = [(width / 2 + x, height / 2 + y) for x, y in ((-0.5, 0), (0.5, 0), (0, -0.5), (0, 0.5))]
         longitudes, latitudes = rasterio.warp.transform(
             crs, geographic, *zip(*(_map(transform, *edge) for edge in edges))
-        )
+        )[:2]
         radians = geographic.units_factor[1]
         axis, flattening = _ellipsoid(base)
-    except (rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError, LookupError, TypeError, ValueError):
+    except (rasterio.errors.RasterioError, CPLE_BaseError, LookupError, TypeError, ValueError):
         return None
     if not np.isfinite([longitudes, latitudes]).all():
         return None
@@ -91,7 +97,7 @@ def files_beside(path) -> list[str]:
     return [name for name in names if suffix and path.with_name(name).is_file()]
 
 
-def georeference(place: tuple) -> dict:
+def georeference(place: Place) -> dict:
     """The CRS and transform of `place_of` as a scene gives them: {'crs': WKT, 'transform': [a, b, c, d, e, f]}."""
     crs, transform = place
     return {'crs': crs.to_wkt(), 'transform': list(transform)[:6]}

@@ -4,8 +4,11 @@ import contextlib
 import functools
 import logging
 import warnings
+from types import ModuleType
+from typing import Any
 
 import numpy as np
+from etils import epath
 
 from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput, one_line
@@ -15,10 +18,11 @@ from rsdiff.data import places
 GLANCE_PX = 512
 
 
-def import_rasterio():
+def import_rasterio() -> ModuleType | None:
     """The module, or None where the `geo` extra is not installed."""
     try:
         import rasterio
+        import rasterio.errors
         import rasterio.warp
     except ImportError:
         return None
@@ -39,7 +43,15 @@ class Raster:
       BadInput: as `open_scene`.
     """
 
-    def __init__(self, rasterio, path, driver: str, bands, value_range, data: bytes | None = None):
+    def __init__(
+        self,
+        rasterio: Any,
+        path: epath.PathLike,
+        driver: str,
+        bands: tuple[int, ...] | None,
+        value_range: tuple[float, float] | None,
+        data: bytes | None = None,
+    ):
         self.rasterio, self.path = rasterio, path
         self.errors = rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError
         self.memory = rasterio.MemoryFile(data) if data is not None else None
@@ -176,7 +188,8 @@ class Raster:
                 'of them become 0 and 255, such as 0,3000 for the reflectance of Sentinel-2'
             )
         if structure.get('MINISWHITE', own.get('MINISWHITE')) == 'YES':
-            return (value_range or (0, 255))[::-1]
+            low, high = value_range or (0, 255)
+            return high, low
         return value_range
 
     def _glance(self) -> str:

@@ -16,6 +16,7 @@ import numpy as np
 import tensorflow_datasets as tfds
 from etils import epath
 from google.protobuf import json_format
+from tensorflow_datasets.core import constants
 
 from rsdiff.base.errors import BadInput, one_line
 from rsdiff.data.scenes import Scene, open_scene
@@ -24,10 +25,10 @@ INFO_FILES = 'dataset_info.json', 'features.json'
 CHIPS, VERSION = 'chips', '1.0.0'
 
 
-def prepared_folder(path: str):
+def prepared_folder(path: str) -> epath.Path | None:
     """The folder of the dataset at `path`, or of what `tools/prepare_data.py` wrote there; None if neither is."""
-    path = epath.Path(path)
-    for folder in (path, path / CHIPS / VERSION):
+    top = epath.Path(path)
+    for folder in (top, top / CHIPS / VERSION):
         if all((folder / name).exists() for name in INFO_FILES):
             return folder
     return None
@@ -51,7 +52,7 @@ def named_dataset(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     Raises:
       BadInput: TFDS has none of that name, or it has not been prepared in `data_dir`.
     """
-    place = data_dir or tfds.core.constants.DATA_DIR
+    place = data_dir or constants.DATA_DIR
     try:
         builder = tfds.builder(name, data_dir=data_dir)
     except ImportError as error:
@@ -89,7 +90,9 @@ class RecordImages:
             raise BadInput(f'{self.where}: records say no gsd_m; give --config.data.gsd_m')
         try:
             # encoded: Pillow decodes them like any other file, and one that is broken can be named
-            self.records = builder.as_data_source(split, decoders={'image': tfds.decode.SkipDecoding()})
+            decoders = {'image': tfds.decode.SkipDecoding()}
+            # TFDS's decorator hides the parameters
+            self.records = builder.as_data_source(split, decoders=decoders)  # pyright: ignore[reportCallIssue]
             self.length = len(self.records)
             self.shards = [epath.Path(shard.filename) for shard in builder.info.splits[split].file_instructions]
         except (KeyError, ValueError) as error:

@@ -6,7 +6,7 @@ threads read the same file by each opening it.
 """
 
 import math
-from typing import IO, Protocol
+from typing import IO, Protocol, cast
 
 import numpy as np
 from etils import epath
@@ -33,14 +33,17 @@ class Scene(Protocol):
 
     def read(self, box: Box) -> np.ndarray:
         """The pixels of `box`, uint8 (height, width, 3). Raises BadInput where they can't be read."""
+        ...
 
     def valid(self, box: Box) -> np.ndarray:
         """Where in `box` there is a measurement: bool (height, width), read-only. The rule is rasterio's mask of the dataset
         (no data of all bands, internal and `.msk` masks, alpha), for pictures their alpha; in addition a pixel that is not
         finite in a selected band holds none. Raises BadInput where it can't be read."""
+        ...
 
     def nodata(self, box: Box) -> float:
         """The share of pixels in `box` that hold no measurement."""
+        ...
 
     def __enter__(self) -> 'Scene': ...
 
@@ -48,7 +51,7 @@ class Scene(Protocol):
 
 
 def open_scene(
-    path,
+    path: epath.PathLike,
     bands: tuple[int, ...] | None = None,
     value_range: tuple[float, float] | None = None,
     file: IO[bytes] | None = None,
@@ -80,18 +83,18 @@ def open_scene(
         raise BadInput(f'{path}: not a readable image ({error.strerror or error})') from None
     driver = _raster_driver(start)
     rasterio = import_rasterio() if driver else None
-    if rasterio:
+    if rasterio and driver:
         with opened:
             orientation = _tag_of_orientation(opened, driver)
             data = opened.read() if file is not None or driver == 'PNG' else None
         scene = Raster(rasterio, path, driver, bands, value_range, data)
         # where a raster lies on Earth is said of its rows and columns as they are stored
-        return Turned(scene, orientation) if orientation in TURNS and not scene.has_place else scene
+        return cast(Scene, Turned(scene, orientation) if orientation in TURNS and not scene.has_place else scene)
     if driver == 'JP2OpenJPEG' or driver == 'GTiff' and bands:
         opened.close()
         raise BadInput(f"{path}: a {driver} file is read by rasterio; pip install 'rsdiff-jax[geo]' brings it")
     picture = Picture(path, opened)
-    return Turned(picture, picture.orientation) if picture.orientation in TURNS else picture
+    return cast(Scene, Turned(picture, picture.orientation) if picture.orientation in TURNS else picture)
 
 
 def _raster_driver(start: bytes) -> str | None:

@@ -44,11 +44,11 @@ Solver = Literal['ddim', 'dpm++2m']
 class Steps:
     """The coefficients of (1), each an array (steps,): `t` int32, the others float32. A slice of it is a part of the way."""
 
-    t: jax.Array
-    a: jax.Array
-    b: jax.Array
-    c: jax.Array
-    tau: jax.Array
+    t: jax.Array | np.ndarray
+    a: jax.Array | np.ndarray
+    b: jax.Array | np.ndarray
+    c: jax.Array | np.ndarray
+    tau: jax.Array | np.ndarray
 
     def __len__(self) -> int:
         return len(self.t)

@@ -18,7 +18,7 @@ the same K·classes pictures. The training (`tuning.batches`) knows real and ext
 
 import dataclasses
 import zlib
-from typing import Callable
+from typing import Any, Callable
 
 import numpy as np
 
@@ -179,7 +179,8 @@ def largest_ratio(task: Task) -> int:
 def _views(arm: Arm, real: Images, one_hot: np.ndarray, seed: int) -> Examples:
     """`arm.ratio` further examples from each real image, each a function of seed, name and number alone but for the other
     image of a mix."""
-    pixels, labels, captions = [real.pixels[:0]], [one_hot[:0]], []
+    pixels, captions = [real.pixels[:0]], []
+    labels: list[Any] = [one_hot[:0]]
     for index, name in enumerate(real.names):
         for number in range(arm.ratio):
             generator = np.random.default_rng([seed, zlib.crc32(name.encode()), number])

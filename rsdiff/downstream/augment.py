@@ -26,7 +26,7 @@ def view(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     side = n * np.sqrt(generator.uniform(LEAST_AREA, 1))
     top, left = generator.uniform(0, n - side, 2)
     seen = Image.fromarray(np.ascontiguousarray(turned)).resize(
-        (n, n), Image.BICUBIC, (left, top, left + side, top + side)
+        (n, n), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
     )
     for kind in ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color:
         seen = kind(seen).enhance(generator.uniform(1 - COLOUR_CHANGE, 1 + COLOUR_CHANGE))
@@ -57,6 +57,7 @@ def cutmix(a: np.ndarray, b: np.ndarray, generator: np.random.Generator) -> tupl
 def _window(n: int, share: float, generator: np.random.Generator) -> tuple[slice, slice]:
     """A square of `share` of the side n around a point anywhere; what lies outside is cut off."""
     half = share * n / 2
-    return tuple(
+    rows, columns = (
         slice(max(0, round(centre - half)), min(n, round(centre + half))) for centre in generator.uniform(0, n, 2)
     )
+    return rows, columns

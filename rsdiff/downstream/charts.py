@@ -2,7 +2,7 @@
 every chart; nothing is told by colour alone."""
 
 from collections import Counter
-from typing import Any, NamedTuple, Sequence
+from typing import Any, Literal, NamedTuple, Sequence, cast
 
 import matplotlib
 import numpy as np
@@ -389,7 +389,7 @@ def _colour_bar(panel: Axes, image, label: str) -> None:
 
 
 def _side_inches(panel: Axes) -> float:
-    return panel.get_position().width * panel.figure.get_figwidth()
+    return panel.get_position().width * cast(Figure, panel.figure).get_figwidth()
 
 
 def _side_by_side(panels: int) -> tuple[Figure, Sequence[Axes]]:
@@ -417,7 +417,7 @@ def _legend_below(figure: Figure) -> None:
     )
 
 
-def _plain(axes: Axes, grid: str) -> None:
+def _plain(axes: Axes, grid: Literal['both', 'x', 'y']) -> None:
     axes.spines[['top', 'right']].set_visible(False)
     axes.grid(axis=grid, color=GRID, zorder=0)
     axes.set_axisbelow(True)

@@ -24,7 +24,7 @@ import logging
 import time
 from collections import Counter
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 from tqdm import tqdm
@@ -179,7 +179,8 @@ def compare(
             end_without_parent()
             bar.set_postfix_str(cell.name, refresh=False)
             bar.update()
-    finished = [laboratory.read(cell) for cell in cells]
+    # `share_out` has ended: every cell is there
+    finished = cast(list[dict[str, Any]], [laboratory.read(cell) for cell in cells])
     return _settings(task, study, fixed, finished), finished
 
 

@@ -5,7 +5,7 @@ import hashlib
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any, Callable, Sequence
+from typing import Any, Callable, Protocol, Sequence, cast
 
 import jax
 import numpy as np
@@ -26,6 +26,23 @@ TEMPLATES = (
 )
 
 TOKENIZER_FILES = 'vocab.json', 'tokenizer.json', 'spiece.model'
+
+
+class TextEncoder(Protocol):
+    """What gives texts and image embeddings a score: an `Encoder`, or what stands in its place. Its attributes and methods are
+    those of `Encoder`."""
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def templates(self) -> tuple[str, ...]: ...
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]: ...
+
+    def encode_texts(self, params: dict[str, Any], ids: Any, mask: Any) -> jax.Array: ...
+
+    def logits(self, params: dict[str, Any], images: jax.Array, texts: jax.Array) -> jax.Array: ...
 
 
 @dataclasses.dataclass(frozen=True)
@@ -207,9 +224,9 @@ def tiny_encoder(image_size_px: int, patch_px: int = 16, width: int = 64, layers
             intermediate_size=4 * width,
             num_hidden_layers=2,
             num_attention_heads=heads,
-            pad_token_id=tokenizer.pad_token_id,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
+            pad_token_id=cast(int, tokenizer.pad_token_id),
+            bos_token_id=cast(int, tokenizer.bos_token_id),
+            eos_token_id=cast(int, tokenizer.eos_token_id),
         ),
         projection_dim=width,
     )

@@ -12,6 +12,7 @@ Features are computed once; then a step is two small matrix products, and all ca
 import functools
 import time
 from pathlib import Path
+from typing import cast
 
 import jax
 import jax.numpy as jnp
@@ -64,7 +65,7 @@ class HeadTuner:
             mean, deviation = x.mean(0), x.std(0).mean()
         z = (x - mean) / deviation
         index = batches(examples.real, len(examples) - examples.real, self.recipe, seed)
-        rates, decays = map(np.float32, zip(*self.recipe.candidates))
+        rates, decays = (np.array(values, np.float32) for values in zip(*self.recipe.candidates))
         # few shapes to compile, whatever the arms' numbers of examples
         room = 1 << (len(z) - 1).bit_length()
         z, labels = (np.pad(values, ((0, room - len(values)), (0, 0))) for values in (z, examples.labels))
@@ -113,7 +114,7 @@ def _train(
         loss = lambda head: cross_entropy(z[chosen] @ head['weight'] + head['bias'], labels[chosen])
         value, gradient = jax.value_and_grad(loss)(head)
         updates, moments = optimiser.update(gradient, moments, head)
-        return (optax.apply_updates(head, updates), moments), value
+        return (cast(dict[str, jax.Array], optax.apply_updates(head, updates)), moments), value
 
-    (head, _), losses = jax.lax.scan(step, (head, optimiser.init(head)), index)
-    return head, losses
+    (trained, _), losses = jax.lax.scan(step, (head, optimiser.init(head)), index)
+    return trained, losses

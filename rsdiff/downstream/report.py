@@ -114,7 +114,9 @@ def write_report(
       BadInput: a folder or an image of it can't be read.
     """
     out = Path(out)
-    summary = summarise(settings, cells, labels, dropped) | {'generator_trained_on': generator_trained_on(synthetic)}
+    summary: dict[str, Any] = summarise(settings, cells, labels, dropped) | {
+        'generator_trained_on': generator_trained_on(synthetic)
+    }
     drawn = charts.draw(summary, cells)
     pictures = {}
     for name, chart in drawn.items():

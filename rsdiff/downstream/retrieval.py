@@ -19,13 +19,13 @@ Intervals are 95 %, from drawing the images that ask, with all their captions, a
 """
 
 import dataclasses
-from pathlib import Path
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator, Sequence, cast
 
 import numpy as np
 import scipy.stats
 
 from rsdiff.base.errors import BadInput
+from rsdiff.base.files import AnyPath
 from rsdiff.data.folder import Entry
 from rsdiff.evaluation.interval import Interval
 
@@ -66,7 +66,7 @@ def captions_of(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
     return [entry.captions for entry in entries]
 
 
-def require_captions(path: Path, captions: Sequence[str]) -> None:
+def require_captions(path: AnyPath, captions: Sequence[str]) -> None:
     """Raises BadInput with the image's name if it has none."""
     if not any(caption.strip() for caption in captions):
         raise BadInput(f'{path}: no captions in the manifest; retrieval needs at least one for each image')
@@ -146,13 +146,15 @@ def markdown(found: Sequence[Recall]) -> str:
     ]
     for rule in RULES:
         for direction in DIRECTIONS:
-            cells = [
-                f'{100 * r.recall.value:.1f} ({100 * r.recall.low:.1f} to {100 * r.recall.high:.1f}) | {100 * r.chance:.2f}'
-                for r in found
-                if (r.rule, r.direction) == (rule, direction)
-            ]
+            cells = [_cell(recall) for recall in found if (recall.rule, recall.direction) == (rule, direction)]
             lines.append(f'| {direction} | {rule} | {" | ".join(cells)} |')
     return '\n'.join(lines)
+
+
+def _cell(found: Recall) -> str:
+    # those of `recalls` have an interval
+    value, low, high = (100 * cast(float, x) for x in (found.recall.value, found.recall.low, found.recall.high))
+    return f'{value:.1f} ({low:.1f} to {high:.1f}) | {100 * found.chance:.2f}'
 
 
 def _interval(values: np.ndarray, asks: np.ndarray, seed: int) -> Interval:

@@ -89,7 +89,7 @@ def data_uri(encoded: bytes, kind: str) -> str:
 
 def _thumbnail(entry: Entry) -> tuple[str, str]:
     image = Image.fromarray(read_image(entry.path))
-    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.LANCZOS)
+    image.thumbnail((THUMBNAIL_PX, THUMBNAIL_PX), Image.Resampling.LANCZOS)
     encoded = io.BytesIO()
     image.save(encoded, 'JPEG', quality=88, subsampling=0)
     return entry.file_name, data_uri(encoded.getvalue(), 'jpeg')

@@ -1,8 +1,7 @@
 """Scores of predicted classes, and how far they can be trusted."""
 
-from typing import Sequence
-
 import numpy as np
+from numpy.typing import ArrayLike
 from scipy import stats
 
 
@@ -23,13 +22,13 @@ def macro_f1(confusion: np.ndarray) -> float:
     return float(f1.mean())
 
 
-def mean_interval(values: Sequence[float]) -> tuple[float, float | None]:
+def mean_interval(values: ArrayLike) -> tuple[float, float | None]:
     """Mean and half the width of its two-sided 95 % interval by Student's t with n − 1 degrees of freedom.
 
     One value has no interval: None.
     """
-    values = np.asarray(values, np.float64)
-    if len(values) < 2:
-        return float(values.mean()), None
-    quantile = stats.t.ppf(0.975, len(values) - 1)
-    return float(values.mean()), float(quantile * values.std(ddof=1) / np.sqrt(len(values)))
+    numbers = np.asarray(values, np.float64)
+    if len(numbers) < 2:
+        return float(numbers.mean()), None
+    quantile = stats.t.ppf(0.975, len(numbers) - 1)
+    return float(numbers.mean()), float(quantile * numbers.std(ddof=1) / np.sqrt(len(numbers)))

@@ -29,7 +29,7 @@ p above 0, Davison & Hinkley 1997, §4.2). What is compared with the same baseli
 """
 
 import dataclasses
-from typing import NamedTuple, Sequence
+from typing import NamedTuple, Sequence, cast
 
 import numpy as np
 from scipy import sparse, stats
@@ -110,7 +110,8 @@ class PairedBootstrap:
         """(2) and (3) from gains (seeds, scores) and their means in the draws of images (draws, scores)."""
         seeds = len(found)
         if seeds > 1:
-            student = stats.t.rvs(seeds - 1, size=self.draws, random_state=np.random.default_rng(self.generator_seed))
+            generator = np.random.default_rng(self.generator_seed)
+            student = cast(np.ndarray, stats.t.rvs(seeds - 1, size=self.draws, random_state=generator))
             drawn = drawn + student[:, None] * found.std(0, ddof=1) / np.sqrt(seeds)
         low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
         # rounding must not put a 0 on one side

@@ -4,7 +4,7 @@ A row is a (method, arm, shots); what is compared together, a setting, is a (met
 alone, and each is compared with its `real` by `rsdiff.downstream.statistics`.
 """
 
-from typing import Any, Iterator, Sequence
+from typing import Any, Iterator, Sequence, cast
 
 import numpy as np
 
@@ -236,13 +236,12 @@ def _answer(bootstrap: PairedBootstrap, arms: dict[str, list[Cell]], rows: Seque
         control = max(controls, key=lambda arm: judged[arm]['gain_low'])
         if _paired(arms[control], arms[best]):
             over = _change(bootstrap, arms[control], arms[best]).accuracy
+            low, high = cast(tuple[float, float], (over.low, over.high))
             answer |= {
                 'control': control,
                 'over_control': {'gain': over.value, 'gain_low': over.low, 'gain_high': over.high},
             }
-            text += (
-                f' Against {control}, the best arm without generated images: {points(over.value, over.low, over.high)}.'
-            )
+            text += f' Against {control}, the best arm without generated images: {points(over.value, low, high)}.'
     return answer | {'text': text}
 
 

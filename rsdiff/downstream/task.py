@@ -120,13 +120,15 @@ def load_task(
     """
     evaluate_on = canonical_split(evaluate_on)
     splits, made = _real_splits(real, evaluate_on), _made(synthetic)
-    classes = tuple(sorted({e.label for e in splits[TRAIN]}))
+    classes = tuple(sorted({*_labels(splits[TRAIN])}))
     if len(classes) < 2:
-        raise BadInput(f'{real}: the train split has one class, {classes[0]!r}; there is nothing to tell apart')
+        raise BadInput(
+            f'{real}: the train split has one class, {", ".join(map(repr, classes))}; there is nothing to tell apart'
+        )
     scored = {split for split in (VALIDATION, evaluate_on) if split in splits}
     for split in sorted(scored):
-        _check_classes(classes, [e.label for e in splits[split]], f'{real}: {split} split')
-    _check_classes(classes, [e.label for e in made], str(synthetic))
+        _check_classes(classes, _labels(splits[split]), f'{real}: {split} split')
+    _check_classes(classes, _labels(made), str(synthetic))
     _warn_of_single_images(real, {split: splits[split] for split in {TRAIN, evaluate_on}})
     _check_sources([e for split in splits.values() for e in split], made, synthetic)
 
@@ -207,7 +209,10 @@ def _real_splits(real: Path | str, evaluate_on: str) -> dict[str, list[Entry]]:
         if entry.label is None or entry.split is None:
             missing = 'label' if entry.label is None else 'split'
             raise BadInput(f'{real}: {entry.file_name} has no {missing}; every real image needs a label and a split')
-    splits = {split: [e for e in entries if e.split == split] for split in sorted({e.split for e in entries})}
+    splits = {
+        split: [e for e in entries if e.split == split]
+        for split in sorted({e.split for e in entries if e.split is not None})
+    }
     for split in (TRAIN, evaluate_on):
         if split not in splits:
             raise BadInput(f'{real}: no image has split {split!r}; there are {sorted(splits)}')
@@ -228,6 +233,11 @@ def _made(synthetic: Path | str) -> list[Entry]:
         turns.append(seen[source])
         seen[source] += 1
     return [entries[i] for i in np.argsort(turns, kind='stable')]
+
+
+def _labels(entries: list[Entry]) -> list[str]:
+    """One for each entry, all of which have one."""
+    return [entry.label for entry in entries if entry.label is not None]
 
 
 def _check_classes(classes: tuple[str, ...], labels: list[str], where: str) -> None:

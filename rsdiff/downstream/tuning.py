@@ -80,7 +80,7 @@ class Fitted:
 def choose(candidates: Iterable[Fitted], validation: Images | None) -> tuple[Fitted, float | None, float]:
     """The candidate that does best on the validation images, its accuracy there, and the seconds that all candidates took.
     Without validation images the first one wins."""
-    best, best_score, seconds = None, None, 0.0
+    best, best_score, seconds = None, (-np.inf, -np.inf), 0.0
     for candidate in candidates:
         seconds += candidate.seconds
         if validation is None:
@@ -92,10 +92,12 @@ def choose(candidates: Iterable[Fitted], validation: Images | None) -> tuple[Fit
         score = (float((logits.argmax(1) == validation.labels).mean()), -loss) if np.isfinite(loss) else (-1.0, -np.inf)
         if best is None or score > best_score:
             best, best_score = candidate, score
+    if best is None:
+        raise ValueError('no candidates')
     return best, best_score[0], seconds
 
 
-def cross_entropy(logits: jax.Array, labels: jax.Array) -> jax.Array:
+def cross_entropy(logits: jax.Array | np.ndarray, labels: jax.Array | np.ndarray) -> jax.Array:
     """(1): logits and labels (n, classes) → a scalar."""
     return -(labels * jax.nn.log_softmax(logits, axis=1)).sum(1).mean()
 
@@ -112,7 +114,9 @@ def batches(real: int, extra: int, recipe: Recipe, seed: int) -> np.ndarray:
     return np.concatenate([from_real, real + from_extra], axis=1).astype(np.int32)
 
 
-def optimizer(recipe: Recipe, learning_rate: jax.Array, weight_decay: jax.Array) -> optax.GradientTransformation:
+def optimizer(
+    recipe: Recipe, learning_rate: jax.Array | float, weight_decay: jax.Array | float
+) -> optax.GradientTransformation:
     """AdamW with a cosine; both numbers may be traced, so that one compiled step serves all candidates."""
     warm_up = max(1, recipe.steps // 10)
     shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, warm_up, max(recipe.steps, warm_up + 1))

@@ -247,7 +247,7 @@ def _moments(sample: _Sample, centre: np.ndarray):
 
 def _gaussian_distance(mu: np.ndarray, sigma: np.ndarray, nu: np.ndarray, omega: np.ndarray) -> float:
     """(1), with the pivoted Cholesky factor, which covariances of any rank have."""
-    upper, pivots, rank, _ = scipy.linalg.lapack.dpstrf(sigma)
+    upper, pivots, rank, _ = scipy.linalg.lapack.dpstrf(sigma)  # pyright: ignore[reportAttributeAccessIssue]
     factor = np.zeros((rank, len(sigma)))
     factor[:, pivots - 1] = np.triu(upper)[:rank]
     squares = np.linalg.eigvalsh(factor @ omega @ factor.T)

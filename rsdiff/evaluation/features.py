@@ -44,12 +44,18 @@ class Extractor(Protocol):
       digest: changes when anything that decides its features changes: weights, or how pixels come to the network.
     """
 
-    name: str
-    width: int
-    digest: str
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def width(self) -> int: ...
+
+    @property
+    def digest(self) -> str: ...
 
     def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
         """Images, uint8 (h, w, 3) each, of any sizes → float32 (n, width)."""
+        ...
 
 
 @dataclasses.dataclass(frozen=True)

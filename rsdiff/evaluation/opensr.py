@@ -23,7 +23,7 @@ border_mask=0, harm_apply_spectral=False, harm_apply_spatial=False)`), and image
 reflectances. So these figures do not belong into one table with published ones.
 """
 
-from typing import Callable, NamedTuple
+from typing import Callable, NamedTuple, cast
 
 import numpy as np
 from scipy.ndimage import zoom
@@ -69,17 +69,18 @@ def correctness(
     images, truth = checked_pairs(images, truth)
     conditions, _ = checked_pairs(conditions, conditions)
     factor = max(1, images.shape[1] // conditions.shape[1])
-    enlarged = zoom(conditions, (1, factor, factor, 1), order=1, mode='nearest', grid_mode=True)
+    enlarged = cast(np.ndarray, zoom(conditions, (1, factor, factor, 1), order=1, mode='nearest', grid_mode=True))
     if enlarged.shape != images.shape:
         raise ValueError(f'conditions {conditions.shape} are no whole fraction of images {images.shape}')
     enlarged, images, truth = enlarged / 255, images / 255, truth / 255
 
     d_ref, d_im, d_om = distance(enlarged, truth), distance(images, truth), distance(images, enlarged)
-    if threshold is None:
+    limit: float | np.ndarray | None = threshold
+    if limit is None:
         pixels = images.shape[1] * images.shape[2]
         rank = int(QUANTILE * pixels) - 1
-        threshold = np.partition(d_ref.reshape(-1, pixels), rank)[:, rank, None, None]
-    counts = np.maximum(np.maximum(d_ref, d_im), d_om) > threshold
+        limit = np.partition(d_ref.reshape(-1, pixels), rank)[:, rank, None, None]
+    counts = np.maximum(np.maximum(d_ref, d_im), d_om) > limit
     # where nothing was lacking, d_im = d_om = ∞: whatever came there is hallucinated
     with np.errstate(divide='ignore', invalid='ignore'):
         d_im, d_om = d_im / d_ref, d_om / d_ref

@@ -8,7 +8,7 @@ from rsdiff.base.errors import BadInput
 from rsdiff.data.images import to_float
 from rsdiff.evaluation import fidelity, opensr
 from rsdiff.evaluation.columns import PAIRED
-from rsdiff.pretrained.lpips import LPIPS
+from rsdiff.pretrained.lpips import LPIPS, Network
 
 # (samples, truths, conditions, names of the pairs), uint8 (n, h, w, 3), the third (n, h/4, w/4, 3) → a number for each
 # image, by name of the measure; names of pairs may be left out where `paired_measures` was given no `degrade`
@@ -36,7 +36,9 @@ def paired_measures(names: Sequence[str], degrade: DegradeNamed | None = None) -
         'cpsnr': lambda image, truth, condition: fidelity.cpsnr(image, truth),
         'detail_ratio': lambda image, truth, condition: fidelity.detail_ratio(image, truth),
     }
-    groups = [lambda *images, name=name: {name: simple[name](*images)} for name in names if name in simple]
+    groups: list[Measure] = [
+        lambda *images, name=name: {name: simple[name](*images)} for name in names if name in simple
+    ]
     if {*names} & {*opensr.Correctness._fields}:
         groups.append(lambda *images: opensr.correctness(*images)._asdict())
     if 'lr_consistency' in names and degrade is None:
@@ -48,13 +50,13 @@ def paired_measures(names: Sequence[str], degrade: DegradeNamed | None = None) -
     def measure(images, truths, conditions, pair_names: Sequence[str] = ()) -> dict[str, np.ndarray]:
         values = {name: value for group in groups for name, value in group(images, truths, conditions).items()}
         if 'lr_consistency' in names and degrade is not None:
-            again = lambda images, factor: degrade(images, pair_names)
+            again = lambda images, factor, degrade=degrade: degrade(images, pair_names)
             values['lr_consistency'] = fidelity.lr_consistency(images, conditions, again)
         return {name: np.asarray(values[name], np.float64) for name in names}
 
     return measure
 
 
-def _lpips(network: str) -> Measure:
+def _lpips(network: Network) -> Measure:
     distance = LPIPS(network)
     return lambda image, truth, condition: {f'lpips_{network}': distance(to_float(image), to_float(truth))}

@@ -11,6 +11,7 @@ from typing import Callable, Sequence
 import numpy as np
 
 from rsdiff.base.errors import BadInput
+from rsdiff.base.files import AnyPath
 from rsdiff.data.folder import Entry, file_inside, read_folder
 from rsdiff.data.images import bicubic, image_size, read_image
 
@@ -23,7 +24,7 @@ class Pair:
     raster files become RGB (`rsdiff.data.scenes.open_scene`)."""
 
     truth: Entry
-    condition: Path
+    condition: AnyPath
     bands: tuple[int, ...] | None = None
     value_range: tuple[float, float] | None = None
 
@@ -60,7 +61,7 @@ def cut(image: np.ndarray) -> np.ndarray:
     return image[:height, :width]
 
 
-def cut_size(path: Path) -> tuple[int, int]:
+def cut_size(path: AnyPath) -> tuple[int, int]:
     """Height and width that `cut` leaves of the image at `path`, whose pixels are not decoded.
 
     Raises:
@@ -73,7 +74,7 @@ def cut_size(path: Path) -> tuple[int, int]:
     return height, width
 
 
-def sensor_condition(folder: Path, truth: Entry) -> Path | None:
+def sensor_condition(folder: AnyPath, truth: Entry) -> AnyPath | None:
     """The real low-resolution image that the manifest has for `truth`, its `low_res_file_name`, if it has one.
 
     Raises:

@@ -13,6 +13,7 @@ from typing import Sequence
 import numpy as np
 import scipy.optimize
 import scipy.special
+from numpy.typing import ArrayLike
 
 from rsdiff.base.errors import BadInput
 
@@ -47,7 +48,7 @@ class Probe:
         """The share of features (n, d) that get their label."""
         return float(np.mean(self.predict(x) == np.asarray(y)))
 
-    def loss(self, x: np.ndarray, y: Sequence) -> float:
+    def loss(self, x: np.ndarray, y: ArrayLike) -> float:
         """The mean of −log p(label) over features (n, d)."""
         return float(-self._log_p(x)[np.asarray(y)[:, None] == self.classes].mean())
 
@@ -56,7 +57,7 @@ class Probe:
 
 
 def linear_probe(
-    train_x: np.ndarray, train_y: Sequence, val_x: np.ndarray, val_y: Sequence, strengths: Sequence[float] = STRENGTHS
+    train_x: np.ndarray, train_y: ArrayLike, val_x: np.ndarray, val_y: ArrayLike, strengths: Sequence[float] = STRENGTHS
 ) -> Probe:
     """The linear classifier of features whose C does best on the validation images.
 
@@ -95,7 +96,7 @@ def linear_probe(
     for strength in sorted(strengths):
         probe = _fitted(probe, train_x, train_y, strength)
         probe.val_loss[strength] = probe.loss(val_x, val_y)
-    best = min(probe.val_loss, key=probe.val_loss.get)
+    best = min(probe.val_loss, key=probe.val_loss.__getitem__)
     return _fitted(probe, np.concatenate([train_x, val_x]), np.concatenate([train_y, val_y]), best)
 
 

@@ -68,9 +68,8 @@ class Strip(NamedTuple):
 
 def regular_grid(name: str, height: int, width: int, period_px: int, offset_px: int = 0, overlap_px: int = 0) -> Grid:
     """Lines every `period_px`, one of them at `offset_px`."""
-    return Grid(
-        name, *(range(offset_px % period_px or period_px, size, period_px) for size in (height, width)), overlap_px
-    )
+    rows, columns = (range(offset_px % period_px or period_px, size, period_px) for size in (height, width))
+    return Grid(name, rows, columns, overlap_px)
 
 
 def seam_report(image: Any, grid: Grid, supertile_px: int = 512, seed: int = 0) -> dict[str, Interval]:
@@ -113,7 +112,8 @@ def seam_sums(images: Sequence[tuple[Any, Grid]], supertile_px: int = 512) -> di
 
 def seam_ratio(image: np.ndarray, period_px: int, offset_px: int = 0) -> float:
     """Steps across the lines of a regular grid over those around them, in one number; 1 is seamless."""
-    return seam_report(image, regular_grid('', *image.shape[:2], period_px, offset_px))['step all'].value
+    height, width = image.shape[:2]
+    return seam_report(image, regular_grid('', height, width, period_px, offset_px))['step all'].value
 
 
 def ratio_interval(pairs: np.ndarray, seed: int = 0) -> Interval:
@@ -171,7 +171,9 @@ def slopes(pixels: np.ndarray) -> np.ndarray:
 
 def bands(pixels: np.ndarray) -> np.ndarray:
     """|mean of BAND_PX × ROWS_PX pixels from x on - mean of as many before|; 0 where pixels are missing."""
-    means = uniform_filter(pixels, (ROWS_PX, BAND_PX, 0), origin=(0, -(BAND_PX // 2), 0), mode='nearest')
+    size, origin = (ROWS_PX, BAND_PX, 0), (0, -(BAND_PX // 2), 0)
+    # scipy takes one for each axis, which its types do not say
+    means = uniform_filter(pixels, size, origin=origin, mode='nearest')  # pyright: ignore[reportArgumentType]
     change = np.abs(means[:, BAND_PX:] - means[:, :-BAND_PX]).mean(2)[:, : pixels.shape[1] - 2 * BAND_PX + 1]
     return np.pad(change, ((0, 0), (BAND_PX, BAND_PX - 1)))
 

@@ -251,7 +251,7 @@ def _plain(tree: Any, leaf: type, to_numpy: Callable[[Any], np.ndarray], size: i
     """Nested dicts by name, their leaves turned into arrays; a leaf at two places becomes one array. `size`: of the file."""
     nodes, total, arrays = 0, 0, {}
 
-    def visit(node: Any, depth: int) -> dict[str, Any] | np.ndarray:
+    def visit(node: Any, depth: int) -> Any:
         nonlocal nodes, total
         nodes += 1
         if nodes > MOST_NODES or depth > DEEPEST:

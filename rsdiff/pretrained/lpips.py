@@ -27,7 +27,7 @@ from rsdiff.pretrained.winograd import Conv3x3
 Network = Literal['vgg16', 'alexnet']
 
 # The classifiers' normalisation, for images in [-1, 1].
-SHIFT, SCALE = np.float32([-0.030, -0.088, -0.188]), np.float32([0.458, 0.448, 0.450])
+SHIFT, SCALE = np.array([-0.030, -0.088, -0.188], np.float32), np.array([0.458, 0.448, 0.450], np.float32)
 
 
 @dataclasses.dataclass(frozen=True)

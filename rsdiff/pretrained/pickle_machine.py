@@ -164,7 +164,7 @@ def _pair(pair: Any) -> tuple[Any, Any]:
 
 def _next(file: BinaryIO) -> tuple[pickletools.OpcodeInfo, Any]:
     code = file.read(1)
-    opcode = pickletools.code2op.get(code.decode('latin-1'))
+    opcode = pickletools.code2op.get(code.decode('latin-1'))  # pyright: ignore[reportAttributeAccessIssue]
     if opcode is None:
         raise ValueError(f'no instruction: {code!r}' if code else 'it ends too early')
     return opcode, None if opcode.arg is None else opcode.arg.reader(file)

@@ -108,8 +108,9 @@ class Attention(nnx.Module):
     def __init__(self, config: TowerConfig, rngs: nnx.Rngs):
         width, layers = config.hidden_size, config.num_hidden_layers
         self.heads = config.num_attention_heads
-        for name in ('q_proj', 'k_proj', 'v_proj'):
-            setattr(self, name, linear(width, width, (2 * layers * width) ** -0.5, rngs))
+        self.q_proj = linear(width, width, (2 * layers * width) ** -0.5, rngs)
+        self.k_proj = linear(width, width, (2 * layers * width) ** -0.5, rngs)
+        self.v_proj = linear(width, width, (2 * layers * width) ** -0.5, rngs)
         self.out_proj = linear(width, width, width**-0.5, rngs)
 
     def __call__(self, x: jax.Array, mask: jax.Array | None) -> jax.Array:
@@ -218,7 +219,7 @@ def known_fields(kind: type, section: Any) -> dict[str, Any]:
     """
     if not isinstance(section, dict):
         raise BadInput(f'{kind.__name__} is {ascii(section)[:60]}; it must be an object')
-    fields = {field.name: field.type for field in dataclasses.fields(kind)}
+    fields: dict[str, Any] = {field.name: field.type for field in dataclasses.fields(kind)}
     values = {name: section[name] for name in fields if name in section}
     for name, value in values.items():
         accepted = (int, float) if fields[name] is float else fields[name]

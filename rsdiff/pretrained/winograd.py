@@ -12,6 +12,8 @@ Over the channels each of the 16 is a matrix product. On CPUs, where XLA's convo
 products, (2) takes little more than half the time of a wide convolution. GPUs' libraries do the like by themselves.
 """
 
+from typing import Any, Sequence, cast
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -34,9 +36,9 @@ class Conv3x3(nnx.Module):
                 for line in _mix(G, np.asarray(conv.kernel[...]))
             ]
         )
-        self.bias = conv.bias
+        self.bias = cast(nnx.Param, conv.bias)
 
-    def __call__(self, x) -> jax.Array:
+    def __call__(self, x: jax.Array) -> jax.Array:
         """(n, h, w, channels) of (n, h, w, c)."""
         height, width = x.shape[1:3]
         rows, columns = -(-height // 2), -(-width // 2)
@@ -49,6 +51,6 @@ class Conv3x3(nnx.Module):
         return y[:, :height, :width] + self.bias[...]
 
 
-def _mix(matrix, vector) -> list[jax.Array]:
+def _mix(matrix: Sequence[Sequence[float]], vector: Sequence[Any] | np.ndarray) -> list[Any]:
     """Their product."""
     return [sum(weight * x for weight, x in zip(row, vector) if weight) for row in matrix]
