@@ -86,10 +86,10 @@ def _asks_for_help(argv: list[str]) -> bool:
     return any(argument.lstrip('-').startswith('help') for argument in argv[1:])
 
 
-def define_config(help_text: str) -> None:
+def define_config(help_text: str, flag_values: flags.FlagValues = flags.FLAGS) -> None:
     """Defines --config, and with it --config.KEY=VALUE: a file, or the name of one that comes with rsdiff."""
-    config_flags.DEFINE_config_file('config', None, help_text, lock_config=False)
-    parser = flags.FLAGS['config'].parser
+    config_flags.DEFINE_config_file('config', None, help_text, flag_values, lock_config=False)
+    parser: Any = flag_values['config'].parser
     load = parser.parse
 
     def parse(given):
