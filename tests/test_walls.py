@@ -20,7 +20,17 @@ ALLOWED = {
     'sampling': {'diffusion', 'models', 'pretrained', 'data', 'methods'},
     'evaluation': {'diffusion', 'models', 'pretrained', 'data', 'methods'},
     'downstream': {'models', 'pretrained', 'data', 'evaluation'},
-    'programs': set(),
+    'programs': {
+        'diffusion',
+        'models',
+        'pretrained',
+        'data',
+        'methods',
+        'training',
+        'sampling',
+        'evaluation',
+        'downstream',
+    },
 }
 
 

@@ -30,9 +30,6 @@ from absl import flags
 from benchmark_evaluate import evaluate
 from benchmark_mosaic import mosaic
 from benchmark_rounds import cores, spread
-from ml_collections import config_flags
-
-sys.path.append(str(Path(__file__).parents[1]))  # a config may import another: configs.demo
 
 from rsdiff.base.errors import BadInput
 from rsdiff.data.pipeline import batches, make_source
@@ -43,7 +40,7 @@ from rsdiff.training.config import TrainConfig, from_dict
 from rsdiff.training.state import Trainer
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file('config', None, 'A file of configs/.', lock_config=False)
+console.define_config('A config file, or the name of one in configs/.')
 OUT = flags.DEFINE_string('out', None, 'The JSON file to write; runs/benchmark/COMMAND.json if not given.')
 ROUNDS = flags.DEFINE_integer('rounds', 6, 'train, evaluate, mosaic: timed rounds.', lower_bound=1)
 STEPS = flags.DEFINE_integer('steps', 5, 'train: steps a round.', lower_bound=1)

@@ -19,7 +19,6 @@ from pathlib import Path
 import jax
 import numpy as np
 from absl import flags
-from ml_collections import config_flags
 from PIL import Image, ImageDraw
 
 from rsdiff.base import files, folders
@@ -37,7 +36,7 @@ from rsdiff.training.config import DataConfig, TrainConfig, from_dict, to_dict
 from rsdiff.training.loop import train
 
 FLAGS = flags.FLAGS
-config_flags.DEFINE_config_file('config', None, 'The base: a file of configs/.', lock_config=False)
+console.define_config('The base: a config file, or the name of one in configs/.')
 flags.DEFINE_string('out', None, 'A new folder, or one that this command began to fill.')
 flags.DEFINE_integer('images', 6000, 'Training images of each variant.', lower_bound=1)
 flags.DEFINE_enum(

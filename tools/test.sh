@@ -7,7 +7,7 @@ set -euo pipefail
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 extras=test,demo
 if [ "${PARITY:-}" = 1 ]; then
-    extras=$(sed -n '/^\[options.extras_require\]/,/^\[options.packages/s/^\([a-z_]*\) =.*/\1/p' "$root/setup.cfg" |
+    extras=$(sed -n '/^\[options.extras_require\]/,/^\[options.entry_points/s/^\([a-z_]*\) =.*/\1/p' "$root/setup.cfg" |
         grep -vx 'cuda\|tpu' | paste -sd,)
 fi
 source "$root/tools/venv.sh" "$extras"

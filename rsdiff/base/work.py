@@ -85,7 +85,8 @@ PARENT = 'RSDIFF_WORKER_OF'
 def local_workers(count: int) -> Iterator[None]:
     """This program `count` - 1 more times, with the same arguments, until the context ends: when they have finished, or at
     once where it ends by an exception. They are silent: what stops one of them stops this process at the same place."""
-    command, environment = [sys.executable, *sys.argv], os.environ | {PARENT: str(os.getpid())}
+    # what Python itself was given: a script, an installed command, or `-m` and a module, which sys.argv does not tell apart
+    command, environment = [sys.executable, *sys.orig_argv[1:]], os.environ | {PARENT: str(os.getpid())}
     workers = [
         subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
         for _ in range(0 if is_local_worker() else count - 1)

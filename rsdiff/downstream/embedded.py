@@ -18,6 +18,7 @@ import jax
 import numpy as np
 from tokenizers import Regex, Tokenizer, models, normalizers, pre_tokenizers
 
+from rsdiff.base import shipped
 from rsdiff.base.errors import BadInput, one_line
 from rsdiff.base.files import field, read_json, write_text_atomically
 from rsdiff.data.images import bicubic
@@ -27,7 +28,7 @@ from rsdiff.models import text_tower
 from rsdiff.pretrained import efficientnet, weights
 
 EMBEDDED = MODEL_TYPE = 'embedded'
-FOLDER = Path(__file__).parents[2] / 'weights' / 'text_tower'
+FOLDER = shipped.WEIGHTS / 'text_tower'
 CONFIG, WEIGHTS, TOKENIZER = 'config.json', 'model.safetensors', 'tokenizer.json'
 IMAGE_TOWER, TEXT_TOWER = 'image_tower', 'text_tower'
 UNKNOWN, START = '<unknown>', '<start>'
@@ -130,12 +131,13 @@ def embedded_encoder(folder: Path | str = FOLDER) -> Embedded:
 
 
 def named_encoder(name: str) -> Encoder | Embedded:
-    """'embedded', or what is in the folder `name`: a text tower as `save` writes it, or a CLIP (`load_encoder`).
+    """What is in the folder `name`: a text tower as `save` writes it, or a CLIP (`load_encoder`); 'embedded', where no folder
+    has this name, is the one that comes with the project.
 
     Raises:
       BadInput: it is none of these, or can't be used.
     """
-    if name == EMBEDDED:
+    if name == EMBEDDED and not Path(name).exists():
         return embedded_encoder()
     config = Path(name) / CONFIG
     row = read_json(config) if config.is_file() else None

@@ -4,16 +4,22 @@ import ctypes
 import errno
 import json
 import os
+import re
 import sys
+import types
 from pathlib import Path
 from typing import Any, Callable
 
 import jax
 from absl import app, flags, logging
+from ml_collections import config_flags
 
 from rsdiff.base.errors import BadInput, one_line
 from rsdiff.base.files import write_json
 from rsdiff.base.folders import cache_folder
+from rsdiff.base.shipped import ROOT, find_config
+
+flags.disclaim_key_flags()  # what is defined here belongs to the program that asked for it
 
 
 def run(main: Callable[[], None]) -> None:
@@ -61,11 +67,37 @@ def run(main: Callable[[], None]) -> None:
             print('interrupted; run the same command again to continue', file=sys.stderr)
             sys.exit(130)
 
+    _show_as_main(sys.modules[main.__module__])
     app.run(guarded, flags_parser=parse)
+
+
+def _show_as_main(program: types.ModuleType) -> None:
+    """Makes --help show the text and the flags of `program`, whatever script or installed command has called it."""
+    modules, called = flags.FLAGS.flags_by_module_dict(), sys.argv[0]
+    if program.__name__ in modules:  # not where it is the script itself
+        modules[called] = modules.pop(program.__name__)
+    text = program.__doc__
+    if text and not called.endswith('.py'):
+        text = re.sub(r'python (tools/)?\w+\.py', Path(called).name, text)
+    sys.modules['__main__'].__doc__ = text
 
 
 def _asks_for_help(argv: list[str]) -> bool:
     return any(argument.lstrip('-').startswith('help') for argument in argv[1:])
+
+
+def define_config(help_text: str, flag_values: flags.FlagValues = flags.FLAGS) -> None:
+    """Defines --config, and with it --config.KEY=VALUE: a file, or the name of one that comes with rsdiff."""
+    config_flags.DEFINE_config_file('config', None, help_text, flag_values, lock_config=False)
+    parser: Any = flag_values['config'].parser
+    load = parser.parse
+
+    def parse(given):
+        if str(ROOT) not in sys.path:
+            sys.path.append(str(ROOT))  # a config may import another, as configs.demo
+        return load(find_config(given))
+
+    parser.parse = parse
 
 
 def enable_compilation_cache() -> None:

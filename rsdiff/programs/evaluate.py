@@ -1,0 +1,314 @@
+"""Judges images against real ones: fidelity, likeness and distribution in one table, each column with what it rewards.
+
+    a generator, on real images that are made coarser, or on a sensor's pairs (`low_res_file_name` in the manifest):
+        python tools/evaluate.py --checkpoint earth --pairs FOLDER:test --out OUT
+    images that are there already, found by the name of what they were made from:
+        python tools/evaluate.py --generated DIR --generated other=DIR --reference FOLDER:test --out OUT
+    two sets that share no names:
+        python tools/evaluate.py --generated DIR --reference FOLDER --unpaired --out OUT
+
+Nearest and bicubic enlargement of the condition and the truth against itself are always in the table: the ends that any
+method lies between. OUT holds table.md, table.csv, per_image.csv, grid.png and evaluate.json, whose content is also the
+last line. Run the same command again to continue; samples and features are kept.
+"""
+
+import functools
+import hashlib
+import subprocess
+import sys
+import time
+import zlib
+from pathlib import Path
+
+import jax
+import numpy as np
+from absl import flags
+from tqdm import tqdm
+
+from rsdiff.base import folders
+from rsdiff.base.errors import BadInput
+from rsdiff.base.files import stamp
+from rsdiff.base.seeds import written_seed
+from rsdiff.base.shipped import find_checkpoint
+from rsdiff.data.degradation import PRESETS, degrade
+from rsdiff.data.folder import Entry, clean_name, opened_entries, read_folder, split_of, write_manifest
+from rsdiff.data.gsd import check_gsd_m
+from rsdiff.data.images import read_image, to_float, to_uint8, write_image
+from rsdiff.data.made import Made
+from rsdiff.data.scenes import open_scene
+from rsdiff.diffusion.noise import name_key
+from rsdiff.evaluation import columns, comparison, pairs, report
+from rsdiff.evaluation.comparison import Row
+from rsdiff.evaluation.features import named_extractor
+from rsdiff.evaluation.paired import DegradeNamed, paired_measures
+from rsdiff.evaluation.pairs import SCALE, Pair
+from rsdiff.programs import console
+
+SAMPLE = 'rsdiff.programs.sample'
+TRUTH, CONDITION = 'truth', 'condition'
+
+GENERATED = flags.DEFINE_multi_string('generated', [], 'DIR or NAME=DIR: images to judge, any number of times.')
+CHECKPOINT = flags.DEFINE_multi_string(
+    'checkpoint', [], 'DIR or NAME=DIR: a run or a release, to sample from first; DIR may be earth or aerial.'
+)
+REFERENCE = flags.DEFINE_string('reference', None, 'DIR or DIR:SPLIT, the real images; --pairs is another name of it.')
+PAIRS = flags.DEFINE_string('pairs', None, 'The same as --reference.')
+OUT = flags.DEFINE_string('out', None, 'A new folder, or one that this command began to fill.', required=True)
+UNPAIRED = flags.DEFINE_bool('unpaired', False, 'Compare --generated with --reference as sets only.')
+DEGRADATION = flags.DEFINE_enum(
+    'degradation', 'bicubic', sorted(PRESETS), 'What makes the condition, where the manifest names none.'
+)
+METRICS = flags.DEFINE_list('metrics', [column.name for column in columns.PAIRED], 'The paired measures.')
+FEATURES = flags.DEFINE_list(
+    'features',
+    ['efflite0'],
+    'Networks to compare sets in: efflite0, the folder of a CLIP in '
+    'Hugging Face format, or for FID proper the file pt_inception-2015-12-05-6726825d.pth.',
+)
+LIMIT = flags.DEFINE_integer('limit', None, 'Take this many references, evenly spread.', lower_bound=1)
+GSD_M = flags.DEFINE_float('gsd_m', None, 'Metres a pixel of references whose manifest does not say.')
+BANDS = flags.DEFINE_string('bands', None, 'Of GeoTIFFs, those for red, green and blue, such as 4,3,2.')
+VALUE_RANGE = flags.DEFINE_string('value_range', None, 'Of GeoTIFFs, the values for black and white, such as 0,3000.')
+STEPS = flags.DEFINE_integer('steps', 20, 'Network evaluations a sample.', lower_bound=1)
+SEED = flags.DEFINE_integer('seed', 0, 'Names the noise of samples and of conditions.')
+BATCH = flags.DEFINE_integer('batch_size', 8, 'Images at a time; changes speed only.', lower_bound=1)
+EXAMPLES = flags.DEFINE_integer('examples', 6, 'Lines of grid.png.', lower_bound=1)
+
+
+def main() -> None:
+    started, out = time.monotonic(), Path(OUT.value)
+    if GSD_M.value is not None:
+        check_gsd_m(GSD_M.value, '--gsd_m')
+    colours()
+    folder, truths = references()
+    generated, checkpoints = named('generated', GENERATED.value), named('checkpoint', CHECKPOINT.value)
+    check(generated, checkpoints)
+    measure = paired_measures(METRICS.value, degradation(folder, truths))
+    extractors = [named_extractor(name) for name in FEATURES.value]
+    console.enable_compilation_cache()
+    sources = digests(folder, truths, out / 'conditions')
+    folders.claim_folder(out, settings(folder, truths, sources, generated, checkpoints))
+    rows_of = make_conditions(folder, truths, sources, out / 'conditions')
+    for name, checkpoint in checkpoints.items():
+        sample(checkpoint, out / 'conditions', out / 'samples' / name)
+        generated[name] = out / 'samples' / name
+    rows = make_rows(rows_of, generated)
+    table = comparison.compare(rows, TRUTH, rows_of, measure, METRICS.value, extractors, out / 'features', BATCH.value)
+    report.write_tables(out, table, [truth.file_name for truth in truths])
+    print(f'\n{report.markdown(table)}')
+    shown = [number * len(rows_of) // EXAMPLES.value for number in range(min(EXAMPLES.value, len(rows_of)))]
+    report.write_grid(
+        out / 'grid.png',
+        [example(rows_of[number], rows, number) for number in shown],
+        TRUTH,
+        [row.name for row in rows if row.paired and row.name not in ('nearest', TRUTH)],
+    )
+    console.finish(
+        {
+            'out': str(out),
+            'images': len(rows_of),
+            'seconds': round(time.monotonic() - started, 1),
+            **comparison.summary(table),
+        },
+        out / 'evaluate.json',
+    )
+
+
+def references() -> tuple[Path, list[Entry]]:
+    """The folder of the real images, and which of them are taken."""
+    if (REFERENCE.value is None) == (PAIRS.value is None):
+        raise BadInput('give --reference DIR or --pairs DIR, one of them')
+    path, split = split_of(REFERENCE.value or PAIRS.value)
+    folder, entries = Path(path), opened_entries(path, split)
+    if LIMIT.value and LIMIT.value < len(entries):
+        entries = [entries[number * len(entries) // LIMIT.value] for number in range(LIMIT.value)]
+    names = {}
+    for entry in entries:
+        other = names.setdefault(condition_name(entry), entry)
+        if other is not entry:
+            raise BadInput(
+                f'{folder}: {other.file_name!r} and {entry.file_name!r} differ only in their suffix; rename one of them'
+            )
+    return folder, entries
+
+
+def condition_name(truth: Entry) -> str:
+    """What the condition of `truth` is called in OUT/conditions."""
+    return str(Path(clean_name(truth.file_name)).with_suffix('.png'))
+
+
+def colours() -> dict:
+    """How raster files become RGB, as `read_image` takes it."""
+    return {
+        'bands': console.flag_numbers('bands', int, 3),
+        'value_range': console.flag_numbers('value_range', float, 2),
+    }
+
+
+def digests(folder: Path, truths: list[Entry], conditions: Path) -> list[str]:
+    """Of each truth, with the condition of its sensor if it has one, what its condition is made from, by content.
+
+    Raises:
+      BadInput: it is another than `conditions` were made from.
+    """
+    made, found = Made(conditions), []
+    for truth in truths:
+        sensor = pairs.sensor_condition(folder, truth)
+        found.append('-'.join(stamp(path).sha256 for path in (truth.path, sensor) if path))
+        if made.source(condition_name(truth)) not in (None, found[-1]):
+            raise BadInput(f'{truth.path}: has changed since {OUT.value} was begun; use another --out or remove it')
+    return found
+
+
+@functools.cache
+def reduction():
+    """(image (h, w, 3), file name of the truth) → its condition, in [-1, 1]. The name alone decides what is drawn."""
+    reduce = jax.jit(lambda image, key: degrade(image[None], key[None], PRESETS[DEGRADATION.value])[0])
+    return lambda image, name: np.asarray(reduce(to_float(image), name_key(SEED.value, zlib.crc32(name.encode()))))
+
+
+def degradation(folder: Path, truths: list[Entry]) -> DegradeNamed | None:
+    """What made the conditions, as far as it is known: of a sensor's, block means (None)."""
+    if any(pairs.sensor_condition(folder, truth) for truth in truths):
+        return None
+    return lambda images, names: np.stack(
+        [127.5 * (reduction()(image, name).astype(np.float64) + 1) for image, name in zip(images, names)]
+    )
+
+
+def named(flag: str, given: list[str]) -> dict[str, Path]:
+    """NAME=DIR → {NAME: DIR}; without a name, the folder's own."""
+    found = {}
+    for value in given:
+        name, equals, path = value.partition('=')
+        path = path if equals else value
+        path = Path(find_checkpoint(path) if flag == 'checkpoint' else path)
+        name = name if equals else path.resolve().name
+        if not path.is_dir():
+            raise BadInput(f'--{flag} {path}: no such folder')
+        if name in found or name in (TRUTH, CONDITION, 'nearest', 'bicubic') or not name or Path(name).name != name:
+            raise BadInput(f'--{flag} {value}: {name!r} is taken or is no name; say NAME={path}')
+        found[name] = path
+    return found
+
+
+def check(generated: dict[str, Path], checkpoints: dict[str, Path]) -> None:
+    """What can be wrong before anything is made."""
+    if both := {*generated} & {*checkpoints}:
+        raise BadInput(f'--generated and --checkpoint both have {both.pop()!r}; rename one by NAME=DIR')
+    if UNPAIRED.value and (checkpoints or not FEATURES.value):
+        raise BadInput('--unpaired compares folders of images by --features; --checkpoint makes pairs')
+
+
+def settings(
+    folder: Path, truths: list[Entry], sources: list[str], generated: dict[str, Path], checkpoints: dict[str, Path]
+) -> dict:
+    """What the contents of OUT depend on."""
+    names = zlib.crc32('\n'.join(truth.file_name for truth in truths).encode())
+    return {
+        'reference': str(folder.resolve()),
+        'images': len(truths),
+        'names_crc32': names,
+        'references_sha256': hashlib.sha256('\n'.join(sources).encode()).hexdigest(),
+        'generated': {name: str(path.resolve()) for name, path in generated.items()},
+        'checkpoints': {name: str(path.resolve()) for name, path in checkpoints.items()},
+        'degradation': DEGRADATION.value,
+        'steps': STEPS.value,
+        'seed': written_seed(SEED.value),
+        **colours(),
+    }
+
+
+def make_conditions(folder: Path, truths: list[Entry], sources: list[str], out: Path) -> list[Pair]:
+    """Writes the condition of every truth into the image folder `out`, those of a sensor as they are. What is there, but
+    is not as it was made from `sources`, is made again."""
+    made, entries, index = [], [], Made(out)
+    for truth, source in zip(tqdm(truths, unit='image', desc='conditions', dynamic_ncols=True), sources):
+        name = condition_name(truth)
+        pair = Pair(truth, out / name, **colours())
+        sensor = pairs.sensor_condition(folder, truth)
+        if not index.has(name, source):
+            pair.size()
+            if sensor:
+                condition = read_image(sensor, **colours())
+            else:
+                condition = to_uint8(reduction()(pair.read_truth(), truth.file_name))
+            write_image(pair.condition, condition)
+            index.add(name, source)
+        gsd_m = truth.gsd_m or GSD_M.value or file_gsd_m(truth)
+        made.append(pair)
+        entries.append(
+            Entry(
+                pair.condition,
+                name,
+                truth.split,
+                truth.label,
+                truth.captions,
+                gsd_m and gsd_m * SCALE,
+                {'source': truth.file_name, 'sensor': bool(sensor)},
+            )
+        )
+    write_manifest(out, entries)
+    index.keep(entry.file_name for entry in entries)
+    return made
+
+
+def file_gsd_m(truth: Entry) -> float | None:
+    """Metres a pixel, if the file itself says so."""
+    with open_scene(truth.path, **colours()) as scene:
+        return scene.gsd_m
+
+
+def sample(checkpoint: Path, conditions: Path, out: Path) -> None:
+    """Runs the program `sample`, whose messages and progress are shown; ends as it ends."""
+    command = [
+        sys.executable,
+        '-m',
+        SAMPLE,
+        '--checkpoint',
+        str(checkpoint),
+        '--condition',
+        str(conditions),
+        '--out',
+        str(out),
+        f'--steps={STEPS.value}',
+        f'--seed={SEED.value}',
+        f'--batch_size={BATCH.value}',
+    ]
+    status = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
+    if status:
+        sys.exit(status)
+
+
+def make_rows(made: list[Pair], generated: dict[str, Path]) -> list[Row]:
+    """The rows of the table, from the least to the most."""
+    rows = [
+        Row('nearest', lambda number: pairs.repeated(made[number]), len(made)),
+        Row('bicubic', lambda number: pairs.enlarged(made[number]), len(made)),
+    ]
+    for name, folder in generated.items():
+        if UNPAIRED.value:
+            entries = read_folder(folder)
+            read = lambda number, entries=entries: read_image(entries[number].path, **colours())
+            rows.append(Row(name, read, len(entries), False))
+        else:
+            entries = pairs.match(folder, [pair.truth for pair in made])
+            read = lambda number, entries=entries: pairs.read_made(entries[number], made[number])
+            rows.append(Row(name, read, len(made)))
+    return rows + [Row(TRUTH, lambda number: made[number].read_truth(), len(made))]
+
+
+def example(pair: Pair, rows: list[Row], number: int) -> dict[str, np.ndarray]:
+    """The images of one line of the grid."""
+    return {CONDITION: pair.read_condition()} | {
+        row.name: row.read(number) for row in rows if row.paired and row.name != 'nearest'
+    }
+
+
+def run() -> None:
+    """The command."""
+    console.run(main)
+
+
+if __name__ == '__main__':
+    run()

@@ -1,0 +1,187 @@
+"""Turns low-resolution imagery into high-resolution imagery, 4× a stage.
+
+    a canvas of any size, by sliding windows:
+        python sample.py --checkpoint earth --condition IMAGE --gsd_m 118000 --stages 2 --out DIR --tiles
+        … --dry_run tells the cost; --workers 4, or this on other machines too, shares it out; --format tif,viewer exports
+    many small images, a folder with metadata.jsonl out; instead of a folder also one image:
+        python sample.py --checkpoint runs/demo --condition FOLDER --gsd_m 29685 --out DIR --variants 5
+    labelled synthetic images: degrade each training image, regenerate it five times, keep its label:
+        python sample.py --checkpoint runs/demo --condition FOLDER --split train --degrade --out DIR --variants 5
+
+Run the same command again to continue. The last line is one JSON object, also written to OUT/sample.json.
+"""
+
+import json
+import typing
+from pathlib import Path
+
+from absl import flags
+
+from rsdiff.base.errors import BadInput
+from rsdiff.base.files import is_local, read_json
+from rsdiff.base.shipped import find_checkpoint
+from rsdiff.base.work import is_local_worker
+from rsdiff.data.fingerprints import carry_fingerprints
+from rsdiff.data.folder import Entry, opened_entries
+from rsdiff.data.gsd import check_gsd_m
+from rsdiff.diffusion import noise
+from rsdiff.diffusion.solvers import Solver
+from rsdiff.programs import console
+from rsdiff.programs.console import flag_numbers
+from rsdiff.sampling.binding import bind_images, bind_windows, make_projection, steps_of
+from rsdiff.sampling.images import FolderSettings, sample_folder
+from rsdiff.sampling.mosaic.cascade import MOST_STAGES, MosaicSettings, estimate, sample_mosaic, save_region
+from rsdiff.sampling.mosaic.condition import Condition
+from rsdiff.sampling.mosaic.plan import PlanName, make_plan
+from rsdiff.training.checkpoint import Trained, load_generator
+from rsdiff.training.mesh import make_mesh
+
+FLAGS = flags.FLAGS
+flags.DEFINE_string('checkpoint', None, 'A run of train.py, or released weights: a folder, earth or aerial.')
+flags.DEFINE_string('condition', None, 'An image, with --tiles of any size; without it, or a folder.')
+flags.DEFINE_string('out', None, 'A new folder, or one that this command began to fill.')
+flags.DEFINE_float('gsd_m', None, 'Metres a pixel of the condition, where its file or its manifest does not say.')
+flags.DEFINE_integer('stages', 1, 'How many times to enlarge 4×.')
+flags.DEFINE_integer('steps', None, "Network evaluations a window; if not given the plan's, or 20 without --tiles.")
+flags.DEFINE_integer('seed', 0, 'Names the noise; the same seed gives the same image.')
+flags.DEFINE_integer('batch_size', 16, 'Windows or images at a time. With --tiles on a CPU it changes nothing.')
+flags.DEFINE_bool('consistency', True, 'Project each predicted image onto the condition at low frequencies.')
+flags.DEFINE_enum('consistency_scale', '4', ['4', '8', '16'], 'Compare means of so many pixels a side.')
+flags.DEFINE_float('consistency_strength', 1.0, 'How much of the projection, 0 to 1.')
+flags.DEFINE_integer('consistency_end', None, 'The step from which on it is left out; if not given, never.')
+flags.DEFINE_bool('tiles', False, 'Sample one canvas of any size by sliding windows.')
+TILED = 'plan phases overlap noise wrap_x supertile region dry_run workers format'.split()
+flags.DEFINE_enum('plan', 'fast', typing.get_args(PlanName), 'With --tiles: see rsdiff/sampling/mosaic/plan.py.')
+flags.DEFINE_integer('phases', None, 'With --tiles: phases of the plans fast and infinite.')
+flags.DEFINE_integer('overlap', None, 'With --tiles: pixels by which windows of the plan fast overlap.')
+flags.DEFINE_enum('noise', 'anchored', typing.get_args(noise.Kind), 'With --tiles: see rsdiff/diffusion/noise.py.')
+flags.DEFINE_bool('wrap_x', False, 'With --tiles: the left edge follows the right one.')
+flags.DEFINE_integer(
+    'supertile', None, 'With --tiles: side in pixels of what is made at once; if not given 16 windows.'
+)
+flags.DEFINE_string(
+    'region', None, 'With --tiles: y,x,height,width in pixels of the result; make this alone, as a PNG.'
+)
+flags.DEFINE_bool('dry_run', False, 'With --tiles: tell size, cost and time, and make nothing.')
+flags.DEFINE_integer('workers', 1, 'With --tiles: processes to share the work, on machines without accelerators.')
+flags.DEFINE_string('bands', None, 'Of a GeoTIFF, those for red, green and blue, such as 4,3,2.')
+flags.DEFINE_string('value_range', None, 'Of a GeoTIFF, the values for black and white, such as 0,3000.')
+flags.DEFINE_list('format', None, 'With --tiles: of zarr (always), png, tif, viewer; by default png while small.')
+FOLDERS = 'variants', 'split', 'degrade', 'strength', 'solver'
+flags.DEFINE_integer('variants', 1, 'Without --tiles: images to make of each.')
+flags.DEFINE_string('split', None, 'Without --tiles: take only this split of the folder.')
+flags.DEFINE_enum('solver', 'ddim', typing.get_args(Solver), 'Without --tiles; dpm++2m needs half the steps or fewer.')
+flags.DEFINE_bool('degrade', False, 'Without --tiles: the images are the truth; degrade them first.')
+flags.DEFINE_float('strength', 1.0, 'With --degrade: below 1, start so far from the real image, not from noise alone.')
+
+
+def check_flags() -> None:
+    """What can be wrong before anything is read."""
+    for name in ('checkpoint', 'condition', 'out'):
+        if FLAGS[name].value is None:
+            raise BadInput(f'give --{name}')
+    for name in ('stages', 'steps', 'batch_size', 'variants', 'workers', 'supertile', 'consistency_end'):
+        if FLAGS[name].value is not None and FLAGS[name].value < 1:
+            raise BadInput(f'--{name} is {FLAGS[name].value}; it must be at least 1')
+    if FLAGS.stages > MOST_STAGES:
+        raise BadInput(f'--stages is {FLAGS.stages}; it must be {MOST_STAGES} at most')
+    if FLAGS.gsd_m is not None:
+        check_gsd_m(FLAGS.gsd_m, '--gsd_m')
+    if not is_local(FLAGS.out):
+        raise BadInput(f'--out is {FLAGS.out}; what is sampled is written to a folder on this machine')
+    if not 0 <= FLAGS.consistency_strength <= 1:
+        raise BadInput(f'--consistency_strength is {FLAGS.consistency_strength}; it must be from 0 to 1')
+    if FLAGS.region and FLAGS.format:
+        raise BadInput('--format does not go with --region, which makes a PNG and nothing else')
+    for name in FOLDERS if FLAGS.tiles else TILED:
+        if FLAGS[name].value != FLAGS[name].default:
+            raise BadInput(f'--{name} does not go with --tiles' if FLAGS.tiles else f'--{name} needs --tiles')
+
+
+def projection(trained: Trained, steps: int):
+    """The `Projection` that the flags ask for, or None."""
+    numbers = int(FLAGS.consistency_scale), FLAGS.consistency_strength, FLAGS.consistency_end
+    made = make_projection(trained.generator, steps, *numbers, trained.generator.first_timestep(FLAGS.strength))
+    return made if FLAGS.consistency else None
+
+
+def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
+    """A canvas, a part of it, or what it will cost."""
+    shown = {'bands': flag_numbers('bands', int, 3), 'value_range': flag_numbers('value_range', float, 2)}
+    condition = Condition(FLAGS.condition, **shown)
+    region, gsd_m = flag_numbers('region', int, 4), FLAGS.gsd_m or condition.gsd_m
+    if gsd_m is None:
+        raise BadInput(f'--tiles needs --gsd_m, the metres a pixel of the condition; {FLAGS.condition} does not say')
+    window_px = trained.config.data.size_px
+    plan = make_plan(FLAGS.plan, window_px, FLAGS.steps, FLAGS.phases, FLAGS.overlap, FLAGS.seed)
+    project = projection(trained, plan.steps)
+    settings = MosaicSettings(
+        gsd_m, FLAGS.stages, plan, FLAGS.supertile or 16 * window_px, FLAGS.seed, FLAGS.noise, FLAGS.wrap_x
+    )
+    provenance |= {'projection': repr(project), 'condition': condition.digest()}
+    provenance |= {name: list(value) for name, value in shown.items() if value}
+    sampler_at = bind_windows(trained.generator, trained.params, plan, make_mesh(), project, FLAGS.batch_size)
+    if FLAGS.dry_run:
+        return estimate(sampler_at, condition, settings)
+    if region:
+        return save_region(sampler_at, condition, out, settings, provenance, *region)
+    return sample_mosaic(
+        sampler_at, condition, out, settings, provenance, condition.georeference, FLAGS.workers, formats=FLAGS.format
+    )
+
+
+def folder(trained: Trained, provenance: dict, out: Path) -> dict:
+    """Many images, each in one piece."""
+    path, mesh, steps = (
+        Path(FLAGS.condition),
+        make_mesh(),
+        steps_of(trained.generator, FLAGS.steps or 20, FLAGS.strength),
+    )
+    entries = opened_entries(path, FLAGS.split) if path.is_dir() else [Entry(path, path.name)]
+    project = projection(trained, steps)
+    provenance |= {'projection': repr(project)}
+    settings = FolderSettings(
+        FLAGS.stages,
+        trained.config.data.size_px,
+        steps,
+        FLAGS.gsd_m,
+        FLAGS.variants,
+        FLAGS.degrade,
+        FLAGS.strength,
+        FLAGS.solver,
+        FLAGS.seed,
+        -(-FLAGS.batch_size // mesh.size) * mesh.size,
+        flag_numbers('bands', int, 3),
+        flag_numbers('value_range', float, 2),
+    )
+    sample = bind_images(trained.generator, trained.params, steps, mesh, project, FLAGS.strength, FLAGS.solver)
+    result = sample_folder(sample, trained.config.degradation, entries, out, settings, provenance)
+    carry_fingerprints(FLAGS.checkpoint, out)
+    return result
+
+
+def main() -> None:
+    check_flags()
+    console.share_one_heap()
+    console.enable_compilation_cache()
+    FLAGS.checkpoint = find_checkpoint(FLAGS.checkpoint)
+    trained, out = load_generator(FLAGS.checkpoint), Path(FLAGS.out)
+    provenance = {'checkpoint': trained.digest, 'checkpoint_images_seen': trained.images_seen}
+    result = (tiles if FLAGS.tiles else folder)(trained, provenance, out)
+    if FLAGS.dry_run:
+        print(json.dumps(result))
+    elif not is_local_worker():
+        summary = out / ('region.json' if FLAGS.region else 'sample.json')
+        if result.get('sampled_now') == 0 and summary.exists():  # the figures of the call that made them, not its paths
+            made = read_json(summary, 'remove it and run the same command again')
+            result |= {key: made[key] for key in ('sampled_now', 'seconds', 'devices') if key in made}
+        console.finish(result | provenance, summary)
+
+
+def run() -> None:
+    """The command."""
+    console.run(main)
+
+
+if __name__ == '__main__':
+    run()
