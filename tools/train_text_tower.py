@@ -19,6 +19,7 @@ from absl import flags
 
 from rsdiff.base import folders
 from rsdiff.base.errors import BadInput
+from rsdiff.base.files import AnyPath
 from rsdiff.data.folder import read_folder
 from rsdiff.data.images import read_image
 from rsdiff.downstream import embedded
@@ -80,7 +81,7 @@ def captioned(split: str, views: int) -> Captioned:
     return Captioned(features.reshape(len(entries), views, tower.width), captions)
 
 
-def oriented(path: Path, view: int) -> np.ndarray:
+def oriented(path: AnyPath, view: int) -> np.ndarray:
     """An image as the tower takes it, in one of its eight orientations; 0 is as it is."""
     image = np.rot90(embedded.resize(read_image(path)), view % 4)
     return np.ascontiguousarray(image[:, ::-1] if view >= 4 else image)

@@ -13,7 +13,6 @@ from typing import Sequence
 import numpy as np
 import scipy.optimize
 import scipy.special
-from numpy.typing import ArrayLike
 
 from rsdiff.base.errors import BadInput
 
@@ -48,7 +47,7 @@ class Probe:
         """The share of features (n, d) that get their label."""
         return float(np.mean(self.predict(x) == np.asarray(y)))
 
-    def loss(self, x: np.ndarray, y: ArrayLike) -> float:
+    def loss(self, x: np.ndarray, y: Sequence | np.ndarray) -> float:
         """The mean of −log p(label) over features (n, d)."""
         return float(-self._log_p(x)[np.asarray(y)[:, None] == self.classes].mean())
 
@@ -57,7 +56,11 @@ class Probe:
 
 
 def linear_probe(
-    train_x: np.ndarray, train_y: ArrayLike, val_x: np.ndarray, val_y: ArrayLike, strengths: Sequence[float] = STRENGTHS
+    train_x: np.ndarray,
+    train_y: Sequence | np.ndarray,
+    val_x: np.ndarray,
+    val_y: Sequence | np.ndarray,
+    strengths: Sequence[float] = STRENGTHS,
 ) -> Probe:
     """The linear classifier of features whose C does best on the validation images.
 
