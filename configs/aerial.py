@@ -18,6 +18,6 @@ from configs import earth
 
 def get_config():
     config = earth.get_config()
-    config.generator.residual_scale = 0.16  # rms of the residual over 800 chips
+    config.method.codec.scale = 0.16  # rms of the residual over 800 chips
     config.data.update(source='data/aerial', split='train', validation_split='validation')
     return config

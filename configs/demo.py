@@ -8,21 +8,23 @@ diffused is the residual over the enlarged condition: a short run then needs to 
 """
 
 from rsdiff.data.degradation import LIGHT
+from rsdiff.methods.codec import ResidualConfig
+from rsdiff.methods.diffusion import DiffusionConfig
 from rsdiff.training.config import TrainConfig, to_config_dict
 
 
 def get_config():
-    config = to_config_dict(TrainConfig(degradation=LIGHT))
-    config.generator.model.update(
+    codec = ResidualConfig(scale=0.06)  # rms of the residual over 300 chips
+    config = to_config_dict(TrainConfig(method=DiffusionConfig(codec=codec), degradation=LIGHT))
+    config.method.model.update(
         width=96,
         multipliers=(1, 2),
         blocks=1,
         attention_levels=(1,),
         patch=4,
     )
-    config.generator.model.spatial.lr.update(features=48, growth=16, blocks=1)
-    config.generator.objective.update(prediction='x0', error_in='v', p2_gamma=0.5)
-    config.generator.residual_scale = 0.06  # rms of the residual over 300 chips
+    config.method.model.spatial.lr.update(features=48, growth=16, blocks=1)
+    config.method.objective.update(prediction='x0', error_in='v', p2_gamma=0.5)
     config.data.source = 'blue_marble'
     config.optimizer.update(learning_rate=1e-3, warmup_images=800, final_fraction=0.02)
     config.batch_size = 8

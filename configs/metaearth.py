@@ -10,7 +10,7 @@ folder of images at 4 m, of which those of 4096 px serve all three resolutions, 
 
 The widths, blocks and heads, and P2's k and γ, are not published: those are ours. So is the choice of a schedule linear
 in β, from 0.0015 to 0.0155 over 1000 steps, rather than in √β: it ends nearer to pure noise (ᾱ_T = 1.95e-4 against
-6.7e-4), and what is left of x_0 there is left out at sampling. `generator.schedule.zero_terminal_snr` leaves nothing,
+6.7e-4), and what is left of x_0 there is left out at sampling. `method.schedule.zero_terminal_snr` leaves nothing,
 but needs another prediction than ε.
 
 What it costs (`python tools/benchmark.py cost --config configs/metaearth.py`):
@@ -37,7 +37,7 @@ def get_config(degradation: str = 'mild'):
     if degradation not in PRESETS:
         raise BadInput(f'configs/metaearth.py:{degradation}: no such degradation; there are {", ".join(PRESETS)}')
     config = to_config_dict(TrainConfig(degradation=PRESETS[degradation]))
-    config.generator.model.update(
+    config.method.model.update(
         width=320,
         multipliers=(1, 1, 2, 3, 4),
         blocks=2,
@@ -47,9 +47,9 @@ def get_config(degradation: str = 'mild'):
         dtype='bfloat16',
         remat=True,
     )
-    config.generator.model.spatial.lr.update(features=64, growth=32, blocks=23)
-    config.generator.schedule.update(timesteps=1000, beta_start=0.0015, beta_end=0.0155, shape='linear')
-    config.generator.objective.update(prediction='eps', error_in='eps', p2_k=1.0, p2_gamma=0.5)
+    config.method.model.spatial.lr.update(features=64, growth=32, blocks=23)
+    config.method.schedule.update(timesteps=1000, beta_start=0.0015, beta_end=0.0155, shape='linear')
+    config.method.objective.update(prediction='eps', error_in='eps', p2_k=1.0, p2_gamma=0.5)
     config.data.update(source='data/earth', size_px=256, reductions=(1, 4, 16))
     config.optimizer.update(learning_rate=2e-6, warmup_images=10_000)
     config.ema.half_life_images = 500_000

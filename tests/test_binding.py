@@ -11,7 +11,9 @@ from rsdiff.data.images import to_float
 from rsdiff.diffusion import noise
 from rsdiff.diffusion.constraints import Projection, smooth_up
 from rsdiff.diffusion.objective import ObjectiveConfig
-from rsdiff.methods.diffusion import Generator, GeneratorConfig
+from rsdiff.methods.codec import ResidualConfig
+from rsdiff.methods.diffusion import Diffusion, DiffusionConfig
+from rsdiff.methods.sampling import predictor
 from rsdiff.models.conditioning import Spatial
 from rsdiff.models.unet import UNetConfig
 from rsdiff.sampling.binding import bind_images, bind_windows, make_projection
@@ -29,7 +31,9 @@ TINY = UNetConfig(
     patch=4,
     spatial={'lr': Spatial(features=8, growth=4, blocks=1)},
 )
-GENERATOR = Generator(GeneratorConfig(TINY, objective=ObjectiveConfig(prediction='v'), residual_scale=0.1))
+GENERATOR = Diffusion(
+    DiffusionConfig(model=TINY, objective=ObjectiveConfig(prediction='v'), codec=ResidualConfig(scale=0.1))
+)
 PLAN = make_plan('fast', 32, steps=3)
 KEY = noise.name_key(0, 1)
 
@@ -53,10 +57,10 @@ def test_a_window_translates_what_it_is_given_and_what_it_says(params):
     lr, gsd_m, t = whole[:, 2:-2, 2:-2], jnp.array([10.0]), jnp.array([300])
     zt = jax.random.normal(KEY, (1, 32, 32, 3))
     d = (smooth_up(padded, 4)[:, 24:56, 24:56] - smooth_up(lr, 4)) / 0.1
-    own = GENERATOR.predictor(params, {'lr': lr, 'gsd_m': gsd_m}, Projection())
+    own = predictor(GENERATOR, params, {'lr': lr, 'gsd_m': gsd_m}, Projection())
     expected = own(zt + float(GENERATOR.schedule.alpha(300)) * d, t) - d
     np.testing.assert_allclose(
-        GENERATOR.predictor(params, {'lr': whole, 'gsd_m': gsd_m}, Projection(), margin=2)(zt, t), expected, atol=1e-4
+        predictor(GENERATOR, params, {'lr': whole, 'gsd_m': gsd_m}, Projection(), margin=2)(zt, t), expected, atol=1e-4
     )
     assert float(jnp.abs(d).max()) > 0.1 and float(jnp.abs(d[:, 8:-8, 8:-8]).max()) < 1e-4
 
@@ -65,7 +69,7 @@ def test_the_projection_ends_where_it_is_told_to(params, smooth_image):
     lr, gsd_m = to_float(smooth_image(8, 8))[None], jnp.array([10.0])
     zt = jax.random.normal(KEY, (1, 32, 32, 3))
     on, ended, off = (
-        GENERATOR.predictor(params, {'lr': lr, 'gsd_m': gsd_m}, p) for p in (Projection(), Projection(end=300), None)
+        predictor(GENERATOR, params, {'lr': lr, 'gsd_m': gsd_m}, p) for p in (Projection(), Projection(end=300), None)
     )
     for t, same in ((301, on), (300, off)):
         np.testing.assert_array_equal(ended(zt, jnp.array([t])), same(zt, jnp.array([t])))

@@ -10,11 +10,13 @@ from ml_collections import config_flags
 from configs import aerial, demo, earth, metaearth
 from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import PRESETS
+from rsdiff.methods.codec import IdentityConfig, ResidualConfig
 from rsdiff.models.conditioning import GSD_M, Spatial
 from rsdiff.training.config import (
     OptimizerConfig,
     TrainConfig,
     differing_keys,
+    former,
     from_dict,
     to_config_dict,
     to_dict,
@@ -30,7 +32,7 @@ def test_dicts_and_dataclasses_are_inverse_through_json():
 @pytest.mark.parametrize('module', [aerial, demo, earth, metaearth])
 def test_every_config_file_is_a_config(module):
     config = from_dict(TrainConfig, module.get_config().to_dict())
-    assert config.data.size_px % config.generator.model.stride == 0
+    assert config.data.size_px % config.method.model.stride == 0
     assert f'--config configs/{module.__name__.split(".")[-1]}.py' in module.__doc__
 
 
@@ -38,41 +40,41 @@ def test_every_config_file_is_a_config(module):
     'values, message',
     [
         ({'bath_size': 3}, r"config\.bath_size: no such key; did you mean 'batch_size'"),
-        ({'generator': {'modle': {}}}, r"config\.generator\.modle.*'model'"),
-        ({'generator': {'model': {'widht': 3}}}, r"config\.generator\.model\.widht.*'width'"),
+        ({'method': {'modle': {}}}, r"config\.method\.modle.*'model'"),
+        ({'method': {'model': {'widht': 3}}}, r"config\.method\.model\.widht.*'width'"),
         ({'batch_size': 'many'}, r"config\.batch_size: expected int, found 'many'"),
         ({'batch_size': 2.5}, r'config\.batch_size: expected int'),
-        ({'generator': 3}, 'expected a group'),
-        ({'generator': {'objective': {'prediction': 'noise'}}}, r'expected eps or x0 or v'),
+        ({'method': 3}, 'expected a group'),
+        ({'method': {'objective': {'prediction': 'noise'}}}, r'expected eps or x0 or v'),
         ({'data': {'size_px': 66}}, 'not a multiple of the network stride'),
         ({'batch_size': 16, 'accumulation': 3}, 'accumulation'),
-        ({'generator': {'model': {'patch': 8}}}, 'patch is 8'),
-        ({'generator': {'model': {'head_width': 48}}}, 'head_width'),
-        ({'generator': {'model': {'patch': 0}}}, 'patch is 0'),
-        ({'generator': {'model': {'attention_levels': (7,)}}}, 'attention_levels'),
-        ({'generator': {'model': {'multipliers': ()}}}, 'multipliers are 0'),
-        ({'generator': {'model': {'dtype': 'float12'}}}, 'expected float32 or bfloat16'),
-        ({'generator': {'model': {'spatial': {'lr': {'scale': 2}}}}}, 'lr.scale is 2'),
+        ({'method': {'model': {'patch': 8}}}, 'patch is 8'),
+        ({'method': {'model': {'head_width': 48}}}, 'head_width'),
+        ({'method': {'model': {'patch': 0}}}, 'patch is 0'),
+        ({'method': {'model': {'attention_levels': (7,)}}}, 'attention_levels'),
+        ({'method': {'model': {'multipliers': ()}}}, 'multipliers are 0'),
+        ({'method': {'model': {'dtype': 'float12'}}}, 'expected float32 or bfloat16'),
+        ({'method': {'model': {'spatial': {'lr': {'scale': 2}}}}}, 'lr.scale is 2'),
         (
-            {'generator': {'model': {'spatial': {'lr': {'scale': 3}}}}},
+            {'method': {'model': {'spatial': {'lr': {'scale': 3}}}}},
             r'spatial\.lr\.scale is 3; it must be a power of two',
         ),
-        ({'generator': {'model': {'spatial': {'before': {}}}}}, 'spatial has no lr'),
-        ({'generator': {'model': {'spatial': {'lr': 4}}}}, r'spatial\.lr: expected a group'),
-        ({'generator': {'model': {'numbers': {'lr': {}}}}}, 'lr is a field of two kinds'),
-        ({'generator': {'model': {'numbers': {'a b': {}}}}}, "'a b' is no name of a field"),
-        ({'generator': {'model': {'numbers': {'day': {'low': 1.0}}}}}, r'numbers\.day\.low is 1\.0 and high is 1\.0'),
-        ({'generator': {'schedule': {'beta_start': 0.5}}}, 'beta_start'),
+        ({'method': {'model': {'spatial': {'before': {}}}}}, 'spatial has no lr'),
+        ({'method': {'model': {'spatial': {'lr': 4}}}}, r'spatial\.lr: expected a group'),
+        ({'method': {'model': {'numbers': {'lr': {}}}}}, 'lr is a field of two kinds'),
+        ({'method': {'model': {'numbers': {'a b': {}}}}}, "'a b' is no name of a field"),
+        ({'method': {'model': {'numbers': {'day': {'low': 1.0}}}}}, r'numbers\.day\.low is 1\.0 and high is 1\.0'),
+        ({'method': {'schedule': {'beta_start': 0.5}}}, 'beta_start'),
         (
-            {'generator': {'schedule': {'zero_terminal_snr': True}}},
-            "'eps' can not be used with generator.schedule.zero_terminal_snr",
+            {'method': {'schedule': {'zero_terminal_snr': True}}},
+            "'eps' can not be used with schedule.zero_terminal_snr",
         ),
         (
-            {'generator': {'schedule': {'zero_terminal_snr': True}, 'objective': {'prediction': 'v', 'p2_k': 0.0}}},
+            {'method': {'schedule': {'zero_terminal_snr': True}, 'objective': {'prediction': 'v', 'p2_k': 0.0}}},
             'p2_k is 0.0',
         ),
         (
-            {'generator': {'schedule': {'zero_terminal_snr': True, 'timesteps': 1}, 'objective': {'prediction': 'v'}}},
+            {'method': {'schedule': {'zero_terminal_snr': True, 'timesteps': 1}, 'objective': {'prediction': 'v'}}},
             'needs at least 2',
         ),
         ({'data': {'size_px': 40}}, 'not a multiple of 16'),
@@ -83,20 +85,26 @@ def test_every_config_file_is_a_config(module):
         ({'validation': {'grid': 40}}, 'validation.grid is more'),
         ({'validation': {'examples': 0}}, r'config\.validation\.examples is 0'),
         (
-            {'generator': {'model': {'width': 5000}}},
-            r'config\.generator\.model\.width is 5000; it must be from 1 to 4096',
+            {'method': {'model': {'width': 5000}}},
+            r'config\.method\.model\.width is 5000; it must be from 1 to 4096',
         ),
-        ({'generator': {'model': {'width': -64}}}, 'width is -64'),
-        ({'generator': {'model': {'blocks': 10**6}}}, 'blocks is 1000000'),
-        ({'generator': {'model': {'multipliers': (1,) * 9}}}, 'multipliers are 9'),
-        ({'generator': {'model': {'multipliers': (1, 0)}}}, 'multipliers is'),
-        ({'generator': {'model': {'multipliers': (1, 100.0)}}}, 'multipliers is'),
-        ({'generator': {'model': {'width': 4096, 'multipliers': (8, 8)}}}, 'parameters'),
-        ({'generator': {'model': {'spatial': {'lr': dict(features=1024, growth=1024, blocks=64)}}}}, 'parameters'),
-        ({'generator': {'model': {'spatial': {'lr': {'blocks': 65}}}}}, r'spatial\.lr\.blocks is 65'),
-        ({'generator': {'schedule': {'timesteps': 10**6}}}, r'schedule\.timesteps is 1000000'),
-        ({'generator': {'residual_scale': math.nan}}, r'residual_scale: expected float, found nan'),
-        ({'generator': {'residual_scale': 1e-9}}, r'config\.generator\.residual_scale is'),
+        ({'method': {'model': {'width': -64}}}, 'width is -64'),
+        ({'method': {'model': {'blocks': 10**6}}}, 'blocks is 1000000'),
+        ({'method': {'model': {'multipliers': (1,) * 9}}}, 'multipliers are 9'),
+        ({'method': {'model': {'multipliers': (1, 0)}}}, 'multipliers is'),
+        ({'method': {'model': {'multipliers': (1, 100.0)}}}, 'multipliers is'),
+        ({'method': {'model': {'width': 4096, 'multipliers': (8, 8)}}}, 'parameters'),
+        ({'method': {'model': {'spatial': {'lr': dict(features=1024, growth=1024, blocks=64)}}}}, 'parameters'),
+        ({'method': {'model': {'spatial': {'lr': {'blocks': 65}}}}}, r'spatial\.lr\.blocks is 65'),
+        ({'method': {'schedule': {'timesteps': 10**6}}}, r'schedule\.timesteps is 1000000'),
+        ({'method': {'codec': {'kind': 'residual', 'scale': math.nan}}}, r'codec\.scale: expected float, found nan'),
+        ({'method': {'codec': {'kind': 'residual', 'scale': 1e-9}}}, r'config\.method\.codec\.scale is'),
+        ({'method': {'kind': 'gan'}}, r"config\.method\.kind is 'gan'; there are diffusion, regression"),
+        ({'method': {'kind': 'regression', 'schedule': {}}}, r'config\.method\.schedule: no such key'),
+        ({'method': {'codec': {'kind': 'latent'}}}, r"codec\.kind is 'latent'; there are identity, residual"),
+        ({'method': {'drops': ({'fields': ('text',)},)}}, r"method\.drops has 'text'; the network takes lr, gsd_m"),
+        ({'method': {'drops': ({'fields': ('gsd_m',)},)}}, r"drops has 'gsd_m', which is not droppable"),
+        ({'method': {'drops': ({'fields': ('gsd_m',), 'probability': 2.0},)}}, r'drops\.probability is 2'),
         ({'data': {'size_px': 8192}}, r'config\.data\.size_px is 8192'),
         ({'data': {'gsd_m': 0.0}}, r'config\.data\.gsd_m is 0'),
         ({'data': {'value_range': (9.0, 1.0)}}, r'config\.data\.value_range'),
@@ -128,20 +136,24 @@ def test_any_whole_number_is_a_seed():
 
 def test_values_take_their_annotated_type():
     config = from_dict(
-        TrainConfig, {'optimizer': {'learning_rate': 1}, 'generator': {'model': {'multipliers': [1, 2, 2]}}}
+        TrainConfig, {'optimizer': {'learning_rate': 1}, 'method': {'model': {'multipliers': [1, 2, 2]}}}
     )
     assert isinstance(config.optimizer.learning_rate, float)
-    assert config.generator.model.multipliers == (1, 2, 2)
+    assert config.method.model.multipliers == (1, 2, 2)
 
 
 def test_settings_of_before_a_condition_had_fields_mean_what_they_meant():
-    old = {'generator': {'model': dict(width=32, upscale=4, rrdb_features=48, rrdb_growth=16, rrdb_blocks=1)}}
+    model = dict(width=32, upscale=4, rrdb_features=48, rrdb_growth=16, rrdb_blocks=1)
+    old = {'generator': {'model': model, 'residual_scale': 0.06}, 'seed': 3}
     config = from_dict(TrainConfig, upgrade(old))
-    assert config.generator.model.spatial == {'lr': Spatial(scale=4, features=48, growth=16, blocks=1)}
-    assert config.generator.model.numbers == {'gsd_m': GSD_M} and config.generator.model.tokens == {}
+    assert config.seed == 3 and config.method.codec == ResidualConfig(scale=0.06)
+    assert from_dict(TrainConfig, upgrade({'generator': {'residual_scale': 0.0}})).method.codec == IdentityConfig()
+    assert former(config.method)['residual_scale'] == 0.06 and former(config.method)['model'].items() >= model.items()
+    assert config.method.model.spatial == {'lr': Spatial(scale=4, features=48, growth=16, blocks=1)}
+    assert config.method.model.numbers == {'gsd_m': GSD_M} and config.method.model.tokens == {}
     now = json.loads(json.dumps(to_dict(config)))
     assert upgrade(now) == now and from_dict(TrainConfig, now) == config
-    for strange in ({}, {'generator': 3}, {'generator': {'model': None}}):
+    for strange in ({}, {'generator': 3}, {'method': {'model': None}}):
         assert upgrade(strange) == strange
 
 
@@ -165,8 +177,8 @@ def test_config_files_cannot_invent_keys():
         ('data.reductions', (1, 4)),
         ('data.bands', (4, 3, 2)),
         ('validation.steps', 5),
-        ('generator.schedule.zero_terminal_snr', True),
-        ('generator.model.spatial.lr.features', 16),
+        ('method.schedule.zero_terminal_snr', True),
+        ('method.model.spatial.lr.features', 16),
     ],
 )
 def test_any_key_can_be_set_by_a_flag(flag, value, monkeypatch):

@@ -13,7 +13,7 @@ from rsdiff.training.state import Trainer
 SMALL = from_dict(
     TrainConfig,
     {
-        'generator': {
+        'method': {
             'model': dict(
                 width=64,
                 multipliers=(1,),

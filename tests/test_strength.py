@@ -5,17 +5,18 @@ import pytest
 from rsdiff.base.errors import BadInput
 from rsdiff.diffusion.schedule import ScheduleConfig
 from rsdiff.diffusion.solvers import timestep_grid
-from rsdiff.methods.diffusion import Generator, GeneratorConfig
+from rsdiff.methods.diffusion import Diffusion, DiffusionConfig
+from rsdiff.methods.sampling import first_timestep
 from rsdiff.sampling.binding import make_projection, steps_of
 
-GENERATOR = Generator(GeneratorConfig(schedule=ScheduleConfig(timesteps=1000)))
+GENERATOR = Diffusion(DiffusionConfig(schedule=ScheduleConfig(timesteps=1000)))
 
 
 @pytest.mark.parametrize(
     'strength, start, steps', [(1.0, 1000, 20), (0.5, 500, 20), (0.01, 10, 10), (0.0005, 1, 1), (1e-9, 1, 1)]
 )
 def test_every_strength_runs_a_step_and_none_more_than_there_are(strength, start, steps):
-    assert GENERATOR.first_timestep(strength) == start and steps_of(GENERATOR, 20, strength) == steps
+    assert first_timestep(GENERATOR, strength) == start and steps_of(GENERATOR, 20, strength) == steps
     assert len(timestep_grid(start, steps)) == steps + 1
 
 

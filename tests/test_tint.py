@@ -10,7 +10,7 @@ import pytest
 from rsdiff.base.boxes import Box
 from rsdiff.diffusion.constraints import Projection
 from rsdiff.diffusion.noise import name_key
-from rsdiff.methods.diffusion import Generator
+from rsdiff.methods.diffusion import Diffusion
 from rsdiff.sampling.binding import bind_windows
 from rsdiff.sampling.mosaic.field import Field
 from rsdiff.sampling.mosaic.plan import make_plan
@@ -31,7 +31,7 @@ def trained():
 
 def window_errors(trained, colour, projection=Projection()):
     """Mean of the sample less that of the condition, of each of the four windows of the last phase and each band."""
-    sampler_at = bind_windows(trained.generator, trained.params, PLAN, make_mesh(devices=jax.devices()[:1]), projection)
+    sampler_at = bind_windows(trained.method, trained.params, PLAN, make_mesh(devices=jax.devices()[:1]), projection)
     condition = np.full((30, 30, 3), colour, np.uint8)
     made = Field(sampler_at(7413.0), PLAN, Plane(condition), name_key(0, 1)).region(Box(0, 0, 120, 120))
     assert made.std() > 0
@@ -46,13 +46,13 @@ def test_the_weights_of_the_project_give_flat_ground_no_tint(trained, colour):
 
 def test_the_projection_takes_the_tint_from_a_network_that_has_one(trained, monkeypatch):
     """Each window is coloured by its own noise: the measure sees it, and the projection removes it."""
-    denoiser = Generator.denoiser
+    denoiser = Diffusion.denoiser
 
     def tinting(*arguments):
         denoise = denoiser(*arguments)
         return lambda zt, t: denoise(zt, t) + 20 * zt.mean((1, 2), keepdims=True) + jnp.array([0.5, 0, -0.5])
 
-    monkeypatch.setattr(Generator, 'denoiser', tinting)
+    monkeypatch.setattr(Diffusion, 'denoiser', tinting)
     tinted, projected = (window_errors(trained, DESERT, projection) for projection in (None, Projection()))
     assert np.abs(tinted).max() > 10 * BOUND and tinted.std(0).max() > BOUND
     assert np.abs(projected).max() < BOUND and projected.std(0).max() < BOUND / 3

@@ -12,7 +12,9 @@ from configs import demo, metaearth
 from rsdiff.base.keys import Keys
 from rsdiff.diffusion.constraints import Projection, smooth_up
 from rsdiff.diffusion.objective import ObjectiveConfig
-from rsdiff.methods.diffusion import Generator, GeneratorConfig
+from rsdiff.methods.codec import IdentityConfig, ResidualConfig
+from rsdiff.methods.diffusion import Diffusion, DiffusionConfig
+from rsdiff.methods.sampling import sample
 from rsdiff.models.conditioning import GSD_M, Number, Spatial, Tokens, position
 from rsdiff.models.embeddings import harmonics, sinusoid
 from rsdiff.models.rrdbnet import RRDBNet
@@ -34,6 +36,16 @@ def count(tree):
     return sum(leaf.size for leaf in jax.tree.leaves(tree))
 
 
+def shapes_of(method):
+    return jax.eval_shape(method.init, jax.random.key(0))
+
+
+def loss_of(method, params, condition=None):
+    """The training loss of the images X, and what they are made from."""
+    prepared = {'targets': {'image': X}, 'condition': condition or CONDITION}
+    return method.loss('generator', params, {}, {}, prepared, jax.random.key(0))[0]
+
+
 def shaken(params, key=jax.random.key(1)):
     """Parameters away from their zero initialisations, so that every path of the network carries something."""
     leaves, structure = jax.tree.flatten(params)
@@ -43,7 +55,7 @@ def shaken(params, key=jax.random.key(1)):
 
 @pytest.fixture(scope='module')
 def tiny():
-    generator = Generator(GeneratorConfig(model=TINY))
+    generator = Diffusion(DiffusionConfig(model=TINY))
     return generator, shaken(jax.jit(generator.init)(jax.random.key(0)))
 
 
@@ -55,13 +67,13 @@ CONDITION = {'lr': LR, 'gsd_m': GSD}
 
 def test_full_size_is_what_its_docstring_says():
     config = from_dict(TrainConfig, metaearth.get_config().to_dict())
-    parameters = count(Generator(config.generator).parameter_shapes())
+    parameters = count(shapes_of(Diffusion(config.method)))
     assert parameters == 612_187_651 and f'{parameters:,}' in metaearth.__doc__
 
 
 def test_demo_config_is_small_enough_for_two_cores():
     config = from_dict(TrainConfig, demo.get_config().to_dict())
-    assert count(Generator(config.generator).parameter_shapes()) < 8e6
+    assert count(shapes_of(Diffusion(config.method))) < 8e6
 
 
 def test_rrdbnet_has_the_published_number_of_parameters_and_enlarges_four_times():
@@ -75,8 +87,8 @@ def test_rrdbnet_has_the_published_number_of_parameters_and_enlarges_four_times(
 @pytest.mark.parametrize('patch', [1, 2, 4])
 @pytest.mark.parametrize('dtype', ['float32', 'bfloat16'])
 def test_output_has_the_shape_and_type_of_the_image(patch, dtype):
-    generator = Generator(GeneratorConfig(model=dataclasses.replace(TINY, patch=patch, dtype=dtype)))
-    shapes = generator.parameter_shapes()
+    generator = Diffusion(DiffusionConfig(model=dataclasses.replace(TINY, patch=patch, dtype=dtype)))
+    shapes = shapes_of(generator)
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(shapes))
     out = jax.eval_shape(lambda p: generator.denoiser(p, CONDITION)(X, T), shapes)
     assert out.shape == X.shape and out.dtype == jnp.float32
@@ -98,7 +110,7 @@ def test_every_input_matters(tiny, changed):
 
 def test_every_parameter_gets_a_gradient(tiny):
     generator, params = tiny
-    gradient = jax.jit(jax.grad(lambda p: generator.loss(p, X, CONDITION, jax.random.key(0))))(params)
+    gradient = jax.jit(jax.grad(lambda p: loss_of(generator, p)))(params)
     silent = [
         jax.tree_util.keystr(path)
         for path, leaf in jax.tree_util.tree_leaves_with_path(gradient)
@@ -117,43 +129,43 @@ def test_an_image_does_not_depend_on_its_neighbours_in_the_batch(tiny):
 
 def test_remat_changes_nothing(tiny):
     generator, params = tiny
-    again = Generator(GeneratorConfig(model=dataclasses.replace(TINY, remat=True)))
-    grads = [
-        jax.jit(jax.grad(lambda p, g=g: g.loss(p, X, CONDITION, jax.random.key(0))))(params) for g in (generator, again)
-    ]
+    again = Diffusion(DiffusionConfig(model=dataclasses.replace(TINY, remat=True)))
+    grads = [jax.jit(jax.grad(lambda p, g=g: loss_of(g, p)))(params) for g in (generator, again)]
     jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, atol=1e-4, rtol=1e-3), *grads)
 
 
-RESIDUAL = GeneratorConfig(model=TINY, objective=ObjectiveConfig(prediction='x0'), residual_scale=0.1)
+RESIDUAL = DiffusionConfig(model=TINY, objective=ObjectiveConfig(prediction='x0'), codec=ResidualConfig(scale=0.1))
 
 
 def test_a_fresh_residual_network_says_the_enlarged_condition():
-    generator = Generator(RESIDUAL)
+    generator = Diffusion(RESIDUAL)
     params = jax.jit(generator.init)(jax.random.key(0))
-    out = jax.jit(lambda p, n: generator.sample(p, CONDITION, n, 3, projection=None))(params, X)
+    out = jax.jit(lambda p, n: sample(generator, p, CONDITION, n, 3, projection=None))(params, X)
     np.testing.assert_allclose(out, jnp.clip(smooth_up(LR, 4), -1, 1), atol=1e-5)
 
 
 @pytest.mark.parametrize('scale', [0.0, 0.1])
 def test_image_and_what_is_diffused_are_one_to_one(scale):
-    generator = Generator(dataclasses.replace(RESIDUAL, residual_scale=scale))
-    np.testing.assert_allclose(generator.to_image(generator.to_diffused(X, LR), LR), X, atol=1e-5)
+    codec = ResidualConfig(scale=scale) if scale else IdentityConfig()
+    z0 = codec.encode({'image': X}, CONDITION)
+    assert float(jnp.abs(z0 - X).max()) > 1 if scale else (z0 == X).all()
+    np.testing.assert_allclose(codec.decode(z0, CONDITION)['image'], X, atol=1e-5)
 
 
 def test_sampling_with_consistency_agrees_with_the_condition(tiny):
     generator, params = tiny
-    sample = jax.jit(lambda n, c: generator.sample(params, CONDITION | {'lr': LR * 0.5}, n, 8, c), static_argnums=1)
+    made = jax.jit(lambda n, c: sample(generator, params, CONDITION | {'lr': LR * 0.5}, n, 8, c), static_argnums=1)
     error = lambda x: float(jnp.abs(x.reshape(2, 8, 4, 8, 4, 3).mean((2, 4)) - LR * 0.5).mean())
-    assert error(sample(X, Projection())) < 0.25 * error(sample(X, None))
+    assert error(made(X, Projection())) < 0.25 * error(made(X, None))
 
 
 def test_the_less_strength_the_closer_to_the_real_image(tiny):
     generator, params = tiny
     real = jnp.clip(X / 3, -1, 1)
-    sample = jax.jit(
-        lambda n, s: generator.sample(params, CONDITION, n, 3, None, guide=real, strength=s), static_argnums=1
+    made = jax.jit(
+        lambda n, s: sample(generator, params, CONDITION, n, 3, None, guide=real, strength=s), static_argnums=1
     )
-    away = [float(jnp.abs(sample(X[::-1], strength) - real).mean()) for strength in (0.01, 0.3, 1.0)]
+    away = [float(jnp.abs(made(X[::-1], strength) - real).mean()) for strength in (0.01, 0.3, 1.0)]
     assert away[0] < away[1] < away[2] and away[0] < 0.2 * away[2]
 
 
@@ -176,7 +188,7 @@ OPTIONAL = [name for name in ALL if name not in CONDITION]
 
 @pytest.fixture(scope='module')
 def many():
-    generator = Generator(GeneratorConfig(model=MANY))
+    generator = Diffusion(DiffusionConfig(model=MANY))
     params = shaken(jax.jit(generator.init)(jax.random.key(0)))
     return generator, params, jax.jit(lambda condition, x=X: generator.denoiser(params, condition)(x, T))
 
@@ -201,11 +213,11 @@ def test_absent_and_nan_are_one_null_and_each_example_has_its_own(many, field):
 
 def test_a_condition_of_nothing_optional_is_enough_and_every_null_learns(many):
     generator, params, _ = many
-    assert {name for name in params if name.endswith('_null')} == {f'{name}_null' for name in OPTIONAL}
+    assert {name for name in params['generator'] if name.endswith('_null')} == {f'{name}_null' for name in OPTIONAL}
     for condition in (CONDITION, ALL | {name: jnp.full_like(ALL[name], jnp.nan) for name in OPTIONAL}):
-        gradient = jax.grad(lambda p, c=condition: generator.loss(p, X, c, jax.random.key(0)))(params)
+        gradient = jax.grad(lambda p, c=condition: loss_of(generator, p, c))(params)
         assert all(np.isfinite(leaf).all() for leaf in jax.tree.leaves(gradient))
-        assert all(float(jnp.abs(gradient[f'{name}_null']).max()) > 0 for name in OPTIONAL)
+        assert all(float(jnp.abs(gradient['generator'][f'{name}_null']).max()) > 0 for name in OPTIONAL)
 
 
 def test_a_token_of_nan_is_not_looked_at(many):
@@ -226,7 +238,7 @@ def test_fields_beside_the_first_change_nothing_of_its_parameters(tiny):
     """So a run of before fields goes on, and its first draws are the same."""
     generator, _ = tiny
     names = [
-        jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(generator.parameter_shapes())
+        jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes_of(generator)['generator'])
     ]
     assert {name.split("'")[1] for name in names} >= {'encoder', 'enlarge', 'gsd_mlp', 'time_mlp'}
     assert not [name for name in names if 'null' in name or 'cross' in name]

@@ -209,9 +209,9 @@ def mosaics(cell: Cell, trained: Trained, out: Path) -> tuple[list[np.ndarray], 
     plan = cell.make_plan(window_px)
     end_step = plan.steps // 2 if cell.end else None
     projection = (
-        make_projection(trained.generator, plan.steps, cell.scale, cell.strength, end_step) if cell.strength else None
+        make_projection(trained.method, plan.steps, cell.scale, cell.strength, end_step) if cell.strength else None
     )
-    sampler = bind_windows(trained.generator, trained.params, plan, make_mesh(), projection)(gsd_m)
+    sampler = bind_windows(trained.method, trained.params, plan, make_mesh(), projection)(gsd_m)
     settings = MosaicSettings(UPSCALE * gsd_m, 1, plan, SUPERTILE_PX, SEED.value, cell.noise)
     images, seconds, cpu, evaluated = [], 0.0, 0.0, []
     for path, box in zip(paths, cell.scenes().values()):

@@ -87,7 +87,7 @@ def measure(config: TrainConfig) -> dict[str, Any]:
     forward = cost.trace_forward(config)
     forward_macs, step_macs = cost.count_macs(forward.jaxpr), cost.count_macs(traced_step.jaxpr)
     device = jax.devices()[0]
-    peak = cost.peak_flops(device.device_kind, config.generator.model.dtype)
+    peak = cost.peak_flops(device.device_kind, config.method.model.dtype)
     flop_per_second = 2 * step_macs * rate
     result = {
         'images_per_second': spread([row[0] for row in rounds]),
@@ -98,7 +98,7 @@ def measure(config: TrainConfig) -> dict[str, Any]:
         'device_kind': device.device_kind,
         'mesh': dict(mesh.shape),
         'parameters': parameters(state),
-        'dtype': config.generator.model.dtype,
+        'dtype': config.method.model.dtype,
         'gmac_per_image': {'forward': forward_macs / 1e9, 'step': step_macs / 1e9},
         'xla_check': xla_check(forward),
         'flop_per_second': flop_per_second,
@@ -194,8 +194,8 @@ class Diffusers:
     """
 
     def __init__(self, config: TrainConfig, batch: dict[str, np.ndarray], parameters: int):
-        if jax.default_backend() != 'cpu' or jax.device_count() > 1 or config.generator.model.dtype != 'float32':
-            raise BadInput('--against diffusers needs one CPU device and --config.generator.model.dtype=float32')
+        if jax.default_backend() != 'cpu' or jax.device_count() > 1 or config.method.model.dtype != 'float32':
+            raise BadInput('--against diffusers needs one CPU device and --config.method.model.dtype=float32')
         try:
             import diffusers
             import torch
@@ -208,7 +208,7 @@ class Diffusers:
         self.target = parameters
         self.widths, make = self._fit(diffusers.UNet2DModel, config)
         self.net = make().train()
-        self.scheduler = diffusers.DDPMScheduler(config.generator.schedule.timesteps)
+        self.scheduler = diffusers.DDPMScheduler(config.method.schedule.timesteps)
         optimizer = config.optimizer
         self.clip_norm = optimizer.clip_norm
         self.optimizer = torch.optim.AdamW(
@@ -270,7 +270,7 @@ class Diffusers:
 
         It has our levels, blocks and attention, and above them the levels that ours folds away.
         """
-        model = config.generator.model
+        model = config.method.model
         above = int(math.log2(model.patch))
         multipliers = [model.multipliers[0]] * above + list(model.multipliers)
         attends = [level - above in model.attention_levels for level in range(len(multipliers))]
@@ -306,7 +306,7 @@ class Diffusers:
 
 def expected_cost(config: TrainConfig) -> dict[str, Any]:
     """What shapes alone tell."""
-    model, forward = config.generator.model, cost.trace_forward(config)
+    model, forward = config.method.model, cost.trace_forward(config)
     step, state = cost.trace_step(config, remat=False)
     as_run = cost.trace_step(config, remat=True)[0] if model.remat else step
     forward_macs = cost.count_macs(forward.jaxpr)

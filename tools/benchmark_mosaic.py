@@ -216,7 +216,7 @@ class Canvas:
         self.settings = MosaicSettings(
             blue_marble.GSD_M * UPSCALE**stages, stages, make_plan(plan, window_px), supertile_px or 16 * window_px
         )
-        self.sampler_at: SamplerAt = bind_windows(trained.generator, trained.params, self.settings.plan, make_mesh())
+        self.sampler_at: SamplerAt = bind_windows(trained.method, trained.params, self.settings.plan, make_mesh())
         self.pixels = np.random.default_rng(0).integers(0, 256, (side_px // UPSCALE**stages,) * 2 + (3,), np.uint8)
 
     def tell(self) -> dict[str, Any]:
@@ -266,7 +266,7 @@ def tint(trained: Trained) -> list[dict[str, Any]]:
     rows, plan = [], make_plan('fast', trained.config.data.size_px)
     settings = MosaicSettings(UPSCALE * blue_marble.GSD_M, 1, plan, SUPERTILE_PX)
     for name, projection in (('on', Projection()), ('off', None)):
-        sampler_at = bind_windows(trained.generator, trained.params, plan, make_mesh(), projection)
+        sampler_at = bind_windows(trained.method, trained.params, plan, make_mesh(), projection)
         for what, condition in flat_conditions().items():
             made = settings.field(sampler_at(blue_marble.GSD_M), condition, 1)
             sample = made.region(Box(0, 0, *made.shape[:2]))

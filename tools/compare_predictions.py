@@ -4,7 +4,7 @@
     … --also_sqrt_linear residual_x0     that variant again, with β linear in √β
 
 The variants diffuse the image itself (eps, v) or the residual over the enlarged condition (residual_x0, scaled by the
-config's generator.residual_scale), two of them also with zero terminal SNR. All else is the config's, also the P2
+config's method.codec), two of them also with zero terminal SNR. All else is the config's, also the P2
 weight. The chips are none that was trained on: from Blue Marble's held-out part, or of a folder's --split. Their
 conditions are clean means over 4 × 4 pixels, noise and conditions are the same for all, and nothing is projected onto
 the condition, so that LR-consistency and tint tell what the network itself knows. It is one seed: small differences
@@ -29,6 +29,9 @@ from rsdiff.data import blue_marble
 from rsdiff.data.folder import canonical_split, read_folder
 from rsdiff.data.images import bicubic, box_downscale, read_image, to_float, to_uint8, write_image
 from rsdiff.evaluation.fidelity import detail, lr_consistency, psnr
+from rsdiff.methods.codec import ResidualConfig
+from rsdiff.methods.diffusion import DiffusionConfig
+from rsdiff.methods.sampling import sample
 from rsdiff.pretrained.lpips import LPIPS
 from rsdiff.programs import console
 from rsdiff.training.checkpoint import load_generator
@@ -64,15 +67,16 @@ COLUMNS = {
 
 def variants(base: TrainConfig) -> dict[str, TrainConfig]:
     """The configs to compare, by name."""
-    if base.generator.residual_scale <= 0:
-        raise BadInput('config.generator.residual_scale is 0; the residual variants need it, see configs/demo.py')
+    if not isinstance(base.method, DiffusionConfig) or not isinstance(base.method.codec, ResidualConfig):
+        raise BadInput('config.method.codec is no residual; the residual variants need its scale, see configs/demo.py')
 
-    def variant(prediction, error_in, residual=False, zero_snr=False, shape=base.generator.schedule.shape):
+    def variant(prediction, error_in, residual=False, zero_snr=False, shape=base.method.schedule.shape):
         values = to_dict(base)
-        generator = values['generator']
-        generator['objective'] |= {'prediction': prediction, 'error_in': error_in}
-        generator['schedule'] |= {'zero_terminal_snr': zero_snr, 'shape': shape}
-        generator['residual_scale'] *= residual
+        method = values['method']
+        method['objective'] |= {'prediction': prediction, 'error_in': error_in}
+        method['schedule'] |= {'zero_terminal_snr': zero_snr, 'shape': shape}
+        if not residual:
+            method['codec'] = {'kind': 'identity'}
         values['validation']['every_images'] = FLAGS.images
         values |= {
             'total_images': FLAGS.images,
@@ -89,8 +93,8 @@ def variants(base: TrainConfig) -> dict[str, TrainConfig]:
     }
     configs = {name: variant(*choice) for name, choice in choices.items()}
     if (again := FLAGS.also_sqrt_linear) is not None:
-        if base.generator.schedule.shape != 'linear':
-            raise BadInput('--also_sqrt_linear needs a config whose generator.schedule.shape is linear')
+        if base.method.schedule.shape != 'linear':
+            raise BadInput('--also_sqrt_linear needs a config whose method.schedule.shape is linear')
         configs[f'{again}_sqrt_linear'] = variant(*choices[again], shape='sqrt_linear')
     return configs
 
@@ -129,15 +133,12 @@ def held_out_chips(data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
 def samples(workdir: Path, conditions: np.ndarray, gsd_m: np.ndarray) -> np.ndarray:
     """What the generator in `workdir` makes of the conditions, uint8 (n, 4h, 4w, 3)."""
     trained = load_generator(workdir)
-    sample = jax.jit(lambda params, *batch: trained.generator.sample(params, *batch, FLAGS.steps, projection=None))
+    made = jax.jit(lambda params, *batch: sample(trained.method, params, *batch, FLAGS.steps, projection=None))
     n, h, w, _ = conditions.shape
     noise = np.asarray(jax.random.normal(seed_key(FLAGS.seed), (n, 4 * h, 4 * w, 3)))
     batches = (slice(start, start + FLAGS.batch_size) for start in range(0, n, FLAGS.batch_size))
     return np.concatenate(
-        [
-            to_uint8(sample(trained.params, {'lr': to_float(conditions[b]), 'gsd_m': gsd_m[b]}, noise[b]))
-            for b in batches
-        ]
+        [to_uint8(made(trained.params, {'lr': to_float(conditions[b]), 'gsd_m': gsd_m[b]}, noise[b])) for b in batches]
     )
 
 
@@ -194,8 +195,8 @@ def main() -> None:
         raise BadInput('give --config FILE and --out DIR')
     console.enable_compilation_cache()
     base, out = from_dict(TrainConfig, FLAGS.config.to_dict()), Path(FLAGS.out)
-    if FLAGS.steps > base.generator.schedule.timesteps:
-        raise BadInput(f'--steps is {FLAGS.steps}; the config has {base.generator.schedule.timesteps} timesteps')
+    if FLAGS.steps > base.method.schedule.timesteps:
+        raise BadInput(f'--steps is {FLAGS.steps}; the config has {base.method.schedule.timesteps} timesteps')
     configs, (truth, gsd_m) = variants(base), held_out_chips(base.data)
     conditions = np.stack([box_downscale(chip, 4) for chip in truth])
     folders.claim_folder(out, {'images': FLAGS.images, 'config': to_dict(base)})

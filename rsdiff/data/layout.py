@@ -19,7 +19,7 @@ UNREAD_MANIFEST = 'metadata.parquet'
 LEFT_BY_SYSTEMS = '$RECYCLE.BIN', '__MACOSX', '@eaDir'
 # the file that every run begins with, and keys of which it has one: those of other programs have none
 RUN_FILES = {
-    'config.json': {'generator'},
+    'config.json': {'method', 'generator'},
     'settings.json': {
         'sources_sha256',
         'condition_px',

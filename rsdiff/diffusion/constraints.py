@@ -17,7 +17,11 @@ edge the correction is therefore another than the neighbour's, which is for the 
 import dataclasses
 
 import jax
+import jax.numpy as jnp
 from einops import reduce
+
+from rsdiff.diffusion.schedule import like
+from rsdiff.diffusion.solvers import Denoise
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,3 +78,22 @@ def project(x0, y, factor: int | None = None, strength=1.0, repeats: int = 2):
     for _ in range(repeats):
         x0 = x0 + strength * smooth_up(y - box_down(x0, factor), factor)
     return x0
+
+
+def projected(predict: Denoise, y, projection: Projection) -> Denoise:
+    """`predict`, with what it says projected onto the condition y (…, h, w, c) as `projection` has it."""
+
+    def held(xt, t):
+        x0 = predict(xt, t)
+        on = like(t > projection.end, x0) * projection.strength
+        return project(x0, y, projection.factor, on)
+
+    return held
+
+
+def keep_known(predict: Denoise, pixels, mask) -> Denoise:
+    """`predict`, with what is known put in its place: `pixels` (…, h, w, c) where `mask` (…, h, w, 1) is true.
+
+    That is the projection of DDNM for a `down` that leaves pixels out: what is unknown is drawn to fit.
+    """
+    return lambda xt, t: jnp.where(mask, pixels, predict(xt, t))

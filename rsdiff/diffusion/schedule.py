@@ -29,6 +29,7 @@ from typing import Literal
 import jax.numpy as jnp
 import numpy as np
 
+from rsdiff.base.errors import BadInput
 from rsdiff.base.ranges import check_range
 
 Prediction = Literal['eps', 'x0', 'v']
@@ -48,6 +49,12 @@ class ScheduleConfig:
     def __post_init__(self):
         check_range(self, 1, 100_000, 'timesteps')
         check_range(self, 0, 1, 'beta_start', 'beta_end')
+        if not 0 < self.beta_start <= self.beta_end < 1:
+            raise BadInput(
+                f'beta_start is {self.beta_start} and beta_end {self.beta_end}; 0 < beta_start <= beta_end < 1 must hold'
+            )
+        if self.zero_terminal_snr and self.timesteps < 2:
+            raise BadInput('timesteps is 1; zero_terminal_snr needs at least 2')
 
 
 @dataclasses.dataclass(frozen=True, eq=False)
@@ -98,11 +105,9 @@ def make_schedule(config: ScheduleConfig) -> Schedule:
     """The schedule of (3), multiplied out in float64, rescaled by (6) if the config asks for it.
 
     Raises:
-      ValueError: β leaves (0, 1), the shape is unknown, or there is but one step to rescale.
+      ValueError: the shape is unknown.
     """
     start, end, steps = config.beta_start, config.beta_end, config.timesteps
-    if not 0 < start <= end < 1:
-        raise ValueError(f'0 < beta_start <= beta_end < 1 does not hold for {start}, {end}')
     if config.shape == 'linear':
         beta = np.linspace(start, end, steps, dtype=np.float64)
     elif config.shape == 'sqrt_linear':
@@ -111,8 +116,6 @@ def make_schedule(config: ScheduleConfig) -> Schedule:
         raise ValueError(f"schedule shape {config.shape!r} is neither 'linear' nor 'sqrt_linear'")
     alpha_bar = np.cumprod(1.0 - beta)
     if config.zero_terminal_snr:
-        if steps < 2:
-            raise ValueError('zero_terminal_snr needs at least 2 timesteps')
         alpha = np.sqrt(alpha_bar)
         alpha_bar = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
     # ᾱ as float32 has it, so that training and solvers, one in float32 and the other not, speak of the same noise

@@ -4,11 +4,15 @@ Parameter names are those of the Real-ESRGAN checkpoints. As a generator it ends
 `features` serves as the encoder of the low-resolution condition.
 """
 
-from typing import Any
+import dataclasses
+from typing import Any, Literal
 
 import jax
 from flax import nnx
 from jax import numpy as jnp
+
+from rsdiff.base.ranges import check_range
+from rsdiff.models.conditioning import Number, Spatial, Tokens
 
 
 def conv3x3(features_in: int, features_out: int, *, dtype, rngs: nnx.Rngs, scale: float = 1.0):
@@ -57,8 +61,17 @@ class RRDBEncoder(nnx.Module):
     """RRDBNet up to its upsampler: (b, h, w, channels) → (b, h, w, features)."""
 
     def __init__(
-        self, features: int, growth: int, blocks: int, *, channels: int = 3, dtype: Any = jnp.float32, rngs: nnx.Rngs
+        self,
+        features: int,
+        growth: int,
+        blocks: int,
+        *,
+        channels: int = 3,
+        remat: bool = False,
+        dtype: Any = jnp.float32,
+        rngs: nnx.Rngs,
     ):
+        self.remat = remat
         self.conv_first = conv3x3(channels, features, dtype=dtype, rngs=rngs)
         self.body = nnx.List([RRDB(features, growth, dtype=dtype, rngs=rngs) for _ in range(blocks)])
         self.conv_body = conv3x3(features, features, dtype=dtype, rngs=rngs)
@@ -66,23 +79,58 @@ class RRDBEncoder(nnx.Module):
     def __call__(self, lr):
         first = self.conv_first(lr)
         x = first
+        run = nnx.remat(RRDB.__call__) if self.remat else RRDB.__call__
         for block in self.body:
-            x = block(x)
+            x = run(block, x)
         return first + self.conv_body(x)
 
 
-class RRDBNet(RRDBEncoder):
-    """The whole 4× network: (b, h, w, 3) → (b, 4h, 4w, 3). 64 features, growth 32, 23 blocks: 16,697,987 parameters."""
+@dataclasses.dataclass(frozen=True)
+class RRDBNetConfig:
+    """Sizes of an `RRDBNet`: 64 features that grow by 32 and 23 blocks are Real-ESRGAN's, 16,697,987 parameters."""
 
-    def __init__(self, features: int = 64, growth: int = 32, blocks: int = 23, *, dtype=jnp.float32, rngs: nnx.Rngs):
-        super().__init__(features, growth, blocks, dtype=dtype, rngs=rngs)
-        self.conv_up1 = conv3x3(features, features, dtype=dtype, rngs=rngs)
-        self.conv_up2 = conv3x3(features, features, dtype=dtype, rngs=rngs)
-        self.conv_hr = conv3x3(features, features, dtype=dtype, rngs=rngs)
-        self.conv_last = conv3x3(features, 3, dtype=dtype, rngs=rngs)
+    features: int = 64
+    growth: int = 32
+    blocks: int = 23
+    channels: int = 3
+    dtype: Literal['float32', 'bfloat16'] = 'float32'
+    remat: bool = False
+
+    def __post_init__(self):
+        check_range(self, 1, 1024, 'features', 'growth')
+        check_range(self, 1, 64, 'blocks')
+        check_range(self, 1, 256, 'channels')
+
+    @property
+    def upscale(self) -> int:
+        """How many times finer the result is than `lr`."""
+        return 4
+
+    @property
+    def stride(self) -> int:
+        """Image sides must be multiples of this many pixels."""
+        return self.upscale
+
+    @property
+    def fields(self) -> dict[str, Spatial | Number | Tokens]:
+        """All fields of the condition."""
+        return {'lr': Spatial(self.channels, self.upscale, self.features, self.growth, self.blocks)}
+
+
+class RRDBNet(RRDBEncoder):
+    """The whole 4× network: (b, h, w, channels) → float32 (b, 4h, 4w, channels)."""
+
+    def __init__(self, config: RRDBNetConfig = RRDBNetConfig(), *, rngs: nnx.Rngs):
+        make: Any = dict(dtype=jnp.dtype(config.dtype), rngs=rngs)
+        features, channels = config.features, config.channels
+        super().__init__(features, config.growth, config.blocks, channels=channels, remat=config.remat, **make)
+        self.conv_up1 = conv3x3(features, features, **make)
+        self.conv_up2 = conv3x3(features, features, **make)
+        self.conv_hr = conv3x3(features, features, **make)
+        self.conv_last = conv3x3(features, channels, **make)
 
     def __call__(self, lr):
         x = super().__call__(lr)
         x = lrelu(self.conv_up1(nearest_up(x, 2)))
         x = lrelu(self.conv_up2(nearest_up(x, 2)))
-        return self.conv_last(lrelu(self.conv_hr(x)))
+        return self.conv_last(lrelu(self.conv_hr(x))).astype(jnp.float32)

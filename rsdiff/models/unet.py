@@ -60,8 +60,8 @@ class UNetConfig:
             raise BadInput(f'multipliers are {len(self.multipliers)}; there must be 1 to {MOST_LEVELS}')
         if self.width * min(self.multipliers) < 1:
             raise BadInput(f'multipliers {self.multipliers} of width {self.width} leave a level without channels')
-        if len(self.attention_levels) > MOST_LEVELS:
-            raise BadInput(f'attention_levels are {len(self.attention_levels)}; there must be {MOST_LEVELS} at most')
+        if self.patch not in (1, 2, 4):
+            raise BadInput(f'patch is {self.patch}; it may be 1, 2 or 4')
         if self.rough_parameters > MOST_PARAMETERS:
             raise BadInput(
                 f'width {self.width}, multipliers, blocks and the features, growth, blocks of spatial fields make a '
@@ -71,6 +71,12 @@ class UNetConfig:
             raise BadInput(f'{ascii(wrong[0])[:60]} is no name of a field; use letters, digits and _')
         if twice := sorted(name for name in self.fields if sum(name in kind for kind in self._kinds) > 1):
             raise BadInput(f'{twice[0]} is a field of two kinds; spatial, numbers and tokens need names of their own')
+        levels = range(len(self.multipliers))
+        attending = {*self.attention_levels, levels[-1]}
+        if not attending <= {*levels}:
+            raise BadInput(f'attention_levels {self.attention_levels} are not all among levels 0 to {levels[-1]}')
+        if any(int(self.width * self.multipliers[level]) % self.head_width for level in attending):
+            raise BadInput(f'head_width {self.head_width} does not divide the width of a level with attention')
 
     def __hash__(self) -> int:
         return hash(repr(self))  # dicts have none
@@ -83,6 +89,11 @@ class UNetConfig:
     def fields(self) -> dict[str, Spatial | Number | Tokens]:
         """All fields of the condition."""
         return {**self.spatial, **self.numbers, **self.tokens}
+
+    @property
+    def upscale(self) -> int:
+        """How many times finer the result is than `lr`; 1 without one."""
+        return self.spatial['lr'].scale if 'lr' in self.spatial else 1
 
     @property
     def rough_parameters(self) -> float:

@@ -26,6 +26,7 @@ from rsdiff.data.folder import Entry, opened_entries
 from rsdiff.data.gsd import check_gsd_m
 from rsdiff.diffusion import noise
 from rsdiff.diffusion.solvers import Solver
+from rsdiff.methods.sampling import first_timestep
 from rsdiff.programs import console
 from rsdiff.programs.console import flag_numbers
 from rsdiff.sampling.binding import bind_images, bind_windows, make_projection, steps_of
@@ -101,7 +102,7 @@ def check_flags() -> None:
 def projection(trained: Trained, steps: int):
     """The `Projection` that the flags ask for, or None."""
     numbers = int(FLAGS.consistency_scale), FLAGS.consistency_strength, FLAGS.consistency_end
-    made = make_projection(trained.generator, steps, *numbers, trained.generator.first_timestep(FLAGS.strength))
+    made = make_projection(trained.method, steps, *numbers, first_timestep(trained.method, FLAGS.strength))
     return made if FLAGS.consistency else None
 
 
@@ -113,14 +114,15 @@ def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
     if gsd_m is None:
         raise BadInput(f'--tiles needs --gsd_m, the metres a pixel of the condition; {FLAGS.condition} does not say')
     window_px = trained.config.data.size_px
-    plan = make_plan(FLAGS.plan, window_px, FLAGS.steps, FLAGS.phases, FLAGS.overlap, FLAGS.seed)
+    timesteps = trained.method.schedule.timesteps
+    plan = make_plan(FLAGS.plan, window_px, FLAGS.steps, FLAGS.phases, FLAGS.overlap, FLAGS.seed, timesteps)
     project = projection(trained, plan.steps)
     settings = MosaicSettings(
         gsd_m, FLAGS.stages, plan, FLAGS.supertile or 16 * window_px, FLAGS.seed, FLAGS.noise, FLAGS.wrap_x
     )
     provenance |= {'projection': repr(project), 'condition': condition.digest()}
     provenance |= {name: list(value) for name, value in shown.items() if value}
-    sampler_at = bind_windows(trained.generator, trained.params, plan, make_mesh(), project, FLAGS.batch_size)
+    sampler_at = bind_windows(trained.method, trained.params, plan, make_mesh(), project, FLAGS.batch_size)
     if FLAGS.dry_run:
         return estimate(sampler_at, condition, settings)
     if region:
@@ -132,10 +134,11 @@ def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
 
 def folder(trained: Trained, provenance: dict, out: Path) -> dict:
     """Many images, each in one piece."""
+    timesteps = trained.method.schedule.timesteps
     path, mesh, steps = (
         Path(FLAGS.condition),
         make_mesh(),
-        steps_of(trained.generator, FLAGS.steps or 20, FLAGS.strength),
+        steps_of(trained.method, FLAGS.steps or min(20, timesteps), FLAGS.strength),
     )
     entries = opened_entries(path, FLAGS.split) if path.is_dir() else [Entry(path, path.name)]
     project = projection(trained, steps)
@@ -154,7 +157,7 @@ def folder(trained: Trained, provenance: dict, out: Path) -> dict:
         flag_numbers('bands', int, 3),
         flag_numbers('value_range', float, 2),
     )
-    sample = bind_images(trained.generator, trained.params, steps, mesh, project, FLAGS.strength, FLAGS.solver)
+    sample = bind_images(trained.method, trained.params, steps, mesh, project, FLAGS.strength, FLAGS.solver)
     result = sample_folder(sample, trained.config.degradation, entries, out, settings, provenance)
     carry_fingerprints(FLAGS.checkpoint, out)
     return result

@@ -1,5 +1,7 @@
 """A trained generator as what samples windows, and whole images."""
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -9,7 +11,9 @@ from rsdiff.base.errors import BadInput
 from rsdiff.diffusion import solvers
 from rsdiff.diffusion.constraints import UP_REACH_PX, Projection
 from rsdiff.diffusion.solvers import Solver
-from rsdiff.methods.diffusion import Generator
+from rsdiff.methods.base import Method
+from rsdiff.methods.sampling import first_timestep, predictor, sample
+from rsdiff.models.conditioning import Condition
 from rsdiff.sampling.images import SampleImages
 from rsdiff.sampling.mosaic.cascade import SamplerAt
 from rsdiff.sampling.mosaic.field import WindowSampler, windows_a_call
@@ -17,7 +21,7 @@ from rsdiff.sampling.mosaic.plan import Plan
 
 
 def bind_windows(
-    generator: Generator,
+    method: Method,
     params: dict,
     plan: Plan,
     mesh: Mesh,
@@ -29,18 +33,19 @@ def bind_windows(
     whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
     batch, margin = windows_a_call(plan.window_px, batch_size, mesh.size), UP_REACH_PX
     params = jax.device_put(params, NamedSharding(mesh, whole))
+    condition = functools.partial(_condition, method)
 
     def on_devices(function, *specs):
         return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False))
 
     def advance(params, lr, gsd_m, x, x0, steps):
-        return solvers.integrate(
-            generator.predictor(params, {'lr': lr, 'gsd_m': gsd_m}, projection, margin), steps, x, x0
-        )
+        return solvers.integrate(predictor(method, params, condition(lr, gsd_m), projection, margin), steps, x, x0)
 
     advance = on_devices(advance, whole, split, split, split, split, whole)
-    image = on_devices(lambda lr, z: jnp.clip(generator.to_image(z, lr, margin), -1.0, 1.0), split, split)
-    steps = solvers.solver_steps(plan.solver, generator.schedule, plan.steps)
+    image = on_devices(
+        lambda lr, z: jnp.clip(method.codec.decode(z, {'lr': lr}, margin)['image'], -1.0, 1.0), split, split
+    )
+    steps = solvers.solver_steps(plan.solver, method.schedule, plan.steps)
 
     def at(gsd_m: float) -> WindowSampler:
         each = np.full(batch, gsd_m, np.float32)
@@ -50,14 +55,19 @@ def bind_windows(
             steps,
             batch,
             margin,
-            generator.schedule.first_scale,
+            method.schedule.first_scale,
         )
 
     return at
 
 
+def _condition(method: Method, lr, gsd_m) -> Condition:
+    """Of what a stage knows, the fields that the method takes."""
+    return {name: value for name, value in {'lr': lr, 'gsd_m': gsd_m}.items() if name in method.fields}
+
+
 def bind_images(
-    generator: Generator,
+    method: Method,
     params: dict,
     steps: int,
     mesh: Mesh,
@@ -68,15 +78,16 @@ def bind_images(
     """What `whole.sample_folder` takes: batches of whole images, split over the devices of `mesh`."""
     whole, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(mesh.axis_names)))
     params = jax.device_put(params, whole)
+    condition = functools.partial(_condition, method)
 
     def run(params, lr, noise, gsd_m, guide):
-        return generator.sample(params, {'lr': lr, 'gsd_m': gsd_m}, noise, steps, projection, solver, guide, strength)
+        return sample(method, params, condition(lr, gsd_m), noise, steps, projection, solver, guide, strength)
 
     run = jax.jit(run, in_shardings=(whole, split, split, split, split), out_shardings=split)
     return lambda lr, noise, gsd_m, guide=None: run(params, lr, noise, gsd_m, guide)
 
 
-def steps_of(generator: Generator, steps: int, strength: float) -> int:
+def steps_of(method: Method, steps: int, strength: float) -> int:
     """How many of `steps` a sample of `strength` runs: below 1 no more than the timesteps that it passes, and at least one.
 
     Raises:
@@ -84,11 +95,11 @@ def steps_of(generator: Generator, steps: int, strength: float) -> int:
     """
     if not 0 < strength <= 1:
         raise BadInput(f'strength is {strength}; it must be above 0, and 1 at most')
-    return min(steps, generator.first_timestep(strength)) if strength < 1 else steps
+    return min(steps, first_timestep(method, strength)) if strength < 1 else steps
 
 
 def make_projection(
-    generator: Generator,
+    method: Method,
     steps: int,
     factor: int = 4,
     strength: float = 1.0,
@@ -102,7 +113,7 @@ def make_projection(
     Raises:
       BadInput: there are fewer timesteps than steps.
     """
-    start = generator.schedule.timesteps if start is None else start
+    start = method.schedule.timesteps if start is None else start
     if steps > start:
         raise BadInput(f'steps is {steps}; the generator has {start} timesteps')
     end_step = steps if end_step is None else min(end_step, steps)

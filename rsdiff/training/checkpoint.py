@@ -1,6 +1,6 @@
 """Checkpoints on disk. The one file that knows Orbax, and the one that knows the format of released weights.
 
-A run's folder holds `checkpoints/<step>/` with params, ema and opt as separate items, and `config.json`. A
+A run's folder holds `checkpoints/<step>/` with params, buffers, ema and opt as separate items, and `config.json`. A
 release is a folder of `config.json` and `model.safetensors` (the averaged parameters, bfloat16), as in `weights/`.
 """
 
@@ -21,13 +21,17 @@ from etils import epath
 
 from rsdiff.base.errors import BadInput
 from rsdiff.base.files import is_local, read_json, write_json
-from rsdiff.methods.diffusion import Generator, GeneratorConfig
+from rsdiff.methods.base import GENERATOR, Method, Parameters
+from rsdiff.methods.diffusion import DiffusionConfig
+from rsdiff.methods.kinds import MethodConfig, make_method
 from rsdiff.pretrained import weights
 from rsdiff.training import hosts
-from rsdiff.training.config import FORMER, TrainConfig, differing_keys, from_dict, to_dict, upgrade
+from rsdiff.training.config import TrainConfig, differing_keys, former, from_dict, to_dict, upgrade
+from rsdiff.training.state import EMA
 
+PARTS = 'parts'  # beside the fingerprints: of what the items consist
 CONFIG, RELEASE = 'config.json', 'model.safetensors'
-ITEMS = ('params', 'ema', 'opt')
+ITEMS = ('params', 'buffers', 'ema', 'opt')
 ABSENT = errno.ENOENT, errno.ENOTDIR, errno.EISDIR
 TRANSIENT = 'UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|ABORTED|CANCELLED'
 
@@ -63,11 +67,13 @@ class Checkpoints:
         step = int(state['step'])
         if step in self.manager.all_steps():
             return
-        self._require_space(sum(leaf.nbytes for name in ITEMS for leaf in jax.tree.leaves(state[name])))
-        items = {name: ocp.args.StandardSave(state[name]) for name in ITEMS}
-        prints = ocp.args.JsonSave({name: int(fingerprint(state[name])) for name in ITEMS})
+        kept = _kept(state)
+        self._require_space(sum(leaf.nbytes for leaf in jax.tree.leaves(kept)))
+        items = {name: ocp.args.StandardSave(tree) for name, tree in kept.items()}
+        prints = {name: int(fingerprint(tree)) for name, tree in kept.items()}
+        told = ocp.args.JsonSave(prints | {PARTS: list(state['params'])})
         with self._writing():
-            self.manager.save(step, args=ocp.args.Composite(**items, fingerprints=prints))
+            self.manager.save(step, args=ocp.args.Composite(**items, fingerprints=told))
 
     def check(self) -> None:
         """Raises what went wrong in the background since `save`, as `save` would."""
@@ -82,14 +88,27 @@ class Checkpoints:
           BadInput: there are checkpoints, and all are damaged.
           OSError: the newest can't be read now, which is no damage; nothing is moved.
         """
-        found = _newest_whole(self.manager, {name: abstract[name] for name in ITEMS})
+        kept = _kept(abstract)
+
+        def like(step: int) -> dict[str, Any]:
+            return kept if self._has_parts(step) else {name: _only(name, tree) for name, tree in kept.items()}
+
+        found = _newest_whole(self.manager, like)
         if found is None:
             return None
         step, items, damaged = found
         hosts.first_does(lambda: self._move_aside(damaged))
         if damaged:
             self.manager.reload()
-        return {'step': jax.device_put(jnp.int32(step), abstract['step'].sharding), **items}
+        if not self._has_parts(step):
+            items = {name: {GENERATOR: {EMA: tree} if name == 'ema' else tree} for name, tree in items.items()}
+        step = jax.device_put(jnp.int32(step), abstract['step'].sharding)
+        return {'step': step, 'buffers': abstract['buffers'], **items}
+
+    def _has_parts(self, step: int) -> bool:
+        """Whether a checkpoint is from a time when a method could have several parts."""
+        told = self.manager.restore(step, args=ocp.args.Composite(fingerprints=ocp.args.JsonRestore()))
+        return PARTS in told['fingerprints']
 
     def close(self) -> None:
         """Waits for what is being saved; raises as `save` does."""
@@ -121,6 +140,16 @@ class Checkpoints:
                 target.rmtree()
             target.parent.mkdir(parents=True, exist_ok=True)
             (self.folder / str(step)).rename(target)
+
+
+def _kept(state: dict[str, Any]) -> dict[str, Any]:
+    """What of a state is written: all but the step, which is the checkpoint's name, and what is empty."""
+    return {name: state[name] for name in ITEMS if jax.tree.leaves(state[name])}
+
+
+def _only(name: str, tree: dict[str, Any]) -> Any:
+    """An item as it was when there was but one part, with one average."""
+    return tree[GENERATOR][EMA] if name == 'ema' else tree[GENERATOR]
 
 
 @jax.jit
@@ -260,7 +289,7 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig, allow_changes: b
         kept = lambda settings: {key: value for key, value in settings.items() if key not in free}
         old = to_dict(from_dict(TrainConfig, upgrade(read_json(path)), str(path)))  # a key that is new has its default
         changed = differing_keys(kept(old), kept(new))
-        never = [key for key in changed if key.startswith(('generator.', 'batch_size '))]
+        never = [key for key in changed if key.startswith(('method.', 'batch_size '))]
         if never or (changed and not allow_changes):
             advice = 'use another --workdir' if never else 'use another --workdir, or --allow_config_change'
             raise BadInput(f'{workdir} holds a run with other settings: {"; ".join(never or changed)}; {advice}')
@@ -269,10 +298,10 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig, allow_changes: b
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A generator ready to sample. `digest` names its parameters; `images_seen` is None where it is not recorded."""
+    """A method ready to sample. `digest` names its parameters; `images_seen` is None where it is not recorded."""
 
-    generator: Generator
-    params: dict[str, Any]
+    method: Method
+    params: Parameters
     config: TrainConfig
     digest: str
     images_seen: int | None
@@ -289,8 +318,8 @@ def load_generator(path: epath.PathLike) -> Trained:
     if not (path / CONFIG).is_file() or not ((path / RELEASE).is_file() or (path / 'checkpoints').is_dir()):
         raise BadInput(f'{path}: not a checkpoint; expected {CONFIG} with checkpoints/ or {RELEASE} beside it')
     config = from_dict(TrainConfig, upgrade(read_json(path / CONFIG)), str(path / CONFIG))
-    generator = Generator(config.generator)
-    shapes = generator.parameter_shapes()
+    method = make_method(config.method, config.degradation)
+    shapes = jax.eval_shape(method.init, jax.random.key(0))[GENERATOR]
     if (path / RELEASE).is_file():
         params = weights.unflatten(weights.read_safetensors(path / RELEASE), path / RELEASE)
         recorded = weights.read_safetensors_metadata(path / RELEASE).get('images_seen', '')
@@ -306,17 +335,17 @@ def load_generator(path: epath.PathLike) -> Trained:
     for name, value in weights.flatten(params).items():
         if not np.isfinite(np.asarray(value)).all():
             raise BadInput(f'{path}: parameter {name} has values that are not finite; use another checkpoint')
-    return Trained(generator, params, config, _digest(params, config), images_seen)
+    return Trained(method, {GENERATOR: params}, config, _digest(params, config), images_seen)
 
 
-def load_parameters(path: epath.PathLike, config: GeneratorConfig) -> dict[str, Any]:
+def load_parameters(path: epath.PathLike, config: MethodConfig) -> Parameters:
     """The averaged parameters at `path`, NumPy arrays, for a generator of `config`.
 
     Raises:
       BadInput: as `load_generator`, or the generator there is another.
     """
     trained = load_generator(path)
-    if changed := differing_keys(to_dict(trained.config.generator), to_dict(config)):
+    if changed := differing_keys(to_dict(trained.config.method), to_dict(config)):
         raise BadInput(f'config.init_from {path} is another generator: {"; ".join(changed)}')
     return jax.tree.map(np.asarray, trained.params)
 
@@ -327,7 +356,7 @@ def release(trained: Trained, folder: epath.PathLike) -> None:
     folder, config = epath.Path(folder), to_dict(trained.config)
     for holder, key in ((config['data'], 'source'), (config['data'], 'tfds_data_dir'), (config, 'init_from')):
         holder[key] = holder[key] and epath.Path(holder[key]).name
-    flat = {name: np.asarray(x, jnp.bfloat16) for name, x in weights.flatten(trained.params).items()}
+    flat = {name: np.asarray(x, jnp.bfloat16) for name, x in weights.flatten(trained.params[GENERATOR]).items()}
     weights.write_safetensors(folder / RELEASE, flat, {'images_seen': str(trained.images_seen)})
     write_json(folder / CONFIG, config)
 
@@ -350,15 +379,15 @@ def _restore_ema(path: epath.Path) -> tuple[dict[str, Any], int]:
     if found is None:
         raise BadInput(f'{path}: no checkpoint has been saved yet')
     step, items, _ = found
-    return weights.unflatten(weights.flatten(items['ema'])), step
+    ema = items['ema']
+    return weights.unflatten(weights.flatten(ema[GENERATOR][EMA] if {*ema} == {GENERATOR} else ema)), step
 
 
 def _digest(params: dict[str, Any], config: TrainConfig) -> str:
     """sha256 over what the parameters mean, their names and their bytes; the first 16 digits. What the parameters mean is
     told by the settings that are not the default, by the first name of each, so that new settings change no digest."""
-    meaning = repr(differing_keys(to_dict(GeneratorConfig()), to_dict(config.generator)))
-    for former, name in FORMER.items():
-        meaning = meaning.replace(f'model.{name} ', f'model.{former} ')
+    default = former(DiffusionConfig() if isinstance(config.method, DiffusionConfig) else type(config.method)())
+    meaning = repr(differing_keys(default, former(config.method)))
     digest = hashlib.sha256(meaning.encode())
     for name, value in sorted(weights.flatten(params).items()):
         digest.update(name.encode() + np.asarray(value).tobytes())

@@ -14,7 +14,8 @@ from rsdiff.base.ranges import MOST, check_range
 from rsdiff.base.seeds import written_seed
 from rsdiff.data.degradation import DegradationConfig
 from rsdiff.data.pipeline import DataConfig
-from rsdiff.methods.diffusion import GeneratorConfig
+from rsdiff.methods.diffusion import DiffusionConfig
+from rsdiff.methods.kinds import MethodConfig
 
 LARGEST_FLOAT = 1e300
 
@@ -87,7 +88,7 @@ class TrainConfig:
     """A whole run. Progress is counted in images; an interval is rounded up to whole steps. `init_from`: a run or a release
     of the same network, whose averaged parameters a new run starts from."""
 
-    generator: GeneratorConfig = GeneratorConfig()
+    method: MethodConfig = DiffusionConfig()
     data: DataConfig = DataConfig()
     degradation: DegradationConfig = DegradationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -103,71 +104,38 @@ class TrainConfig:
     checkpoint_images: int = 5_000
 
     def __post_init__(self):
-        model, schedule, objective = self.generator.model, self.generator.schedule, self.generator.objective
         check_range(self, 1, 1_000_000, 'batch_size', 'accumulation')
         check_range(self, 1, MOST, 'total_images', 'log_images', 'checkpoint_images')
-        upscale = model.spatial['lr'].scale if 'lr' in model.spatial else None
-        levels = range(len(model.multipliers))
-        attending = {*model.attention_levels, len(levels) - 1}
-        # in order: a later check may stand on an earlier one
+        model, size, timesteps = self.method.model, self.data.size_px, self.method.timesteps
         problems = [
-            (lambda: 'lr' not in model.spatial, 'generator.model.spatial has no lr, the image to be enlarged'),
-            (lambda: upscale != 4, f'generator.model.spatial.lr.scale is {upscale}; a stage is 4×'),
-            (lambda: model.patch not in (1, 2, 4), f'generator.model.patch is {model.patch}; it may be 1, 2 or 4'),
-            (
-                lambda: not attending <= {*levels},
-                f'generator.model.attention_levels {model.attention_levels} are not all among levels 0 to {len(levels) - 1}',
-            ),
-            (
-                lambda: any(int(model.width * model.multipliers[level]) % model.head_width for level in attending),
-                f'generator.model.head_width {model.head_width} does not divide the width of a level with attention',
-            ),
-            (
-                lambda: self.data.size_px % model.stride,
-                f'data.size_px {self.data.size_px} is not a multiple of the network stride {model.stride}',
-            ),
+            ('lr' not in model.fields, 'method.model.spatial has no lr, the image to be enlarged'),
+            (model.upscale != 4, f'method.model.spatial.lr.scale is {model.upscale}; a stage is 4×'),
+            (size % model.stride, f'data.size_px {size} is not a multiple of the network stride {model.stride}'),
             # its quarter is cropped in a mosaic, and has to be whole in the condition
-            (lambda: self.data.size_px % 16, f'data.size_px {self.data.size_px} is not a multiple of 16'),
-            (lambda: not self.data.reductions, 'data.reductions are none; give at least one, such as 1'),
-            (lambda: self.batch_size % self.accumulation, 'batch_size is not a multiple of accumulation'),
+            (size % 16, f'data.size_px {size} is not a multiple of 16'),
+            (not self.data.reductions, 'data.reductions are none; give at least one, such as 1'),
+            (self.batch_size % self.accumulation, 'batch_size is not a multiple of accumulation'),
             (
-                lambda: not 0 < schedule.beta_start <= schedule.beta_end < 1,
-                'generator.schedule needs 0 < beta_start <= beta_end < 1',
+                1 < timesteps < max(self.validation.steps, self.validation.bins),
+                f'validation.steps and bins are at most {timesteps}, the timesteps there are',
             ),
-            (
-                lambda: schedule.zero_terminal_snr and objective.prediction == 'eps',
-                "generator.objective.prediction 'eps' can not be used with generator.schedule.zero_terminal_snr; "
-                "use 'v' or 'x0'",
-            ),
-            (
-                lambda: schedule.zero_terminal_snr and schedule.timesteps < 2,
-                'generator.schedule.timesteps is 1; zero_terminal_snr needs at least 2',
-            ),
-            (
-                lambda: schedule.zero_terminal_snr and objective.p2_gamma > 0 and not objective.p2_k > 0,
-                f'generator.objective.p2_k is {objective.p2_k}; generator.schedule.zero_terminal_snr needs it positive',
-            ),
-            (
-                lambda: max(self.validation.steps, self.validation.bins) > schedule.timesteps,
-                f'validation.steps and bins are at most {schedule.timesteps}, the timesteps there are',
-            ),
-            (
-                lambda: self.validation.grid > self.validation.examples,
-                'validation.grid is more than validation.examples',
-            ),
+            (self.validation.grid > self.validation.examples, 'validation.grid is more than validation.examples'),
         ]
         for wrong, message in problems:
-            if wrong():
+            if wrong:
                 raise BadInput(message)
 
 
 def to_dict(config: Any) -> dict[str, Any]:
     """A dataclass tree as nested dicts of plain values; of a seed what our JSON can hold."""
-    plain = {
-        name: to_dict(value) if isinstance(value, dict) or dataclasses.is_dataclass(value) else value
-        for name, value in _items(config).items()
-    }
+    plain = {name: _plain(value) for name, value in _items(config).items()}
     return plain | {'seed': written_seed(plain['seed'])} if 'seed' in plain else plain
+
+
+def _plain(value: Any) -> Any:
+    if isinstance(value, tuple):
+        return tuple(map(_plain, value))
+    return to_dict(value) if isinstance(value, dict) or dataclasses.is_dataclass(value) else value
 
 
 def _items(group: Any) -> dict[str, Any]:
@@ -190,21 +158,21 @@ def from_dict(cls: type, values: dict[str, Any], where: str = 'config') -> Any:
     for key, value in values.items():
         if key not in fields:
             raise BadInput(f'{where}.{_shown(key)}: no such key; {_nearest(key, list(fields))}')
-        kind, place = fields[key], f'{where}.{key}'
-        if dataclasses.is_dataclass(kind):
-            arguments[key] = from_dict(kind, _group(value, place), place)
-        elif typing.get_origin(kind) is dict:  # groups by name
-            _, kind = typing.get_args(kind)
-            arguments[key] = {
-                name: from_dict(kind, _group(group, f'{place}.{_shown(name)}'), f'{place}.{_shown(name)}')
-                for name, group in _group(value, place).items()
-            }
-        else:
-            arguments[key] = _checked(kind, value, place)
+        arguments[key] = _checked(fields[key], value, f'{where}.{key}')
     try:
         return cls(**arguments)
     except BadInput as error:
         raise BadInput(f'{where}.{error}') from None
+
+
+def _kinds(annotation: Any) -> dict[str, type]:
+    """Of a tagged union of dataclasses, by `kind`; empty for any other type."""
+    options = typing.get_args(annotation)
+    if typing.get_origin(annotation) not in (typing.Union, types.UnionType) or not all(
+        map(dataclasses.is_dataclass, options)
+    ):
+        return {}
+    return {typing.get_args(typing.get_type_hints(option)['kind'])[0]: option for option in options}
 
 
 def _group(value: Any, where: str) -> dict[str, Any]:
@@ -213,25 +181,38 @@ def _group(value: Any, where: str) -> dict[str, Any]:
     return dict(value)
 
 
-# what the condition's encoder was set by before a condition had fields
-FORMER = {
-    'upscale': 'spatial.lr.scale',
-    'rrdb_features': 'spatial.lr.features',
-    'rrdb_growth': 'spatial.lr.growth',
-    'rrdb_blocks': 'spatial.lr.blocks',
-}
+# what the encoder of `lr` was set by before a condition had fields
+FORMER = {'upscale': 'scale', 'rrdb_features': 'features', 'rrdb_growth': 'growth', 'rrdb_blocks': 'blocks'}
 
 
 def upgrade(values: dict[str, Any]) -> dict[str, Any]:
     """The settings of a run or release as they are named today, from those of any earlier version: `config.json`'s."""
-    generator = values.get('generator')
-    model = generator.get('model') if isinstance(generator, dict) else None
-    if not isinstance(model, dict) or not {*FORMER} & {*model}:
+    if not isinstance(values.get('generator'), dict) or 'method' in values:
         return values
-    model, lr = dict(model), {new.rpartition('.')[2]: model[name] for name, new in FORMER.items() if name in model}
-    for name in FORMER:
-        model.pop(name, None)
-    return values | {'generator': generator | {'model': model | {'spatial': {'lr': lr}}}}
+    method = values['generator'] | {'kind': 'diffusion'}
+    if isinstance(method.get('model'), dict):
+        lr = {new: method['model'][name] for name, new in FORMER.items() if name in method['model']}
+        method['model'] = {name: value for name, value in method['model'].items() if name not in FORMER}
+        if lr:
+            method['model']['spatial'] = {'lr': lr}
+    if scale := method.pop('residual_scale', None):
+        method['codec'] = {'kind': 'residual', 'scale': scale}
+    return {name: value for name, value in values.items() if name != 'generator'} | {'method': method}
+
+
+def former(method: MethodConfig) -> dict[str, Any]:
+    """The other way: a method's settings by the names that they had first, which identities are made of. What is newer has
+    its own name; what had none is left out."""
+    values = to_dict(method)
+    if not isinstance(method, DiffusionConfig):
+        return values
+    model, codec = dict(values.pop('model')), values.pop('codec')
+    model['spatial'] = dict(model['spatial'])
+    lr = dict(model['spatial'].pop('lr', {}))
+    model |= {name: lr.pop(new) for name, new in FORMER.items() if new in lr}
+    model['spatial'] |= {'lr': lr}
+    values.pop('kind')
+    return values | {'model': model, 'residual_scale': codec.get('scale', 0.0)}
 
 
 def to_config_dict(config: TrainConfig) -> ml_collections.ConfigDict:
@@ -282,6 +263,19 @@ def _nearest(key: str, known: list[str]) -> str:
 def _checked(kind: Any, value: Any, where: str) -> Any:
     """`value` if it is of the annotated type, lists as tuples and whole numbers as floats where asked for."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
+    if dataclasses.is_dataclass(kind):
+        return from_dict(typing.cast(type, kind), _group(value, where), where)
+    if kinds := _kinds(kind):
+        group = _group(value, where)
+        name = group.get('kind', next(iter(kinds)))
+        if name not in kinds:
+            raise BadInput(f'{where}.kind is {_short(name)}; there are {", ".join(kinds)}')
+        return from_dict(kinds[name], group, where)
+    if origin is dict:  # groups by name
+        return {
+            name: _checked(arguments[1], group, f'{where}.{_shown(name)}')
+            for name, group in _group(value, where).items()
+        }
     if origin in (typing.Union, types.UnionType):
         for option in arguments:
             try:

@@ -13,7 +13,8 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import AbstractMesh, AxisType
 
-from rsdiff.methods.diffusion import Generator
+from rsdiff.methods.kinds import make_method
+from rsdiff.models.conditioning import Number, Spatial
 from rsdiff.training import mesh as meshes
 from rsdiff.training.config import TrainConfig
 from rsdiff.training.state import Trainer
@@ -52,15 +53,19 @@ def count_macs(program: ClosedJaxpr, padding: bool = True) -> int:
 
 
 def trace_forward(config: TrainConfig) -> jax.stages.Traced:
-    """The network, its condition's encoder included, on one image of `config.data.size_px`."""
-    generator, size = Generator(config.generator), config.data.size_px
-    small = size // generator.upscale
-    shape = jax.ShapeDtypeStruct
-    return jax.jit(lambda params, xt, t, condition: generator.denoiser(params, condition)(xt, t)).trace(
-        generator.parameter_shapes(),
-        shape((1, size, size, 3), jnp.float32),
+    """The network, its condition's encoder included, on one image of `config.data.size_px`; without tokens."""
+    method, size, shape = make_method(config.method), config.data.size_px, jax.ShapeDtypeStruct
+    condition = {}
+    for name, field in method.fields.items():
+        if isinstance(field, Spatial):
+            condition[name] = shape((1, *(size // field.scale,) * 2, field.channels), jnp.float32)
+        elif isinstance(field, Number):
+            condition[name] = shape((1,), jnp.float32)
+    return jax.jit(lambda params, xt, t, condition: method.predict(params, {}, condition)(xt, t)).trace(
+        jax.eval_shape(method.init, jax.random.key(0)),
+        shape((1, size, size, method.channels), jnp.float32),
         shape((1,), jnp.int32),
-        {'lr': shape((1, small, small, 3), jnp.float32), 'gsd_m': shape((1,), jnp.float32)},
+        condition,
     )
 
 
@@ -70,9 +75,9 @@ def trace_step(config: TrainConfig, remat: bool) -> tuple[jax.stages.Traced, Any
     A step of n images, in any number of parts, multiplies n times as much. The "model FLOPs" of an MFU are those
     without remat, which computes things twice.
     """
-    model = dataclasses.replace(config.generator.model, remat=remat)
-    generator = dataclasses.replace(config.generator, model=model)
-    one = dataclasses.replace(config, generator=generator, batch_size=1, accumulation=1)
+    model = dataclasses.replace(config.method.model, remat=remat)
+    method = dataclasses.replace(config.method, model=model)
+    one = dataclasses.replace(config, method=method, batch_size=1, accumulation=1)
     trainer = Trainer(one, meshes.make_mesh(1, jax.devices()[:1]))
     state, size = jax.eval_shape(trainer.init, jax.random.key(0)), config.data.size_px
     return trainer.step.trace(

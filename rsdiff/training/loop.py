@@ -80,7 +80,7 @@ def _train(
     if state is None:
         state = trainer.init(seed_key(config.seed))
         if config.init_from:
-            state = trainer.with_parameters(state, load_parameters(config.init_from, config.generator))
+            state = trainer.with_parameters(state, load_parameters(config.init_from, config.method))
         if show:
             print(parameter_overview.get_parameter_overview(state['params'], include_stats=False, max_lines=12))
     first = int(state['step'])
@@ -98,9 +98,10 @@ def _train(
 
     def settle(step: int, values: dict[str, jax.Array]) -> None:
         """Fetches the metrics of a step; called one step late, so that the device always has work."""
-        loss, grad_norm = float(values['loss']), float(values['grad_norm'])
+        numbers = {name: float(value) for name, value in values.items()}
+        loss, grad_norm = numbers['loss'], numbers['grad_norm']
         # a gradient that is not finite has spoilt the parameters, though the loss does not show it yet
-        if not math.isfinite(loss + grad_norm):
+        if not math.isfinite(sum(numbers.values())):
             _write_offenders(workdir, source, config, step, loss, grad_norm)
             raise FloatingPointError(
                 f'the loss is {loss} and its gradient {grad_norm} at step {step}; the last '
@@ -113,8 +114,8 @@ def _train(
             metrics.write(
                 images_seen,
                 {
+                    **numbers,
                     'loss': float(np.mean(losses)),
-                    'grad_norm': grad_norm,
                     'images_skipped': len(source.skipped),
                     **metrics.rate(images_seen),
                 },
@@ -134,8 +135,9 @@ def _train(
                     pending = None
                     checkpoints.save(state)
                 if due(step, config.validation.every_images) or step == last:
-                    images_seen, samples = step * config.batch_size, validation.sample(state['ema'])
-                    metrics.write(images_seen, validation.losses(state['ema']) | validation.judged(samples, judge))
+                    images_seen, average = step * config.batch_size, trainer.average(state)
+                    samples = validation.sample(average)
+                    metrics.write(images_seen, validation.losses(average) | validation.judged(samples, judge))
                     metrics.picture(images_seen, validation.grid(samples))
                 if stop.asked() or hosts.preempted(step):
                     break

@@ -6,12 +6,15 @@ import optax
 from jax.sharding import Mesh
 
 from rsdiff.base.seeds import seed_key
-from rsdiff.data.degradation import degrade
-from rsdiff.methods.diffusion import Generator
+from rsdiff.methods.base import GENERATOR, Parameters
+from rsdiff.methods.kinds import make_method
 from rsdiff.training import mesh as meshes
 from rsdiff.training.config import EMAConfig, OptimizerConfig, TrainConfig
 
-State = dict  # step: int32 (); params, ema: nested dicts of float32; opt: the optimiser's state
+# step: int32 (); by part params and buffers: nested dicts of arrays, and opt: the optimiser's state; ema: of the generator
+# its averages by name
+State = dict
+EMA = 'ema'  # the average that samples
 
 
 def make_optimizer(config: OptimizerConfig, batch_size: int, total_images: int) -> optax.GradientTransformation:
@@ -37,7 +40,7 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, mesh: Mesh):
         self.config, self.mesh = config, mesh
-        self.generator = Generator(config.generator)
+        self.method, self.frozen = make_method(config.method, config.degradation), {}
         self.optimizer = make_optimizer(config.optimizer, config.batch_size, config.total_images)
         self.shapes = jax.eval_shape(self._init, jax.random.key(0))
         self.sharding = meshes.tree_sharding(mesh, self.shapes)
@@ -61,47 +64,66 @@ class Trainer:
             lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), self.shapes, self.sharding
         )
 
-    def with_parameters(self, state: State, params) -> State:
-        """`state` with other parameters, as its average too. params: nested dicts of NumPy arrays."""
-        return state | {name: jax.device_put(params, self.sharding[name]) for name in ('params', 'ema')}
+    def with_parameters(self, state: State, params: Parameters) -> State:
+        """`state` with other parameters of the generator, as its averages too. params: NumPy arrays."""
+        put = lambda sharding: jax.device_put(params[GENERATOR], sharding)
+        made = {'params': state['params'] | {GENERATOR: put(self.sharding['params'][GENERATOR])}}
+        averages = {name: put(sharding) for name, sharding in self.sharding['ema'][GENERATOR].items()}
+        return state | made | {'ema': {GENERATOR: averages}}
 
-    def conditions(self, images, key):
-        """uint8 (b, h, w, 3) → x0 float32 in [-1, 1] and its degraded (b, h/4, w/4, 3)."""
-        x0 = images.astype(jnp.float32) / 127.5 - 1.0
-        return x0, degrade(x0, jax.random.split(key, x0.shape[0]), self.config.degradation)
+    def average(self, state: State) -> Parameters:
+        """The parameters that sample."""
+        return {GENERATOR: state['ema'][GENERATOR][EMA]}
 
     def _init(self, key) -> State:
-        params = self.generator.init(key)
+        params = self.method.init(key)
         # the average is a copy: two names for one buffer can't both be donated
         return {
             'step': jnp.zeros((), jnp.int32),
             'params': params,
-            'ema': jax.tree.map(jnp.copy, params),
-            'opt': self.optimizer.init(params),
+            'buffers': {part: {} for part in self.method.parts},
+            'ema': {GENERATOR: {EMA: jax.tree.map(jnp.copy, params[GENERATOR])}},
+            'opt': {part: self.optimizer.init(params[part]) for part in self.method.parts},
         }
 
     def _step(self, state: State, batch) -> tuple[State, dict[str, jax.Array]]:
-        """One update from a batch of image uint8 (b, h, w, 3) and gsd_m (b,). Randomness is a function of the step."""
+        """One update of every part from a batch (`data.pipeline.batches`). Randomness is a function of the step."""
         config, step = self.config, state['step']
         key = jax.random.fold_in(seed_key(config.seed), step)
-
-        def loss(params, part, key):
-            key_degrade, key_loss = jax.random.split(key)
-            x0, lr = self.conditions(part['image'], key_degrade)
-            return self.generator.loss(params, x0, {'lr': lr, 'gsd_m': part['gsd_m']}, key_loss)
-
         # Unrolled: a convolution's gradient inside a loop is many times slower on CPU.
-        parts = config.accumulation
-        value, grads = 0.0, jax.tree.map(jnp.zeros_like, state['params'])
-        for number in range(parts):
-            part = jax.tree.map(lambda x: x[number::parts], batch)
-            part_value, part_grads = jax.value_and_grad(loss)(state['params'], part, jax.random.fold_in(key, number))
-            value += part_value / parts
-            grads = jax.tree.map(lambda a, b: a + b / parts, grads, part_grads)
+        shares = []
+        for number in range(config.accumulation):
+            key_prepare, key_loss = jax.random.split(jax.random.fold_in(key, number))
+            share = jax.tree.map(lambda x: x[number :: config.accumulation], batch)
+            shares.append((self.method.prepare(share, key_prepare), key_loss))
 
-        updates, opt = self.optimizer.update(grads, state['opt'], state['params'])
-        params = optax.apply_updates(state['params'], updates)
+        made, metrics = dict(state, step=step + 1), {}
+        for part in self.method.parts:
+            # of the parameters before any update, whichever part comes first
+            value, more, grads, buffers = self._gradients(part, state, shares)
+            updates, opt = self.optimizer.update(grads, state['opt'][part], state['params'][part])
+            params = optax.apply_updates(state['params'][part], updates)
+            for name, new in (('params', params), ('opt', opt), ('buffers', buffers)):
+                made[name] = made[name] | {part: new}
+            told = {'loss': value, 'grad_norm': optax.global_norm(grads), **more}
+            metrics |= told if part == GENERATOR else {f'{part}_{name}': number for name, number in told.items()}
+
         decay = ema_decay(config.ema, (step + 1) * config.batch_size, config.batch_size)
-        ema = jax.tree.map(lambda average, new: average + (1 - decay) * (new - average), state['ema'], params)
-        metrics = {'loss': value, 'grad_norm': optax.global_norm(grads)}
-        return {'step': step + 1, 'params': params, 'ema': ema, 'opt': opt}, metrics
+        averaged = lambda old: jax.tree.map(
+            lambda average, new: average + (1 - decay) * (new - average), old, made['params'][GENERATOR]
+        )
+        made['ema'] = {GENERATOR: {name: averaged(old) for name, old in state['ema'][GENERATOR].items()}}
+        return made, metrics
+
+    def _gradients(self, part: str, state: State, shares):
+        """The loss of a part, its metrics and its gradients, means over the shares of a batch, and its buffers after them."""
+        own, buffers, total = state['params'][part], state['buffers'][part], None
+
+        def loss(own, buffers, prepared, key):
+            return self.method.loss(part, state['params'] | {part: own}, buffers, self.frozen, prepared, key)
+
+        for prepared, key in shares:
+            (value, (metrics, buffers)), grads = jax.value_and_grad(loss, has_aux=True)(own, buffers, prepared, key)
+            mean = jax.tree.map(lambda x: x / len(shares), (value, metrics, grads))
+            total = mean if total is None else jax.tree.map(jnp.add, total, mean)
+        return *total, buffers

@@ -1,7 +1,7 @@
 """How good the averaged parameters are, on examples that never change: the loss by timestep, and samples to measure and to
 look at."""
 
-from typing import Callable
+from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
@@ -10,7 +10,7 @@ import numpy as np
 from rsdiff.base.seeds import seed_key
 from rsdiff.data.images import bicubic, to_uint8
 from rsdiff.data.pipeline import Source, batches
-from rsdiff.diffusion import objective
+from rsdiff.methods.sampling import sample
 from rsdiff.training import mesh as meshes
 from rsdiff.training.state import Trainer
 
@@ -31,28 +31,30 @@ class Validation:
         count = -(-self.config.examples // mesh.size) * mesh.size  # every device has as many
         # a stream of its own: where the source has nothing unseen, its crops at least are not those of a training batch
         batch = next(batches(source, config.data, config.seed + 1, count))
-        image, gsd_m = batch['image'], batch['gsd_m']
         key = seed_key(config.seed)
-        self.truth, self.lr = (np.asarray(x) for x in jax.jit(trainer.conditions)(image, key))
-        self.batch = [jax.device_put(x, meshes.batch_sharding(mesh)) for x in (self.truth, self.lr, gsd_m)]
-        timesteps, bins = config.generator.schedule.timesteps, self.config.bins
+        prepared = jax.device_get(jax.jit(trainer.method.prepare)(batch, key))
+        self.prepared = jax.device_put(prepared, meshes.batch_sharding(mesh))
+        timesteps, bins = config.method.timesteps, min(self.config.bins, config.method.timesteps)
         self.timesteps = [max(1, round(timesteps * (number + 0.5) / bins)) for number in range(bins)]
 
-        sampled = slice(self.config.samples)
-        self.truth, self.lr = self.truth[sampled], self.lr[sampled]
-        noise = np.asarray(jax.random.normal(key, self.truth.shape))
-        outputs = dict(out_shardings=meshes.replicated(mesh))
+        sampled = jax.tree.map(lambda x: x[: self.config.samples], prepared)
+        truth, condition = sampled['targets']['image'], sampled['condition']
+        noise = np.asarray(jax.random.normal(key, truth.shape))
+        outputs: Any = dict(out_shardings=meshes.replicated(mesh))
         self._loss_at = jax.jit(self._loss, **outputs)
+        steps = min(self.config.steps, timesteps)
         self._sample = jax.jit(
-            lambda params, condition, noise: trainer.generator.sample(params, condition, noise, self.config.steps),
+            lambda params, condition, noise: sample(
+                trainer.method, params, condition, noise, steps, frozen=trainer.frozen
+            ),
             **outputs,
         )
-        self._sample_inputs = {'lr': self.lr, 'gsd_m': gsd_m[sampled]}, noise
-        self.truth, self.lr = to_uint8(self.truth), to_uint8(self.lr)
+        self._sample_inputs = condition, noise
+        self.truth, self.lr = to_uint8(truth), to_uint8(condition['lr'])
 
     def losses(self, params) -> dict:
         """`validation_loss`, the mean, and `validation_loss_by_t`, from small t to large."""
-        values = [self._loss_at(params, t, *self.batch) for t in self.timesteps]
+        values = [self._loss_at(params, t, self.prepared) for t in self.timesteps]
         values = [float(value) for value in values]
         return {
             'validation_loss': float(np.mean(values)),
@@ -78,17 +80,7 @@ class Validation:
         ]
         return np.concatenate(lines[: self.config.grid], axis=0)
 
-    def _loss(self, params, t, x0, lr, gsd_m):
-        generator = self.trainer.generator
-        z0 = generator.to_diffused(x0, lr)
-        eps = jax.random.normal(jax.random.fold_in(seed_key(self.trainer.config.seed), t), z0.shape)
-        return jnp.mean(
-            objective.loss_terms(
-                generator.denoiser(params, {'lr': lr, 'gsd_m': gsd_m}),
-                generator.schedule,
-                generator.config.objective,
-                z0,
-                eps,
-                jnp.full(len(z0), t),
-            )
-        )
+    def _loss(self, params, t, prepared):
+        trainer, image = self.trainer, prepared['targets']['image']
+        key = jax.random.fold_in(seed_key(trainer.config.seed), t)
+        return jnp.mean(trainer.method.terms(params, trainer.frozen, prepared, key, jnp.full(len(image), t)))

@@ -16,7 +16,7 @@ from rsdiff.training.loop import train
 
 ROOT = Path(__file__).parents[2]
 TINY = [
-    f'--config.generator.model.{key}={value}'
+    f'--config.method.model.{key}={value}'
     for key, value in {
         'width': 16,
         'multipliers': '(1,)',
@@ -148,7 +148,7 @@ def tiny_run(image_folder, tmp_path):
         from_dict(
             TrainConfig,
             {
-                'generator': {'model': model},
+                'method': {'model': model},
                 'data': {'source': str(image_folder), 'size_px': 16, 'threads': 1},
                 'batch_size': 8,
                 'degradation': to_dict(LIGHT),

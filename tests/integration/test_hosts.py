@@ -46,11 +46,11 @@ def start(images, workdir, total_images, processes=1, environment=lambda port, n
         'validation.bins': 2,
         'validation.steps': 2,
         'optimizer.final_fraction': 1.0,
-        'generator.model.width': 32,
-        'generator.model.multipliers': '(1,)',
-        'generator.model.attention_levels': '()',
-        'generator.model.spatial.lr.features': 8,
-        'generator.model.spatial.lr.growth': 4,
+        'method.model.width': 32,
+        'method.model.multipliers': '(1,)',
+        'method.model.attention_levels': '()',
+        'method.model.spatial.lr.features': 8,
+        'method.model.spatial.lr.growth': 4,
         **keys,
     }
     command = [sys.executable, 'train.py', '--config', 'configs/demo.py', '--workdir', str(workdir)]

@@ -19,7 +19,7 @@ from rsdiff.data.images import read_image, write_image
 
 ROOT = Path(__file__).parents[2]
 SMALL = [
-    f'--config.generator.model.{key}={value}'
+    f'--config.method.model.{key}={value}'
     for key, value in {
         'width': 16,
         'multipliers': '(1, 2)',
@@ -442,7 +442,7 @@ def test_sample_says_what_is_wrong(trained, tmp_path, change, message):
 def test_a_checkpoint_of_another_config_is_refused(trained, tmp_path):
     shutil.copytree(trained[1], tmp_path / 'run')
     config = json.loads((tmp_path / 'run' / 'config.json').read_text())
-    config['generator']['model']['blocks'] = 2
+    config['method']['model']['blocks'] = 2
     (tmp_path / 'run' / 'config.json').write_text(json.dumps(config))
     line = run(
         'sample.py', '--checkpoint', tmp_path / 'run', '--condition', trained[0], '--out', tmp_path / 'out', ok=False

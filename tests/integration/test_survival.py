@@ -31,7 +31,7 @@ def small(images):
     return from_dict(
         TrainConfig,
         {
-            'generator': {
+            'method': {
                 'model': dict(
                     width=16,
                     multipliers=(1,),

@@ -40,7 +40,7 @@ def config(image_folder):
     return from_dict(
         TrainConfig,
         {
-            'generator': {'model': MODEL},
+            'method': {'model': MODEL},
             'data': {'source': str(image_folder), 'size_px': 16},
             'batch_size': 8,
             'degradation': to_dict(LIGHT),
@@ -155,10 +155,8 @@ def test_accumulation_averages_the_gradients_of_its_parts(config):
     def part_gradient(number):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 0), number)
         key_degrade, key_loss = jax.random.split(key)
-        x0, lr = trainer.conditions(data['image'][number::2], key_degrade)
-        return jax.grad(
-            lambda p: trainer.generator.loss(p, x0, {'lr': lr, 'gsd_m': data['gsd_m'][number::2]}, key_loss)
-        )(state['params'])
+        prepared = trainer.method.prepare({name: values[number::2] for name, values in data.items()}, key_degrade)
+        return jax.grad(lambda p: trainer.method.loss('generator', p, {}, {}, prepared, key_loss)[0])(state['params'])
 
     parts = [jax.jit(part_gradient, static_argnums=0)(number) for number in (0, 1)]
     expected = float(optax.global_norm(jax.tree.map(lambda a, b: (a + b) / 2, *parts)))
@@ -215,7 +213,7 @@ def test_a_run_starts_from_the_average_of_another(config, tmp_path):
     train(until(start, 8), tmp_path / 'second', show=False)
     for a, b in zip(leaves(tmp_path / 'first'), leaves(tmp_path / 'second')):
         np.testing.assert_array_equal(a, b)
-    other = from_dict(TrainConfig, to_dict(start) | {'generator': {'model': MODEL | {'blocks': 2}}})
+    other = from_dict(TrainConfig, to_dict(start) | {'method': {'model': MODEL | {'blocks': 2}}})
     with pytest.raises(BadInput, match=r'init_from .* is another generator: model.blocks \(1 → 2\)'):
         train(other, tmp_path / 'third', show=False)
 

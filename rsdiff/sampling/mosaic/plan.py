@@ -144,6 +144,7 @@ def make_plan(
     phases: int | None = None,
     overlap_px: int | None = None,
     seed: int = 0,
+    timesteps: int | None = None,
 ) -> Plan:
     """One of the plans above, its numbers overridden where they are given.
 
@@ -152,6 +153,7 @@ def make_plan(
       phases: of `fast` and `infinite`.
       overlap_px: of windows of `fast`, a multiple of 4.
       seed: of the offsets of `spot`.
+      timesteps: how many the method has; where `steps` is not given, there are no more than that.
     Raises:
       BadInput: a number is not possible, or the plan has no such number.
     """
@@ -163,7 +165,8 @@ def make_plan(
             raise BadInput(
                 f'plan {name} has no {number} to set; {" and ".join(plans)} {"have" if plans[1:] else "has"}'
             )
-    steps = steps if steps is not None else FAST_STEPS if name == 'fast' else OTHER_STEPS
+    if steps is None:
+        steps = min(FAST_STEPS if name == 'fast' else OTHER_STEPS, timesteps or MOST_STEPS)
     phases = phases if phases is not None else min(PHASES, steps)
     if not 1 <= steps <= MOST_STEPS:
         raise BadInput(f'steps is {steps}; it must be from 1 to {MOST_STEPS}')

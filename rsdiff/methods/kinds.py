@@ -1,0 +1,14 @@
+"""Every method there is."""
+
+from rsdiff.data.degradation import DegradationConfig
+from rsdiff.methods.base import Method
+from rsdiff.methods.diffusion import Diffusion, DiffusionConfig
+from rsdiff.methods.regression import Regression, RegressionConfig
+
+MethodConfig = DiffusionConfig | RegressionConfig
+
+
+def make_method(config: MethodConfig, degradation: DegradationConfig = DegradationConfig()) -> Method:
+    """The method that a config is of."""
+    kinds = {DiffusionConfig: Diffusion, RegressionConfig: Regression}
+    return kinds[type(config)](config, degradation)
