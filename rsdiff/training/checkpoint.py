@@ -290,6 +290,7 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig, allow_changes: b
         old = to_dict(from_dict(TrainConfig, upgrade(read_json(path)), str(path)))  # a key that is new has its default
         changed = differing_keys(kept(old), kept(new))
         never = [key for key in changed if key.startswith(('method.', 'batch_size '))]
+        never = [key for key in never if key.startswith('method.kind ')] or never  # which says it all
         if never or (changed and not allow_changes):
             advice = 'use another --workdir' if never else 'use another --workdir, or --allow_config_change'
             raise BadInput(f'{workdir} holds a run with other settings: {"; ".join(never or changed)}; {advice}')
@@ -345,6 +346,8 @@ def load_parameters(path: epath.PathLike, config: MethodConfig) -> Parameters:
       BadInput: as `load_generator`, or the generator there is another.
     """
     trained = load_generator(path)
+    if trained.config.method.kind != config.kind:
+        raise BadInput(f'config.init_from {path} is of the method {trained.config.method.kind}, not {config.kind}')
     if changed := differing_keys(to_dict(trained.config.method), to_dict(config)):
         raise BadInput(f'config.init_from {path} is another generator: {"; ".join(changed)}')
     return jax.tree.map(np.asarray, trained.params)

@@ -64,6 +64,22 @@ def trained(tmp_path_factory):
     return base / 'images', base / 'run', run(*command)
 
 
+def test_a_regressor_is_trained_sampled_and_tiled_by_the_same_commands(trained, tmp_path):
+    images, _, _ = trained
+    sizes = [f'--config.method.model.{name}' for name in ('features=8', 'growth=4', 'blocks=1')]
+    command = ['train.py', '--config', 'rrdbnet', '--workdir', tmp_path / 'run', *sizes, '--config.data.size_px=16']
+    summary = run(*command, f'--config.data.source={images}', '--config.total_images=16', '--config.log_images=8')
+    assert summary['finished'] and len(summary['validation_loss_by_t']) == 1
+    sample = ['sample.py', '--checkpoint', tmp_path / 'run', '--condition']
+    folder = run(*sample, images, '--split', 'test', '--out', tmp_path / 'folder')
+    assert folder['images'] == 6 and folder['network_evaluations_per_pixel']['last_stage'] == 1
+    tiles = run(*sample, images / '0.png', '--gsd_m', 2, '--tiles', '--out', tmp_path / 'tiles')
+    assert (tiles['height'], tiles['width'], tiles['steps']) == (128, 128, 1)
+    assert 'steps is 2; the generator has 1 timesteps' in run(
+        *sample, images / '0.png', '--gsd_m', 2, '--tiles', '--steps', 2, '--out', tmp_path / 'two', ok=False
+    )
+
+
 def train_command(images, workdir, *more):
     return [
         'train.py',

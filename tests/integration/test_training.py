@@ -18,6 +18,8 @@ from rsdiff.data.fingerprints import FILE, known_of
 from rsdiff.data.images import write_image
 from rsdiff.data.pipeline import batch_indices, make_source
 from rsdiff.evaluation.fidelity import psnr
+from rsdiff.methods.regression import RegressionConfig
+from rsdiff.models.rrdbnet import RRDBNetConfig
 from rsdiff.training import mesh as meshes
 from rsdiff.training.checkpoint import load_generator, release
 from rsdiff.training.config import EMAConfig, OptimizerConfig, TrainConfig, from_dict, to_dict
@@ -216,6 +218,15 @@ def test_a_run_starts_from_the_average_of_another(config, tmp_path):
     other = from_dict(TrainConfig, to_dict(start) | {'method': {'model': MODEL | {'blocks': 2}}})
     with pytest.raises(BadInput, match=r'init_from .* is another generator: model.blocks \(1 → 2\)'):
         train(other, tmp_path / 'third', show=False)
+
+
+def test_another_method_is_named_in_one_word(config, tmp_path):
+    train(until(config, 8), tmp_path / 'run', show=False)
+    other = dataclasses.replace(config, method=RegressionConfig(model=RRDBNetConfig(8, 4, 1)))
+    with pytest.raises(BadInput, match=r"settings: method.kind \('diffusion' → 'regression'\); use another --workdir$"):
+        train(other, tmp_path / 'run', show=False)
+    with pytest.raises(BadInput, match='is of the method diffusion, not regression'):
+        train(dataclasses.replace(other, init_from=str(tmp_path / 'run')), tmp_path / 'other', show=False)
 
 
 def names_known(workdir):

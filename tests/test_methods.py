@@ -1,0 +1,187 @@
+"""What every method keeps to, and what makes each what it is."""
+
+import dataclasses
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+import pytest
+
+from rsdiff.data.degradation import LIGHT, degrade
+from rsdiff.diffusion.constraints import Projection, keep_known, project, projected, smooth_up
+from rsdiff.diffusion.guidance import guided
+from rsdiff.diffusion.objective import ObjectiveConfig
+from rsdiff.methods.base import Drop, prepared_batch
+from rsdiff.methods.codec import ResidualConfig
+from rsdiff.methods.diffusion import Diffusion, DiffusionConfig
+from rsdiff.methods.kinds import make_method
+from rsdiff.methods.regression import RegressionConfig
+from rsdiff.methods.sampling import predictor, sample
+from rsdiff.models.conditioning import GSD_M, Spatial
+from rsdiff.models.rrdbnet import RRDBNetConfig
+from rsdiff.models.unet import UNetConfig
+from rsdiff.training import mesh as meshes
+from rsdiff.training.config import TrainConfig
+from rsdiff.training.state import Trainer
+
+UNET = UNetConfig(16, (1,), 1, (), 16, 4, spatial={'lr': Spatial(features=8, growth=4, blocks=1)})
+METHODS = {
+    'diffusion': make_method(
+        DiffusionConfig(model=UNET, objective=ObjectiveConfig('x0', 'x0'), codec=ResidualConfig(scale=0.5)), LIGHT
+    ),
+    'regression': make_method(RegressionConfig(model=RRDBNetConfig(8, 4, 1)), LIGHT),
+}
+BATCH = {
+    'image': np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8),
+    'gsd_m': np.full(4, 10, np.float32),
+}
+
+
+@pytest.fixture(params=METHODS)
+def method(request):
+    return METHODS[request.param]
+
+
+def test_every_method_learns_and_samples_by_the_same_calls(method):
+    config = TrainConfig(method=method.config, degradation=LIGHT, batch_size=4)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, size_px=16))
+    config = dataclasses.replace(
+        config, optimizer=dataclasses.replace(config.optimizer, learning_rate=3e-3, warmup_images=1)
+    )
+    mesh = meshes.make_mesh(1, jax.devices()[:1])
+    trainer = Trainer(config, mesh)
+    state = trainer.init(jax.random.key(0))
+    prepared, key = method.prepare(BATCH, jax.random.key(7)), jax.random.key(8)
+    loss = jax.jit(lambda params: method.loss('generator', params, {}, {}, prepared, key)[0])
+    before = float(loss(state['params']))
+    for _ in range(30):
+        state, _ = trainer.step(state, meshes.put_batch(mesh, BATCH))
+    assert float(loss(state['params'])) < 0.9 * before
+    steps = min(3, method.schedule.timesteps)
+    condition = method.prepare(BATCH, jax.random.key(1))['condition']
+    noise = jax.random.normal(jax.random.key(2), (4, 16, 16, 3))
+    made = sample(method, trainer.average(state), condition, noise, steps)
+    assert made.shape == noise.shape and np.isfinite(made).all() and np.abs(made).max() <= 1
+
+
+def test_a_regressor_ignores_noise_and_time():
+    method = METHODS['regression']
+    params = jax.jit(method.init)(jax.random.key(0))
+    prepared = method.prepare(BATCH, jax.random.key(1))
+    made = [
+        sample(method, params, prepared['condition'], jax.random.normal(jax.random.key(seed), (4, 16, 16, 3)), 1, None)
+        for seed in (0, 1)
+    ]
+    np.testing.assert_array_equal(*made)
+    predicted = method.predict(params, {}, prepared['condition'])(None, None)
+    np.testing.assert_allclose(made[0], jnp.clip(predicted, -1, 1), atol=1e-6)
+    loss, _ = method.loss('generator', params, {}, {}, prepared, jax.random.key(3))
+    assert float(loss) == pytest.approx(float(jnp.abs(predicted - prepared['targets']['image']).mean()))
+
+
+def test_a_batch_is_prepared_as_its_fields_are(method):
+    key = jax.random.key(5)
+    prepared = method.prepare(BATCH, key)
+    x0 = BATCH['image'] / np.float32(127.5) - 1
+    np.testing.assert_allclose(prepared['targets']['image'], x0, atol=1e-6)
+    np.testing.assert_allclose(prepared['condition']['lr'], degrade(x0, jax.random.split(key, 4), LIGHT), atol=1e-5)
+    assert {*prepared['condition']} == {*method.fields}
+    given = np.random.default_rng(1).integers(0, 256, (4, 4, 4, 3), dtype=np.uint8)
+    own = method.prepare(BATCH | {'lr': given}, key)['condition']['lr']
+    np.testing.assert_allclose(own, given / np.float32(127.5) - 1, atol=1e-6)  # not degraded: it is there
+
+
+def test_what_is_dropped_is_dropped_together_and_as_often_as_said():
+    fields = {'lr': Spatial(droppable=True), 'gsd_m': dataclasses.replace(GSD_M, droppable=True)}
+    n = 2000
+    batch = {'image': np.zeros((n, 4, 4, 3), np.uint8), 'gsd_m': np.ones(n, np.float32)}
+    batch['lr'] = np.zeros((n, 1, 1, 3), np.uint8)
+    drops = Drop(('gsd_m',), 0.1), Drop(('lr', 'gsd_m'), 0.2)
+    condition = prepared_batch(fields, LIGHT, drops, batch, jax.random.key(0))['condition']
+    lr, gsd_m = (np.isnan(condition[name]).reshape(n, -1).all(1) for name in ('lr', 'gsd_m'))
+    assert lr.mean() == pytest.approx(0.2, abs=0.03) and gsd_m.mean() == pytest.approx(0.3, abs=0.03)
+    assert not (lr & ~gsd_m).any()
+    plain = prepared_batch(fields, LIGHT, (), batch, jax.random.key(0))['condition']
+    assert np.isfinite(plain['gsd_m']).all()
+
+
+def test_the_codec_of_a_residual_takes_out_what_the_condition_shows():
+    lr = jax.random.uniform(jax.random.key(0), (1, 4, 4, 3), minval=-1, maxval=1)
+    codec = ResidualConfig(scale=0.5)
+    np.testing.assert_allclose(codec.encode({'image': smooth_up(lr, 4)}, {'lr': lr}), 0, atol=1e-5)
+    np.testing.assert_allclose(codec.decode(jnp.ones((1, 16, 16, 3)), {'lr': lr})['image'], smooth_up(lr, 4) + 0.5)
+
+
+def test_guidance_goes_as_far_as_its_weights():
+    predictions = [lambda x, t, c=c: c * x for c in (1.0, 2.0, 4.0)]
+    at = lambda *weights: float(guided(predictions[: len(weights) + 1], weights)(jnp.float32(1), None))
+    assert at() == 1 and at(1.0) == 2 and at(0.0) == 1 and at(3.0) == 4
+    assert at(1.0, 1.0) == 4 and at(1.0, 2.0) == 6 and at(0.0, 1.0) == 3
+    with pytest.raises(ValueError, match='one weight fewer'):
+        guided(predictions, (1.0,))
+
+
+def test_what_is_known_is_kept_and_a_projection_ends():
+    x = jax.random.normal(jax.random.key(0), (2, 8, 8, 3))
+    mask = jnp.zeros((2, 8, 8, 1), bool).at[:, :4].set(True)
+    kept = keep_known(lambda xt, t: xt, jnp.ones_like(x), mask)(x, jnp.array([5, 5]))
+    np.testing.assert_array_equal(kept[:, :4], 1)
+    np.testing.assert_array_equal(kept[:, 4:], x[:, 4:])
+    y = jnp.zeros((2, 2, 2, 3))
+    held = projected(lambda xt, t: xt, y, Projection(end=10))(x, jnp.array([11, 10]))
+    np.testing.assert_allclose(held[0], project(x[:1], y[:1])[0], atol=1e-6)
+    np.testing.assert_array_equal(held[1], x[1])
+
+
+def test_a_constraint_holds_in_every_prediction():
+    """Inpainting by any method: the known half of every predicted image is the one that is given."""
+    method = METHODS['diffusion']
+    params = jax.jit(method.init)(jax.random.key(0))
+    prepared = method.prepare(BATCH, jax.random.key(1))
+    condition, real = prepared['condition'], prepared['targets']['image']
+    mask = jnp.zeros((4, 16, 16, 1), bool).at[:, :8].set(True)
+    predict = predictor(method, params, condition, constrain=lambda predict, condition: keep_known(predict, real, mask))
+    z0 = predict(jax.random.normal(jax.random.key(2), (4, 16, 16, 3)), jnp.full(4, 500))
+    made = method.codec.decode(z0, condition)['image']
+    np.testing.assert_allclose(made[:, :8], real[:, :8], atol=1e-5)
+    assert float(jnp.abs(made[:, 8:] - real[:, 8:]).max()) > 0.1
+
+
+@dataclasses.dataclass(frozen=True)
+class Two:
+    """A method of two parts that look at each other: each is drawn to twice the other, and counts its steps."""
+
+    parts = 'generator', 'critic'
+
+    def init(self, key):
+        return {'generator': {'w': jnp.float32(1.0)}, 'critic': {'w': jnp.float32(3.0)}}
+
+    def prepare(self, batch, key):
+        return batch
+
+    def loss(self, part, params, buffers, frozen, prepared, key):
+        other = params['critic' if part == 'generator' else 'generator']['w']
+        seen = buffers.get('seen', jnp.float32(0)) + other
+        return (params[part]['w'] - 2 * other) ** 2, ({'other': other}, buffers | {'seen': seen})
+
+
+def test_parts_are_updated_from_what_all_were_before(monkeypatch):
+    monkeypatch.setattr('rsdiff.training.state.make_method', lambda *_: Two())
+    monkeypatch.setattr('rsdiff.training.state.make_optimizer', lambda *_: optax.sgd(0.1))
+    config = dataclasses.replace(TrainConfig(), batch_size=2, accumulation=2)
+    trainer = Trainer(config, meshes.make_mesh(1, jax.devices()[:1]))
+    state = dict(trainer._init(None), buffers={part: {'seen': jnp.float32(0)} for part in Two.parts})
+    state, metrics = jax.jit(trainer._step)(state, {'image': jnp.zeros((2, 1))})
+    # d/dw (w - 2 other)² = 2 (w - 2 other), with the other's value of before, whichever comes first
+    assert float(state['params']['generator']['w']) == pytest.approx(1 - 0.1 * 2 * (1 - 6))
+    assert float(state['params']['critic']['w']) == pytest.approx(3 - 0.1 * 2 * (3 - 2))
+    assert float(metrics['other']) == 3 and float(metrics['critic_other']) == 1
+    # a buffer flows from one share of the batch to the next
+    assert float(state['buffers']['generator']['seen']) == 6 and float(state['buffers']['critic']['seen']) == 2
+    assert {*state['ema']} == {'generator'}  # of the generator alone
+
+
+def test_a_method_is_made_of_its_config():
+    assert isinstance(make_method(DiffusionConfig()), Diffusion)
+    assert make_method(RegressionConfig()).schedule.timesteps == 1
