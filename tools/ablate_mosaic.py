@@ -49,8 +49,9 @@ from rsdiff.evaluation.seams import STRATA, Grid, against, ratio_interval, seam_
 from rsdiff.pretrained.lpips import LPIPS
 from rsdiff.programs import console
 from rsdiff.sampling.binding import bind_windows, make_projection
+from rsdiff.sampling.export.formats import UPSCALE
 from rsdiff.sampling.mosaic.cascade import MosaicSettings
-from rsdiff.sampling.mosaic.plan import UPSCALE, Plan, PlanName, make_plan
+from rsdiff.sampling.mosaic.plan import Plan, PlanName, make_plan
 from rsdiff.training.checkpoint import Trained, load_generator
 from rsdiff.training.mesh import make_mesh
 

@@ -27,9 +27,21 @@ from rsdiff.data.scenes import open_scene
 from rsdiff.diffusion import noise
 from rsdiff.diffusion.solvers import Solver
 
-# (condition (b, h, w, 3), noise (b, 4h, 4w, 3), gsd_m of the output (b,), real image or None) → sample (b, 4h, 4w, 3),
-# in [-1, 1]
-SampleImages = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+
+@dataclasses.dataclass(frozen=True)
+class ImageSampler:
+    """What is done to a batch of images.
+
+    Attributes:
+      sample: (condition, noise (b, H, W, channels), real image (b, H, W, 3) or None) → (b, H, W, 3) in [-1, 1]. The condition
+        is a dict of `lr` (b, H / upscale, W / upscale, 3) in [-1, 1] and `gsd_m` (b,), metres a pixel of the result.
+      upscale: how many times finer the result is.
+      channels: of the noise, which need not be those of an image.
+    """
+
+    sample: Callable[..., jax.Array]
+    upscale: int = 4
+    channels: int = 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -71,7 +83,7 @@ class _Job:
 
 
 def sample_folder(
-    sample: SampleImages,
+    sampler: ImageSampler,
     degradation: DegradationConfig,
     entries: list[Entry],
     out: Path,
@@ -108,7 +120,7 @@ def sample_folder(
         for group in groups
         for first in range(0, len(group), settings.batch_size)
     ]
-    enlarge = _enlarge_function(sample, degradation, settings)
+    enlarge = _enlarge_function(sampler, degradation, settings)
     with tqdm(total=len(missing), unit='image', desc='sampling', disable=not show, dynamic_ncols=True) as bar:
         for batch in batches:
             for job, image in zip(batch, _sample_batch(enlarge, batch, settings)):
@@ -180,12 +192,12 @@ def _read_sizes(entry: Entry, settings: FolderSettings) -> tuple[tuple[int, int]
     return (height, width), tuple(-(-side // least) * least for side in (height, width)), gsd_m
 
 
-def _enlarge_function(sample: SampleImages, degradation: DegradationConfig, settings: FolderSettings):
+def _enlarge_function(sampler: ImageSampler, degradation: DegradationConfig, settings: FolderSettings):
     """(images, gsd_m, keys) → samples, after all stages."""
     folded = lambda keys, number: jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
     degrade_once = jax.jit(lambda images, keys: degrade(images, keys, degradation))
     noises = jax.jit(
-        lambda keys, height, width: jax.vmap(lambda key: noise.crop(key, 0, 0, height, width))(keys),
+        lambda keys, height, width: jax.vmap(lambda key: noise.crop(key, 0, 0, height, width, sampler.channels))(keys),
         static_argnums=(1, 2),
     )
 
@@ -198,7 +210,8 @@ def _enlarge_function(sample: SampleImages, degradation: DegradationConfig, sett
         for stage, truth in enumerate(reversed(truths), 1):
             gsd_m = gsd_m / 4
             _, height, width, _ = images.shape
-            images = sample(images, noises(folded(keys, stage), 4 * height, 4 * width), gsd_m, truth)
+            fresh = noises(folded(keys, stage), sampler.upscale * height, sampler.upscale * width)
+            images = sampler.sample({'lr': images, 'gsd_m': gsd_m}, fresh, truth)
         return images
 
     return run
