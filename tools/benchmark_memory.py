@@ -20,10 +20,10 @@ import numpy as np
 from absl import flags
 
 from rsdiff.base.errors import BadInput
+from rsdiff.data.degradation import UPSCALE
 from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule
 from rsdiff.diffusion.solvers import integrate, solver_steps
 from rsdiff.programs import console
-from rsdiff.sampling.export.formats import UPSCALE
 from rsdiff.sampling.mosaic.cascade import MosaicSettings, sample_mosaic
 from rsdiff.sampling.mosaic.field import WindowSampler, windows_a_call
 from rsdiff.sampling.mosaic.plan import make_plan

@@ -27,11 +27,11 @@ from benchmark_rounds import cores, spread
 from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
 from rsdiff.data import blue_marble
+from rsdiff.data.degradation import UPSCALE
 from rsdiff.data.images import box_downscale, write_image
 from rsdiff.diffusion.constraints import Projection
 from rsdiff.programs import console
 from rsdiff.sampling.binding import bind_windows
-from rsdiff.sampling.export.formats import UPSCALE
 from rsdiff.sampling.mosaic.cascade import MosaicSettings, SamplerAt, claim, estimate, extent, sample_mosaic
 from rsdiff.sampling.mosaic.condition import Condition
 from rsdiff.sampling.mosaic.plan import PlanName, make_plan

@@ -19,7 +19,7 @@ from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
 from rsdiff.base.folders import claim_folder
 from rsdiff.base.seeds import written_seed
-from rsdiff.data.degradation import DegradationConfig, degrade
+from rsdiff.data.degradation import UPSCALE, DegradationConfig, degrade
 from rsdiff.data.folder import Entry, clean_name, write_manifest
 from rsdiff.data.images import read_image, to_float, to_uint8, write_image
 from rsdiff.data.made import Made
@@ -40,7 +40,7 @@ class ImageSampler:
     """
 
     sample: Callable[..., jax.Array]
-    upscale: int = 4
+    upscale: int = UPSCALE
     channels: int = 3
 
 
@@ -48,7 +48,7 @@ class ImageSampler:
 class FolderSettings:
     """How a folder is sampled. `gsd_m`, of the images given, stands in where an entry has none, and before what the file
     itself says. `bands` and `value_range` say how raster files become RGB (`rsdiff.data.scenes.open_scene`). `degraded`:
-    the images are the truth; each variant degrades them by 4^stages first, and the result has their resolution again.
+    the images are the truth; each variant degrades them by UPSCALE^stages first, and the result has their resolution again.
     `strength` below 1: every stage starts part of the way from the truth, and so resembles it."""
 
     stages: int
@@ -184,7 +184,9 @@ def _read_sizes(entry: Entry, settings: FolderSettings) -> tuple[tuple[int, int]
         gsd_m = entry.gsd_m or settings.gsd_m or scene.gsd_m
         height, width = scene.read(Box(0, 0, scene.height, scene.width)).shape[:2]
     # A window, in the pixels of the input: of the truth, or of the condition.
-    least = settings.window_px * (4 ** (settings.stages - 1)) if settings.degraded else settings.window_px // 4
+    least = (
+        settings.window_px * (UPSCALE ** (settings.stages - 1)) if settings.degraded else settings.window_px // UPSCALE
+    )
     # mirroring can at most double a side; a little short of a window (UC Merced has such images) is no harm
     allowed = least // 2 + 1 if settings.degraded else least
     if min(height, width) < allowed:
@@ -206,9 +208,9 @@ def _enlarge_function(sampler: ImageSampler, degradation: DegradationConfig, set
         if settings.degraded:
             for number in range(settings.stages):
                 truths[number] = images if settings.strength < 1 else None
-                images, gsd_m = degrade_once(images, folded(keys, 1000 + number)), gsd_m * 4
+                images, gsd_m = degrade_once(images, folded(keys, 1000 + number)), gsd_m * UPSCALE
         for stage, truth in enumerate(reversed(truths), 1):
-            gsd_m = gsd_m / 4
+            gsd_m = gsd_m / UPSCALE
             _, height, width, _ = images.shape
             fresh = noises(folded(keys, stage), sampler.upscale * height, sampler.upscale * width)
             images = sampler.sample({'lr': images, 'gsd_m': gsd_m}, fresh, truth)
@@ -229,7 +231,7 @@ def _sample_batch(enlarge, batch: list[_Job], settings: FolderSettings) -> list[
     keys = jnp.stack([job.key(settings.seed) for job in batch + batch[-1:] * fill])
     gsd_m = np.array([job.gsd_m for job in batch + batch[-1:] * fill], np.float32)
     samples = np.asarray(enlarge(np.stack(padded + padded[-1:] * fill), gsd_m, keys))
-    scale = 1 if settings.degraded else 4**settings.stages
+    scale = 1 if settings.degraded else UPSCALE**settings.stages
     return [
         to_uint8(sample[: scale * image.shape[0], : scale * image.shape[1]]) for sample, image in zip(samples, images)
     ]
@@ -262,7 +264,7 @@ def _manifest_row(job: _Job, out: Path, settings: FolderSettings, provenance: di
         source.split,
         source.label,
         source.captions,
-        job.gsd_m if settings.degraded else job.gsd_m / 4**settings.stages,
+        job.gsd_m if settings.degraded else job.gsd_m / UPSCALE**settings.stages,
         extra,
     )
 

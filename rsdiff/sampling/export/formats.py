@@ -17,6 +17,7 @@ from rsdiff.base.errors import BadInput
 from rsdiff.base.files import field, read_json
 from rsdiff.base.folders import SETTINGS
 from rsdiff.base.work import Claims, share_out
+from rsdiff.data.degradation import UPSCALE
 from rsdiff.data.images import write_image
 from rsdiff.sampling.export.cog import need_rasterio, write_cog
 from rsdiff.sampling.export.record import is_exported, note_export
@@ -24,7 +25,6 @@ from rsdiff.sampling.export.viewer import LARGEST_VIEWER, Layer, count_tiles, wr
 from rsdiff.sampling.mosaic.store import GROUP, METADATA, StageArray, open_stage
 from rsdiff.sampling.mosaic.void import with_alpha
 
-UPSCALE = 4  # a stage's, where nothing else is noted
 FORMATS = 'zarr', 'png', 'tif', 'viewer'
 # A PNG beyond this many pixels helps nobody.
 LARGEST_PNG = 100_000_000

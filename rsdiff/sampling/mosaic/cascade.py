@@ -14,10 +14,11 @@ from rsdiff.base.errors import BadInput
 from rsdiff.base.folders import claim_folder
 from rsdiff.base.seeds import written_seed
 from rsdiff.base.work import Claims, end_without_parent, is_local_worker, local_workers, share_out
+from rsdiff.data.degradation import UPSCALE
 from rsdiff.data.gsd import check_gsd_m
 from rsdiff.data.images import write_image
 from rsdiff.diffusion.noise import Kind, name_key
-from rsdiff.sampling.export.formats import LARGEST_PNG, UPSCALE, check_formats, export
+from rsdiff.sampling.export.formats import LARGEST_PNG, check_formats, export
 from rsdiff.sampling.mosaic.condition import scaled
 from rsdiff.sampling.mosaic.field import CachedField, Field, WindowSampler
 from rsdiff.sampling.mosaic.plan import Plan, cut
