@@ -10,7 +10,6 @@ lack it, and is no part of the batch where every row lacks it. A number is float
 
 import contextlib
 import dataclasses
-import math
 from fractions import Fraction
 from typing import Sequence
 

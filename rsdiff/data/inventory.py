@@ -120,7 +120,8 @@ def _of_fields(images: FolderImages, fields: Fields, name: str, show: bool) -> I
         elif field.is_mask:
             digests |= _digests([(f'{entry.file_name}:{field.name}', field.of(entry)) for entry in having], show)
         else:
-            files = [Entry(field.of(entry), entry.extra[field.key]) for entry in having]
+            paths = [(field.of(entry), entry.folder) for entry in having]
+            files = [Entry(path, path.relative_to(folder).as_posix()) for path, folder in paths]
             others = FolderImages(name, None, 1.0, images.bands, images.value_range, files)
             looks = look_at_entries(others, range(len(others)), show)
             digests |= {
