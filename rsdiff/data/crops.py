@@ -102,7 +102,7 @@ class Crops:
             raise BadInput(f'{self.name(number)}: {self.TRIES} crops in a row have pixels without data')
         crops = {layer.field.name: layer.read(box, factor) for layer in layers}
         # The eight symmetries of the square: nadir imagery has no preferred direction.
-        turns, mirrored = rng.integers(4), rng.integers(2)
+        turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
         return factor, {name: _turned(crop, turns, mirrored) for name, crop in crops.items()}
 
     def _skip(self, number: int, error: BadInput) -> None:
@@ -114,7 +114,7 @@ class Crops:
         logging.warning('skipped: %s', error)
 
 
-def _turned(crop: np.ndarray, turns: int, mirrored: int) -> np.ndarray:
+def _turned(crop: np.ndarray, turns: int, mirrored: bool) -> np.ndarray:
     crop = np.rot90(crop, turns)
     return np.ascontiguousarray(crop[:, ::-1] if mirrored else crop)
 

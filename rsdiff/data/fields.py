@@ -53,9 +53,9 @@ class Field:
         """Of its array in a crop of `size_px`, a multiple of `scale`."""
         return (size_px // self.scale, size_px // self.scale, self.channels) if self.channels else ()
 
-    def of(self, entry: Entry):
-        """Its file or number; None if the row lacks it."""
-        return entry.files.get(self.name) if self.channels else entry.numbers.get(self.name)
+    def is_of(self, entry: Entry) -> bool:
+        """Whether the row has it, a file or a number."""
+        return self.name in (entry.files if self.channels else entry.numbers)
 
 
 IMAGE = Field('image', 3)
@@ -138,11 +138,11 @@ class Fields:
         Raises:
           BadInput: one can't be opened, or does not fit the image.
         """
-        layers, entry = [], self.entries[number] if self.present else None
+        layers, files = [], self.entries[number].files if self.present else {}
         for field in self.present:
-            if not field.channels or entry is None or field.of(entry) is None:
+            if not field.channels or field.name not in files:
                 continue
-            path = entry.files[field.name]
+            path = files[field.name]
             options = (None, None) if field.is_mask else (self.bands, self.value_range)
             own = opened.enter_context(open_scene(path, *options, palette=not field.is_mask))
             layers.append(Layer(str(path), field, own, (scene.height, scene.width)))
@@ -152,13 +152,12 @@ class Fields:
         """The fields of entry `number` as a batch has them: what is `cut` from its files, its numbers, and NaN."""
         found = {}
         for field in self.present:
-            value = cut.get(field.name) if field.channels else field.of(self.entries[number])
-            if value is None:
+            if not field.is_of(self.entries[number]):
                 found[field.name] = np.full(field.shape(size_px), np.nan, np.float32)
-            elif field.channels and field.dtype != np.uint8:
-                found[field.name] = to_float(value)
+            elif not field.channels:
+                found[field.name] = np.asarray(self.entries[number].numbers[field.name], np.float32)
             else:
-                found[field.name] = np.asarray(value, field.dtype)
+                found[field.name] = cut[field.name] if field.needed else to_float(cut[field.name])
         return found
 
 
@@ -173,8 +172,8 @@ def check_none_needed(wanted: Sequence[Field], where: str) -> None:
 
 
 def _is_present(field: Field, entries: Sequence[Entry], where: str) -> bool:
-    having = [entry for entry in entries if field.of(entry) is not None]
-    lacking = [entry for entry in entries if field.of(entry) is None]
+    having = [entry for entry in entries if field.is_of(entry)]
+    lacking = [entry for entry in entries if not field.is_of(entry)]
     if field.name in OF_EVERY_CROP:
         raise BadInput(f'{field.name} is of every crop; a field needs another name')
     if not field.channels:

@@ -114,13 +114,17 @@ def _of_fields(images: FolderImages, fields: Fields, name: str, show: bool) -> I
     it. A mask is no picture, and its digest is all there is of it."""
     digests, seen = {}, TrainedOn()
     for field in fields.present:
-        having = [entry for entry in fields.entries if field.of(entry) is not None]
+        having = [entry for entry in fields.entries if field.is_of(entry)]
         if not field.channels:
-            digests |= {f'{entry.file_name}:{field.name}': _hex(repr(field.of(entry)).encode()) for entry in having}
+            digests |= {
+                f'{entry.file_name}:{field.name}': _hex(repr(entry.numbers[field.name]).encode()) for entry in having
+            }
         elif field.is_mask:
-            digests |= _digests([(f'{entry.file_name}:{field.name}', field.of(entry)) for entry in having], show)
+            digests |= _digests(
+                [(f'{entry.file_name}:{field.name}', entry.files[field.name]) for entry in having], show
+            )
         else:
-            paths = [(field.of(entry), entry.folder) for entry in having]
+            paths = [(entry.files[field.name], entry.folder) for entry in having]
             files = [Entry(path, path.relative_to(folder).as_posix()) for path, folder in paths]
             others = FolderImages(name, None, 1.0, images.bands, images.value_range, files)
             looks = look_at_entries(others, range(len(others)), show)
