@@ -35,11 +35,22 @@ ITEMS = ('params', 'buffers', 'ema', 'opt')
 ABSENT = errno.ENOENT, errno.ENOTDIR, errno.EISDIR
 TRANSIENT = 'UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|ABORTED|CANCELLED'
 
+
 # Orbax has every replica write a slice of every array. For small ones the slicing costs more than the writing, and that
 # while the next step waits: on eight devices, a save then blocks four times as long.
-ocp.type_handlers.register_type_handler(
-    jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20), override=True
-)
+def _write_small_arrays_whole() -> None:
+    # Orbax warns of any override, this one included, and does so as the module is imported
+    meant = lambda record: 'overriding' not in record.getMessage()
+    logger = logging.getLogger('absl')
+    logger.addFilter(meant)
+    try:
+        handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
+        ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    finally:
+        logger.removeFilter(meant)
+
+
+_write_small_arrays_whole()
 
 
 class Checkpoints:
