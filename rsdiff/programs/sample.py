@@ -82,8 +82,9 @@ def check_flags() -> None:
         if FLAGS[name].value is None:
             raise BadInput(f'give --{name}')
     for name in ('stages', 'steps', 'batch_size', 'variants', 'workers', 'supertile', 'consistency_end'):
-        if FLAGS[name].value is not None and FLAGS[name].value < 1:
-            raise BadInput(f'--{name} is {FLAGS[name].value}; it must be at least 1')
+        value = FLAGS[name].value
+        if value is not None and value < 1:
+            raise BadInput(f'--{name} is {value}; it must be at least 1')
     if FLAGS.stages > MOST_STAGES:
         raise BadInput(f'--stages is {FLAGS.stages}; it must be {MOST_STAGES} at most')
     if FLAGS.gsd_m is not None:

@@ -218,10 +218,12 @@ def _newest_whole(manager: ocp.CheckpointManager, like: dict[str, Any] | Callabl
     return None
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, like) -> tuple[dict[str, Any] | None, Exception | None]:
-    """The items of a checkpoint as they are stored, or what stands against it."""
+def _restore(
+    manager: ocp.CheckpointManager, step: int, like: dict[str, Any] | Callable[[int], dict[str, Any]]
+) -> tuple[Any, Exception | None]:
+    """The items of a checkpoint as they are stored, a dict, or what stands against it."""
     try:
-        wanted = like(step) if callable(like) else like
+        wanted = like if isinstance(like, dict) else like(step)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         return manager.restore(step, args=ocp.args.Composite(**items, fingerprints=ocp.args.JsonRestore())), None
     except jax.errors.JaxRuntimeError:  # of the devices, such as too little memory
