@@ -87,6 +87,17 @@ def imported(statement):
     return {name.split('.')[0] for name in names}
 
 
+def whole_file_skips(tree):
+    """The lines of `pytestmark = pytest.mark.skipif(…)` and of `pytest.skip(…, allow_module_level=True)`."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Assign) and 'pytestmark' in [getattr(target, 'id', '') for target in node.targets]:
+            if any(getattr(inner, 'attr', '') in ('skip', 'skipif') for inner in ast.walk(node.value)):
+                yield node.lineno
+    for call in calls(tree, 'skip'):
+        if 'allow_module_level' in [keyword.arg for keyword in call.keywords]:
+            yield call.lineno
+
+
 def unguarded(sources, forbidden):
     """For each import of `forbidden` packages that no guard goes before, `file:line: package`; the file of `sources`
     (name → text) named conftest.py lends its fixtures to all. A guard that skips a whole file counts as one that is missing."""
@@ -115,6 +126,7 @@ def unguarded(sources, forbidden):
         found += [
             f'{name}:{call.lineno}: skips the whole file' for call in calls(tree, 'importorskip') if call not in inside
         ]
+        found += [f'{name}:{line}: skips the whole file' for line in sorted(whole_file_skips(tree))]
     return found
 
 
@@ -154,6 +166,8 @@ def test_names_to_import_are_right_where_the_package_is_there():
         ('def test():\n    if find_spec("torch"):\n        import torch', 3),  # does less and says nothing
         ('try:\n    import torch\nexcept ImportError:\n    torch = None', 2),
         ('torch = pytest.importorskip("torch")', 1),
+        ('\npytestmark = [pytest.mark.skipif(DATA is None, reason="no data")]', 2),
+        ('if DATA is None:\n    pytest.skip("no data", allow_module_level=True)', 2),
     ],
 )
 def test_what_is_unguarded_is_named_with_its_line(text, line):

@@ -78,7 +78,7 @@ def look(
     reductions: tuple[int, ...],
     limits: Limits,
     survey: Survey,
-    progress: Callable[[float], None],
+    progress: Callable[[float], object],
 ) -> list[Chip]:
     """The good chips of `images`, in order of image, reduction and place; `survey` counts the others.
 
@@ -146,7 +146,12 @@ def choose(chips: list[Chip], most: int | None) -> list[Chip]:
 
 
 def examples(
-    images: FolderImages, source: str, key: str, chips: Iterable[Chip], encoding: str, progress: Callable[[float], None]
+    images: FolderImages,
+    source: str,
+    key: str,
+    chips: Iterable[Chip],
+    encoding: str,
+    progress: Callable[[float], object],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
     """(key, example) of each of `chips`, in image order, as `rsdiff.data.records.write_chips` takes them.
 

@@ -61,7 +61,7 @@ def inside(x, margin: int):
     return x[..., margin : height - margin, margin : width - margin, :]
 
 
-def project(x0, y, factor: int | None = None, strength=1.0, repeats: int = 2):
+def project(x0, y, factor: int | None = None, strength: float | jax.Array = 1.0, repeats: int = 2):
     """(1), `repeats` times.
 
     Args:

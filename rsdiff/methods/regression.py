@@ -75,8 +75,11 @@ class Regression:
     def terms(self, params, frozen, prepared, key, t):
         condition = prepared['condition']
         z0 = self.codec.encode(prepared['targets'], condition)
-        return jnp.mean(jnp.abs(self.predict(params, frozen, condition)(None, t) - z0), axis=range(1, z0.ndim))
+        return jnp.mean(jnp.abs(self._answer(params, condition) - z0), axis=range(1, z0.ndim))
 
     def predict(self, params, frozen, condition) -> Denoise:
-        made = nnx.merge(self.graphdef, nnx.State(params[GENERATOR]))(condition['lr'])
+        made = self._answer(params, condition)
         return lambda zt, t: made
+
+    def _answer(self, params, condition):
+        return nnx.merge(self.graphdef, nnx.State(params[GENERATOR]))(condition['lr'])

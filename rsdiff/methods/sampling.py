@@ -49,8 +49,8 @@ def predictor(
         zt = zt + like(method.schedule.alpha(t), zt) * d
         return jnp.clip(method.codec.decode(predict(zt, t), inner)['image'], -1.0, 1.0)
 
-    image = constrain(projected(image, inner['lr'], projection) if projection else image, inner)
-    return lambda zt, t: method.codec.encode({'image': image(zt, t)}, condition, margin)
+    held = constrain(projected(image, inner['lr'], projection) if projection else image, inner)
+    return lambda zt, t: method.codec.encode({'image': held(zt, t)}, condition, margin)
 
 
 def first_timestep(method: Method, strength: float) -> int:
@@ -66,7 +66,7 @@ def sample(
     steps: int,
     projection: Projection | None = Projection(),
     solver: solvers.Solver = 'ddim',
-    guide=None,
+    guide: Any = None,
     strength: float = 1.0,
     frozen: Any = None,
 ):

@@ -175,7 +175,7 @@ class CrossAttention(nnx.Module):
         return x + self.out(rearrange(heads, 'b (h w) n d -> b h w (n d)', h=height, w=width))
 
 
-def attention_kernel(dtype) -> str | None:
+def attention_kernel(dtype) -> Literal['cudnn'] | None:
     """cuDNN's fused kernel where there is one, on NVIDIA GPUs for half precision; elsewhere XLA's choice."""
     backend = jax.extend.backend.get_backend()
     nvidia = backend.platform == 'gpu' and 'cuda' in backend.platform_version.lower()
@@ -199,8 +199,9 @@ class Stage(nnx.Module):
         make: Any = dict(dtype=dtype, rngs=rngs)
         self.block = ResBlock(channels_in, channels_out, embedding, **make)
         self.attention = None if head_width is None else Attention(channels_out, head_width, **make)
-        crosses = head_width is not None and token_width is not None
-        self.cross = CrossAttention(channels_out, head_width, token_width, **make) if crosses else None
+        self.cross = None
+        if head_width is not None and token_width is not None:
+            self.cross = CrossAttention(channels_out, head_width, token_width, **make)
 
     def __call__(self, x, embedding, tokens=None, seen=None):
         x = self.block(x, embedding)

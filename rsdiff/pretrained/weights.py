@@ -25,6 +25,7 @@ from typing import Any, Callable, Iterable
 import jax
 import jax.numpy as jnp
 import numpy as np
+from etils import epath
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
@@ -53,7 +54,7 @@ def flatten(tree: dict[Any, Any]) -> dict[str, Any]:
     return flat
 
 
-def unflatten(flat: dict[str, Any], where: Path | str = 'weights') -> dict[Any, Any]:
+def unflatten(flat: dict[str, Any], where: epath.PathLike = 'weights') -> dict[Any, Any]:
     """The inverse of `flatten`. Parts of a name that are numbers become int keys, as in the pure dict of `nnx.List`.
 
     Raises:
@@ -77,7 +78,7 @@ def unflatten(flat: dict[str, Any], where: Path | str = 'weights') -> dict[Any, 
     return tree
 
 
-def read_safetensors(path: Path | str) -> dict[str, np.ndarray]:
+def read_safetensors(path: epath.PathLike) -> dict[str, np.ndarray]:
     """The tensors of a file by name, in the types they are stored in (bfloat16 as `ml_dtypes.bfloat16`).
 
     Raises:
@@ -96,13 +97,13 @@ def read_safetensors(path: Path | str) -> dict[str, np.ndarray]:
         return tensors
 
 
-def read_safetensors_metadata(path: Path | str) -> dict[str, str]:
+def read_safetensors_metadata(path: epath.PathLike) -> dict[str, str]:
     """The free-form strings in the header of a file, without reading its tensors. Raises as `read_safetensors`."""
     with _open(path) as file:
         return file.metadata() or {}
 
 
-def write_safetensors(path: Path | str, flat: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
+def write_safetensors(path: epath.PathLike, flat: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
     """Writes named arrays, whole or not at all, in the types they have."""
     # safetensors writes the memory of an array and not its strides: a transposed view would come back scrambled.
     arrays = {name: np.asarray(leaf, order='C') for name, leaf in flat.items()}
@@ -189,7 +190,7 @@ def torch_name(name: str) -> str:
     return f'{path}.weight' if path and leaf in ('kernel', 'scale', 'embedding') else name
 
 
-def checked(params: dict[Any, Any], like: dict[Any, Any], name: str, where: Path | str) -> dict[Any, Any]:
+def checked(params: dict[Any, Any], like: dict[Any, Any], name: str, where: epath.PathLike) -> dict[Any, Any]:
     """`params` as float32 on the device, if they are finite then and have the names and shapes of `like`.
 
     Raises:
@@ -265,7 +266,7 @@ def read_sharded(folder: Path) -> dict[str, np.ndarray]:
     )
 
 
-def _open(path: Path | str) -> safe_open:
+def _open(path: epath.PathLike) -> safe_open:
     if not Path(path).is_file():
         raise BadInput(f'{path}: no such file')
     try:
@@ -274,7 +275,7 @@ def _open(path: Path | str) -> safe_open:
         raise BadInput(f'{path}: not a safetensors file, or a truncated one ({one_line(error)[:200]})') from None
 
 
-def _check_finite(flat: dict[str, Any], where: Path | str) -> None:
+def _check_finite(flat: dict[str, Any], where: epath.PathLike) -> None:
     """After the cast to float32, beyond which a float64 may lie."""
     if not all(np.isfinite(np.asarray(array)).all() for array in flat.values()):
         raise BadInput(f'{where}: not all of its weights are finite')

@@ -15,7 +15,7 @@ from absl import app, flags, logging
 from ml_collections import config_flags
 
 from rsdiff.base.errors import BadInput, one_line
-from rsdiff.base.files import write_json
+from rsdiff.base.files import AnyPath, write_json
 from rsdiff.base.folders import cache_folder
 from rsdiff.base.shipped import ROOT, find_config
 
@@ -132,7 +132,7 @@ def flag_numbers(name: str, kind: type, count: int | None = None) -> tuple | Non
     return values
 
 
-def finish(result: dict[str, Any], path: Path) -> None:
+def finish(result: dict[str, Any], path: AnyPath) -> None:
     """Prints `result` as one JSON line, the program's last, and writes the same to `path`."""
     write_json(path, result)
     print(json.dumps(result), flush=True)

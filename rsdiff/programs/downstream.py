@@ -10,6 +10,7 @@ tower that comes with the project; or `tiny`, which is trained from scratch.
 """
 
 from pathlib import Path
+from typing import cast
 
 from absl import flags
 
@@ -17,7 +18,7 @@ from rsdiff.base.errors import BadInput
 from rsdiff.base.work import is_local_worker
 from rsdiff.downstream import arms, compare, filters, zero_shot
 from rsdiff.downstream.embedded import EMBEDDED, named_encoder
-from rsdiff.downstream.encoder import tiny_encoder
+from rsdiff.downstream.encoder import Encoder, tiny_encoder
 from rsdiff.downstream.report import markdown, write_report
 from rsdiff.downstream.task import load_task
 from rsdiff.downstream.tuning import Recipe
@@ -105,12 +106,12 @@ FEATURES = flags.DEFINE_string(
 JOBS = flags.DEFINE_integer('jobs', 1, 'Processes that share the cells.', lower_bound=1)
 
 
-def load(name: str):
-    """The encoder that --encoder names."""
+def load(name: str) -> Encoder:
+    """The encoder that --encoder names, or an `Embedded` in the place of one."""
     encoder = tiny_encoder(IMAGE_SIZE_PX.value or 64) if name == TINY else named_encoder(name)
     if IMAGE_SIZE_PX.value not in (None, encoder.image_size_px):
         raise BadInput(f'--image_size_px is {IMAGE_SIZE_PX.value}; {name} takes {encoder.image_size_px}')
-    return encoder
+    return cast(Encoder, encoder)
 
 
 def names(flag, value: list[str], known: tuple[str, ...]) -> tuple[str, ...]:

@@ -19,6 +19,7 @@ import sys
 import time
 import zlib
 from pathlib import Path
+from typing import cast
 
 import jax
 import numpy as np
@@ -118,7 +119,7 @@ def references() -> tuple[Path, list[Entry]]:
     """The folder of the real images, and which of them are taken."""
     if (REFERENCE.value is None) == (PAIRS.value is None):
         raise BadInput('give --reference DIR or --pairs DIR, one of them')
-    path, split = split_of(REFERENCE.value or PAIRS.value)
+    path, split = split_of(cast(str, REFERENCE.value or PAIRS.value))
     folder, entries = Path(path), opened_entries(path, split)
     if LIMIT.value and LIMIT.value < len(entries):
         entries = [entries[number * len(entries) // LIMIT.value] for number in range(LIMIT.value)]

@@ -19,7 +19,7 @@ import shutil
 import sys
 import time
 from pathlib import Path
-from typing import NamedTuple
+from typing import NamedTuple, cast
 
 from absl import flags
 from tqdm import tqdm
@@ -88,7 +88,8 @@ def open_source(split: str, argument: str, bands, value_range) -> Source:
 
 def main() -> None:
     started, out = time.monotonic(), Path(OUT.value)
-    reductions, bands = console.flag_numbers('reductions', int), console.flag_numbers('bands', int)
+    reductions = cast(tuple[int, ...], console.flag_numbers('reductions', int))  # the flag has a default
+    bands = console.flag_numbers('bands', int)
     value_range = console.flag_numbers('value_range', float, 2)
     if min(reductions) < 1 or len({*reductions}) < len(reductions):
         raise BadInput(f'--reductions is {REDUCTIONS.value}; it must be different whole numbers from 1')

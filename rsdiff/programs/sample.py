@@ -88,8 +88,9 @@ def check_flags() -> None:
         if FLAGS[name].value is None:
             raise BadInput(f'give --{name}')
     for name in ('stages', 'steps', 'batch_size', 'variants', 'workers', 'supertile', 'consistency_end'):
-        if FLAGS[name].value is not None and FLAGS[name].value < 1:
-            raise BadInput(f'--{name} is {FLAGS[name].value}; it must be at least 1')
+        value = FLAGS[name].value
+        if value is not None and value < 1:
+            raise BadInput(f'--{name} is {value}; it must be at least 1')
     if FLAGS.stages > MOST_STAGES:
         raise BadInput(f'--stages is {FLAGS.stages}; it must be {MOST_STAGES} at most')
     if FLAGS.gsd_m is not None:
@@ -128,7 +129,7 @@ def fields(method: Method) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             images[name] = value
             continue
         try:
-            numbers[name] = np.float32([value])
+            numbers[name] = np.array([float(value)], np.float32)
         except ValueError:
             raise BadInput(f'--field {given}: {name} takes a number') from None
         if not np.isfinite(numbers[name]).all():

@@ -27,8 +27,8 @@ def bind_windows(
     mesh: Mesh,
     projection: Projection | None = Projection(),
     batch_size: int = 16,
-    constants: Condition = {},
-    images: dict[str, Any] = {},
+    constants: Condition | None = None,
+    images: dict[str, Any] | None = None,
 ) -> SamplerAt:
     """gsd_m of the result → a `WindowSampler`. Each device of `mesh` takes a part of every batch, as if it were alone, so
     that more of them change no rounding.
@@ -39,6 +39,7 @@ def bind_windows(
     Raises:
       BadInput: as `check_condition`; or a spatial field is coarser than windows can begin at.
     """
+    constants, images = constants or {}, images or {}
     whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
     batch = windows_a_call(plan.window_px, batch_size, mesh.size)
     params = jax.device_put(params, NamedSharding(mesh, whole))
@@ -109,7 +110,7 @@ def bind_images(
     projection: Projection | None = Projection(),
     strength: float = 1.0,
     solver: Solver = 'ddim',
-    constants: Condition = {},
+    constants: Condition | None = None,
 ) -> ImageSampler:
     """What `images.sample_folder` takes: batches of whole images, split over the devices of `mesh`.
 
@@ -119,7 +120,7 @@ def bind_images(
       BadInput: as `check_condition`.
     """
     whole, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(mesh.axis_names)))
-    params = jax.device_put(params, whole)
+    params, constants = jax.device_put(params, whole), constants or {}
     check_condition(method, ['lr', 'gsd_m', *constants])
 
     def run(params, condition, noise, guide):

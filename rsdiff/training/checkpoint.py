@@ -35,11 +35,22 @@ ITEMS = ('params', 'buffers', 'ema', 'opt')
 ABSENT = errno.ENOENT, errno.ENOTDIR, errno.EISDIR
 TRANSIENT = 'UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|ABORTED|CANCELLED'
 
+
 # Orbax has every replica write a slice of every array. For small ones the slicing costs more than the writing, and that
 # while the next step waits: on eight devices, a save then blocks four times as long.
-ocp.type_handlers.register_type_handler(
-    jax.Array, ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20), override=True
-)
+def _write_small_arrays_whole() -> None:
+    # Orbax warns of any override, this one included, and does so as the module is imported
+    meant = lambda record: 'overriding' not in record.getMessage()
+    logger = logging.getLogger('absl')
+    logger.addFilter(meant)
+    try:
+        handler = ocp.type_handlers.ArrayHandler(min_slice_bytes_for_replica_parallel=2**20)
+        ocp.type_handlers.register_type_handler(jax.Array, handler, override=True)
+    finally:
+        logger.removeFilter(meant)
+
+
+_write_small_arrays_whole()
 
 
 class Checkpoints:
@@ -207,10 +218,12 @@ def _newest_whole(manager: ocp.CheckpointManager, like: dict[str, Any] | Callabl
     return None
 
 
-def _restore(manager: ocp.CheckpointManager, step: int, like) -> tuple[dict[str, Any] | None, Exception | None]:
-    """The items of a checkpoint as they are stored, or what stands against it."""
+def _restore(
+    manager: ocp.CheckpointManager, step: int, like: dict[str, Any] | Callable[[int], dict[str, Any]]
+) -> tuple[Any, Exception | None]:
+    """The items of a checkpoint as they are stored, a dict, or what stands against it."""
     try:
-        wanted = like(step) if callable(like) else like
+        wanted = like if isinstance(like, dict) else like(step)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         return manager.restore(step, args=ocp.args.Composite(**items, fingerprints=ocp.args.JsonRestore())), None
     except jax.errors.JaxRuntimeError:  # of the devices, such as too little memory

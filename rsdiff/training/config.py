@@ -8,6 +8,7 @@ import typing
 from typing import Any
 
 import ml_collections
+from ml_collections import config_dict
 
 from rsdiff.base.errors import BadInput
 from rsdiff.base.ranges import MOST, check_range
@@ -229,7 +230,7 @@ def _editable(config: Any) -> ml_collections.ConfigDict:
             value = _editable(value)
         elif value is None:  # told its type, so that a flag can set it
             told = next(option for option in typing.get_args(kind) if option is not type(None))
-            value = ml_collections.config_dict.placeholder(typing.get_origin(told) or told)
+            value = config_dict.placeholder(typing.get_origin(told) or told)
         editable[name] = value
     return editable
 

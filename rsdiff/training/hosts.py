@@ -45,7 +45,7 @@ def is_first() -> bool:
     return jax.process_index() == 0
 
 
-def first_does(work: Callable[[], None]) -> None:
+def first_does(work: Callable[[], object]) -> None:
     """Runs `work` on the first process while the others wait; what it refuses, all refuse.
 
     Raises:

@@ -1,8 +1,10 @@
 """Devices and the one rule by which arrays lie on them."""
 
+from typing import Any, Iterable, Sequence, cast
+
 import jax
 import numpy as np
-from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionSpec
 
 from rsdiff.base.errors import BadInput
 
@@ -10,7 +12,7 @@ from rsdiff.base.errors import BadInput
 MIN_SHARDED_SIZE = 2**14
 
 
-def make_mesh(fsdp: int = 1, devices: list[jax.Device] | None = None) -> Mesh:
+def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     """All devices as ('data', 'fsdp'). Batches are split over both axes, parameters over 'fsdp'.
 
     Raises:
@@ -30,12 +32,12 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
 
-def replicated(mesh: Mesh) -> NamedSharding:
+def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
     """Whole on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
-def array_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
+def array_sharding(mesh: Mesh | AbstractMesh, shape: tuple[int, ...]) -> NamedSharding:
     """FSDP's rule: the largest axis that `fsdp` divides is split, small arrays are not."""
     parts = mesh.shape['fsdp']
     divisible = [axis for axis, size in enumerate(shape) if size % parts == 0]
@@ -45,7 +47,7 @@ def array_sharding(mesh: Mesh, shape: tuple[int, ...]) -> NamedSharding:
     return NamedSharding(mesh, PartitionSpec(*(('fsdp' if a == axis else None) for a in range(len(shape)))))
 
 
-def tree_sharding(mesh: Mesh, shapes):
+def tree_sharding(mesh: Mesh | AbstractMesh, shapes):
     """`array_sharding` for every leaf of a tree of arrays or shapes: parameters, average and optimiser alike."""
     return jax.tree.map(lambda leaf: array_sharding(mesh, leaf.shape), shapes)
 
@@ -59,7 +61,7 @@ def check_batch(mesh: Mesh, batch_size: int, accumulation: int) -> None:
 def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
     """Which rows of a batch lie on this process's devices, in ascending order: those that it has to read."""
     slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
-    return sorted(row for (part,) in slices for row in range(*part.indices(batch_size)))
+    return sorted(row for (part,) in cast(Iterable[tuple[slice]], slices) for row in range(*part.indices(batch_size)))
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:

@@ -1,5 +1,7 @@
 """The training state and its one step."""
 
+from typing import Any
+
 import jax
 import jax.numpy as jnp
 import optax
@@ -117,7 +119,8 @@ class Trainer:
 
     def _gradients(self, part: str, state: State, shares):
         """The loss of a part, its metrics and its gradients, means over the shares of a batch, and its buffers after them."""
-        own, buffers, total = state['params'][part], state['buffers'][part], None
+        own, buffers = state['params'][part], state['buffers'][part]
+        total: Any = None
 
         def loss(own, buffers, prepared, key):
             return self.method.loss(part, state['params'] | {part: own}, buffers, self.frozen, prepared, key)

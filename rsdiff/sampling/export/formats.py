@@ -119,9 +119,9 @@ def export(out: Path, formats: Sequence[str] | None = None, condition: Any = Non
 
 def valid_of(stage: StageArray) -> Callable[[Box], np.ndarray] | None:
     """box → which of its pixels lie on valid ones of the condition, bool (height, width); None where all do."""
-    if stage.mask is None:
+    if (mask := stage.mask) is None:
         return None
-    return lambda box: stage.mask[box.y0 : box.y1, box.x0 : box.x1] > 0
+    return lambda box: mask[box.y0 : box.y1, box.x0 : box.x1] > 0
 
 
 def open_finished(out: Path) -> tuple[dict[str, Any], list[StageArray]]:
@@ -153,15 +153,16 @@ def open_finished(out: Path) -> tuple[dict[str, Any], list[StageArray]]:
     (height, width), opened, missing, total = sides, [], 0, 0
     for number in range(1, stages + 1):
         path = out / GROUP / f'stage_{number}'
-        sides = [upscale**number * side for side in (height, width)]
-        tiles = -(-sides[0] // tile_px) * -(-sides[1] // tile_px)
+        height_px, width_px = upscale**number * height, upscale**number * width
+        tiles = -(-height_px // tile_px) * -(-width_px // tile_px)
         total += tiles
         if (path / METADATA).exists():
             metadata = read_json(path / METADATA, 'run sample.py again, as before, to write it anew')
             attributes = field(metadata, 'attributes', dict, path / METADATA)
             field(attributes, 'gsd_m', float, path / METADATA)
             attributes.pop('mask', None)
-            opened.append(array := open_stage(out, number, *sides, tile_px, attributes, 'void' in settings))
+            array = open_stage(out, number, height_px, width_px, tile_px, attributes, 'void' in settings)
+            opened.append(array)
             missing += sum(not array.is_all_done(tile) for tile in array.tiles())
         else:
             missing += tiles

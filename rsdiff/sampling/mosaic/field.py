@@ -27,6 +27,8 @@ from rsdiff.sampling.mosaic.plan import Plan, hull
 from rsdiff.sampling.mosaic.plane import Plane
 from rsdiff.sampling.mosaic.windows import Profile, shares
 
+Pixels = jax.Array | np.ndarray
+
 first_noise = jax.jit(noise.windows, static_argnums=(0, 3, 4, 5))
 
 
@@ -69,8 +71,8 @@ class WindowSampler:
       first_scale: what the first noise is multiplied with.
     """
 
-    advance: Callable[[Condition, jax.Array, jax.Array, Steps], tuple[jax.Array, jax.Array]]
-    image: Callable[[Condition, jax.Array], jax.Array]
+    advance: Callable[[Condition, Pixels, Pixels, Steps], tuple[jax.Array, jax.Array]]
+    image: Callable[[Condition, Pixels], jax.Array]
     steps: Steps
     batch: int
     reads: dict[str, Read] = dataclasses.field(default_factory=lambda: {'lr': Read()})
@@ -155,6 +157,7 @@ class Field:
                 merged.add(corners, made)
                 count(len(corners) * phase.steps)
             field, done = merged, done + phase.steps
+        assert field is not None  # a plan has a phase at least
         return to_uint8(field.values[0])
 
     def memory_bytes(self, side_px: int) -> int:

@@ -113,16 +113,14 @@ class Plan:
 
     def evaluations(
         self,
-        tile_rows: Sequence[tuple[int, int]],
-        tile_columns: Sequence[tuple[int, int]],
+        tile_rows: Sequence[tuple[int, int]] | np.ndarray,
+        tile_columns: Sequence[tuple[int, int]] | np.ndarray,
         around_px: int | None = None,
     ) -> int:
         """Network evaluations, times pixels each, of every tile rows × columns with its halo. Rows and columns do not
         mix, so neither do the sums: a canvas of 10^12 pixels is counted at once."""
-        rows, columns = (
-            self.counts(axis, *np.asarray(tiles, np.int64).T, around_px)
-            for axis, tiles in ((0, tile_rows), (1, tile_columns))
-        )
+        (tops, bottoms), (lefts, rights) = (np.asarray(tiles, np.int64).T for tiles in (tile_rows, tile_columns))
+        rows, columns = self.counts(0, tops, bottoms), self.counts(1, lefts, rights, around_px)
         each = [phase.steps * int(m.sum()) * int(n.sum()) for phase, m, n in zip(self.phases, rows, columns)]
         return sum(each) * self.window_px**2
 

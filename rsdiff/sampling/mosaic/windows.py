@@ -12,9 +12,11 @@ rising over `ramp` pixels, then 1. Where windows overlap, weights are divided by
 """
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import numpy as np
+
+Integers = TypeVar('Integers', int, np.ndarray)  # one, or an array of int64
 
 
 class Profile(NamedTuple):
@@ -39,20 +41,19 @@ class Lattice(NamedTuple):
     count: int
     shift: int
 
-    def position(self, i: int) -> int:
+    def position(self, i: Integers) -> Integers:
         """p(i)."""
         return self.unit_px * ((i * self.length + self.shift) // self.count)
 
-    def numbers(self, a: int, b: int, profile: Profile) -> tuple[int, int]:
-        """Of the windows whose weights are not all zero in [a, b), the first i and the one after the last. Arrays of a and
-        b, int64, give arrays."""
+    def numbers(self, a: Integers, b: Integers, profile: Profile) -> tuple[Integers, Integers]:
+        """Of the windows whose weights are not all zero in [a, b), the first i and the one after the last."""
         return self._first_above(a - profile.window_px + profile.crop_px), self._first_above(b - 1 - profile.crop_px)
 
     def touching(self, a: int, b: int, profile: Profile) -> list[int]:
         """Where those windows begin, ascending; never none."""
         return [self.position(i) for i in range(*self.numbers(a, b, profile))]
 
-    def _first_above(self, pixel: int) -> int:
+    def _first_above(self, pixel: Integers) -> Integers:
         """The smallest i with p(i) > pixel."""
         above = pixel // self.unit_px + 1
         return -((self.shift - above * self.count) // self.length)

@@ -1,0 +1,14 @@
+#!/usr/bin/env bash
+# Formatter, linter and type checker, as CI runs them, in an environment of their own. It holds those extras whose packages
+# rsdiff imports, since pyright reads their types. `ruff format` and `ruff check --fix` mend what the first two find.
+#
+#   bash tools/lint.sh
+set -euo pipefail
+export RSDIFF_VENV="${RSDIFF_VENV:-.cache/lint}"
+source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" lint,geo,hf,tensorboard
+cd "$root"
+failed=0
+ruff format --check || failed=1
+ruff check || failed=1
+pyright || failed=1
+exit $failed
