@@ -1,5 +1,7 @@
 """A real network in windows, on the smallest there is."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -14,9 +16,10 @@ from rsdiff.diffusion.objective import ObjectiveConfig
 from rsdiff.methods.codec import ResidualConfig
 from rsdiff.methods.diffusion import Diffusion, DiffusionConfig
 from rsdiff.methods.sampling import predictor
-from rsdiff.models.conditioning import Spatial
+from rsdiff.models.conditioning import Number, Spatial
 from rsdiff.models.unet import UNetConfig
 from rsdiff.sampling.binding import bind_images, bind_windows, make_projection
+from rsdiff.sampling.mosaic.cascade import MosaicSettings
 from rsdiff.sampling.mosaic.field import Field
 from rsdiff.sampling.mosaic.plan import make_plan
 from rsdiff.sampling.mosaic.plane import Plane
@@ -47,7 +50,7 @@ def params():
 
 def field(params, image, devices=1, **options):
     sampler_at = bind_windows(GENERATOR, params, PLAN, make_mesh(devices=jax.devices()[:devices]), **options)
-    return Field(sampler_at(10.0), PLAN, Plane(image), KEY)
+    return Field(sampler_at(10.0), PLAN, {'lr': Plane(image)}, KEY)
 
 
 def test_a_window_translates_what_it_is_given_and_what_it_says(params):
@@ -98,9 +101,45 @@ def test_whole_images_take_either_solver(params):
     lr, gsd_m = to_float(np.full((8, 8, 8, 3), 90, np.uint8)), jnp.full(8, 10.0)
     eps = jax.random.normal(KEY, (8, 32, 32, 3))
     made = {
-        (solver, steps): np.asarray(bind_images(GENERATOR, params, steps, make_mesh(), solver=solver)(lr, eps, gsd_m))
+        (solver, steps): np.asarray(
+            bind_images(GENERATOR, params, steps, make_mesh(), solver=solver).sample({'lr': lr, 'gsd_m': gsd_m}, eps)
+        )
         for solver in ('ddim', 'dpm++2m')
         for steps in (1, 3)
     }
     np.testing.assert_allclose(made['ddim', 1], made['dpm++2m', 1], atol=1e-5)
     assert np.abs(made['ddim', 3] - made['dpm++2m', 3]).max() > 1e-3
+
+
+def test_more_fields_are_read_as_planes_and_constants(smooth_image):
+    """A network with an image of the same scale as the result, a number and a field that may be missing."""
+    model = dataclasses.replace(
+        TINY,
+        spatial=TINY.spatial | {'before': Spatial(3, 1, 8, 4, 0)},
+        numbers=TINY.numbers | {'day': Number('cyclic', 0, 365), 'cloud': Number(droppable=True)},
+    )
+    method = Diffusion(DiffusionConfig(model=model))
+    leaves, structure = jax.tree.flatten(jax.jit(method.init)(jax.random.key(0)))
+    keys = jax.random.split(jax.random.key(1), len(leaves))
+    params = structure.unflatten([p + 0.05 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)])
+    lr, before = smooth_image(10, 12), smooth_image(40, 48, 1)
+    mesh = make_mesh(devices=jax.devices()[:1])
+
+    def made(images, **constants):
+        constants = {name: np.float32([value]) for name, value in constants.items()}
+        sampler = bind_windows(method, params, PLAN, mesh, constants=constants, images=images)(10.0)
+        return MosaicSettings(40.0, 1, PLAN, 32).field(sampler, lr, 1).region(Box(0, 0, 40, 48))
+
+    first = made({'before': before}, day=10)
+    assert first.shape == (40, 48, 3)
+    for other in (made({'before': before}, day=200), made({'before': before[::-1]}, day=10)):
+        assert (first != other).mean() > 0.1
+    assert (first != made({'before': before}, day=10, cloud=0.5)).any()
+    with pytest.raises(BadInput, match='lacks day, which this checkpoint needs'):
+        made({'before': before})
+    with pytest.raises(BadInput, match='has cover, which this checkpoint does not take; it takes lr, before, gsd_m'):
+        made({'before': before}, day=1, cover=1)
+    with pytest.raises(BadInput, match='day is given as an image; this checkpoint takes it as a number'):
+        made({'before': before, 'day': before})
+    with pytest.raises(BadInput, match='lr makes a canvas of 48×40 px, and before one of 12×10 px'):
+        made({'before': lr}, day=10)

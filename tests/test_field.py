@@ -9,12 +9,13 @@ import numpy as np
 import pytest
 
 from rsdiff.base.boxes import Box
+from rsdiff.base.errors import BadInput
 from rsdiff.data.images import to_float, to_uint8
 from rsdiff.diffusion import noise
 from rsdiff.diffusion.constraints import smooth_up, smooth_up_inside
 from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule
 from rsdiff.diffusion.solvers import integrate, sample, solver_steps
-from rsdiff.sampling.mosaic.field import CachedField, Field, WindowSampler
+from rsdiff.sampling.mosaic.field import CachedField, Field, Read, WindowSampler
 from rsdiff.sampling.mosaic.plan import PlanName, make_plan
 from rsdiff.sampling.mosaic.plane import Plane
 
@@ -41,14 +42,14 @@ def windowed(lr):
 
 
 def sampler(plan, denoiser, batch=4):
-    advance = jax.jit(lambda lr, x, x0, steps: integrate(denoiser(lr), steps, x, x0))
-    return WindowSampler(advance, lambda lr, x: x, solver_steps(plan.solver, SCHEDULE, plan.steps), batch)
+    advance = jax.jit(lambda condition, x, x0, steps: integrate(denoiser(condition['lr']), steps, x, x0))
+    return WindowSampler(advance, lambda condition, x: x, solver_steps(plan.solver, SCHEDULE, plan.steps), batch)
 
 
 def field(image, name='fast', denoiser=windowed, batch=4, wrap_x=False, kind='anchored', **numbers):
     several = {'phases': 3} if name in ('fast', 'infinite') else {}
     plan = make_plan(name, WINDOW, **{'steps': 6} | several | numbers)
-    return Field(sampler(plan, denoiser, batch), plan, Plane(image, wrap_x), KEY, kind)
+    return Field(sampler(plan, denoiser, batch), plan, {'lr': Plane(image, wrap_x)}, KEY, kind)
 
 
 def everything(field):
@@ -118,8 +119,9 @@ def test_every_call_has_one_shape(image):
     made, shapes = field(image, batch=5), set()
     counting = dataclasses.replace(
         made.sampler,
-        advance=lambda lr, x, x0, steps: (
-            shapes.add((lr.shape, x.shape, x0.shape, len(steps))) or made.sampler.advance(lr, x, x0, steps)
+        advance=lambda condition, x, x0, steps: (
+            shapes.add((condition['lr'].shape, x.shape, x0.shape, len(steps)))
+            or made.sampler.advance(condition, x, x0, steps)
         ),
     )
     dataclasses.replace(made, sampler=counting).region(Box(0, 0, 40, 50))
@@ -132,13 +134,45 @@ def test_the_margin_makes_all_windows_see_one_enlargement(image):
     bare = sampler(plan, lambda lr: lambda x, t: x)
     enlarging = dataclasses.replace(
         bare,
-        margin=2,
-        image=jax.jit(lambda lr, x: smooth_up_inside(lr, 4, 2)),
-        advance=lambda lr, x, x0, steps: (x, x0),
+        reads={'lr': Read(4, 2)},
+        image=jax.jit(lambda condition, x: smooth_up_inside(condition['lr'], 4, 2)),
+        advance=lambda condition, x, x0, steps: (x, x0),
     )
-    made = Field(enlarging, plan, Plane(image), KEY)
+    made = Field(enlarging, plan, {'lr': Plane(image)}, KEY)
     whole = to_uint8(smooth_up(np.pad(to_float(image), ((4, 4), (4, 4), (0, 0)), 'reflect'), 4)[16:-16, 16:-16])
     assert np.abs(made.region(everything(made)).astype(int) - whole).max() <= 1
+
+
+def test_planes_of_other_scales_and_any_number_of_channels(smooth_image):
+    """What is read at 1, 2 and 4 times the pixel lies over the same ground, and x may have other channels than an image."""
+    fine = smooth_image(64, 96)
+    scales, channels = {'same': 1, 'half': 2, 'lr': 4}, 5
+    images = {name: fine.reshape(64 // s, s, 96 // s, s, 3).mean((1, 3)).astype(np.uint8) for name, s in scales.items()}
+
+    def advance(condition, x, x0, steps):
+        assert x.shape[-1] == x0.shape[-1] == channels
+        return x, x0
+
+    def image(condition, x):
+        enlarged = [jnp.repeat(jnp.repeat(condition[name], s, 1), s, 2) for name, s in scales.items()]
+        return sum(enlarged) / 3 + 0.01 * x[..., :3]
+
+    plan = make_plan('fast', WINDOW, steps=3)
+    steps = solver_steps(plan.solver, SCHEDULE, plan.steps)
+    reads = {name: Read(scale) for name, scale in scales.items()}
+    several = WindowSampler(advance, jax.jit(image), steps, 4, reads, channels=channels)
+    made = Field(several, plan, {name: Plane(array) for name, array in images.items()}, KEY)
+    assert made.shape == (64, 96, 3)
+    enlarged = [np.kron(to_float(images[name]), np.ones((s, s, 1))) for name, s in scales.items()]
+    eps = noise.crop(KEY, 0, 0, 64, 96, channels)[..., :3]
+    expected = to_uint8(np.clip(sum(enlarged) / 3 + 0.01 * eps, -1, 1))
+    got = made.region(everything(made))
+    assert np.abs(got.astype(int) - expected).max() <= 1
+    np.testing.assert_array_equal(made.region(Box(8, 20, 40, 70)), got[8:40, 20:70])
+    with pytest.raises(BadInput, match='lacks half'):
+        Field(several, plan, {name: Plane(images[name]) for name in ('lr', 'same')}, KEY)
+    with pytest.raises(BadInput, match='same makes a canvas of 96×64 px, and half one of 192×128 px'):
+        Field(several, plan, {name: Plane(images['same' if name == 'half' else name]) for name in scales}, KEY)
 
 
 def test_kinds_of_noise_repeat_as_they_say():

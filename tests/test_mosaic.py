@@ -46,11 +46,11 @@ def predictor(lr):
     return lambda x, t: 0.6 * enlarged + 0.3 * jax.numpy.tanh(x - x.mean((1, 2), keepdims=True))
 
 
-ADVANCE = jax.jit(lambda lr, x, x0, steps: integrate(predictor(lr), steps, x, x0))
+ADVANCE = jax.jit(lambda condition, x, x0, steps: integrate(predictor(condition['lr']), steps, x, x0))
 
 
 def at(gsd_m):
-    return WindowSampler(ADVANCE, lambda lr, x: x, solver_steps(PLAN.solver, SCHEDULE, PLAN.steps), batch=4)
+    return WindowSampler(ADVANCE, lambda condition, x: x, solver_steps(PLAN.solver, SCHEDULE, PLAN.steps), batch=4)
 
 
 def make(condition, out, settings=SETTINGS, sampler_at=at, **provenance):

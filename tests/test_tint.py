@@ -33,7 +33,7 @@ def window_errors(trained, colour, projection=Projection()):
     """Mean of the sample less that of the condition, of each of the four windows of the last phase and each band."""
     sampler_at = bind_windows(trained.method, trained.params, PLAN, make_mesh(devices=jax.devices()[:1]), projection)
     condition = np.full((30, 30, 3), colour, np.uint8)
-    made = Field(sampler_at(7413.0), PLAN, Plane(condition), name_key(0, 1)).region(Box(0, 0, 120, 120))
+    made = Field(sampler_at(7413.0), PLAN, {'lr': Plane(condition)}, name_key(0, 1)).region(Box(0, 0, 120, 120))
     assert made.std() > 0
     return np.array([made[y : y + 64, x : x + 64].mean((0, 1)) - colour for y in (0, 56) for x in (0, 56)])
 

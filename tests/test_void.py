@@ -28,13 +28,13 @@ SETTINGS = MosaicSettings(160.0, 2, PLAN, 48)
 STEPS = solver_steps(PLAN.solver, make_schedule(ScheduleConfig()), PLAN.steps)
 
 
-def enlarged(lr, x):
-    return np.repeat(np.repeat(lr, 4, 1), 4, 2)
+def enlarged(condition, x):
+    return np.repeat(np.repeat(condition['lr'], 4, 1), 4, 2)
 
 
 def at(gsd_m):
     """Each pixel of the condition, sixteen times."""
-    return WindowSampler(lambda lr, x, x0, steps: (x, x0), enlarged, STEPS, batch=4)
+    return WindowSampler(lambda condition, x, x0, steps: (x, x0), enlarged, STEPS, batch=4)
 
 
 def make(condition, out, **changes):
@@ -275,12 +275,14 @@ def test_the_largest_canvas_is_estimated_and_read_at_its_end():
 
 def test_noise_beyond_32_bits_is_refused_or_goes_round():
     image = np.full((8, 8, 3), 100, np.uint8)
-    flat = Field(at(1.0), PLAN, Plane(image), noise.name_key(0, 1))
+    flat = Field(at(1.0), PLAN, {'lr': Plane(image)}, noise.name_key(0, 1))
     for box in (Box(2**31, 0, 2**31 + 4, 4), Box(0, 2**31 - 20, 4, 2**31), Box(0, -(2**31) - 9, 4, -(2**31))):
         with pytest.raises(BadInput, match='beyond 2,147,483,647 px'):
             flat.region(box)
-    seen = WindowSampler(lambda lr, x, x0, steps: (x, x0), lambda lr, x: np.clip(x / 4, -1, 1), STEPS, batch=4)
-    around = Field(seen, PLAN, Plane(image, wrap_x=True), noise.name_key(0, 1))
+    seen = WindowSampler(
+        lambda condition, x, x0, steps: (x, x0), lambda condition, x: np.clip(x / 4, -1, 1), STEPS, batch=4
+    )
+    around = Field(seen, PLAN, {'lr': Plane(image, wrap_x=True)}, noise.name_key(0, 1))
     far = 32 * (2**31 // 32 + 5)
     np.testing.assert_array_equal(around.region(Box(0, far + 3, 8, far + 30)), around.region(Box(0, 3, 8, 30)))
 

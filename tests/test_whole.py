@@ -11,12 +11,16 @@ from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import CLEAN, LIGHT
 from rsdiff.data.folder import Entry, read_folder
 from rsdiff.data.images import box_downscale, read_image, write_image
-from rsdiff.sampling.images import FolderSettings, sample_folder
+from rsdiff.sampling.images import FolderSettings, ImageSampler, sample_folder
 
 
-def sample(lr, eps, gsd_m, truth):
+def sample(condition, eps, truth):
     """The condition enlarged, or the truth, a little of its noise, and nothing of its neighbours."""
-    return (jnp.repeat(jnp.repeat(lr, 4, 1), 4, 2) if truth is None else truth) + 0.05 * eps
+    enlarged = jnp.repeat(jnp.repeat(condition['lr'], 4, 1), 4, 2)
+    return (enlarged if truth is None else truth) + 0.05 * eps
+
+
+SAMPLER = ImageSampler(sample)
 
 
 def settings(**options):
@@ -25,7 +29,7 @@ def settings(**options):
 
 def run(folder, out, degradation=LIGHT, split=None, **options):
     return sample_folder(
-        sample, degradation, read_folder(folder, split), out, settings(**options), {'checkpoint': 'abc'}, show=False
+        SAMPLER, degradation, read_folder(folder, split), out, settings(**options), {'checkpoint': 'abc'}, show=False
     )
 
 
@@ -171,7 +175,7 @@ def test_nothing_is_written_outside_out(image_folder, tmp_path):
     names = [str(image_folder / 'a/a0.png'), '../images/a/a2.png', './b/b1.png']
     entries = [Entry(image_folder / name, name, gsd_m=10.0) for name in names]
     before = {path: path.read_bytes() for path in tmp_path.rglob('*') if path.is_file()}
-    sample_folder(sample, LIGHT, entries, tmp_path / 'deep/out', settings(degraded=True), {}, show=False)
+    sample_folder(SAMPLER, LIGHT, entries, tmp_path / 'deep/out', settings(degraded=True), {}, show=False)
     new = {path for path in tmp_path.rglob('*') if path.is_file()} - {*before}
     assert {path: path.read_bytes() for path in before} == before
     assert all(path.is_relative_to(tmp_path / 'deep/out') for path in new)
@@ -182,7 +186,7 @@ def test_nothing_is_written_outside_out(image_folder, tmp_path):
 def test_names_that_would_be_one_are_refused(image_folder, tmp_path):
     entries = [Entry(image_folder / 'a/a0.png', name, gsd_m=10.0) for name in ('a/a0.png', './a/a0.png')]
     with pytest.raises(BadInput, match="'a/a0.png' and './a/a0.png' would both be written as 'a/a0-0.png'"):
-        sample_folder(sample, LIGHT, entries, tmp_path / 'out', settings(degraded=True), {}, show=False)
+        sample_folder(SAMPLER, LIGHT, entries, tmp_path / 'out', settings(degraded=True), {}, show=False)
 
 
 def write_tiff(path, values, gsd_m):

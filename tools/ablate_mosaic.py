@@ -39,6 +39,7 @@ from rsdiff.base import files, folders
 from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
 from rsdiff.data import blue_marble
+from rsdiff.data.degradation import UPSCALE
 from rsdiff.data.images import bicubic, box_downscale, read_image, to_float, write_image
 from rsdiff.diffusion.noise import Kind
 from rsdiff.evaluation.distribution import frechet_distance
@@ -50,7 +51,7 @@ from rsdiff.pretrained.lpips import LPIPS
 from rsdiff.programs import console
 from rsdiff.sampling.binding import bind_windows, make_projection
 from rsdiff.sampling.mosaic.cascade import MosaicSettings
-from rsdiff.sampling.mosaic.plan import UPSCALE, Plan, PlanName, make_plan
+from rsdiff.sampling.mosaic.plan import Plan, PlanName, make_plan
 from rsdiff.training.checkpoint import Trained, load_generator
 from rsdiff.training.mesh import make_mesh
 

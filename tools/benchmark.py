@@ -1,13 +1,14 @@
 """How fast a config trains here, what it costs anywhere, how fast samples are scored, and what a mosaic takes.
 
-    python tools/benchmark.py train --config configs/demo.py [--config.batch_size=16 …] [--against diffusers]
+    python tools/benchmark.py train --config configs/demo.py [--config.batch_size=16 …] [--against diffusers|CHECKOUT]
     python tools/benchmark.py cost --config configs/metaearth.py [--devices 8] [--compile]
     python tools/benchmark.py evaluate [--pairs 8 --pairs 32] [--size_px 64 --size_px 256]
     python tools/benchmark.py mosaic [--checkpoint weights/earth] [--canvas_px 512] [--rounds 3]
 
 `train` measures this machine: images a second, FLOP/s and MFU, peak memory, compile time with and without a compile
 cache, and whether the input keeps up. Beside it, `--against diffusers` trains a `UNet2DModel` of as many parameters, in
-turn, round by round, and compares (it needs the extra `bench`). `cost` allocates nothing: multiply–accumulates, bytes
+turn, round by round, and compares (it needs the extra `bench`); `--against CHECKOUT` trains the config of the same name
+of another checkout of this project, and tells which is faster. `cost` allocates nothing: multiply–accumulates, bytes
 of state by mesh, hours to expect. FLOP are 2 × multiply–accumulates of matrix products and convolutions
 (`rsdiff.training.cost`). `evaluate` measures networks that score samples against the same networks in torch, on this
 machine's CPU, in turn, round by round (it needs the extras `bench` and `metrics`). `mosaic` measures what unbounded mosaics
@@ -16,7 +17,9 @@ promise (docs/mosaics.md): speed beside MetaEarth's plan in turn, memory, time f
 
 import importlib.metadata
 import math
+import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -44,7 +47,9 @@ console.define_config('A config file, or the name of one in configs/.')
 OUT = flags.DEFINE_string('out', None, 'The JSON file to write; runs/benchmark/COMMAND.json if not given.')
 ROUNDS = flags.DEFINE_integer('rounds', 6, 'train, evaluate, mosaic: timed rounds.', lower_bound=1)
 STEPS = flags.DEFINE_integer('steps', 5, 'train: steps a round.', lower_bound=1)
-AGAINST = flags.DEFINE_enum('against', None, ['diffusers'], 'train: another codebase to train in turn with this one.')
+AGAINST = flags.DEFINE_string(
+    'against', None, 'train: `diffusers`, or a checkout of rsdiff, to train in turn with this one.'
+)
 DEVICES = flags.DEFINE_integer('devices', 8, 'cost: devices to lay the state on, in every mesh.', lower_bound=1)
 ASSUMED_MFU = flags.DEFINE_float(
     'assumed_mfu', 0.35, 'cost: for the hours to expect.', lower_bound=1e-3, upper_bound=1.0
@@ -76,7 +81,11 @@ def measure(config: TrainConfig) -> dict[str, Any]:
     ours(WARM_UP_STEPS)
     memory = peak_memory()
     traced_step, state = cost.trace_step(config, remat=False)
-    theirs = Diffusers(config, batch, parameters(state)) if AGAINST.value else None
+    theirs = None
+    if AGAINST.value == 'diffusers':
+        theirs = Diffusers(config, batch, parameters(state))
+    elif AGAINST.value:
+        theirs = Checkout(Path(AGAINST.value))
     if theirs:
         theirs(WARM_UP_STEPS)
     runners = [ours, theirs] if theirs else [ours]
@@ -110,7 +119,7 @@ def measure(config: TrainConfig) -> dict[str, Any]:
         'versions': {name: importlib.metadata.version(name) for name in ('jax', 'jaxlib', 'flax', 'numpy')},
     }
     if theirs:
-        result['diffusers'] = theirs.compare(rounds, forward_macs)
+        result[theirs.name] = theirs.compare(rounds, forward_macs)
     return result
 
 
@@ -185,6 +194,45 @@ def parameters(state) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(state['params']))
 
 
+class Checkout:
+    """Called with n, another checkout trains for n steps, in a process of its own, and returns their seconds."""
+
+    name = 'checkout'
+
+    def __init__(self, folder: Path):
+        given = [argument for argument in sys.argv[1:] if argument.startswith('--config.')]
+        at = next(i for i, argument in enumerate(sys.argv) if argument.lstrip('-').partition('=')[0] == 'config')
+        named = sys.argv[at].partition('=')[2] or sys.argv[at + 1]
+        self.folder = folder.absolute()
+        config = self.folder / 'configs' / f'{Path(named).stem}.py'
+        if not config.is_file() or not (self.folder / 'rsdiff').is_dir():
+            raise BadInput(f'--against {folder}: no checkout of rsdiff with {config.relative_to(self.folder)} in it')
+        self.process = subprocess.Popen(
+            [sys.executable, Path(__file__).with_name('benchmark_checkout.py').absolute(), '--config', config, *given],
+            cwd=self.folder,
+            env=os.environ | {'PYTHONPATH': str(self.folder)},
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+
+    def __call__(self, steps: int) -> float:
+        assert self.process.stdin and self.process.stdout
+        print(steps, file=self.process.stdin, flush=True)
+        line = self.process.stdout.readline()
+        if not line:
+            raise BadInput(f'--against {self.folder}: it has ended with exit code {self.process.wait()}; see above')
+        return float(line)
+
+    def compare(self, rounds: list[list[float]], our_macs: int) -> dict[str, Any]:
+        """Their images a second, and ours over theirs in each round. `rounds`: images a second of (ours, theirs)."""
+        self.process.terminate()
+        return {
+            'images_per_second': spread([theirs for _, theirs in rounds]),
+            'ours_over_theirs': {'images_per_second': spread([ours / theirs for ours, theirs in rounds])},
+        }
+
+
 class Diffusers:
     """Called with n, it trains a diffusers `UNet2DModel` for n steps on the CPU and returns their seconds.
 
@@ -192,6 +240,8 @@ class Diffusers:
     to the size of the image as three more channels, where ours degrades and encodes it. Its levels begin at full
     resolution, ours at 1/patch: so for equal parameters the multiply–accumulates differ, and `compare` gives both.
     """
+
+    name = 'diffusers'
 
     def __init__(self, config: TrainConfig, batch: dict[str, np.ndarray], parameters: int):
         if jax.default_backend() != 'cpu' or jax.device_count() > 1 or config.method.model.dtype != 'float32':

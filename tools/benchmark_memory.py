@@ -20,12 +20,13 @@ import numpy as np
 from absl import flags
 
 from rsdiff.base.errors import BadInput
+from rsdiff.data.degradation import UPSCALE
 from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule
 from rsdiff.diffusion.solvers import integrate, solver_steps
 from rsdiff.programs import console
 from rsdiff.sampling.mosaic.cascade import MosaicSettings, sample_mosaic
 from rsdiff.sampling.mosaic.field import WindowSampler, windows_a_call
-from rsdiff.sampling.mosaic.plan import UPSCALE, make_plan
+from rsdiff.sampling.mosaic.plan import make_plan
 
 SIDE = flags.DEFINE_integer('side_px', 2048, 'Side of the canvas, a multiple of 16.', lower_bound=16)
 WINDOW_PX, SUPERTILE_PX = 64, 1024  # of sample.py with weights/earth
@@ -51,10 +52,10 @@ def measure(side_px: int) -> dict[str, Any]:
     console.share_one_heap()  # as sample.py does
     plan = make_plan('fast', WINDOW_PX)
     settings = MosaicSettings(160.0, 2, plan, SUPERTILE_PX)
-    advance = jax.jit(lambda lr, x, x0, steps: integrate(pointwise(lr), steps, x, x0))
+    advance = jax.jit(lambda condition, x, x0, steps: integrate(pointwise(condition['lr']), steps, x, x0))
     sampler = WindowSampler(
         advance,
-        lambda lr, x: x,
+        lambda condition, x: x,
         solver_steps(plan.solver, make_schedule(ScheduleConfig()), plan.steps),
         windows_a_call(WINDOW_PX, 16, 1),
     )

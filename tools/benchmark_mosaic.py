@@ -27,13 +27,14 @@ from benchmark_rounds import cores, spread
 from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
 from rsdiff.data import blue_marble
+from rsdiff.data.degradation import UPSCALE
 from rsdiff.data.images import box_downscale, write_image
 from rsdiff.diffusion.constraints import Projection
 from rsdiff.programs import console
 from rsdiff.sampling.binding import bind_windows
 from rsdiff.sampling.mosaic.cascade import MosaicSettings, SamplerAt, claim, estimate, extent, sample_mosaic
 from rsdiff.sampling.mosaic.condition import Condition
-from rsdiff.sampling.mosaic.plan import UPSCALE, PlanName, make_plan
+from rsdiff.sampling.mosaic.plan import PlanName, make_plan
 from rsdiff.sampling.mosaic.plane import Plane
 from rsdiff.sampling.mosaic.store import StageArray
 from rsdiff.training.checkpoint import Trained, load_generator

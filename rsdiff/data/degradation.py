@@ -26,6 +26,9 @@ from rsdiff.data.jpeg import LUMA, jpeg
 
 PHOTONS = 256.0  # of a white pixel, at scale 1
 
+# how many times coarser what is degraded is: what every stage of a cascade makes good
+UPSCALE = 4
+
 
 def _check_ranges(config, highest: float, *names: str) -> None:
     for name in names:
@@ -220,17 +223,17 @@ def degrade(images, keys, config: DegradationConfig):
     """The low-resolution condition of each image.
 
     Args:
-      images: float32 (batch, h, w, 3) in [-1, 1]; h and w multiples of 4.
+      images: float32 (batch, h, w, 3) in [-1, 1]; h and w multiples of `UPSCALE`.
       keys: (batch,) JAX keys, one an image, so that an image's degradation does not depend on its neighbours.
     Returns:
-      float32 (batch, h / 4, w / 4, 3), clipped to [-1, 1]; not rounded to the levels of a file.
+      float32 (batch, h / UPSCALE, w / UPSCALE, 3), clipped to [-1, 1]; not rounded to the levels of a file.
     Raises:
-      BadInput: h or w is not a multiple of 4.
+      BadInput: h or w is not a multiple of it.
     """
     height, width = images.shape[1:3]
-    if height % 4 or width % 4:
-        raise BadInput(f'images of {width}×{height} px cannot be degraded by 4; crop or pad them to a multiple')
-    quarter = height // 4, width // 4
+    if height % UPSCALE or width % UPSCALE:
+        raise BadInput(f'images of {width}×{height} px cannot be degraded by {UPSCALE}; crop or pad them to a multiple')
+    quarter = height // UPSCALE, width // UPSCALE
 
     def one(image, key):
         k_dice, k_first, k_second = jax.random.split(key, 3)

@@ -32,7 +32,7 @@ def crop(key, y, x, height: int, width: int, channels: int = 3, *, around: int |
     return jax.vmap(jax.vmap(lambda k: jax.random.normal(k, (channels,))))(pixel_keys)
 
 
-def windows(kind: Kind, key, corners, window_px: int, around: int | None = None):
+def windows(kind: Kind, key, corners, window_px: int, around: int | None = None, channels: int = 3):
     """The first noise of each window.
 
     Args:
@@ -42,20 +42,22 @@ def windows(kind: Kind, key, corners, window_px: int, around: int | None = None)
       corners: int32 (b, 2), the top-left corners.
       around: see `crop`; windows `around` columns apart are the same.
     Returns:
-      float32 (b, window_px, window_px, 3).
+      float32 (b, window_px, window_px, channels).
     """
+
+    size = window_px, window_px, channels
 
     def one(corner):
         y, x = corner
         if kind == 'anchored':
-            return crop(key, y, x, window_px, window_px, around=around)
+            return crop(key, y, x, *size, around=around)
         if kind == 'periodic':
-            return crop(key, y, x, window_px, window_px, around=around, tile=window_px)
+            return crop(key, y, x, *size, around=around, tile=window_px)
         if kind == 'shared':
-            return crop(key, 0, 0, window_px, window_px)
+            return crop(key, 0, 0, *size)
         if kind == 'independent':
             own = jax.random.fold_in(jax.random.fold_in(key, y), x if around is None else x % around)
-            return crop(own, 0, 0, window_px, window_px)
+            return crop(own, 0, 0, *size)
         raise ValueError(f"noise {kind!r} is none of 'independent', 'shared', 'periodic', 'anchored'")
 
     return jax.vmap(one)(corners)

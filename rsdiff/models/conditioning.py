@@ -9,7 +9,7 @@ by a learnt null. Only fields that are marked droppable have one; any other has 
 
 import dataclasses
 import math
-from typing import Callable, Literal, NamedTuple
+from typing import Any, Callable, Literal, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from rsdiff.base.errors import BadInput
 from rsdiff.base.ranges import check_range
 
-Condition = dict[str, jax.Array]
+Condition = dict[str, Any]  # arrays (b, …), JAX's or NumPy's
 
 
 @dataclasses.dataclass(frozen=True)

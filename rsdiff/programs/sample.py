@@ -15,6 +15,7 @@ import json
 import typing
 from pathlib import Path
 
+import numpy as np
 from absl import flags
 
 from rsdiff.base.errors import BadInput
@@ -26,10 +27,12 @@ from rsdiff.data.folder import Entry, opened_entries
 from rsdiff.data.gsd import check_gsd_m
 from rsdiff.diffusion import noise
 from rsdiff.diffusion.solvers import Solver
+from rsdiff.methods.base import Method
 from rsdiff.methods.sampling import first_timestep
+from rsdiff.models.conditioning import Spatial, Tokens
 from rsdiff.programs import console
 from rsdiff.programs.console import flag_numbers
-from rsdiff.sampling.binding import bind_images, bind_windows, make_projection, steps_of
+from rsdiff.sampling.binding import bind_images, bind_windows, check_condition, make_projection, steps_of
 from rsdiff.sampling.images import FolderSettings, sample_folder
 from rsdiff.sampling.mosaic.cascade import MOST_STAGES, MosaicSettings, estimate, sample_mosaic, save_region
 from rsdiff.sampling.mosaic.condition import Condition
@@ -40,6 +43,9 @@ from rsdiff.training.mesh import make_mesh
 FLAGS = flags.FLAGS
 flags.DEFINE_string('checkpoint', None, 'A run of train.py, or released weights: a folder, earth or aerial.')
 flags.DEFINE_string('condition', None, 'An image, with --tiles of any size; without it, or a folder.')
+flags.DEFINE_multi_string(
+    'field', [], 'NAME=VALUE, once for each other field that the network takes: a number, or with --tiles an image.'
+)
 flags.DEFINE_string('out', None, 'A new folder, or one that this command began to fill.')
 flags.DEFINE_float('gsd_m', None, 'Metres a pixel of the condition, where its file or its manifest does not say.')
 flags.DEFINE_integer('stages', 1, 'How many times to enlarge 4×.')
@@ -107,6 +113,36 @@ def projection(trained: Trained, steps: int):
     return made if FLAGS.consistency else None
 
 
+def fields(method: Method) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """What --field gives: numbers, float32 (1,), and paths of images, each by name."""
+    numbers, images = {}, {}
+    for given in FLAGS.field:
+        name, equals, value = given.partition('=')
+        if not equals or not value:
+            raise BadInput(f'--field {given}: give NAME=VALUE')
+        if name in ('lr', 'gsd_m') or name in {*numbers, *images}:
+            raise BadInput(f'--field {name} is given twice; lr is --condition, and gsd_m --gsd_m')
+        field = method.fields.get(name)
+        if isinstance(field, Tokens):
+            raise BadInput(f'--field {name}: this checkpoint takes tokens there, which no flag gives')
+        if isinstance(field, Spatial):
+            images[name] = value
+            continue
+        try:
+            numbers[name] = np.array([value], np.float32)
+        except ValueError:
+            raise BadInput(f'--field {given}: {name} takes a number') from None
+        if not np.isfinite(numbers[name]).all():
+            raise BadInput(f'--field {given}: {name} takes a finite number')
+    check_condition(method, ['lr', 'gsd_m', *numbers, *images])
+    return numbers, images
+
+
+def noted(numbers: dict[str, np.ndarray]) -> dict[str, float]:
+    """Numbers as what a result depends on."""
+    return {f'field_{name}': float(value[0]) for name, value in numbers.items()}
+
+
 def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
     """A canvas, a part of it, or what it will cost."""
     shown = {'bands': flag_numbers('bands', int, 3), 'value_range': flag_numbers('value_range', float, 2)}
@@ -123,7 +159,14 @@ def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
     )
     provenance |= {'projection': repr(project), 'condition': condition.digest()}
     provenance |= {name: list(value) for name, value in shown.items() if value}
-    sampler_at = bind_windows(trained.method, trained.params, plan, make_mesh(), project, FLAGS.batch_size)
+    numbers, paths = fields(trained.method)
+    images = {name: Condition(path, **shown) for name, path in paths.items()}
+    if images and FLAGS.stages > 1:
+        raise BadInput(f'--field {next(iter(images))} is an image, of one scale; it needs --stages 1')
+    provenance |= noted(numbers) | {f'field_{name}': image.digest() for name, image in images.items()}
+    sampler_at = bind_windows(
+        trained.method, trained.params, plan, make_mesh(), project, FLAGS.batch_size, numbers, images
+    )
     if FLAGS.dry_run:
         return estimate(sampler_at, condition, settings)
     if region:
@@ -158,8 +201,12 @@ def folder(trained: Trained, provenance: dict, out: Path) -> dict:
         flag_numbers('bands', int, 3),
         flag_numbers('value_range', float, 2),
     )
-    sample = bind_images(trained.method, trained.params, steps, mesh, project, FLAGS.strength, FLAGS.solver)
-    result = sample_folder(sample, trained.config.degradation, entries, out, settings, provenance)
+    numbers, paths = fields(trained.method)
+    if paths:
+        raise BadInput(f'--field {next(iter(paths))} is an image, which needs --tiles')
+    provenance |= noted(numbers)
+    sampler = bind_images(trained.method, trained.params, steps, mesh, project, FLAGS.strength, FLAGS.solver, numbers)
+    result = sample_folder(sampler, trained.config.degradation, entries, out, settings, provenance)
     carry_fingerprints(FLAGS.checkpoint, out)
     return result
 

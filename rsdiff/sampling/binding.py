@@ -1,6 +1,6 @@
 """A trained generator as what samples windows, and whole images."""
 
-import functools
+from typing import Any, Iterable
 
 import jax
 import jax.numpy as jnp
@@ -11,80 +11,129 @@ from rsdiff.base.errors import BadInput
 from rsdiff.diffusion import solvers
 from rsdiff.diffusion.constraints import UP_REACH_PX, Projection
 from rsdiff.diffusion.solvers import Solver
-from rsdiff.methods.base import Method
+from rsdiff.methods.base import Method, Parameters
 from rsdiff.methods.sampling import first_timestep, predictor, sample
-from rsdiff.models.conditioning import Condition
-from rsdiff.sampling.images import SampleImages
+from rsdiff.models.conditioning import Condition, Spatial
+from rsdiff.sampling.images import ImageSampler
 from rsdiff.sampling.mosaic.cascade import SamplerAt
-from rsdiff.sampling.mosaic.field import WindowSampler, windows_a_call
-from rsdiff.sampling.mosaic.plan import Plan
+from rsdiff.sampling.mosaic.field import Read, WindowSampler, windows_a_call
+from rsdiff.sampling.mosaic.plan import UNIT_PX, Plan
 
 
 def bind_windows(
     method: Method,
-    params: dict,
+    params: Parameters,
     plan: Plan,
     mesh: Mesh,
     projection: Projection | None = Projection(),
     batch_size: int = 16,
+    constants: Condition | None = None,
+    images: dict[str, Any] | None = None,
 ) -> SamplerAt:
     """gsd_m of the result → a `WindowSampler`. Each device of `mesh` takes a part of every batch, as if it were alone, so
-    that more of them change no rounding."""
+    that more of them change no rounding.
+
+    Args:
+      constants: what of the condition is the same everywhere, by name, of one example: (1, …).
+      images: the spatial fields that windows read beside `lr`, by name.
+    Raises:
+      BadInput: as `check_condition`; or a spatial field is coarser than windows can begin at.
+    """
+    constants, images = constants or {}, images or {}
     whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
-    batch, margin = windows_a_call(plan.window_px, batch_size, mesh.size), UP_REACH_PX
+    batch = windows_a_call(plan.window_px, batch_size, mesh.size)
     params = jax.device_put(params, NamedSharding(mesh, whole))
-    condition = functools.partial(_condition, method)
+    check_condition(method, ['lr', 'gsd_m', *images, *constants])
+    reads = {name: _read(method, name) for name in ('lr', *images)}
+    margin = reads['lr'].margin
 
     def on_devices(function, *specs):
         return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False))
 
-    def advance(params, lr, gsd_m, x, x0, steps):
-        return solvers.integrate(predictor(method, params, condition(lr, gsd_m), projection, margin), steps, x, x0)
+    def advance(params, condition, x, x0, steps):
+        return solvers.integrate(predictor(method, params, condition, projection, margin), steps, x, x0)
 
-    advance = on_devices(advance, whole, split, split, split, split, whole)
-    image = on_devices(
-        lambda lr, z: jnp.clip(method.codec.decode(z, {'lr': lr}, margin)['image'], -1.0, 1.0), split, split
-    )
+    advance = on_devices(advance, whole, split, split, split, whole)
+    decode = lambda condition, z: jnp.clip(method.codec.decode(z, condition, margin)['image'], -1.0, 1.0)
+    image = on_devices(decode, split, split)
     steps = solvers.solver_steps(plan.solver, method.schedule, plan.steps)
+    same = {name: np.repeat(value, batch, 0) for name, value in constants.items()}
 
     def at(gsd_m: float) -> WindowSampler:
-        each = np.full(batch, gsd_m, np.float32)
+        known = same | _known(method, gsd_m=np.full(batch, gsd_m, np.float32))
         return WindowSampler(
-            lambda lr, x, x0, steps: advance(params, lr, each, x, x0, steps),
+            lambda condition, x, x0, steps: advance(params, condition | known, x, x0, steps),
             image,
             steps,
             batch,
-            margin,
+            reads,
+            images,
+            method.channels,
             method.schedule.first_scale,
         )
 
     return at
 
 
-def _condition(method: Method, lr, gsd_m) -> Condition:
+def check_condition(method: Method, given: Iterable[str]) -> None:
+    """Raises BadInput where the method needs a field that is not given, or one is given that it does not take. `gsd_m`, which
+    is always known, may be left unused."""
+    given = {*given}
+    for name in sorted(given - {*method.fields} - {'gsd_m'}):
+        raise BadInput(
+            f'the condition has {name}, which this checkpoint does not take; it takes {", ".join(method.fields)}'
+        )
+    for name, field in method.fields.items():
+        if name not in given and not field.droppable:
+            raise BadInput(f'the condition lacks {name}, which this checkpoint needs; give it by --field')
+
+
+def _read(method: Method, name: str) -> Read:
+    field = method.fields[name]
+    if not isinstance(field, Spatial):
+        raise BadInput(f'{name} is given as an image; this checkpoint takes it as a {type(field).__name__.lower()}')
+    if UNIT_PX % field.scale:
+        raise BadInput(f'{name} is {field.scale} times coarser than the result; windows take 1, 2 and 4 times')
+    return Read(field.scale, UP_REACH_PX if name == 'lr' else 0)
+
+
+def _known(method: Method, **values) -> Condition:
     """Of what a stage knows, the fields that the method takes."""
-    return {name: value for name, value in {'lr': lr, 'gsd_m': gsd_m}.items() if name in method.fields}
+    return {name: value for name, value in values.items() if name in method.fields}
 
 
 def bind_images(
     method: Method,
-    params: dict,
+    params: Parameters,
     steps: int,
     mesh: Mesh,
     projection: Projection | None = Projection(),
     strength: float = 1.0,
     solver: Solver = 'ddim',
-) -> SampleImages:
-    """What `whole.sample_folder` takes: batches of whole images, split over the devices of `mesh`."""
+    constants: Condition | None = None,
+) -> ImageSampler:
+    """What `images.sample_folder` takes: batches of whole images, split over the devices of `mesh`.
+
+    Args:
+      constants: what of the condition is the same for all images, by name, of one example: (1, …).
+    Raises:
+      BadInput: as `check_condition`.
+    """
+    constants = constants or {}
     whole, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(mesh.axis_names)))
     params = jax.device_put(params, whole)
-    condition = functools.partial(_condition, method)
+    check_condition(method, ['lr', 'gsd_m', *constants])
 
-    def run(params, lr, noise, gsd_m, guide):
-        return sample(method, params, condition(lr, gsd_m), noise, steps, projection, solver, guide, strength)
+    def run(params, condition, noise, guide):
+        return sample(method, params, condition, noise, steps, projection, solver, guide, strength)
 
-    run = jax.jit(run, in_shardings=(whole, split, split, split, split), out_shardings=split)
-    return lambda lr, noise, gsd_m, guide=None: run(params, lr, noise, gsd_m, guide)
+    run = jax.jit(run, in_shardings=(whole, split, split, split), out_shardings=split)
+
+    def made(condition, noise, guide=None):
+        same = {name: np.repeat(value, len(noise), 0) for name, value in constants.items()}
+        return run(params, same | _known(method, **condition), noise, guide)
+
+    return ImageSampler(made, method.upscale, method.channels)
 
 
 def steps_of(method: Method, steps: int, strength: float) -> int:

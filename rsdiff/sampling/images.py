@@ -19,7 +19,7 @@ from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
 from rsdiff.base.folders import claim_folder
 from rsdiff.base.seeds import written_seed
-from rsdiff.data.degradation import DegradationConfig, degrade
+from rsdiff.data.degradation import UPSCALE, DegradationConfig, degrade
 from rsdiff.data.folder import Entry, clean_name, write_manifest
 from rsdiff.data.images import read_image, to_float, to_uint8, write_image
 from rsdiff.data.made import Made
@@ -27,16 +27,28 @@ from rsdiff.data.scenes import open_scene
 from rsdiff.diffusion import noise
 from rsdiff.diffusion.solvers import Solver
 
-# (condition (b, h, w, 3), noise (b, 4h, 4w, 3), gsd_m of the output (b,), real image or None) → sample (b, 4h, 4w, 3),
-# in [-1, 1]
-SampleImages = Callable[[jax.Array, jax.Array, jax.Array, jax.Array | None], jax.Array]
+
+@dataclasses.dataclass(frozen=True)
+class ImageSampler:
+    """What is done to a batch of images.
+
+    Attributes:
+      sample: (condition, noise (b, H, W, channels), real image (b, H, W, 3) or None) → (b, H, W, 3) in [-1, 1]. The condition
+        is a dict of `lr` (b, H / upscale, W / upscale, 3) in [-1, 1] and `gsd_m` (b,), metres a pixel of the result.
+      upscale: how many times finer the result is.
+      channels: of the noise, which need not be those of an image.
+    """
+
+    sample: Callable[..., jax.Array]
+    upscale: int = UPSCALE
+    channels: int = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class FolderSettings:
     """How a folder is sampled. `gsd_m`, of the images given, stands in where an entry has none, and before what the file
     itself says. `bands` and `value_range` say how raster files become RGB (`rsdiff.data.scenes.open_scene`). `degraded`:
-    the images are the truth; each variant degrades them by 4^stages first, and the result has their resolution again.
+    the images are the truth; each variant degrades them by UPSCALE^stages first, and the result has their resolution again.
     `strength` below 1: every stage starts part of the way from the truth, and so resembles it."""
 
     stages: int
@@ -71,7 +83,7 @@ class _Job:
 
 
 def sample_folder(
-    sample: SampleImages,
+    sampler: ImageSampler,
     degradation: DegradationConfig,
     entries: list[Entry],
     out: Path,
@@ -108,7 +120,7 @@ def sample_folder(
         for group in groups
         for first in range(0, len(group), settings.batch_size)
     ]
-    enlarge = _enlarge_function(sample, degradation, settings)
+    enlarge = _enlarge_function(sampler, degradation, settings)
     with tqdm(total=len(missing), unit='image', desc='sampling', disable=not show, dynamic_ncols=True) as bar:
         for batch in batches:
             for job, image in zip(batch, _sample_batch(enlarge, batch, settings)):
@@ -172,7 +184,9 @@ def _read_sizes(entry: Entry, settings: FolderSettings) -> tuple[tuple[int, int]
         gsd_m = entry.gsd_m or settings.gsd_m or scene.gsd_m
         height, width = scene.read(Box(0, 0, scene.height, scene.width)).shape[:2]
     # A window, in the pixels of the input: of the truth, or of the condition.
-    least = settings.window_px * (4 ** (settings.stages - 1)) if settings.degraded else settings.window_px // 4
+    least = (
+        settings.window_px * (UPSCALE ** (settings.stages - 1)) if settings.degraded else settings.window_px // UPSCALE
+    )
     # mirroring can at most double a side; a little short of a window (UC Merced has such images) is no harm
     allowed = least // 2 + 1 if settings.degraded else least
     if min(height, width) < allowed:
@@ -180,12 +194,12 @@ def _read_sizes(entry: Entry, settings: FolderSettings) -> tuple[tuple[int, int]
     return (height, width), tuple(-(-side // least) * least for side in (height, width)), gsd_m
 
 
-def _enlarge_function(sample: SampleImages, degradation: DegradationConfig, settings: FolderSettings):
+def _enlarge_function(sampler: ImageSampler, degradation: DegradationConfig, settings: FolderSettings):
     """(images, gsd_m, keys) → samples, after all stages."""
     folded = lambda keys, number: jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
     degrade_once = jax.jit(lambda images, keys: degrade(images, keys, degradation))
     noises = jax.jit(
-        lambda keys, height, width: jax.vmap(lambda key: noise.crop(key, 0, 0, height, width))(keys),
+        lambda keys, height, width: jax.vmap(lambda key: noise.crop(key, 0, 0, height, width, sampler.channels))(keys),
         static_argnums=(1, 2),
     )
 
@@ -194,11 +208,12 @@ def _enlarge_function(sample: SampleImages, degradation: DegradationConfig, sett
         if settings.degraded:
             for number in range(settings.stages):
                 truths[number] = images if settings.strength < 1 else None
-                images, gsd_m = degrade_once(images, folded(keys, 1000 + number)), gsd_m * 4
+                images, gsd_m = degrade_once(images, folded(keys, 1000 + number)), gsd_m * UPSCALE
         for stage, truth in enumerate(reversed(truths), 1):
-            gsd_m = gsd_m / 4
+            gsd_m = gsd_m / UPSCALE
             _, height, width, _ = images.shape
-            images = sample(images, noises(folded(keys, stage), 4 * height, 4 * width), gsd_m, truth)
+            fresh = noises(folded(keys, stage), sampler.upscale * height, sampler.upscale * width)
+            images = sampler.sample({'lr': images, 'gsd_m': gsd_m}, fresh, truth)
         return images
 
     return run
@@ -216,7 +231,7 @@ def _sample_batch(enlarge, batch: list[_Job], settings: FolderSettings) -> list[
     keys = jnp.stack([job.key(settings.seed) for job in batch + batch[-1:] * fill])
     gsd_m = np.array([job.gsd_m for job in batch + batch[-1:] * fill], np.float32)
     samples = np.asarray(enlarge(np.stack(padded + padded[-1:] * fill), gsd_m, keys))
-    scale = 1 if settings.degraded else 4**settings.stages
+    scale = 1 if settings.degraded else UPSCALE**settings.stages
     return [
         to_uint8(sample[: scale * image.shape[0], : scale * image.shape[1]]) for sample, image in zip(samples, images)
     ]
@@ -249,7 +264,7 @@ def _manifest_row(job: _Job, out: Path, settings: FolderSettings, provenance: di
         source.split,
         source.label,
         source.captions,
-        job.gsd_m if settings.degraded else job.gsd_m / 4**settings.stages,
+        job.gsd_m if settings.degraded else job.gsd_m / UPSCALE**settings.stages,
         extra,
     )
 

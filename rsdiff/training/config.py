@@ -13,7 +13,7 @@ from ml_collections import config_dict
 from rsdiff.base.errors import BadInput
 from rsdiff.base.ranges import MOST, check_range
 from rsdiff.base.seeds import written_seed
-from rsdiff.data.degradation import DegradationConfig
+from rsdiff.data.degradation import UPSCALE, DegradationConfig
 from rsdiff.data.pipeline import DataConfig
 from rsdiff.methods.diffusion import DiffusionConfig
 from rsdiff.methods.kinds import MethodConfig
@@ -110,7 +110,7 @@ class TrainConfig:
         model, size, timesteps = self.method.model, self.data.size_px, self.method.timesteps
         problems = [
             ('lr' not in model.fields, 'method.model.spatial has no lr, the image to be enlarged'),
-            (model.upscale != 4, f'method.model.spatial.lr.scale is {model.upscale}; a stage is 4×'),
+            (model.upscale != UPSCALE, f'method.model.spatial.lr.scale is {model.upscale}; a stage is {UPSCALE}×'),
             (size % model.stride, f'data.size_px {size} is not a multiple of the network stride {model.stride}'),
             # its quarter is cropped in a mosaic, and has to be whole in the condition
             (size % 16, f'data.size_px {size} is not a multiple of 16'),

@@ -31,7 +31,7 @@ def predict(lr):
     return lambda x, t: 0.6 * enlarged + 0.3 * jax.numpy.tanh(x - x.mean((1, 2), keepdims=True))
 
 
-ADVANCE = jax.jit(lambda lr, x, x0, steps: integrate(predict(lr), steps, x, x0))
+ADVANCE = jax.jit(lambda condition, x, x0, steps: integrate(predict(condition['lr']), steps, x, x0))
 
 
 def make(condition, out, log=None, seconds=0.0, batch=BATCH):
@@ -45,7 +45,7 @@ def make(condition, out, log=None, seconds=0.0, batch=BATCH):
         return ADVANCE(*arguments)
 
     steps = solver_steps(PLAN.solver, make_schedule(ScheduleConfig()), PLAN.steps)
-    sampler = WindowSampler(advance, lambda lr, x: x, steps, batch)
+    sampler = WindowSampler(advance, lambda condition, x: x, steps, batch)
     return sample_mosaic(lambda gsd_m: sampler, condition, out, SETTINGS, {}, show=False, formats=['zarr'])
 
 

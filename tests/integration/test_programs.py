@@ -80,6 +80,21 @@ def test_a_regressor_is_trained_sampled_and_tiled_by_the_same_commands(trained, 
     )
 
 
+@pytest.mark.parametrize(
+    'given, message',
+    [
+        ('day=3', 'the condition has day, which this checkpoint does not take; it takes lr, gsd_m'),
+        ('day', '--field day: give NAME=VALUE'),
+        ('lr=a.png', '--field lr is given twice; lr is --condition'),
+        ('day=x', '--field day=x: day takes a number'),
+    ],
+)
+def test_a_field_that_the_checkpoint_does_not_take_is_named(trained, tmp_path, given, message):
+    images, workdir, _ = trained
+    command = ['sample.py', '--checkpoint', workdir, '--condition', images, '--field', given, '--out', tmp_path / 'out']
+    assert message in run(*command, ok=False)
+
+
 def train_command(images, workdir, *more):
     return [
         'train.py',

@@ -24,12 +24,12 @@ PLAN = make_plan('fast', 64, steps=2, phases=2, overlap_px=8)
 def mosaic(out, condition, tint):
     """Windows that print noise on an enlarged condition, and `tint` times their mean noise over all of them."""
 
-    def image(lr, x):
-        enlarged = jnp.repeat(jnp.repeat(lr, 4, 1), 4, 2)
+    def image(condition, x):
+        enlarged = jnp.repeat(jnp.repeat(condition['lr'], 4, 1), 4, 2)
         return 0.5 * enlarged + 0.1 * x + tint * x.mean((1, 2), keepdims=True)
 
     steps = solver_steps(PLAN.solver, make_schedule(ScheduleConfig()), PLAN.steps)
-    sampler = WindowSampler(lambda lr, x, x0, steps: (x, x0), image, steps, batch=16)
+    sampler = WindowSampler(lambda condition, x, x0, steps: (x, x0), image, steps, batch=16)
     settings = MosaicSettings(gsd_m=40.0, stages=1, plan=PLAN, supertile_px=128)
     sample_mosaic(lambda gsd_m: sampler, condition, out, settings, {}, show=False)
 

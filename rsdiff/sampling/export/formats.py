@@ -17,11 +17,11 @@ from rsdiff.base.errors import BadInput
 from rsdiff.base.files import field, read_json
 from rsdiff.base.folders import SETTINGS
 from rsdiff.base.work import Claims, share_out
+from rsdiff.data.degradation import UPSCALE
 from rsdiff.data.images import write_image
 from rsdiff.sampling.export.cog import need_rasterio, write_cog
 from rsdiff.sampling.export.record import is_exported, note_export
 from rsdiff.sampling.export.viewer import LARGEST_VIEWER, Layer, count_tiles, write_viewer
-from rsdiff.sampling.mosaic.plan import UPSCALE
 from rsdiff.sampling.mosaic.store import GROUP, METADATA, StageArray, open_stage
 from rsdiff.sampling.mosaic.void import with_alpha
 
@@ -30,9 +30,16 @@ FORMATS = 'zarr', 'png', 'tif', 'viewer'
 LARGEST_PNG = 100_000_000
 
 
-def check_formats(formats: Sequence[str] | None, condition_shape: tuple[int, ...], stages: int) -> None:
+def _zoom(upscale: int) -> int:
+    """How many levels of a viewer, each twice as fine, one stage is above the one before."""
+    return upscale.bit_length() - 1
+
+
+def check_formats(
+    formats: Sequence[str] | None, condition_shape: Sequence[int], stages: int, upscale: int = UPSCALE
+) -> None:
     """Raises BadInput where `export` could not make `formats` of a mosaic of this size, or not on this machine."""
-    height, width = (UPSCALE**stages * side for side in condition_shape[:2])
+    height, width = (upscale**stages * side for side in condition_shape[:2])
     for name in formats or ():
         if name not in FORMATS:
             raise BadInput(f'format {name!r} is none of {", ".join(FORMATS)}')
@@ -44,7 +51,7 @@ def check_formats(formats: Sequence[str] | None, condition_shape: tuple[int, ...
     if 'tif' in (formats or ()):
         need_rasterio()
     if 'viewer' in (formats or ()):
-        tiles = sum(count_tiles(condition_shape, 2 * stage) for stage in range(stages + 1))
+        tiles = sum(count_tiles(condition_shape, _zoom(upscale) * stage) for stage in range(stages + 1))
         if tiles > LARGEST_VIEWER:
             raise BadInput(
                 f'a viewer of {width}×{height} px would be {tiles:,} files, more than {LARGEST_VIEWER:,}; ask for '
@@ -68,7 +75,7 @@ def export(out: Path, formats: Sequence[str] | None = None, condition: Any = Non
     """
     out = Path(out)
     settings, stages = open_finished(out)
-    check_formats(formats, settings['condition_px'], settings['stages'])
+    check_formats(formats, settings['condition_px'], settings['stages'], settings.get('upscale', UPSCALE))
     if formats is None:
         formats = ['png'] if stages[-1].height * stages[-1].width <= LARGEST_PNG else []
     jobs: dict[Path, Callable[[], list[Path]]] = {}
@@ -82,7 +89,13 @@ def export(out: Path, formats: Sequence[str] | None = None, condition: Any = Non
         valid = getattr(condition, 'valid', None) if 'void' in settings else None
         layers = [] if condition is None else [Layer('condition', condition, settings['gsd_m'], 0, valid)]
         layers += [
-            Layer(f'stage_{number}', stage, stage.attributes['gsd_m'], 2 * number, valid_of(stage))
+            Layer(
+                f'stage_{number}',
+                stage,
+                stage.attributes['gsd_m'],
+                _zoom(settings.get('upscale', UPSCALE)) * number,
+                valid_of(stage),
+            )
             for number, stage in enumerate(stages, 1)
         ]
         jobs[out / 'viewer' / 'index.html'] = partial(
@@ -124,9 +137,11 @@ def open_finished(out: Path) -> tuple[dict[str, Any], list[StageArray]]:
     if settings.get('mode') != 'tiles':
         raise BadInput(f'{out} holds no mosaic; name the folder that sample.py --tiles has filled')
     stages, tile_px = (field(settings, key, int, path) for key in ('stages', 'supertile_px'))
+    upscale = field(settings, 'upscale', int, path, UPSCALE)
     sides = field(settings, 'condition_px', list, path)
     if (
         not 1 <= stages <= 15
+        or not 1 <= upscale <= 64
         or tile_px < 16
         or tile_px % 16
         or len(sides) != 2
@@ -138,7 +153,7 @@ def open_finished(out: Path) -> tuple[dict[str, Any], list[StageArray]]:
     (height, width), opened, missing, total = sides, [], 0, 0
     for number in range(1, stages + 1):
         path = out / GROUP / f'stage_{number}'
-        height_px, width_px = UPSCALE**number * height, UPSCALE**number * width
+        height_px, width_px = upscale**number * height, upscale**number * width
         tiles = -(-height_px // tile_px) * -(-width_px // tile_px)
         total += tiles
         if (path / METADATA).exists():

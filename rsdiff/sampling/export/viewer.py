@@ -11,7 +11,7 @@ A tile of a lower zoom is the mean over 2×2 pixels of the four tiles beneath it
 import json
 import shutil
 from pathlib import Path
-from typing import Any, Callable, NamedTuple
+from typing import Any, Callable, NamedTuple, Sequence
 
 import numpy as np
 from PIL import Image
@@ -39,12 +39,12 @@ class Layer(NamedTuple):
     valid: Callable[[Box], np.ndarray] | None = None  # box → which of its pixels to show; None: all
 
 
-def halvings(condition_shape: tuple[int, ...]) -> int:
+def halvings(condition_shape: Sequence[int]) -> int:
     """c of equation 1."""
     return ((max(condition_shape[:2]) - 1) // TILE_PX).bit_length()
 
 
-def count_tiles(condition_shape: tuple[int, ...], finer: int) -> int:
+def count_tiles(condition_shape: Sequence[int], finer: int) -> int:
     """How many files a layer will be."""
     sides = [side << finer for side in condition_shape[:2]]
     return sum(
@@ -134,7 +134,7 @@ def write_viewer(
     folder: Path,
     title: str,
     layers: list[Layer],
-    condition_shape: tuple[int, ...],
+    condition_shape: Sequence[int],
     gsd_m: float,
     georeference: dict[str, Any],
     show: bool = True,

@@ -14,13 +14,14 @@ from rsdiff.base.errors import BadInput
 from rsdiff.base.folders import claim_folder
 from rsdiff.base.seeds import written_seed
 from rsdiff.base.work import Claims, end_without_parent, is_local_worker, local_workers, share_out
+from rsdiff.data.degradation import UPSCALE
 from rsdiff.data.gsd import check_gsd_m
 from rsdiff.data.images import write_image
 from rsdiff.diffusion.noise import Kind, name_key
 from rsdiff.sampling.export.formats import LARGEST_PNG, check_formats, export
 from rsdiff.sampling.mosaic.condition import scaled
 from rsdiff.sampling.mosaic.field import CachedField, Field, WindowSampler
-from rsdiff.sampling.mosaic.plan import UPSCALE, Plan, cut
+from rsdiff.sampling.mosaic.plan import Plan, cut
 from rsdiff.sampling.mosaic.plane import Plane
 from rsdiff.sampling.mosaic.store import GROUP, make_group, open_stage
 from rsdiff.sampling.mosaic.void import FineMask, Void, with_alpha
@@ -36,7 +37,7 @@ MOST_SUPERTILES = 2**20  # along a side
 @dataclasses.dataclass(frozen=True)
 class MosaicSettings:
     """How a mosaic is made. `gsd_m` is the condition's; `wrap_x`: its left edge follows its right one; `supertile_px`: the
-    side of what is made, written and claimed at once."""
+    side of what is made, written and claimed at once; `upscale`: how many times finer each stage is."""
 
     gsd_m: float
     stages: int
@@ -45,6 +46,7 @@ class MosaicSettings:
     seed: int = 0
     noise: Kind = 'anchored'
     wrap_x: bool = False
+    upscale: int = UPSCALE
 
     def __post_init__(self):
         check_gsd_m(self.gsd_m, 'gsd_m')
@@ -56,6 +58,8 @@ class MosaicSettings:
     def manifest(self) -> dict[str, Any]:
         """All of it, a key for each thing that may differ between two runs."""
         flat = {key: value for key, value in dataclasses.asdict(self).items() if key != 'plan'}
+        if self.upscale == UPSCALE:
+            del flat['upscale']  # as before there was another
         plan = dataclasses.asdict(self.plan)
         return flat | {
             'seed': written_seed(self.seed),
@@ -67,12 +71,12 @@ class MosaicSettings:
 
     def stage_gsd_m(self, stage: int) -> float:
         """Metres a pixel of the result of stage 1, 2, …"""
-        return self.gsd_m / UPSCALE**stage
+        return self.gsd_m / self.upscale**stage
 
     def check_size(self, condition_shape: tuple[int, ...]) -> None:
         """Raises BadInput where the last stage of such a condition would have too long a side, or too many supertiles."""
         for name, side in zip(('high', 'wide'), condition_shape):
-            side *= UPSCALE**self.stages
+            side *= self.upscale**self.stages
             if side > LARGEST_SIDE_PX:
                 raise BadInput(
                     f'{self.stages} stages make a canvas {side:,} px {name}; it may have {LARGEST_SIDE_PX:,} px a '
@@ -85,8 +89,9 @@ class MosaicSettings:
                 )
 
     def field(self, sampler: WindowSampler, source: Any, stage: int) -> Field:
-        """The stage over `source`, whose slices are its condition."""
-        return Field(sampler, self.plan, Plane(source, self.wrap_x), name_key(self.seed, stage), self.noise)
+        """The stage over `source`, whose slices are its `lr`, and over what else the sampler reads."""
+        planes = {name: Plane(array, self.wrap_x) for name, array in {'lr': source, **sampler.images}.items()}
+        return Field(sampler, self.plan, planes, name_key(self.seed, stage), self.noise)
 
 
 def lazy_mosaic(
@@ -123,7 +128,7 @@ def sample_region(sampler_at: SamplerAt, condition: Any, settings: MosaicSetting
 
 def check_region(condition: Any, settings: MosaicSettings, box: Box) -> None:
     """Raises BadInput where `box` is empty or leaves the canvas; with `wrap_x` it may go on beyond the right edge."""
-    height, width = (UPSCALE**settings.stages * side for side in condition.shape[:2])
+    height, width = (settings.upscale**settings.stages * side for side in condition.shape[:2])
     right = box.x0 + width if settings.wrap_x and box.x0 < width else width
     if not (0 <= box.y0 < box.y1 <= height and 0 <= box.x0 < box.x1 <= right):
         raise BadInput(
@@ -177,7 +182,7 @@ def save_region(
     claim(condition, out, settings, provenance)
     picture, pixels = out / f'region_{y}_{x}_{height}_{width}.png', sample_region(sampler_at, condition, settings, box)
     if void_of(condition):
-        pixels = with_alpha(pixels, FineMask(condition, UPSCALE**settings.stages, settings.wrap_x).region(box))
+        pixels = with_alpha(pixels, FineMask(condition, settings.upscale**settings.stages, settings.wrap_x).region(box))
     write_image(picture, pixels)
     return {
         'out': str(out),
@@ -217,7 +222,7 @@ def sample_mosaic(
     """
     start = time.monotonic()
     settings.check_size(condition.shape)
-    check_formats(formats, condition.shape, settings.stages)
+    check_formats(formats, condition.shape, settings.stages, settings.upscale)
     claim(condition, out, settings, provenance)
     make_group(out / GROUP, settings.manifest() | _noted(condition) | provenance)
     with local_workers(workers):
@@ -240,13 +245,13 @@ def _make_stages(sampler_at, condition, out: Path, settings: MosaicSettings, geo
         gsd_m = settings.stage_gsd_m(stage)
         field = settings.field(sampler_at(gsd_m), source, stage)
         height, width, _ = field.shape
-        attributes = {'gsd_m': gsd_m, **scaled(georeference, UPSCALE**stage)}
+        attributes = {'gsd_m': gsd_m, **scaled(georeference, settings.upscale**stage)}
         array = open_stage(out, stage, height, width, settings.supertile_px, attributes, void_of(condition) is not None)
 
         def make(tile):
             end_without_parent()
             if array.mask and not array.mask.is_done(tile):
-                valid = FineMask(condition, UPSCALE**stage).region(array.box(tile))
+                valid = FineMask(condition, settings.upscale**stage).region(array.box(tile))
                 array.mask.write(tile, np.where(valid, 255, 0).astype(np.uint8))
             if not array.is_done(tile):
                 array.write(tile, field.region(array.box(tile)))
@@ -291,7 +296,7 @@ def extent(condition_shape: tuple[int, ...], settings: MosaicSettings) -> dict[s
     settings.check_size(condition_shape)
     evaluated, supertiles, pixels = [], 0, []
     for stage in range(1, settings.stages + 1):
-        height, width = (UPSCALE**stage * side for side in condition_shape[:2])
+        height, width = (settings.upscale**stage * side for side in condition_shape[:2])
         rows, columns = (cut(side, settings.supertile_px) for side in (height, width))
         evaluated.append(settings.plan.evaluations(rows, columns, width if settings.wrap_x else None))
         supertiles += len(rows) * len(columns)
@@ -328,7 +333,7 @@ def estimate(sampler_at: SamplerAt, condition: Any, settings: MosaicSettings) ->
         phase.steps * -(-len(rows) * len(columns) // batch) for phase, (rows, columns) in zip(plan.phases, places)
     )
     per_pixel = seconds / (calls * batch * plan.window_px**2)
-    pixels = [known['pixels'] // UPSCALE ** (2 * n) for n in range(settings.stages)]
+    pixels = [known['pixels'] // settings.upscale ** (2 * n) for n in range(settings.stages)]
     return (
         known
         | _share(condition)

@@ -1,4 +1,4 @@
-"""One 4× stage over the whole plane, as a pure function of place.
+"""One stage over the whole plane, as a pure function of place.
 
 A window of a phase depends on the seed, the stage, its place, its crop of the condition and its crop of the field that
 the phase before has left; so does, phase by phase, every pixel. Any rectangle can be had by itself and is the same
@@ -11,7 +11,7 @@ through the network in calls of one shape, the last ones filled up, and are merg
 import dataclasses
 import functools
 import itertools
-from typing import Callable, Iterator
+from typing import Any, Callable, Iterator, NamedTuple
 
 import jax
 import jax.numpy as jnp
@@ -22,13 +22,14 @@ from rsdiff.base.errors import BadInput
 from rsdiff.data.images import to_float, to_uint8
 from rsdiff.diffusion import noise
 from rsdiff.diffusion.solvers import Steps
-from rsdiff.sampling.mosaic.plan import UPSCALE, Plan, hull
+from rsdiff.models.conditioning import Condition
+from rsdiff.sampling.mosaic.plan import Plan, hull
 from rsdiff.sampling.mosaic.plane import Plane
 from rsdiff.sampling.mosaic.windows import Profile, shares
 
 Pixels = jax.Array | np.ndarray
 
-first_noise = jax.jit(noise.windows, static_argnums=(0, 3, 4))
+first_noise = jax.jit(noise.windows, static_argnums=(0, 3, 4, 5))
 
 
 # Places are 32-bit numbers where noise is made; beyond, they would begin again.
@@ -44,47 +45,83 @@ def windows_a_call(window_px: int, batch_size: int, devices: int) -> int:
     return devices * (max(CPU_BATCH_PX // window_px**2, 1) if on_cpu else -(-batch_size // devices))
 
 
+class Read(NamedTuple):
+    """How windows read a plane: it is `scale` times coarser than the result, and `margin` of its pixels more are needed on
+    each side."""
+
+    scale: int = 4
+    margin: int = 0
+
+
 @dataclasses.dataclass(frozen=True)
 class WindowSampler:
-    """What is done to a batch of windows; W × W pixels of the result, made from w = W/4 of the condition.
+    """What is done to a batch of windows, W × W pixels of the result each.
 
     Attributes:
-      advance: (condition (b, w + 2m, w + 2m, 3), x (b, W, W, 3), x0 (b, W, W, 3), steps) → (x, x0), some steps of
-        `solvers.integrate`; what x and x0 mean must not depend on the window that a pixel lies in.
+      advance: (condition, x (b, W, W, channels), x0 (b, W, W, channels), steps) → (x, x0), some steps of
+        `solvers.integrate`; what x and x0 mean must not depend on the window that a pixel lies in. The condition is a dict
+        of what the windows read, by name (b, W / scale + 2 margin, W / scale + 2 margin, ·); what is the same everywhere
+        the sampler knows by itself.
       image: (condition, x after the last step) → (b, W, W, 3) in [-1, 1].
       steps: all of them.
       batch: b; every call has exactly so many windows.
-      margin: m, pixels of the condition around the window.
+      reads: by name.
+      images: what is read beside `lr`, by name: anything that a `Plane` reads.
+      channels: of x, which need not be those of an image.
       first_scale: what the first noise is multiplied with.
     """
 
-    advance: Callable[[Pixels, Pixels, Pixels, Steps], tuple[jax.Array, jax.Array]]
-    image: Callable[[Pixels, Pixels], jax.Array]
+    advance: Callable[[Condition, Pixels, Pixels, Steps], tuple[jax.Array, jax.Array]]
+    image: Callable[[Condition, Pixels], jax.Array]
     steps: Steps
     batch: int
-    margin: int = 0
+    reads: dict[str, Read] = dataclasses.field(default_factory=lambda: {'lr': Read()})
+    images: dict[str, Any] = dataclasses.field(default_factory=dict)
+    channels: int = 3
     first_scale: float = 1.0
 
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A stage: `condition` enlarged 4× everywhere, by windows of `plan`. `key` names its noise."""
+    """A stage: made everywhere from `planes`, by windows of `plan`. `key` names its noise.
+
+    Args:
+      planes: by name, what the sampler reads. They show the same ground, each at its own scale.
+    Raises:
+      BadInput: one is missing, or they are not of the same ground.
+    """
 
     sampler: WindowSampler
     plan: Plan
-    condition: Plane
+    planes: dict[str, Plane]
     key: jax.Array
     noise_kind: noise.Kind = 'anchored'
 
+    def __post_init__(self):
+        if missing := [name for name in self.sampler.reads if name not in self.planes]:
+            raise BadInput(f'the condition lacks {missing[0]}, an image that the network needs')
+        sizes = {
+            name: (read.scale * self.planes[name].height, read.scale * self.planes[name].width)
+            for name, read in self.sampler.reads.items()
+        }
+        (first, size), *others = sizes.items()
+        for name, other in others:
+            if other != size:
+                raise BadInput(
+                    f'{first} makes a canvas of {size[1]}×{size[0]} px, and {name} one of {other[1]}×{other[0]} px; '
+                    'they must show the same ground'
+                )
+
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of the canvas, which is the part of the plane that the condition covers."""
-        return UPSCALE * self.condition.height, UPSCALE * self.condition.width, 3
+        """Height, width and channels of the canvas, which is the part of the plane that the planes' images cover."""
+        name, read = next(iter(self.sampler.reads.items()))
+        return read.scale * self.planes[name].height, read.scale * self.planes[name].width, 3
 
     @property
     def around_px(self) -> int | None:
         """The circumference of the plane, where it is a cylinder."""
-        return self.shape[1] if self.condition.wrap_x else None
+        return self.shape[1] if any(plane.wrap_x for plane in self.planes.values()) else None
 
     def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
         """Reads like a NumPy array of `shape`, each time anew."""
@@ -101,19 +138,21 @@ class Field:
         plan, sampler = self.plan, self.sampler
         rows, columns = plan.places(0, box.y0, box.y1), plan.places(1, box.x0, box.x1, self.around_px)
         reads = [hull(*places, plan.window_px) for places in zip(rows, columns)]
-        condition = _Condition(self.condition, reads[0], sampler.margin)  # the first phase reads the most
+        # the first phase reads the most
+        crops = {name: _Crop(self.planes[name], reads[0], read) for name, read in sampler.reads.items()}
         field, done = None, 0
         for phase, ys, xs, leaves in zip(plan.phases, rows, columns, reads[1:] + [box]):
             steps, is_last = sampler.steps[done : done + phase.steps], done + phase.steps == plan.steps
 
             def advance(corners):
                 filled = np.array(corners + corners[-1:] * (sampler.batch - len(corners)), np.int64)
-                lr = condition.windows(filled, plan.window_px)
+                condition = {name: crop.windows(filled, plan.window_px) for name, crop in crops.items()}
                 x, x0 = self._first(filled) if field is None else field.windows(filled, plan.window_px)
-                x, x0 = sampler.advance(lr, x, x0, steps)
-                return corners, (sampler.image(lr, x),) if is_last else (x, x0)
+                x, x0 = sampler.advance(condition, x, x0, steps)
+                return corners, (sampler.image(condition, x),) if is_last else (x, x0)
 
-            merged = _Merged(leaves, ys, xs, plan.profile(phase), 1 if is_last else 2)
+            channels = (3,) if is_last else (sampler.channels,) * 2
+            merged = _Merged(leaves, ys, xs, plan.profile(phase), channels)
             for corners, made in _one_ahead(map(advance, _batches(ys, xs, sampler.batch))):
                 merged.add(corners, made)
                 count(len(corners) * phase.steps)
@@ -124,7 +163,9 @@ class Field:
     def memory_bytes(self, side_px: int) -> int:
         """Of the fields that a region of side_px × side_px holds at once: two that a phase reads, two that it leaves."""
         reads = self.plan.reads(0, 0, side_px)
-        return max(24 * (read**2 + leave**2) for read, leave in zip(reads, reads[1:] + [side_px]))
+        return max(
+            8 * self.sampler.channels * (read**2 + leave**2) for read, leave in zip(reads, reads[1:] + [side_px])
+        )
 
     def _first(self, corners: np.ndarray) -> tuple[jax.Array, jax.Array]:
         if self.around_px:
@@ -133,35 +174,38 @@ class Field:
             raise BadInput(
                 f'the region reaches beyond {LARGEST_PLACE:,} px from the upper left corner, where noise has no places'
             )
-        x = first_noise(self.noise_kind, self.key, corners.astype(np.int32), self.plan.window_px, self.around_px)
+        where = corners.astype(np.int32), self.plan.window_px, self.around_px
+        x = first_noise(self.noise_kind, self.key, *where, self.sampler.channels)
         return self.sampler.first_scale * x, jnp.zeros_like(x)
 
 
-class _Condition:
-    """The part of the condition that a region reads, in memory."""
+class _Crop:
+    """The part of a plane that a region reads, in memory."""
 
-    def __init__(self, plane: Plane, box: Box, margin: int):
-        self.margin, self.y0, self.x0 = margin, box.y0 // UPSCALE - margin, box.x0 // UPSCALE - margin
-        self.pixels = plane.crop(Box(self.y0, self.x0, box.y1 // UPSCALE + margin, box.x1 // UPSCALE + margin))
+    def __init__(self, plane: Plane, box: Box, read: Read):
+        scale, margin = read
+        self.read, self.y0, self.x0 = read, box.y0 // scale - margin, box.x0 // scale - margin
+        self.pixels = plane.crop(Box(self.y0, self.x0, box.y1 // scale + margin, box.x1 // scale + margin))
 
     def windows(self, corners: np.ndarray, window_px: int) -> np.ndarray:
-        """float32 (b, w + 2m, w + 2m, 3)."""
-        side = window_px // UPSCALE + 2 * self.margin
-        places = corners // UPSCALE - (self.y0 + self.margin, self.x0 + self.margin)
+        """float32 (b, w + 2m, w + 2m, ·)."""
+        scale, margin = self.read
+        side = window_px // scale + 2 * margin
+        places = corners // scale - (self.y0 + margin, self.x0 + margin)
         return to_float(np.stack([self.pixels[y : y + side, x : x + side] for y, x in places]))
 
 
 class _Merged:
     """Fields over `box`, as the weighted means of windows at ys × xs."""
 
-    def __init__(self, box: Box, ys: list[int], xs: list[int], profile: Profile, fields: int):
+    def __init__(self, box: Box, ys: list[int], xs: list[int], profile: Profile, channels: tuple[int, ...]):
         self.box = box
         self.rows = dict(zip(ys, shares(ys, box.y0, box.y1, profile)))
         self.columns = dict(zip(xs, shares(xs, box.x0, box.x1, profile)))
-        self.values = [np.zeros((box.y1 - box.y0, box.x1 - box.x0, 3), np.float32) for _ in range(fields)]
+        self.values = [np.zeros((box.y1 - box.y0, box.x1 - box.x0, count), np.float32) for count in channels]
 
     def add(self, corners: list[tuple[int, int]], made: tuple[jax.Array, ...]) -> None:
-        """Adds what windows have left, of each field (≥ b, W, W, 3). The order counts, for the rounding."""
+        """Adds what windows have left, of each field (≥ b, W, W, ·). The order counts, for the rounding."""
         box = self.box
         for value, batch in zip(self.values, map(np.asarray, made)):
             for (y, x), window in zip(corners, batch):
@@ -172,7 +216,7 @@ class _Merged:
                 moved(part, box.y0, box.x0).crop(value)[:] += share * moved(part, y, x).crop(window)
 
     def windows(self, corners: np.ndarray, window_px: int) -> list[np.ndarray]:
-        """Crops of each field, (b, W, W, 3)."""
+        """Crops of each field, (b, W, W, ·)."""
         places = corners - (self.box.y0, self.box.x0)
         return [np.stack([value[y : y + window_px, x : x + window_px] for y, x in places]) for value in self.values]
 

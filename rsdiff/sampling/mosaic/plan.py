@@ -32,7 +32,8 @@ from rsdiff.sampling.mosaic.windows import Lattice, Profile, cylinder_lattice, p
 
 PlanName = Literal['fast', 'metaearth', 'multidiffusion', 'spot', 'infinite']
 
-UPSCALE = 4  # a stage's
+# Windows begin at multiples of this: no condition is coarser, so that each begins at a whole pixel of it.
+UNIT_PX = 4
 # In turn, in strides. Neighbours in the row differ along one axis only: half the halo of a change along both.
 OFFSETS = (0.0, 0.0), (0.0, 0.5), (0.5, 0.5), (0.5, 0.0)
 FAST_STEPS, OTHER_STEPS = 12, 50
@@ -73,8 +74,8 @@ class Plan:
     def lattice(self, phase: Phase, axis: int, around_px: int | None = None) -> Lattice:
         """Where the phase's windows begin along y (0) or x (1); `around_px`: the circumference of a cylinder."""
         if axis == 1 and around_px is not None:
-            return cylinder_lattice(UPSCALE, phase.stride_px, phase.offset[1], around_px)
-        return plane_lattice(UPSCALE, phase.stride_px, phase.offset[axis])
+            return cylinder_lattice(UNIT_PX, phase.stride_px, phase.offset[1], around_px)
+        return plane_lattice(UNIT_PX, phase.stride_px, phase.offset[axis])
 
     def places(self, axis: int, a: int, b: int, around_px: int | None = None) -> list[list[int]]:
         """Of each phase, where along an axis the windows begin that [a, b) needs.
@@ -155,7 +156,7 @@ def make_plan(
     Raises:
       BadInput: a number is not possible, or the plan has no such number.
     """
-    whole = lambda pixels: math.ceil(pixels / UPSCALE) * UPSCALE
+    whole = lambda pixels: math.ceil(pixels / UNIT_PX) * UNIT_PX
     if name not in get_args(PlanName):
         raise BadInput(f'plan {name!r} is none of {", ".join(get_args(PlanName))}')
     for number, value, plans in (('phases', phases, ('fast', 'infinite')), ('overlap_px', overlap_px, ('fast',))):
@@ -172,9 +173,9 @@ def make_plan(
         raise BadInput(f'phases is {phases}; {steps} steps allow 1 to {steps}')
     if overlap_px is None:
         overlap_px = min(max(LEAST_OVERLAP_PX, whole(3 * window_px / 32)), window_px // 2)
-    if overlap_px % UPSCALE or not 0 <= overlap_px <= window_px // 2:
+    if overlap_px % UNIT_PX or not 0 <= overlap_px <= window_px // 2:
         raise BadInput(
-            f'overlap_px is {overlap_px}; a window of {window_px} px allows multiples of {UPSCALE} up to '
+            f'overlap_px is {overlap_px}; a window of {window_px} px allows multiples of {UNIT_PX} up to '
             f'{window_px // 2}'
         )
 

@@ -1,0 +1,42 @@
+"""What another checkout of rsdiff trains, for `benchmark.py train --against CHECKOUT`: `python tools/benchmark_checkout.py
+--config FILE [--config.KEY=VALUE …]`, with that checkout as its folder and on PYTHONPATH.
+
+It answers each number of steps, a line on stdin, by the seconds that they took. It asks of the checkout no more than what all
+of them have had: a config, a `Trainer`, a mesh and batches.
+"""
+
+import math
+import sys
+import time
+
+import jax
+from absl import app
+from ml_collections import config_flags
+
+from rsdiff.data.pipeline import batches, make_source
+from rsdiff.training import mesh as meshes
+from rsdiff.training.config import TrainConfig, from_dict
+from rsdiff.training.state import Trainer
+
+CONFIG = config_flags.DEFINE_config_file('config', None, 'A config file of the checkout.', lock_config=False)
+
+
+def main(_) -> None:
+    config = from_dict(TrainConfig, CONFIG.value.to_dict())
+    mesh = meshes.make_mesh(config.mesh.fsdp)
+    batch = next(batches(make_source(config.data), config.data, config.seed, config.batch_size))
+    trainer = Trainer(config, mesh)
+    state = trainer.init(jax.random.key(config.seed))
+    for line in sys.stdin:
+        jax.block_until_ready(state)
+        start = time.perf_counter()
+        for _ in range(int(line)):
+            state, values = trainer.step(state, meshes.put_batch(mesh, batch))
+        if not math.isfinite(float(values['loss'])):
+            raise FloatingPointError(f'the loss is {float(values["loss"])}')
+        jax.block_until_ready(state)
+        print(time.perf_counter() - start, flush=True)
+
+
+if __name__ == '__main__':
+    app.run(main)
