@@ -36,6 +36,7 @@ from benchmark_rounds import cores, spread
 
 from rsdiff.base.errors import BadInput
 from rsdiff.data.pipeline import batches, make_source
+from rsdiff.methods.base import fields_to_read
 from rsdiff.programs import console
 from rsdiff.training import cost
 from rsdiff.training import mesh as meshes
@@ -73,7 +74,7 @@ def measure(config: TrainConfig) -> dict[str, Any]:
     """Every figure of `train`."""
     mesh = meshes.make_mesh(config.mesh.fsdp)
     meshes.check_batch(mesh, config.batch_size, config.accumulation)
-    source = make_source(config.data)
+    source = make_source(config.data, fields=fields_to_read(config.method.model.fields))
     batch = next(batches(source, config.data, config.seed, config.batch_size))
 
     step, compile_seconds = compile_twice(config, mesh)

@@ -62,6 +62,9 @@ def main() -> None:
     for name, entry in names.items():
         with replacing(out / name) as partial:
             shutil.copyfile(entry.path, partial)
+        for path in entry.files.values():
+            with replacing(out / path.relative_to(entry.folder)) as partial:
+                shutil.copyfile(path, partial)
     write_manifest(out, [dataclasses.replace(entry, path=out / name, file_name=name) for name, entry in names.items()])
     console.finish(
         {

@@ -1,6 +1,8 @@
 """Random crops of numbered images: what image folders, prepared datasets and TFDS have in common as sources."""
 
+import contextlib
 import logging
+import math
 import threading
 from typing import Protocol
 
@@ -8,8 +10,8 @@ import numpy as np
 
 from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
+from rsdiff.data.fields import IMAGE, Fields, Layer
 from rsdiff.data.folder import Entry, training_entries
-from rsdiff.data.images import box_downscale
 from rsdiff.data.scenes import RASTER_SUFFIXES, Scene, open_scene
 
 
@@ -28,7 +30,8 @@ class Images(Protocol):
 
 
 class Crops:
-    """A source of random crops, reduced by one of `reductions` that the image is large enough for, and turned.
+    """A source of random crops, reduced by one of `reductions` that the image is large enough for, and turned. `fields` are
+    those of the images, cut, reduced and turned alike.
 
     An image that can't be read, is smaller than a crop, or shows nothing but gaps is named once in the log, counted
     in `skipped`, and replaced by the next that can be used. It is tried again whenever its turn comes: what takes its
@@ -38,8 +41,8 @@ class Crops:
     # in a row with nodata pixels, after which the image is passed over
     TRIES = 8
 
-    def __init__(self, images: Images, reductions: tuple[int, ...]):
-        self.images, self.reductions = images, reductions
+    def __init__(self, images: Images, reductions: tuple[int, ...], fields: Fields | None = None):
+        self.images, self.reductions, self.fields = images, reductions, fields or Fields()
         self.skipped: set[str] = set()
         self.lock = threading.Lock()
 
@@ -60,32 +63,47 @@ class Crops:
         for offset in range(len(self)):
             number = (index + offset) % len(self)
             try:
-                scene, gsd_m = self.images.open(number)
-                with scene:
-                    return self._crop(number, scene, gsd_m, rng, size_px)
+                with contextlib.ExitStack() as opened:
+                    scene, gsd_m = self.images.open(number)
+                    opened.enter_context(scene)
+                    image = Layer(self.name(number), IMAGE, scene, (scene.height, scene.width))
+                    layers = [image, *self.fields.open(number, scene, opened)]
+                    factor, cut = self._cut(number, layers, rng, size_px)
+                    fields = self.fields.complete(number, cut, size_px)
+                    return {'image': cut['image'], 'gsd_m': np.float32(factor * gsd_m), **fields}
             except BadInput as error:
                 self._skip(number, error)
                 reason = error
         raise BadInput(f'none of {len(self)} images can be read at {size_px} px; the last: {reason}')
 
-    def _crop(self, number, scene, gsd_m, rng, size_px):
-        fitting = [factor for factor in self.reductions if factor * size_px <= min(scene.height, scene.width)]
+    def _cut(
+        self, number: int, layers: list[Layer], rng: np.random.Generator, size_px: int
+    ) -> tuple[int, dict[str, np.ndarray]]:
+        """The factor that a crop is reduced by, and the crop of each layer by its field."""
+        height, width = min(layer.height for layer in layers), min(layer.width for layer in layers)
+        whole = [f for f in self.reductions if all(layer.reduction(f).denominator == 1 for layer in layers)]
+        if not whole:
+            coarsest = min(layers, key=lambda layer: layer.reduction(1))
+            raise BadInput(
+                f'{coarsest.name}: {1 / coarsest.ratio} times coarser than its image, too coarse for the field '
+                f'{coarsest.field.name} of scale {coarsest.field.scale}'
+            )
+        fitting = [f for f in whole if f * size_px <= min(height, width)]
         if not fitting:
-            raise BadInput(f'{self.name(number)}: {scene.width}×{scene.height} is smaller than the {size_px} px crop')
+            raise BadInput(f'{self.name(number)}: {width}×{height} is smaller than the {size_px} px crop')
         factor = int(rng.choice(fitting))
-        side = factor * size_px
+        side, step = factor * size_px, math.lcm(*(layer.ratio.denominator for layer in layers))
         for _ in range(self.TRIES):
-            y, x = (int(rng.integers(n - side + 1)) for n in (scene.height, scene.width))
+            y, x = (step * int(rng.integers((n - side) // step + 1)) for n in (height, width))
             box = Box(y, x, y + side, x + side)
-            if not scene.nodata(box):
+            if not any(layer.nodata(box) for layer in layers):
                 break
         else:
             raise BadInput(f'{self.name(number)}: {self.TRIES} crops in a row have pixels without data')
-        crop = scene.read(box) if factor == 1 else box_downscale(scene.read(box), factor)
+        crops = {layer.field.name: layer.read(box, factor) for layer in layers}
         # The eight symmetries of the square: nadir imagery has no preferred direction.
-        crop = np.rot90(crop, rng.integers(4))
-        crop = crop[:, ::-1] if rng.integers(2) else crop
-        return {'image': np.ascontiguousarray(crop), 'gsd_m': np.float32(factor * gsd_m)}
+        turns, mirrored = int(rng.integers(4)), bool(rng.integers(2))
+        return factor, {name: _turned(crop, turns, mirrored) for name, crop in crops.items()}
 
     def _skip(self, number: int, error: BadInput) -> None:
         name = self.name(number)
@@ -94,6 +112,11 @@ class Crops:
                 return
             self.skipped.add(name)
         logging.warning('skipped: %s', error)
+
+
+def _turned(crop: np.ndarray, turns: int, mirrored: bool) -> np.ndarray:
+    crop = np.rot90(crop, turns)
+    return np.ascontiguousarray(crop[:, ::-1] if mirrored else crop)
 
 
 class FolderImages:

@@ -1,10 +1,17 @@
 """Image folders: images plus `metadata.jsonl`, one JSON object a line (the Hugging Face ImageFolder convention).
 
 Every room that hands images to another does it through such a folder. `file_name` is relative to the manifest; the
-other fields are optional: `split`, `label`, `captions` (or `caption`, `text`), `gsd_m`, and any more, which are kept in
+other keys are optional: `split`, `label`, `captions` (or `caption`, `text`), `gsd_m`, and any more, which are kept in
 `Entry.extra`. Also read: `metadata.csv` with the same columns, a manifest in each of several subfolders, and folders without
 one, in which folders called train, val or test are splits and the folders that images lie in are classes
 (`rsdiff.data.layout`). Where two readings are possible, the folder is refused.
+
+A key `<field>_file_name` names a further file of the row, such as `mask_file_name` that of the field `mask`;
+`low_res_file_name` is the field `lr`. Such names are checked as `file_name` is, and kept in `extra` like every other key:
+`files` and `numbers` are views of it, so that what is written is what was read.
+
+A row without `file_name` is a *request*, for an image that does not exist yet, if it has captions, a number (`gsd_m` is one)
+or a file. `read_requests` reads those rows, `read_folder` the others.
 
 What DIR means where DIR:SPLIT could be said: in what trains or notes what is trained on (train.py, tools/prepare_data.py,
 tools/fingerprint.py) the split `train`, if there are splits; in everything else all of it. Either is said in a line.
@@ -14,10 +21,12 @@ images of `train` that `validation_share` draws by their content, which are then
 
 import csv
 import dataclasses
+import functools
 import hashlib
 import io
 import json
 import logging
+import math
 import os
 import re
 from concurrent.futures import ThreadPoolExecutor
@@ -43,11 +52,28 @@ MANIFEST = MANIFESTS[0]
 TRAIN, VALIDATION = 'train', 'val'
 CAPTION_FIELDS = 'captions', 'caption', 'text'
 DIGESTED = 1 << 16
+FILE_NAME = 'file_name'
+# fields whose files have a key of another name
+KEYS = {'lr': 'low_res'}
+
+
+def file_key(field: str) -> str:
+    """The key of a row that names the file of a field: 'mask' → 'mask_file_name', 'lr' → 'low_res_file_name'."""
+    return f'{KEYS.get(field, field)}_{FILE_NAME}'
+
+
+def field_of(key: str) -> str | None:
+    """The field whose file the key names; None if it names no file."""
+    if not key.endswith(f'_{FILE_NAME}'):
+        return None
+    name = key.removesuffix(f'_{FILE_NAME}')
+    return next((field for field, short in KEYS.items() if short == name), name)
 
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One image of a folder. `gsd_m` is the ground sampling distance in metres a pixel, or None."""
+    """One image of a folder. `gsd_m` is the ground sampling distance in metres a pixel, or None. `extra` holds the row's other
+    keys as they stand, names of files relative to `folder`."""
 
     path: AnyPath
     file_name: str
@@ -57,16 +83,83 @@ class Entry:
     gsd_m: float | None = None
     extra: dict[str, Any] = dataclasses.field(default_factory=dict)
 
+    @property
+    def folder(self) -> AnyPath:
+        """What the names of files are relative to."""
+        return self.path.parents[self.file_name.count('/')]
+
+    @property
+    def files(self) -> dict[str, AnyPath]:
+        """The row's other files by field. They are inside the folder, and were there when it was read (but for buckets)."""
+        return {field: self.folder / name for field, name in _names(self.extra).items()}
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """The finite numbers in `extra` by key. A text that is a number counts: the cells of a table are texts."""
+        return _numbers(self.extra)
+
     def to_json(self) -> dict[str, Any]:
         """The manifest line of this entry; fields that are empty are left out."""
-        row = {
-            'file_name': self.file_name,
-            'split': self.split,
-            'label': self.label,
-            'captions': list(self.captions) or None,
-            'gsd_m': self.gsd_m,
-        }
-        return {k: v for k, v in row.items() if v is not None} | self.extra
+        return {FILE_NAME: self.file_name} | _to_json(self)
+
+
+@dataclasses.dataclass(frozen=True)
+class Request:
+    """A row whose image does not exist yet. Names of files in `extra` are relative to `folder`; `where` is the row's place in
+    its manifest, for messages. The rest is as in `Entry`."""
+
+    folder: AnyPath
+    split: str | None = None
+    label: str | None = None
+    captions: tuple[str, ...] = ()
+    gsd_m: float | None = None
+    extra: dict[str, Any] = dataclasses.field(default_factory=dict)
+    where: str = dataclasses.field(default='', compare=False)
+
+    @property
+    def files(self) -> dict[str, AnyPath]:
+        """See `Entry`."""
+        return {field: self.folder / name for field, name in _names(self.extra).items()}
+
+    @property
+    def numbers(self) -> dict[str, float]:
+        """See `Entry`."""
+        return _numbers(self.extra)
+
+    def to_json(self) -> dict[str, Any]:
+        """See `Entry`."""
+        return _to_json(self)
+
+
+def as_number(value: Any) -> float | None:
+    """A finite number, or a text that is one, as a float; None of anything else."""
+    if isinstance(value, bool) or not isinstance(value, int | float | str):
+        return None
+    try:
+        number = float(value)
+    except (ValueError, OverflowError):
+        return None
+    return number if math.isfinite(number) else None
+
+
+def _names(extra: dict[str, Any]) -> dict[str, str]:
+    fields = {field_of(key): name for key, name in extra.items() if name is not None}
+    return {field: name for field, name in fields.items() if field is not None}
+
+
+def _numbers(extra: dict[str, Any]) -> dict[str, float]:
+    numbers = {key: as_number(value) for key, value in extra.items() if field_of(key) is None}
+    return {key: number for key, number in numbers.items() if number is not None}
+
+
+def _to_json(row: Entry | Request) -> dict[str, Any]:
+    said = {
+        'split': row.split,
+        'label': row.label,
+        'captions': list(row.captions) or None,
+        'gsd_m': row.gsd_m,
+    }
+    return {key: value for key, value in said.items() if value is not None} | row.extra
 
 
 def read_folder(folder: AnyPath | str, split: str | None = None) -> list[Entry]:
@@ -78,31 +171,61 @@ def read_folder(folder: AnyPath | str, split: str | None = None) -> list[Entry]:
         bucket names is not looked for, one request an image: what is missing shows when it is read.
       split: keep only entries of this split, by any of its names.
     Raises:
-      BadInput: the folder is missing, empty, without such a split, or can be read in two ways; a line is no JSON object,
-        names a file that is missing or outside the folder, or has a field of a wrong type or a `gsd_m` out of range.
+      BadInput: the folder is missing, empty, without such a split, holds requests alone, or can be read in two ways; a line
+        is no JSON object, names a file that is missing or outside the folder, or has a field of a wrong type or a `gsd_m` out
+        of range.
     """
+    rows = _read_rows(folder, split)
+    entries = [row for row in rows if isinstance(row, Entry)]
+    if not entries:
+        raise BadInput(f'{folder}: its {len(rows)} rows are requests, without "file_name"; images are needed')
+    if len(entries) < len(rows):
+        _warn_once(f'{folder}: {len(rows) - len(entries)} rows are requests, without "file_name", and left out')
+    return entries
+
+
+def read_requests(folder: AnyPath | str, split: str | None = None) -> list[Request]:
+    """The requests in the manifests of `folder`, in their order. The rest is as in `read_folder`.
+
+    Raises:
+      BadInput: as `read_folder`; or there are none.
+    """
+    requests = [row for row in _read_rows(folder, split) if isinstance(row, Request)]
+    if not requests:
+        raise BadInput(f'{folder}: every row has a "file_name"; a request, for an image that is to be made, has none')
+    return requests
+
+
+def _read_rows(folder: AnyPath | str, split: str | None) -> list[Entry | Request]:
     folder = _path_of(folder)
     if is_local(folder) and folder.suffix.lower() in IMAGE_SUFFIXES and folder.is_file() and split is None:
         return [Entry(folder, folder.name)]
     if not folder.is_dir():
         raise BadInput(f'{folder}: no such folder')
     if manifest := _manifest_of(folder):
-        entries = _listed(folder, manifest)
-        if is_local(folder) and (others := manifests_beside(folder, (entry.file_name for entry in entries))):
+        rows = _listed(folder, manifest)
+        names = [row.file_name for row in rows if isinstance(row, Entry)]
+        if is_local(folder) and (others := manifests_beside(folder, names)):
             raise BadInput(f'{manifest} and {others[0]}: two manifests of the same images; keep one of them')
     elif not is_local(folder):
         raise BadInput(f'{folder}: no {MANIFEST}; a folder in a bucket needs one')
     else:
-        entries = _found(folder)
-    if not entries:
+        rows = _found(folder)
+    if not rows:
         raise BadInput(f'{folder}: no images and no {MANIFEST}')
-    entries = _with_splits_of_folders(folder, entries)
+    rows = _with_splits_of_folders(folder, rows)
     if split is not None:
-        splits = {e.split for e in entries}
-        entries = [e for e in entries if e.split == canonical_split(split)]
-        if not entries:
+        splits = {row.split for row in rows}
+        rows = [row for row in rows if row.split == canonical_split(split)]
+        if not rows:
             raise BadInput(f'{folder}: no image has split {split!r}; there are {sorted(map(str, splits))}')
-    return entries
+    return rows
+
+
+@functools.cache
+def _warn_once(line: str) -> None:
+    """A folder is read several times in a run, for its splits and by several rooms."""
+    logging.warning(line)
 
 
 def training_entries(folder: AnyPath | str, split: str | None = None) -> list[Entry]:
@@ -189,28 +312,30 @@ def clean_name(file_name: str) -> str:
     return '/'.join(part if len(part.encode()) <= 200 else _shortened(part) for part in parts) or 'unnamed'
 
 
-def write_manifest(folder: Path | str, entries: Iterable[Entry]) -> None:
-    """Writes `metadata.jsonl` into `folder` for images that already lie there."""
+def write_manifest(folder: Path | str, entries: Iterable[Entry | Request]) -> None:
+    """Writes `metadata.jsonl` into `folder` for images and files that already lie there, and for requests."""
     lines = [json.dumps(entry.to_json()) for entry in entries]
     write_text_atomically(Path(folder) / MANIFEST, '\n'.join(lines) + '\n')
 
 
-def file_inside(folder: AnyPath, name: str, where: str) -> AnyPath:
+def file_inside(folder: AnyPath, name: str, where: str, key: str | None = None) -> AnyPath:
     """The path of the file that a manifest of `folder` names, without '.' and '..'. That it is a link, to wherever, is the
     file system's affair.
 
     Raises:
-      BadInput: `name` is no file name, leads out of the folder, or is not there; the line begins with `where`.
+      BadInput: `name` is no file name, leads out of the folder, or is not there; the line begins with `where`, and names the
+        `key` of the row, if it is given.
     """
+    said = lambda text: f'{where}: {text}' if key is None else f'{where}: {key} is {text}, which'
     if not name or '\0' in name or len(name) > 1000 or max(len(part.encode()) for part in name.split('/')) > 255:
-        raise BadInput(f'{where}: {name[:40]!r}… is no file name')
+        raise BadInput(f'{said(repr(name[:40]) + "…")} is no file name')
     inside = os.path.relpath(name, folder) if name.startswith('/') and is_local(folder) else os.path.normpath(name)
     if inside.startswith('/') or '://' in name or inside.split('/')[0] in ('..', '.'):
-        raise BadInput(f'{where}: {name!r} leaves the folder')
+        raise BadInput(f'{said(repr(name))} leaves the folder')
     path = folder / inside
     if is_local(folder) and not path.is_file():
         problem = 'is a folder' if path.is_dir() else 'does not exist'
-        raise BadInput(f'{where}: {name!r} {problem}; remove the line or restore the file')
+        raise BadInput(f'{said(repr(name))} {problem}; remove the line or restore the file')
     return path
 
 
@@ -230,28 +355,30 @@ def _manifest_of(folder: AnyPath) -> AnyPath | None:
     return there[0] if there else None
 
 
-def _found(folder: AnyPath) -> list[Entry]:
-    """The entries of manifests in subfolders, and of images that none of them lies above."""
+def _found(folder: AnyPath) -> list[Entry | Request]:
+    """The rows of manifests in subfolders, and of images that none of them lies above."""
     images, manifests = data_files(folder)
     places = {manifest.parent: _manifest_of(manifest.parent) for manifest in manifests}
-    said_by, entries = {}, []
+    said_by, rows = {}, []
     for manifest in filter(None, places.values()):
-        for entry in _listed(folder, manifest):
-            other = said_by.setdefault(entry.path, manifest)
-            if other != manifest:
-                raise BadInput(f'{other} and {manifest}: both tell of {entry.file_name}; keep one of them')
-            entries.append(entry)
+        for row in _listed(folder, manifest):
+            if isinstance(row, Entry):
+                other = said_by.setdefault(row.path, manifest)
+                if other != manifest:
+                    raise BadInput(f'{other} and {manifest}: both tell of {row.file_name}; keep one of them')
+            rows.append(row)
     names = [path.relative_to(folder).as_posix() for path in images if not {*path.parents} & {*places}]
-    entries = _with_splits_of_folders(folder, entries + [Entry(folder / name, name) for name in names])
+    rows = _with_splits_of_folders(folder, rows + [Entry(folder / name, name) for name in names])
     if places:
-        return entries
-    return [dataclasses.replace(entry, label=label) for entry, label in zip(entries, class_folders(names))]
+        return rows
+    return [dataclasses.replace(row, label=label) for row, label in zip(rows, class_folders(names))]
 
 
-def _with_splits_of_folders(folder: AnyPath, entries: list[Entry]) -> list[Entry]:
-    """The entries with the splits that the names of folders say, where no manifest says any."""
+def _with_splits_of_folders(folder: AnyPath, rows: list[Entry | Request]) -> list[Entry | Request]:
+    """The rows with the splits that the names of images' folders say, where no manifest says any."""
+    entries = [row for row in rows if isinstance(row, Entry)]
     if all(entry.split is not None for entry in entries):
-        return entries
+        return rows
     names = [entry.file_name for entry in entries]
     if any(entry.split is not None for entry in entries) or any(
         entry.label is not None and entry.label == Path(entry.file_name).parent.name for entry in entries
@@ -259,26 +386,32 @@ def _with_splits_of_folders(folder: AnyPath, entries: list[Entry]) -> list[Entry
         try:
             splits = split_folders(folder, names)
         except BadInput:  # the manifest says which are splits, or that such a folder is a class
-            return entries
+            return rows
     else:
         splits = split_folders(folder, names)
-    return [dataclasses.replace(entry, split=entry.split or split) for entry, split in zip(entries, splits)]
+    with_splits = (dataclasses.replace(entry, split=entry.split or split) for entry, split in zip(entries, splits))
+    return [next(with_splits) if isinstance(row, Entry) else row for row in rows]
 
 
-def _listed(folder: AnyPath, manifest: AnyPath) -> list[Entry]:
-    """The entries of a manifest that lies in or below `folder`, their names relative to `folder`."""
-    rows = _csv_rows(manifest) if manifest.suffix == '.csv' else _json_rows(manifest)
+def _listed(folder: AnyPath, manifest: AnyPath) -> list[Entry | Request]:
+    """The rows of a manifest that lies in or below `folder`, their names relative to `folder`."""
+    said = _csv_rows(manifest) if manifest.suffix == '.csv' else _json_rows(manifest)
     below = '' if manifest.parent == folder else f'{manifest.parent.relative_to(folder).as_posix()}/'
-    entries = [_entry(folder, manifest.parent, below, where, row) for where, row in rows]
-    if below and any(entry.split is not None for entry in entries):
-        inside = split_folders(folder, [below + 'image'])[0]
-        if wrong := next((entry for entry in entries if inside and entry.split not in (None, inside)), None):
-            raise BadInput(
-                f'{manifest}: {wrong.file_name} is of {wrong.split!r} by its line and of {inside!r} by its '
-                'folder; mend one of them'
-            )
-        entries = [dataclasses.replace(entry, split=entry.split or inside) for entry in entries]
-    return entries
+    rows = [_row(folder, manifest.parent, below, where, row) for where, row in said]
+    if not below:
+        return rows
+    inside = split_folders(folder, [below + 'image'])[0]
+    if wrong := next((row for row in rows if inside and row.split not in (None, inside)), None):
+        name = wrong.file_name if isinstance(wrong, Entry) else wrong.where
+        raise BadInput(
+            f'{manifest}: {name} is of {wrong.split!r} by its line and of {inside!r} by its folder; mend one of them'
+        )
+    some_say = any(row.split is not None for row in rows)
+    # what no line says is for the names of all images' folders to say; a request has no image
+    return [
+        dataclasses.replace(row, split=row.split or inside) if some_say or isinstance(row, Request) else row
+        for row in rows
+    ]
 
 
 def _json_rows(manifest: AnyPath) -> Iterator[tuple[str, dict[str, Any]]]:
@@ -286,7 +419,7 @@ def _json_rows(manifest: AnyPath) -> Iterator[tuple[str, dict[str, Any]]]:
         where = f'{manifest}:{number}'
         if line.strip().removeprefix(b'\xef\xbb\xbf').strip():
             row = parse_json(line, where)
-            if not isinstance(row, dict) or not isinstance(row.get('file_name'), str):
+            if not isinstance(row, dict):
                 raise BadInput(f'{where}: not an object with a "file_name"')
             yield where, row
 
@@ -300,10 +433,8 @@ def _csv_rows(manifest: AnyPath) -> Iterator[tuple[str, dict[str, Any]]]:
     rows = csv.reader(io.StringIO(text, newline=''), strict=True)
     try:
         header = next(rows, [])
-        if 'file_name' not in header or len({*header}) < len(header):
-            raise BadInput(
-                f'{manifest}:1: its columns are {", ".join(header)[:100]!r}; there must be "file_name", and none twice'
-            )
+        if len({*header}) < len(header):
+            raise BadInput(f'{manifest}:1: its columns are {", ".join(header)[:100]!r}; none may be there twice')
         for cells in rows:
             where = f'{manifest}:{rows.line_num}'
             if not any(cells):
@@ -311,8 +442,6 @@ def _csv_rows(manifest: AnyPath) -> Iterator[tuple[str, dict[str, Any]]]:
             if len(cells) != len(header):
                 raise BadInput(f'{where}: {len(cells)} cells; the first line has {len(header)}')
             row: dict[str, Any] = {name: cell for name, cell in zip(header, cells) if cell != ''}
-            if 'file_name' not in row:
-                raise BadInput(f'{where}: no "file_name"')
             if 'gsd_m' in row:
                 row['gsd_m'] = _number(row['gsd_m'])
             yield where, row
@@ -327,8 +456,10 @@ def _number(text: str) -> float | str:
         return text
 
 
-def _entry(folder: AnyPath, place: AnyPath, below: str, where: str, row: dict[str, Any]) -> Entry:
-    name = file_inside(place, row.pop('file_name'), where).relative_to(place).as_posix()
+def _row(folder: AnyPath, place: AnyPath, below: str, where: str, row: dict[str, Any]) -> Entry | Request:
+    keys, name = ascii(', '.join(row))[:100], row.pop(FILE_NAME, None)
+    if name is not None and not isinstance(name, str):
+        raise BadInput(f'{where}: file_name is {str(name)[:40]!r}; it must be a string')
     gsd_m = row.pop('gsd_m', None)
     if gsd_m is not None:
         gsd_m = check_gsd_m(gsd_m, f'{where}: gsd_m')
@@ -345,20 +476,32 @@ def _entry(folder: AnyPath, place: AnyPath, below: str, where: str, row: dict[st
         raise BadInput(f'{where}: split is {str(split)[:40]!r}; it must be a string')
     if not isinstance(label, str | int | None) or isinstance(label, bool):
         raise BadInput(f'{where}: label is {str(label)[:40]!r}; it must be a string')
-    for field, value in row.items():
-        if field.endswith('_file_name') and value is not None:
-            if not isinstance(value, str) or value.startswith('/') or '..' in value.split('/'):
-                raise BadInput(f'{where}: {field} is {str(value)[:40]!r}, which leaves the folder or is no file name')
-            row[field] = below + value
-    return Entry(
-        folder / (below + name),
-        below + name,
-        None if split is None else canonical_split(split),
-        None if label is None else str(label),
-        tuple(captions),
-        gsd_m,
-        row,
-    )
+    row |= {key: below + name for key, name in _checked_names(place, where, row).items()}
+    split, label = None if split is None else canonical_split(split), None if label is None else str(label)
+    if name is not None:
+        name = below + file_inside(place, name, where).relative_to(place).as_posix()
+        return Entry(folder / name, name, split, label, tuple(captions), gsd_m, row)
+    if not captions and gsd_m is None and not _names(row) and not _numbers(row):
+        raise BadInput(f'{where}: no "file_name", nor captions, numbers or files, which make a request; it has {keys}')
+    return Request(folder, split, label, tuple(captions), gsd_m, row, where)
+
+
+def _checked_names(place: AnyPath, where: str, row: dict[str, Any]) -> dict[str, str]:
+    """By key the names of a row's other files, relative to its manifest's folder `place`; null is no file."""
+    names, keys = {}, {}
+    for key, name in row.items():
+        field = field_of(key)
+        if field is None or name is None:
+            continue
+        if not field.isidentifier():
+            raise BadInput(f'{where}: {ascii(key)[:60]} names no field; use letters, digits and _')
+        other = keys.setdefault(field, key)
+        if other != key:
+            raise BadInput(f'{where}: {other[:60]} and {key[:60]} are one field; keep one of them')
+        if not isinstance(name, str):
+            raise BadInput(f'{where}: {key[:60]} is {str(name)[:40]!r}; it must be a string')
+        names[key] = file_inside(place, name, where, key[:60]).relative_to(place).as_posix()
+    return names
 
 
 def _digest(entry: Entry) -> str:

@@ -22,7 +22,9 @@ from rsdiff.base.errors import BadInput
 from rsdiff.base.files import is_local, stamp
 from rsdiff.data.blue_marble import BlueMarble, image_path
 from rsdiff.data.crops import Crops, FolderImages
+from rsdiff.data.fields import Fields
 from rsdiff.data.fingerprints import BYTES, LARGEST_PX, TrainedOn, fingerprint, known_of
+from rsdiff.data.folder import Entry
 from rsdiff.data.records import RecordImages
 
 DIGEST_BYTES = 16
@@ -64,7 +66,11 @@ def take_inventory(source: Source, name: str, show: bool = False) -> Inventory:
             for entry, look in zip(images.entries, looks)
             if look.sha256
         }
-        return Inventory(digests, images_seen(images, range(len(images)), looks, short) + _inherited([name]))
+        seen = images_seen(images, range(len(images)), looks, short)
+        if isinstance(source, Crops):
+            of_fields, seen_in_fields = _of_fields(images, source.fields, short, show)
+            digests, seen = digests | of_fields, seen + seen_in_fields
+        return Inventory(digests, seen + _inherited([name]))
     if isinstance(images, RecordImages):
         digests = _digests([(shard.name, shard) for shard in images.shards], show)
         folders = [images.where, os.path.dirname(os.path.dirname(images.where))]
@@ -101,6 +107,34 @@ def images_seen(images: FolderImages, numbers: Sequence[int], looks: Sequence[Lo
     """Some images of the folder called `name`, as looked at: what a training on them is on."""
     names = [f'{name}/{images.entries[number].file_name}' for number in numbers]
     return _trained_on(names, [look.found for look in looks])
+
+
+def _of_fields(images: FolderImages, fields: Fields, name: str, show: bool) -> Inventory:
+    """The files and numbers of the fields that are read beside the images; a network that was shown an earlier image has seen
+    it. A mask is no picture, and its digest is all there is of it."""
+    digests, seen = {}, TrainedOn()
+    for field in fields.present:
+        having = [entry for entry in fields.entries if field.is_of(entry)]
+        if not field.channels:
+            digests |= {
+                f'{entry.file_name}:{field.name}': _hex(repr(entry.numbers[field.name]).encode()) for entry in having
+            }
+        elif field.is_mask:
+            digests |= _digests(
+                [(f'{entry.file_name}:{field.name}', entry.files[field.name]) for entry in having], show
+            )
+        else:
+            paths = [(entry.files[field.name], entry.folder) for entry in having]
+            files = [Entry(path, path.relative_to(folder).as_posix()) for path, folder in paths]
+            others = FolderImages(name, None, 1.0, images.bands, images.value_range, files)
+            looks = look_at_entries(others, range(len(others)), show)
+            digests |= {
+                f'{entry.file_name}:{field.name}': _hex(look.sha256)
+                for entry, look in zip(having, looks)
+                if look.sha256
+            }
+            seen += images_seen(others, range(len(others)), looks, name)
+    return Inventory(digests, seen)
 
 
 def _of_chips(images: RecordImages, folders: Sequence[str], name: str) -> TrainedOn:

@@ -40,6 +40,7 @@ class Picture:
     Args:
       path: names it in messages, and says what lies beside it.
       file: the opened file, closed on exit.
+      palette: see `rsdiff.data.scenes.open_scene`.
     Raises:
       BadInput: it is no image, has more than 8 bits a channel, or is a TIFF that only rasterio reads rightly.
     """
@@ -47,8 +48,8 @@ class Picture:
     # pixel scale, control points, transformation, keys, no data
     RASTER_TAGS = 33550, 33922, 34264, 34735, 42113
 
-    def __init__(self, path, file: IO[bytes]):
-        self.path, self.file, self.pixels, self.opaque = path, file, None, None
+    def __init__(self, path, file: IO[bytes], palette: bool = True):
+        self.path, self.file, self.pixels, self.opaque, self.palette = path, file, None, None, palette
         try:
             with self._reading():
                 self.image = Image.open(file)
@@ -120,7 +121,9 @@ class Picture:
         if self.pixels is not None:
             return
         with self._reading():
-            if self.image.has_transparency_data:
+            if self.image.mode == 'P' and not self.palette:
+                self.pixels = np.asarray(self.image)[..., None].repeat(3, axis=-1)
+            elif self.image.has_transparency_data:
                 pixels = np.asarray(self.image.convert('RGBA'))
                 self.opaque = pixels[..., 3] > 0
                 if self.opaque.all():

@@ -1,6 +1,6 @@
 """Batches for training: batch n is a pure function of (seed, n), whatever the number of hosts or threads.
 
-A *source* has a length and `example(index, rng, size_px) -> {'image', 'gsd_m'}`. grain's `MapDataset` turns it into a
+A *source* has a length and `example(index, rng, size_px) -> {'image', 'gsd_m', …}`. grain's `MapDataset` turns it into a
 random-access sequence of rows, row n · batch_size + i being the i-th of batch n, so that a run continues at any step
 with nothing to restore but the step itself, and hosts may share a batch's rows in any way.
 """
@@ -18,6 +18,7 @@ from rsdiff.base.ranges import check_range
 from rsdiff.base.seeds import short_seed
 from rsdiff.data.blue_marble import BlueMarble
 from rsdiff.data.crops import Crops, FolderImages
+from rsdiff.data.fields import Field, Fields, check_none_needed
 from rsdiff.data.folder import TRAIN, VALIDATION, read_folder, training_entries, validation_share
 from rsdiff.data.gsd import LARGEST_GSD_M, SMALLEST_GSD_M
 from rsdiff.data.hugging_face import HubImages, hub_splits
@@ -84,20 +85,22 @@ class Source(Protocol):
         ...
 
     def example(self, index: int, rng: np.random.Generator, size_px: int) -> dict[str, np.ndarray | np.float32]:
-        """image: uint8 (size_px, size_px, 3); gsd_m: float32 metres a pixel."""
+        """image: uint8 (size_px, size_px, 3); gsd_m: float32 metres a pixel; and fields (`rsdiff.data.fields`)."""
         ...
 
 
-def make_source(config: DataConfig, validation: bool = False) -> Source:
-    """The source that `config` names, or its companion for validation.
+def make_source(config: DataConfig, validation: bool = False, fields: Sequence[Field] = ()) -> Source:
+    """The source that `config` names, or its companion for validation. `fields`: what the network takes beside image and gsd_m;
+    folders with a manifest may have them.
 
     Validation images are those of `config.validation_split` or what `DataConfig` says of it. Blue Marble's are chips of its
     held-out box, land that training never sees. Of a single image they are fresh crops of the same.
 
     Raises:
-      BadInput: there is no such folder, dataset or split, or it can't be used.
+      BadInput: there is no such folder, dataset or split, it can't be used, or it lacks a field that is needed.
     """
     if config.source == 'blue_marble':
+        check_none_needed(fields, config.source)
         return BlueMarble(validation)
     if config.source.startswith(TFDS_PREFIX):
         images = _record_images(
@@ -109,6 +112,9 @@ def make_source(config: DataConfig, validation: bool = False) -> Source:
         images = _record_images(prepared_dataset(folder), config, validation)
     else:
         images = _folder_images(config, validation)
+        found = Fields(fields, images.entries, config.source, config.bands, config.value_range)
+        return Crops(images, config.reductions, found)
+    check_none_needed(fields, config.source)
     return Crops(images, config.reductions)
 
 
@@ -195,7 +201,8 @@ def batches(
       batch_size: over all hosts.
       mine: the rows of each batch that this host reads, of 0 … batch_size - 1; by default all of them.
     Yields:
-      image: uint8 (rows, size_px, size_px, 3); gsd_m: float32 (rows,).
+      image: uint8 (rows, size_px, size_px, 3); gsd_m: float32 (rows,); and by name the fields of `source`, as
+      `rsdiff.data.fields` has them.
     """
     mine = range(batch_size) if mine is None else mine
     rows = _indices(source, seed).random_map(lambda index, rng: source.example(int(index), rng, config.size_px))

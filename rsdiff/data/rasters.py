@@ -39,6 +39,7 @@ class Raster:
       driver: GDAL's name of the format. Left to guess, it would also read recipes that name further files.
       bands, value_range: see `rsdiff.data.scenes.open_scene`.
       data: the bytes of the file.
+      palette: see `rsdiff.data.scenes.open_scene`.
     Raises:
       BadInput: as `open_scene`.
     """
@@ -51,6 +52,7 @@ class Raster:
         bands: tuple[int, ...] | None,
         value_range: tuple[float, float] | None,
         data: bytes | None = None,
+        palette: bool = True,
     ):
         self.rasterio, self.path = rasterio, path
         self.errors = rasterio.errors.RasterioError, rasterio._err.CPLE_BaseError
@@ -62,12 +64,15 @@ class Raster:
         try:
             self.height, self.width = self.dataset.height, self.dataset.width
             self.bands = self._bands(bands)
-            self.palette = self._palette()
+            own = self._palette()
+            self.palette = own if palette else None
             dtype = self.dataset.dtypes[self.bands[0] - 1]
+            if own is not None and not palette and dtype != 'uint8':
+                raise BadInput(f'{path}: {dtype} values of a palette; of a mask 8 bits are read')
             self.floating = dtype.startswith('float')
             all_valid = rasterio.enums.MaskFlags.all_valid
             self.masked = not all(all_valid in flags for flags in self.dataset.mask_flag_enums)
-            self.value_range = self._value_range(dtype, value_range)
+            self.value_range = self._value_range(dtype, value_range) if own is None else None
         except BaseException:
             self.__exit__()
             raise
@@ -175,8 +180,6 @@ class Raster:
     def _value_range(self, dtype: str, value_range) -> tuple[float, float] | None:
         """What becomes 0 and 255; None where the values are 0 to 255 as they stand, whatever the caller gives for others."""
         structure, own = self.dataset.tags(ns='IMAGE_STRUCTURE'), self.dataset.tags(self.bands[0], ns='IMAGE_STRUCTURE')
-        if self.palette is not None:
-            return None
         if dtype.startswith('complex'):
             raise BadInput(f'{self.path}: {dtype} values; an image holds real numbers, such as their amplitude')
         if dtype == 'uint8':

@@ -55,6 +55,7 @@ def open_scene(
     bands: tuple[int, ...] | None = None,
     value_range: tuple[float, float] | None = None,
     file: IO[bytes] | None = None,
+    palette: bool = True,
 ) -> Scene:
     """The image at `path`, upright and read as RGB. Its format is told by its first bytes, not by its name.
 
@@ -65,6 +66,8 @@ def open_scene(
       value_range: the values that become 0 and 255 of files with more than 8 bits, which need it. Files of 8 bits stay
         as they are.
       file: the opened file, closed with the scene, where there is no path to open; `path` is then only its name.
+      palette: whether the values of a file that has a palette become its colours. Of a mask they are numbers of classes, and
+        stay, three times alike.
     Raises:
       BadInput: it can't be read, has other bands, more than 8 bits and no `value_range`, or needs the `geo` extra.
     """
@@ -87,13 +90,13 @@ def open_scene(
         with opened:
             orientation = _tag_of_orientation(opened, driver)
             data = opened.read() if file is not None or driver == 'PNG' else None
-        scene = Raster(rasterio, path, driver, bands, value_range, data)
+        scene = Raster(rasterio, path, driver, bands, value_range, data, palette)
         # where a raster lies on Earth is said of its rows and columns as they are stored
         return cast(Scene, Turned(scene, orientation) if orientation in TURNS and not scene.has_place else scene)
     if driver == 'JP2OpenJPEG' or driver == 'GTiff' and bands:
         opened.close()
         raise BadInput(f"{path}: a {driver} file is read by rasterio; pip install 'rsdiff-jax[geo]' brings it")
-    picture = Picture(path, opened)
+    picture = Picture(path, opened, palette)
     return cast(Scene, Turned(picture, picture.orientation) if picture.orientation in TURNS else picture)
 
 

@@ -12,6 +12,7 @@ import jax.numpy as jnp
 
 from rsdiff.base.ranges import check_range
 from rsdiff.data.degradation import DegradationConfig, degrade
+from rsdiff.data.fields import Field
 from rsdiff.diffusion.schedule import Schedule
 from rsdiff.diffusion.solvers import Denoise
 from rsdiff.methods.codec import Codec, Targets
@@ -96,6 +97,18 @@ class Drop:
 
     def __post_init__(self):
         check_range(self, 0, 1, 'probability')
+
+
+def fields_to_read(fields: dict[str, Spatial | Number | Tokens]) -> tuple[Field, ...]:
+    """Of a network's fields those that data have to bring: all but `lr`, which is made from the image, `gsd_m`, which every
+    image has, and tokens, which are no data but what a frozen network makes of them."""
+    return tuple(
+        Field(name, field.channels, field.scale, not field.droppable)
+        if isinstance(field, Spatial)
+        else Field(name, needed=not field.droppable)
+        for name, field in fields.items()
+        if name not in ('lr', 'gsd_m') and not isinstance(field, Tokens)
+    )
 
 
 def prepared_batch(

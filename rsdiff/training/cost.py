@@ -13,6 +13,7 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import AbstractMesh, AxisType
 
+from rsdiff.methods.base import fields_to_read
 from rsdiff.methods.kinds import make_method
 from rsdiff.models.conditioning import Number, Spatial
 from rsdiff.training import mesh as meshes
@@ -85,6 +86,10 @@ def trace_step(config: TrainConfig, remat: bool) -> tuple[jax.stages.Traced, Any
         {
             'image': jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8),
             'gsd_m': jax.ShapeDtypeStruct((1,), jnp.float32),
+            **{
+                field.name: jax.ShapeDtypeStruct((1, *field.shape(size)), field.dtype)
+                for field in fields_to_read(method.model.fields)
+            },
         },
     ), state
 

@@ -224,3 +224,17 @@ def test_mosaic_measures_what_a_mosaic_promises(tiny_run, tmp_path):
 def test_what_is_wrong_is_said_in_one_line(arguments, message):
     lines = [line for line in run(*arguments, code=2).stderr.splitlines() if line.startswith('error: ')]
     assert len(lines) == 1 and message in lines[0]
+
+
+def test_train_is_compared_with_another_checkout_round_by_round(image_folder, tmp_path):
+    """Here the checkout is this one."""
+    result = measured_training(image_folder, tmp_path, '--against', ROOT)
+    ratios, theirs = (
+        result['checkout']['ours_over_theirs']['images_per_second'],
+        result['checkout']['images_per_second'],
+    )
+    assert ratios['rounds'] == pytest.approx(
+        [a / b for a, b in zip(result['images_per_second']['rounds'], theirs['rounds'])], rel=1e-2
+    )
+    done = run('train', '--config', 'configs/demo.py', '--against', tmp_path, code=2)
+    assert 'no checkout of rsdiff with configs/demo.py in it' in done.stderr
