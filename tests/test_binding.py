@@ -82,6 +82,7 @@ def test_the_projection_ends_where_it_is_told_to(params, smooth_image):
         make_projection(GENERATOR, 1001)
 
 
+@pytest.mark.bytes
 def test_place_in_the_batch_batch_size_and_devices_do_not_enter(params, smooth_image):
     image = smooth_image(15, 20)
     whole = field(params, image).region(Box(0, 0, 60, 80))

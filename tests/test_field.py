@@ -73,6 +73,7 @@ def test_pointwise_windows_make_the_untiled_image(image, name, wrap_x):
     assert np.abs(got.astype(int) - untiled).max() <= 1 and (got != untiled).mean() < 1e-3
 
 
+@pytest.mark.bytes
 @pytest.mark.parametrize('name', PLANS)
 @pytest.mark.parametrize('kind', typing.get_args(noise.Kind))
 def test_a_region_is_the_same_rectangle_of_the_whole(image, name, kind):
@@ -86,6 +87,7 @@ def test_a_region_is_the_same_rectangle_of_the_whole(image, name, kind):
     np.testing.assert_array_equal(beyond[40:116, 30:134], whole)
 
 
+@pytest.mark.bytes
 @pytest.mark.parametrize('name', PLANS)
 @pytest.mark.parametrize('kind', ['anchored', 'independent', 'periodic'])
 def test_around_a_cylinder_there_is_no_seam(image, name, kind):
@@ -99,6 +101,7 @@ def test_around_a_cylinder_there_is_no_seam(image, name, kind):
         np.testing.assert_array_equal(across, np.concatenate([whole[10:50, -20:], whole[10:50, :30]], 1))
 
 
+@pytest.mark.bytes
 def test_other_batches_make_the_same(image):
     one = field(image, batch=1)
     whole = one.region(everything(one))
@@ -143,6 +146,7 @@ def test_the_margin_makes_all_windows_see_one_enlargement(image):
     assert np.abs(made.region(everything(made)).astype(int) - whole).max() <= 1
 
 
+@pytest.mark.bytes
 def test_planes_of_other_scales_and_any_number_of_channels(smooth_image):
     """What is read at 1, 2 and 4 times the pixel lies over the same ground, and x may have other channels than an image."""
     fine = smooth_image(64, 96)
@@ -192,6 +196,7 @@ def test_kinds_of_noise_repeat_as_they_say():
         np.testing.assert_array_equal(around[0], around[3])
 
 
+@pytest.mark.bytes
 def test_a_cached_field_reads_like_its_canvas(image):
     made = field(image)
     whole, cached = made.region(everything(made)), CachedField(made, tile_px=40, tiles=4)
@@ -200,6 +205,7 @@ def test_a_cached_field_reads_like_its_canvas(image):
         np.testing.assert_array_equal(cached[key], whole[key])
 
 
+@pytest.mark.bytes
 def test_the_next_stage_stands_on_a_cached_one_as_on_a_stored_one(image):
     first = field(image[:8, :9])
     stored = first.region(everything(first))

@@ -77,6 +77,7 @@ def whole(condition, tmp_path_factory):
     return out, make(condition, out)
 
 
+@pytest.mark.bytes
 def test_stages_stand_on_each_other(whole, condition):
     out, result = whole
     assert (result['height'], result['width'], result['pixels'], result['gsd_m']) == (144, 208, 144 * 208, 10.0)
@@ -106,6 +107,7 @@ def test_metadata_is_what_the_specification_asks_for(whole):
     assert array['chunk_grid']['configuration']['chunk_shape'] == [48, 48, 3]
 
 
+@pytest.mark.bytes
 @pytest.mark.parametrize('box', [Box(0, 0, 10, 9), Box(40, 60, 100, 130), Box(143, 207, 144, 208)])
 def test_a_region_alone_has_the_bytes_of_the_whole(whole, condition, box, tmp_path):
     picture = read_image(whole[0] / 'stage_2.png')
@@ -117,6 +119,7 @@ def test_a_region_alone_has_the_bytes_of_the_whole(whole, condition, box, tmp_pa
     np.testing.assert_array_equal(read_image(saved['picture']), box.crop(picture))
 
 
+@pytest.mark.bytes
 @pytest.mark.parametrize('wrap_x', [False, True])
 def test_fifty_rectangles_of_two_stages_have_the_bytes_of_the_whole(condition, wrap_x, tmp_path):
     """Of an odd condition; around a cylinder also across its seam, where a picture of the whole is put beside itself."""
@@ -170,6 +173,7 @@ def stops_after(calls):
     return stopping
 
 
+@pytest.mark.bytes
 def test_an_interrupted_mosaic_continues_to_the_same_bytes(whole, condition, tmp_path):
     for calls in (1, 30, 60):
         with pytest.raises(Stopped):
@@ -192,6 +196,7 @@ def damage_extend(path):
     path.write_bytes(path.read_bytes() + b'x' * 64)
 
 
+@pytest.mark.bytes
 @pytest.mark.parametrize('damage', [damage_cut, damage_empty, damage_extend, lambda path: path.unlink()])
 def test_a_damaged_shard_is_made_again_and_no_other(whole, condition, tmp_path, damage):
     make(condition, tmp_path / 'out')
@@ -307,6 +312,7 @@ def _make_slowly(condition, out):
     make(condition, out, sampler_at=slow)
 
 
+@pytest.mark.bytes
 def test_killed_workers_beside_others_change_nothing(whole, condition, tmp_path):
     """Two of three are killed while they hold claims; the third, and a fourth that comes later, make all of it."""
     out = tmp_path / 'out'

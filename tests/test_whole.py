@@ -66,6 +66,7 @@ def test_a_real_image_guides_every_stage(image_folder, tmp_path, stages, window_
         assert np.abs(read_image(entry.path).astype(float) - real).mean() < 0.05 * 127.5
 
 
+@pytest.mark.bytes
 @pytest.mark.parametrize('other', [dict(batch_size=1), dict(batch_size=5)])
 def test_a_seed_gives_the_same_bytes_at_any_batch_size(image_folder, tmp_path, smooth_image, other):
     write_image(image_folder / 'a/a0.png', smooth_image(31, 29))
@@ -75,6 +76,7 @@ def test_a_seed_gives_the_same_bytes_at_any_batch_size(image_folder, tmp_path, s
         assert entry.path.read_bytes() == (tmp_path / 'two' / entry.file_name).read_bytes()
 
 
+@pytest.mark.bytes
 def test_an_image_does_not_depend_on_which_others_are_there(image_folder, tmp_path):
     run(image_folder, tmp_path / 'all', degraded=True)
     run(image_folder, tmp_path / 'some', degraded=True, split='test')
@@ -90,6 +92,7 @@ def test_odd_sizes_come_back_at_their_own_size(image_folder, tmp_path, smooth_im
     assert read_image(tmp_path / 'out/a/a2-0.png').shape == (70, 45, 3)
 
 
+@pytest.mark.bytes
 def test_an_interrupted_folder_continues_to_the_same_bytes(image_folder, tmp_path):
     run(image_folder, tmp_path / 'whole', degraded=True)
     shutil.copytree(tmp_path / 'whole', tmp_path / 'parts')

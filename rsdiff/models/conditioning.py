@@ -17,7 +17,7 @@ import jax.numpy as jnp
 from rsdiff.base.errors import BadInput
 from rsdiff.base.ranges import check_range
 
-Condition = dict[str, Any]  # arrays of JAX or NumPy
+Condition = dict[str, Any]  # arrays (b, …), JAX's or NumPy's
 
 
 @dataclasses.dataclass(frozen=True)

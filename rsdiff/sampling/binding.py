@@ -119,6 +119,7 @@ def bind_images(
     Raises:
       BadInput: as `check_condition`.
     """
+    constants = constants or {}
     whole, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(mesh.axis_names)))
     params, constants = jax.device_put(params, whole), constants or {}
     check_condition(method, ['lr', 'gsd_m', *constants])

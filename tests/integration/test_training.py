@@ -63,6 +63,7 @@ def leaves(path):
     return jax.tree.leaves(load_generator(path).params)
 
 
+@pytest.mark.bytes
 def test_four_steps_are_two_and_a_restore_and_two(config, tmp_path):
     assert config.optimizer.final_fraction == 1  # a rate that fell would fall faster in the shorter run
     whole = train(config, tmp_path / 'whole', show=False)
