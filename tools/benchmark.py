@@ -2,6 +2,7 @@
 
     python tools/benchmark.py train --config configs/demo.py [--config.batch_size=16 …] [--against diffusers|CHECKOUT]
     python tools/benchmark.py cost --config configs/metaearth.py [--devices 8] [--compile]
+    python tools/benchmark.py aot --config configs/metaearth.py --topology v5e:4x4 --fsdp 16 --batch 64 [--sample]
     python tools/benchmark.py evaluate [--pairs 8 --pairs 32] [--size_px 64 --size_px 256]
     python tools/benchmark.py mosaic [--checkpoint weights/earth] [--canvas_px 512] [--rounds 3]
 
@@ -10,7 +11,8 @@ cache, and whether the input keeps up. Beside it, `--against diffusers` trains a
 turn, round by round, and compares (it needs the extra `bench`); `--against CHECKOUT` trains the config of the same name
 of another checkout of this project, and tells which is faster. `cost` allocates nothing: multiply–accumulates, bytes
 of state by mesh, hours to expect. FLOP are 2 × multiply–accumulates of matrix products and convolutions
-(`rsdiff.training.cost`). `evaluate` measures networks that score samples against the same networks in torch, on this
+(`rsdiff.training.cost`). `aot` has a TPU's compiler compile the step for chips that are not here: bytes a device, FLOP,
+collectives, and a time estimated from published peaks (tools/benchmark_aot.py). `evaluate` measures networks that score samples against the same networks in torch, on this
 machine's CPU, in turn, round by round (it needs the extras `bench` and `metrics`). `mosaic` measures what unbounded mosaics
 promise (docs/mosaics.md): speed beside MetaEarth's plan in turn, memory, time for files, geometry, estimates, tint.
 """
@@ -30,6 +32,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 from absl import flags
+from benchmark_aot import aot
 from benchmark_evaluate import evaluate
 from benchmark_mosaic import mosaic
 from benchmark_rounds import cores, spread
@@ -55,6 +58,10 @@ DEVICES = flags.DEFINE_integer('devices', 8, 'cost: devices to lay the state on,
 ASSUMED_MFU = flags.DEFINE_float(
     'assumed_mfu', 0.35, 'cost: for the hours to expect.', lower_bound=1e-3, upper_bound=1.0
 )
+TOPOLOGY = flags.DEFINE_string('topology', 'v5e:4x4', 'aot: chip and shape of the slice, such as v5e:4x4 or v5p:2x2x4.')
+FSDP = flags.DEFINE_integer('fsdp', 1, 'aot: devices to share parameters over.', lower_bound=1)
+BATCH = flags.DEFINE_integer('batch', 16, 'aot: images a step, over all devices.', lower_bound=1)
+SAMPLE = flags.DEFINE_bool('sample', False, 'aot: a step of sampling windows instead of one of training.')
 COMPILE = flags.DEFINE_bool('compile', False, 'cost: compile the step of one image, for its memory; takes minutes.')
 
 WARM_UP_STEPS = 2
@@ -396,7 +403,12 @@ def expected_cost(config: TrainConfig) -> dict[str, Any]:
     return result
 
 
-OF_A_CONFIG = {'train': train, 'cost': expected_cost}
+def ahead_of_time(config: TrainConfig) -> dict[str, Any]:
+    """What a TPU's compiler says."""
+    return aot(config, TOPOLOGY.value, FSDP.value, BATCH.value, SAMPLE.value)
+
+
+OF_A_CONFIG = {'train': train, 'cost': expected_cost, 'aot': ahead_of_time}
 OF_ROUNDS = {'evaluate': evaluate, 'mosaic': mosaic}
 COMMANDS = [*OF_A_CONFIG, *OF_ROUNDS]
 

@@ -129,7 +129,7 @@ def fields(method: Method) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             images[name] = value
             continue
         try:
-            numbers[name] = np.array([value], np.float32)
+            numbers[name] = np.array([float(value)], np.float32)
         except ValueError:
             raise BadInput(f'--field {given}: {name} takes a number') from None
         if not np.isfinite(numbers[name]).all():

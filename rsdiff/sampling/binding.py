@@ -121,7 +121,7 @@ def bind_images(
     """
     constants = constants or {}
     whole, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(mesh.axis_names)))
-    params = jax.device_put(params, whole)
+    params, constants = jax.device_put(params, whole), constants or {}
     check_condition(method, ['lr', 'gsd_m', *constants])
 
     def run(params, condition, noise, guide):
