@@ -1,18 +1,19 @@
 # Sourced by the other scripts: makes .venv once, installs rsdiff with the extras in $1, and puts it on PATH.
 # PYTHON names the interpreter (3.11 or newer); RSDIFF_VENV another place for the environment. RSDIFF_NO_VENV=1 uses the
-# python on PATH as it is, for those who have installed rsdiff themselves.
+# python on PATH as it is, for those who have installed rsdiff themselves. CONSTRAINTS names other versions than constraints.txt.
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 if [ "${RSDIFF_NO_VENV:-}" = 1 ]; then return; fi
 venv="${RSDIFF_VENV:-$root/.venv}"
 [[ "$venv" = /* ]] || venv="$PWD/$venv"
-stamp="$venv/.installed-$(cat "$root/setup.cfg" "$root/constraints.txt" | cksum | cut -d' ' -f1)-$1"
+constraints="${CONSTRAINTS:-$root/constraints.txt}"
+stamp="$venv/.installed-$(cat "$root/setup.cfg" "$constraints" | cksum | cut -d' ' -f1)-$1"
 if [ ! -e "$stamp" ]; then
     python="${PYTHON:-python3}"
     "$python" -c 'import sys; sys.exit(sys.version_info < (3, 11))' || {
         echo "error: $python is missing or older than 3.11; name a newer one with PYTHON=…" >&2; exit 2; }
     echo "installing into $venv …" >&2
     "$venv/bin/python" -m pip --version > /dev/null 2>&1 || "$python" -m venv --clear "$venv"
-    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c "$root/constraints.txt" -e "$root[$1]"
+    "$venv/bin/python" -m pip install --quiet --disable-pip-version-check -c "$constraints" -e "$root[$1]"
     touch "$stamp"
 fi
 export PATH="$venv/bin:$PATH"

@@ -199,9 +199,11 @@ class Stage(nnx.Module):
         make: Any = dict(dtype=dtype, rngs=rngs)
         self.block = ResBlock(channels_in, channels_out, embedding, **make)
         self.attention = None if head_width is None else Attention(channels_out, head_width, **make)
-        self.cross = None
-        if head_width is not None and token_width is not None:
-            self.cross = CrossAttention(channels_out, head_width, token_width, **make)
+        self.cross = (
+            CrossAttention(channels_out, head_width, token_width, **make)
+            if head_width is not None and token_width is not None
+            else None
+        )
 
     def __call__(self, x, embedding, tokens=None, seen=None):
         x = self.block(x, embedding)
