@@ -17,7 +17,7 @@ from rsdiff.base.errors import BadInput
 from rsdiff.base.work import is_local_worker
 from rsdiff.downstream import arms, compare, filters, zero_shot
 from rsdiff.downstream.embedded import EMBEDDED, named_encoder
-from rsdiff.downstream.encoder import tiny_encoder
+from rsdiff.downstream.encoder import Encoder, tiny_encoder
 from rsdiff.downstream.report import markdown, write_report
 from rsdiff.downstream.task import load_task
 from rsdiff.downstream.tuning import Recipe
@@ -105,7 +105,7 @@ FEATURES = flags.DEFINE_string(
 JOBS = flags.DEFINE_integer('jobs', 1, 'Processes that share the cells.', lower_bound=1)
 
 
-def load(name: str):
+def load(name: str) -> Encoder:
     """The encoder that --encoder names."""
     encoder = tiny_encoder(IMAGE_SIZE_PX.value or 64) if name == TINY else named_encoder(name)
     if IMAGE_SIZE_PX.value not in (None, encoder.image_size_px):
