@@ -10,14 +10,16 @@ import pytest
 from PIL import Image
 
 from rsdiff.base.errors import BadInput
-from rsdiff.downstream import arms, augment, filters, heads, zero_shot
+from rsdiff.downstream import arms, augment, filters, zero_shot
 from rsdiff.downstream.arms import Arm, examples
 from rsdiff.downstream.encoder import tiny_encoder
 from rsdiff.downstream.filters import Screen
 from rsdiff.downstream.frozen import FrozenTower
-from rsdiff.downstream.heads import HeadTuner, Towers
+from rsdiff.downstream.problems.base import Fitted
+from rsdiff.downstream.problems.classification import Classification, cross_entropy
+from rsdiff.downstream.problems.heads import HeadTuner, Towers
 from rsdiff.downstream.task import load_task
-from rsdiff.downstream.tuning import Fitted, Recipe, batches, choose, cross_entropy, optimizer
+from rsdiff.downstream.tuning import Recipe, batches, optimizer
 
 SIZE_PX = 16
 ALL = arms.arms_of(arms.KINDS, (1, 2))
@@ -259,10 +261,13 @@ def test_the_best_on_validation_is_chosen_and_the_likelier_of_equals(task):
     made = lambda name, logits: Fitted(name, 0.1, lambda pixels: logits, np.zeros(1), 1.0)
     wrong, right, sure = made(1, -labels), made(2, labels), made(3, 2 * labels)
     broken = made(4, np.full_like(labels, np.nan))
-    best, accuracy, seconds = choose([wrong, right, sure, broken], task.validation)
-    assert (best, accuracy, seconds) == (sure, 1.0, 4.0)
-    assert choose([broken, wrong], task.validation)[0] == wrong
-    assert choose([right], None) == (right, None, 1.0)
+
+    def fitted(candidates, validation=task.validation):
+        return Classification(task.classes, lambda examples, seed: candidates).fit(None, validation, 0)
+
+    assert fitted([wrong, right, sure, broken]) == (sure, 1.0, 4.0)
+    assert fitted([broken, wrong])[0] == wrong
+    assert fitted([right], None) == (right, None, 1.0)
 
 
 @pytest.mark.parametrize('from_text', [False, True])
@@ -273,21 +278,13 @@ def test_a_head_takes_the_steps_that_adamw_takes(task, judge, tmp_path, from_tex
     recipe = Recipe(5, 6, (1e-2, 1e-1), (0.0, 1.0))
     found = examples(task, Arm(arms.MIXUP, 2), 2, seed=0)
     tuner = HeadTuner(encoder, task.classes, recipe, Towers(encoder, tmp_path), from_text)
-    fitted = []
+    fitted = tuner.candidates(found, 0)
     x = np.asarray(features(found.pixels))
     head = zero_shot.text_classifier(encoder, task.classes)(encoder.pretrained)
     mean, deviation = (0, 1) if from_text else (x.mean(0), x.std(0).mean())
     if not from_text:
         head = {'weight': np.zeros((x.shape[1], 3), np.float32), 'bias': np.zeros(3, np.float32)}
     z = (x - mean) / deviation
-
-    def keep_all(candidates, validation):
-        fitted.extend(candidates)
-        return fitted[0], None, 0.0
-
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(heads, 'choose', keep_all)
-        tuner.fit(found, None, 0)
     for candidate, one in zip(recipe.candidates, fitted, strict=True):
         own, rule = head, optimizer(recipe, *candidate)
         moments = rule.init(own)
@@ -298,7 +295,7 @@ def test_a_head_takes_the_steps_that_adamw_takes(task, judge, tmp_path, from_tex
         expected = (features(task.validation.pixels) - mean) / deviation @ np.asarray(own['weight']) + np.asarray(
             own['bias']
         )
-        np.testing.assert_allclose(one.logits(task.validation.pixels), expected, rtol=1e-3, atol=1e-3)
+        np.testing.assert_allclose(one.model(task.validation.pixels), expected, rtol=1e-3, atol=1e-3)
         assert (one.learning_rate, one.weight_decay) == candidate and one.losses.shape == (5,)
 
 

@@ -16,11 +16,15 @@ from PIL import Image
 from rsdiff.base.errors import BadInput
 from rsdiff.data.fingerprints import FILE, TrainedOn, fingerprint, write_fingerprints
 from rsdiff.data.images import write_image
-from rsdiff.downstream import arms, compare, retrieval, scores, zero_shot
+from rsdiff.downstream import arms, compare, scores, zero_shot
 from rsdiff.downstream.arms import BOTH, REAL, SYNTHETIC
-from rsdiff.downstream.compare import METHODS, Study
+from rsdiff.downstream.compare import Study
 from rsdiff.downstream.encoder import byte_tokenizer, load_encoder, tiny_encoder
-from rsdiff.downstream.finetune import WholeTuner, contrastive_loss, turned
+from rsdiff.downstream.methods import METHODS
+from rsdiff.downstream.problems import recall
+from rsdiff.downstream.problems.classification import Classification
+from rsdiff.downstream.problems.finetune import WholeTuner, contrastive_loss, turned
+from rsdiff.downstream.problems.retrieval import Retrieval
 from rsdiff.downstream.task import load_task
 from rsdiff.downstream.tuning import Recipe
 from rsdiff.pretrained import towers
@@ -289,7 +293,7 @@ def test_captions_are_needed_where_they_are_trained_on_and_retrieval_is_measured
     cells = compare.compare(load_task(*folders, encoder), encoder, captioned, tmp_path / 'out')[1][1:]
     for cell in cells:
         hits = {direction: np.array(found) for direction, found in cell['hits'].items()}
-        assert {found.shape for found in hits.values()} == {(3, 15)} and hits.keys() == {*retrieval.DIRECTIONS}
+        assert {found.shape for found in hits.values()} == {(3, 15)} and hits.keys() == {*recall.DIRECTIONS}
         # of fifteen captions ten are of other classes; chance of the first ten is two in three
         assert all((np.diff(found, axis=0) >= 0).all() and found[2].mean() > 0.85 for found in hits.values())
     change_first(folders[1], captions=[' '])
@@ -528,10 +532,8 @@ def test_the_images_that_are_scored_are_not_read_before_a_model_is_chosen(
             return self.images.pixels
 
     fits = []
-    tuner = {'clip': compare.WholeTuner, 'cross_entropy': compare.WholeTuner, 'captions': compare.CaptionTuner}.get(
-        method, compare.HeadTuner
-    )
-    fit = tuner.fit
+    problem = {'captions': Retrieval}.get(method, Classification)
+    fit = problem.fit
 
     def watched(self, examples, validation, seed):
         assert validation is task.validation
@@ -540,7 +542,7 @@ def test_the_images_that_are_scored_are_not_read_before_a_model_is_chosen(
         fits[-1] = False
         return result
 
-    monkeypatch.setattr(tuner, 'fit', watched)
+    monkeypatch.setattr(problem, 'fit', watched)
     monkeypatch.setattr(compare.Study, 'cells', lambda self: [compare.Cell(method, arms.Arm(REAL, 0), 2, 0)])
     sealed = dataclasses.replace(task, evaluation=Sealed(task.evaluation))
     compare.compare(sealed, encoder, Study({method: SHORT}, (REAL,), (1,), 2), tmp_path / 'out')

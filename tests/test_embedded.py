@@ -16,7 +16,8 @@ from rsdiff.data.images import write_image
 from rsdiff.downstream import embedded, zero_shot
 from rsdiff.downstream.embedded import embedded_encoder, named_encoder, tokenize, train_tokenizer
 from rsdiff.downstream.frozen import FrozenTower
-from rsdiff.downstream.text_training import Captioned, Recipe, caption_loss, train
+from rsdiff.downstream.problems.text_training import Captioned, caption_loss, train
+from rsdiff.downstream.tuning import Recipe, epochs
 from rsdiff.models import text_tower
 from rsdiff.pretrained import weights
 
@@ -101,16 +102,33 @@ def captioned(seed, count=24, views=2):
     return Captioned(features.astype('f'), [(said[kind], 'there') for kind in kinds])
 
 
+def tower_run(config, tokenizer, seed, feature_dropout=0.0, validate_every=20):
+    recipe = Recipe(steps=60, batch=16, learning_rates=(0.02,))
+    return train(
+        config,
+        tokenizer,
+        captioned(0),
+        captioned(1),
+        recipe,
+        recipe.candidates[0],
+        epochs(24, 60, 16, seed),
+        seed,
+        validate_every,
+        feature_dropout,
+        half_life=5,
+        show=False,
+    )
+
+
 def test_training_finds_what_captions_say_and_is_a_function_of_its_seed(tokenizer):
     config = text_tower.Config(tokenizer.get_vocab_size(), features=6, dim=8)
-    recipe = Recipe(steps=60, batch=16, learning_rate=0.02, feature_dropout=0.0, half_life=5, validate_every=20)
-    params, rows = train(config, tokenizer, captioned(0), captioned(1), recipe, 0, show=False)
+    params, rows = tower_run(config, tokenizer, 0)
     assert [row['step'] for row in rows] == [20, 40, 60] and rows[-1]['loss'] < rows[0]['loss']
     images = text_tower.encode_features(config, params, captioned(2).features[:, 0])
     texts = text_tower.encode_texts(config, params, *tokenize(tokenizer, ['a lake', 'the plane', 'forests'], 8))
     assert np.mean(np.argmax(images @ texts.T, 1) == captioned(2).features[:, 0, :3].argmax(1)) > 0.9
-    again, _ = train(config, tokenizer, captioned(0), captioned(1), recipe, 0, show=False)
-    other, _ = train(config, tokenizer, captioned(0), captioned(1), recipe, 1, show=False)
+    again, _ = tower_run(config, tokenizer, 0)
+    other, _ = tower_run(config, tokenizer, 1)
     assert weights.digest(again) == weights.digest(params) != weights.digest(other)
 
 

@@ -23,6 +23,7 @@ from rsdiff.downstream import compare
 from rsdiff.downstream.arms import Arm
 from rsdiff.downstream.embedded import FOLDER, embedded_encoder
 from rsdiff.downstream.encoder import byte_tokenizer, load_tokenizer
+from rsdiff.downstream.problems.classification import Classification
 from rsdiff.pretrained import towers, weights
 from rsdiff.pretrained.clip import CLIPConfig
 from rsdiff.pretrained.foreign_pickle import read_pickled_arrays, read_torch
@@ -236,9 +237,10 @@ CELL_ROW = {
 def test_cells(folder, content):
     path = folder / 'cell.json'
     path.write_bytes(content)
-    task = SimpleNamespace(classes=('a', 'b'), evaluation=SimpleNamespace(labels=np.array([0, 1])))
-    laboratory = SimpleNamespace(path=lambda cell: path, digests={'linear': 'd'}, task=task)
-    laboratory._scores_follow = lambda row: compare._Laboratory._scores_follow(laboratory, row)
+    task = SimpleNamespace(evaluation=SimpleNamespace(labels=np.array([0, 1])))
+    problems = {'linear': Classification(('a', 'b'), lambda examples, seed: [])}
+    laboratory = SimpleNamespace(path=lambda cell: path, digests={'linear': 'd'}, task=task, problems=problems)
+    laboratory._scores_follow = lambda cell, row: compare._Laboratory._scores_follow(laboratory, cell, row)
     row = is_read_or_refused(lambda: compare._Laboratory.read(laboratory, CELL), str(path))
     assert row is None or row['confusion'] == CELL_ROW['confusion']
 

@@ -9,7 +9,7 @@ from huggingface_hub.errors import LocalEntryNotFoundError
 from transformers import CLIPImageProcessorPil, Siglip2Tokenizer, SiglipImageProcessorPil
 
 from rsdiff.base.errors import BadInput
-from rsdiff.downstream.encoder import byte_tokenizer, load_encoder
+from rsdiff.downstream.encoder import ClipEncoder, byte_tokenizer, load_encoder
 from rsdiff.pretrained import clip, hub, siglip, towers, weights
 
 SIDE = 32
@@ -78,10 +78,8 @@ def write_preprocessor(folder, row):
     ids=['clip', 'siglip', 'siglip2', 'another scale', 'pixels as they are'],
 )
 def test_pixels_come_to_the_tower_as_from_the_image_processor(tmp_path, lively, smooth_image, config, processor):
-    from rsdiff.downstream.encoder import Encoder
-
     write_preprocessor(tmp_path, json.loads(processor.to_json_string()))
-    encoder = Encoder('', '', config, None, None, (), **towers.load_preprocessing(tmp_path, config))
+    encoder = ClipEncoder('', '', config, None, None, (), **towers.load_preprocessing(tmp_path, config))
     image = smooth_image(70, 70)
     theirs = processor(image, return_tensors='np')['pixel_values'][0].transpose(1, 2, 0)
     ours = np.asarray(encoder.normalise(encoder.resize(image)[None])[0])

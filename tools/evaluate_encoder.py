@@ -4,7 +4,7 @@
     python tools/evaluate_encoder.py --encoder FOLDER --images UCM:test --out OUT          a tower of its kind, or a CLIP
     python tools/evaluate_encoder.py --images EUROSAT:test --tasks zero_shot --out OUT
 
-    retrieval    needs `captions`: R@1, R@5 and R@10 both ways, with chance by the same rule (`rsdiff.downstream.retrieval`)
+    retrieval    needs `captions`: R@1, R@5 and R@10 both ways, with chance by the same rule (`rsdiff.downstream.problems.recall`)
     zero_shot    needs `label`: accuracy by class names, by templates and by many sentences (`rsdiff.downstream.zero_shot`)
     probe        needs `label` and the splits train and val beside the one given: a line through the image tower's features
 
@@ -24,10 +24,11 @@ from rsdiff.base import files
 from rsdiff.base.errors import BadInput
 from rsdiff.data.folder import Entry, canonical_split, opened_entries, read_folder, split_of
 from rsdiff.data.images import read_image
-from rsdiff.downstream import retrieval, zero_shot
+from rsdiff.downstream import zero_shot
 from rsdiff.downstream.embedded import EMBEDDED, named_encoder
 from rsdiff.downstream.encoder import Encoder
 from rsdiff.downstream.frozen import FrozenTower, text_embeddings
+from rsdiff.downstream.problems import recall
 from rsdiff.evaluation.interval import Interval
 from rsdiff.evaluation.probe import linear_probe
 from rsdiff.evaluation.tables import csv_text
@@ -55,7 +56,7 @@ def main() -> None:
         raise BadInput(f'--tasks {strange[0]!r}; there are {", ".join(TASKS)}')
     if PROBE in tasks and split in FITTED_ON:
         raise BadInput(f'--tasks {PROBE}: it is fitted on {" and ".join(FITTED_ON)}; give another split than {split}')
-    captions = retrieval.captions_of(entries) if RETRIEVAL in tasks else []
+    captions = recall.captions_of(entries) if RETRIEVAL in tasks else []
     if {ZERO_SHOT, PROBE} & {*tasks}:
         check_labels(entries)
     encoder = named_encoder(ENCODER.value)
@@ -67,7 +68,7 @@ def main() -> None:
     rows, found = [], []
     if RETRIEVAL in tasks:
         texts = text_embeddings(encoder, params, [words for own in captions for words in own])
-        found = retrieval.recalls(images, texts, captions)
+        found = recall.recalls(images, texts, captions)
         rows += [
             {'task': RETRIEVAL, 'name': f'{r.direction}, R@{r.k}, {r.rule}', **r.recall.to_json(), 'chance': r.chance}
             for r in found
@@ -76,7 +77,7 @@ def main() -> None:
         rows += classified(encoder, params, images, [entry.label for entry in entries])
     if PROBE in tasks:
         rows += probed(tower, pixels, entries, folder)
-    table = '\n\n'.join(filter(None, [retrieval.markdown(found) if found else '', accuracies(rows)]))
+    table = '\n\n'.join(filter(None, [recall.markdown(found) if found else '', accuracies(rows)]))
     print(f'{encoder.name}; {len(entries)} images\n\n{table}')
     files.write_text_atomically(out / 'table.md', table + '\n')
     files.write_text_atomically(out / 'table.csv', csv_text(rows))

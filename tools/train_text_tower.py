@@ -9,7 +9,6 @@ tower is trained, and of all the moments of training the one is kept that finds 
 training.json there is also the last line.
 """
 
-import dataclasses
 import functools
 import time
 from pathlib import Path
@@ -20,12 +19,21 @@ from absl import flags
 from rsdiff.base import folders
 from rsdiff.base.errors import BadInput
 from rsdiff.base.files import AnyPath
+from rsdiff.base.seeds import short_seed
 from rsdiff.data.folder import read_folder
 from rsdiff.data.images import read_image
 from rsdiff.downstream import embedded
 from rsdiff.downstream.frozen import FOLDER
-from rsdiff.downstream.retrieval import captions_of
-from rsdiff.downstream.text_training import Captioned, Recipe, train
+from rsdiff.downstream.problems.recall import captions_of
+from rsdiff.downstream.problems.text_training import (
+    FEATURE_DROPOUT,
+    HALF_LIFE,
+    VALIDATE_EVERY,
+    WORD_DROPOUT,
+    Captioned,
+    train,
+)
+from rsdiff.downstream.tuning import Recipe, epochs
 from rsdiff.evaluation.features import features_of
 from rsdiff.models import text_tower
 from rsdiff.pretrained import weights
@@ -37,9 +45,9 @@ IMAGES = flags.DEFINE_multi_string(
 OUT = flags.DEFINE_string('out', None, 'Folder for the tower.', required=True)
 SEED = flags.DEFINE_integer('seed', 0, 'Of everything that is drawn.')
 VIEWS = flags.DEFINE_integer('views', 8, 'Orientations of every training image.', lower_bound=1, upper_bound=8)
-STEPS = flags.DEFINE_integer('steps', Recipe.steps, 'Optimiser steps.', lower_bound=1)
-BATCH = flags.DEFINE_integer('batch', Recipe.batch, 'Images a step.', lower_bound=2)
-LEARNING_RATE = flags.DEFINE_float('learning_rate', Recipe.learning_rate, 'Peak.', lower_bound=0.0)
+STEPS = flags.DEFINE_integer('steps', 1500, 'Optimiser steps.', lower_bound=1)
+BATCH = flags.DEFINE_integer('batch', 256, 'Images a step.', lower_bound=2)
+LEARNING_RATE = flags.DEFINE_float('learning_rate', 3e-3, 'Peak.', lower_bound=0.0)
 
 
 def main() -> None:
@@ -50,19 +58,30 @@ def main() -> None:
     training, validation = captioned('train', VIEWS.value), captioned('val', 1)
     tokenizer = embedded.train_tokenizer(words for own in training.captions for words in own)
     config = text_tower.Config(tokenizer.get_vocab_size())
-    recipe = Recipe(steps=STEPS.value, batch=BATCH.value, learning_rate=LEARNING_RATE.value)
-    params, rows = train(config, tokenizer, training, validation, recipe, SEED.value)
+    recipe, images = Recipe(STEPS.value, BATCH.value, (LEARNING_RATE.value,)), len(training.captions)
+    (candidate,) = recipe.candidates
+    batches = epochs(images, recipe.steps, min(recipe.batch, images), short_seed(SEED.value))
+    params, rows = train(config, tokenizer, training, validation, recipe, candidate, batches, SEED.value)
     embedded.save(out, config, params, tokenizer, [Path(folder).resolve().name for folder in IMAGES.value])
     best = max(rows, key=lambda row: (row['mean_recall'], row['step']))
     console.finish(
         {
             'out': str(out),
-            'images': {'train': len(training.captions), 'val': len(validation.captions)},
+            'images': {'train': images, 'val': len(validation.captions)},
             'captions': len({words for own in training.captions for words in own}),
             'words': config.vocabulary,
             'parameters': sum(leaf.size for leaf in weights.flatten(params).values()),
             'seed': SEED.value,
-            'recipe': dataclasses.asdict(recipe),
+            'recipe': {
+                'steps': recipe.steps,
+                'batch': recipe.batch,
+                'learning_rate': candidate[0],
+                'weight_decay': candidate[1],
+                'word_dropout': WORD_DROPOUT,
+                'feature_dropout': FEATURE_DROPOUT,
+                'half_life': HALF_LIFE,
+                'validate_every': VALIDATE_EVERY,
+            },
             'chosen_step': best['step'],
             'val_mean_recall': round(best['mean_recall'], 4),
             'seconds': round(time.monotonic() - started, 1),

@@ -40,6 +40,8 @@ REAL, SYNTHETIC, BOTH, REPEATED, AUGMENTED, MIXUP, CUTOUT, CUTMIX, BICUBIC, RAND
     'bicubic',
     'random labels',
 )
+# no image at all: what the encoder knows by itself
+UNTRAINED = 'untrained'
 FROM_SYNTHETIC = SYNTHETIC, BOTH, RANDOM_LABELS
 UPSCALE = 4
 
@@ -98,8 +100,10 @@ def examples(task: Task, arm: Arm, shots: int | None, seed: int, screen: Screen 
       BadInput: a class has fewer real images than K, or fewer synthetic ones than the ratio asks, or none after
         filtering; K is given and a synthetic image does not say what it was made from.
     """
-    real = draw(task, shots, seed)
     one_hot = np.eye(len(task.classes), dtype=np.float32)
+    if arm.kind == UNTRAINED:
+        return Examples(task.train.pixels[:0], one_hot[:0], (), 0)
+    real = draw(task, shots, seed)
     if arm.kind in FROM_SYNTHETIC:
         made = made_from(task, real, arm.ratio, shots, seed)
         made = made if screen is None else screen.keep(made, real)

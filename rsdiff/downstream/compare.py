@@ -6,14 +6,14 @@
 
 A cell is a function of what settings.json holds, its method's recipe, its arm, number of real images and seed, so any number
 of processes make the same cells in any order. Arms differ in their images alone. A cell chooses its hyper-parameters on
-validation (`tuning.choose`); then the images that scores are computed on are read, once. Methods:
+validation; then the images that scores are computed on are read, once. Methods:
 
     zero_shot       the encoder and its prompts, before any step; its one arm is `untrained`
     linear          a line through frozen features, from nothing
     classifier      the same, from the prompts (He et al. 2023)
     clip            the whole encoder by its contrastive loss, classified by its prompts
     cross_entropy   the image tower and a head by their cross-entropy
-    captions        a text tower on frozen features, by captions; measured by retrieval as well (`rsdiff.downstream.captions`)
+    captions        a text tower on frozen features, by captions; measured by retrieval as well (`rsdiff.downstream.problems.retrieval`)
 """
 
 import dataclasses
@@ -33,26 +33,15 @@ from rsdiff.base.errors import BadInput
 from rsdiff.base.files import read_json, write_text_atomically
 from rsdiff.base.folders import claim_folder
 from rsdiff.base.work import Claims, end_without_parent, is_local_worker, local_workers, share_out
-from rsdiff.downstream import arms, filters, scores, zero_shot
-from rsdiff.downstream.arms import Arm
-from rsdiff.downstream.captions import CaptionTuner
+from rsdiff.downstream import arms, filters, methods, zero_shot
+from rsdiff.downstream.arms import UNTRAINED, Arm
 from rsdiff.downstream.encoder import Encoder
-from rsdiff.downstream.finetune import WholeTuner
-from rsdiff.downstream.heads import HeadTuner, Towers, Untrained
-from rsdiff.downstream.retrieval import require_captions
+from rsdiff.downstream.methods import ZERO_SHOT
+from rsdiff.downstream.problems.base import Problem
+from rsdiff.downstream.problems.heads import Towers
 from rsdiff.downstream.task import VALIDATION, Task
 from rsdiff.downstream.tuning import Recipe
 
-UNTRAINED = 'untrained'
-ZERO_SHOT, LINEAR, CLASSIFIER, CLIP, CROSS_ENTROPY, CAPTIONS = METHODS = (
-    'zero_shot',
-    'linear',
-    'classifier',
-    'clip',
-    'cross_entropy',
-    'captions',
-)
-FROZEN = LINEAR, CLASSIFIER, CAPTIONS
 ON_CURVE = arms.REAL, arms.BOTH, arms.BICUBIC
 
 
@@ -135,13 +124,12 @@ def compare(
       `real_images`, `extra_images`, `accuracy`, `macro_f1`, `confusion` (true × predicted), `predictions` (class indices of
       the evaluated images, in their order), `final_loss`, `learning_rate` and `weight_decay` (as chosen),
       `validation_score` (accuracy; of 'captions' mean recall), `seconds`, `training_seconds` and `digest`. Those of 'captions'
-      have `hits` as well, for each direction that of the evaluated images at each k of `retrieval.KS`.
+      have `hits` as well, for each direction that of the evaluated images at each k of `recall.KS`.
     Raises:
       BadInput: `out` holds a comparison with other settings or other images; or as `arms.examples`; or settings are to be
         chosen, and there is no validation split; or captions are missing.
     """
     out, cells, encoder = Path(out), study.cells(), zero_shot.with_prompts(encoder, study.prompts)
-    _check(task, study, cells)
     fixed = {
         'encoder': encoder.name,
         'encoder_digest': encoder.digest,
@@ -158,6 +146,7 @@ def compare(
         'validation_images': None if task.validation is None else task.validation.digest(),
     }
     laboratory = _Laboratory(task, encoder, study, fixed, out, features or out / 'features')
+    _check(task, study, cells, laboratory.problems)
     claim_folder(out, fixed)
     if not is_local_worker():
         zero_shot.warn_of_names_read_alike(encoder, task.classes)
@@ -198,21 +187,17 @@ class _Laboratory:
                     sort_keys=True,
                 ).encode()
             ).hexdigest()
-            for method in METHODS
+            for method in methods.METHODS
         }
         towers = Towers(encoder, features)
-        self.towers, self.untrained = towers, Untrained(encoder, task.classes, towers)
+        self.towers = towers
         self.screen = None
         if study.filter != filters.NONE or study.soft_targets:
             self.screen = filters.Screen(encoder, task.classes, towers(0), study.filter, study.soft_targets)
-        tuners = {
-            LINEAR: lambda recipe: HeadTuner(encoder, task.classes, recipe, towers, from_text=False),
-            CLASSIFIER: lambda recipe: HeadTuner(encoder, task.classes, recipe, towers, from_text=True),
-            CLIP: lambda recipe: WholeTuner(encoder, task.classes, recipe, by_prompts=True),
-            CROSS_ENTROPY: lambda recipe: WholeTuner(encoder, task.classes, recipe, by_prompts=False),
-            CAPTIONS: lambda recipe: CaptionTuner(encoder, task.classes, recipe, towers),
+        self.problems = {ZERO_SHOT: methods.untrained(encoder, task.classes, towers)} | {
+            method: methods.trained(method, encoder, task.classes, recipe, towers)
+            for method, recipe in study.recipes.items()
         }
-        self.tuners = {method: tuners[method](recipe) for method, recipe in study.recipes.items()}
         self.examples = functools.lru_cache(maxsize=1)(
             lambda arm, shots, seed: arms.examples(task, arm, shots, seed, self.screen)
         )
@@ -236,27 +221,21 @@ class _Laboratory:
         if isinstance(row.get('digest'), str) and row['digest'] != self.digests[cell.method]:
             raise BadInput(f'{path}: belongs to a comparison with other settings; remove it, or use another --out')
         content = row.pop('content_sha256', None)
-        if not (self._scores_follow(row) if content is None else content == _content_sha256(row)):
+        if not (self._scores_follow(cell, row) if content is None else content == _content_sha256(row)):
             logging.warning('%s: not as it was written; made again', path)
             return None
         return row
 
-    def _scores_follow(self, row: dict[str, Any]) -> bool:
-        predictions, classes, labels = row.get('predictions'), len(self.task.classes), self.task.evaluation.labels
-        if not isinstance(predictions, list) or len(predictions) != len(labels):
+    def _scores_follow(self, cell: Cell, row: dict[str, Any]) -> bool:
+        try:
+            found = self.problems[cell.method].scores(row, self.task.evaluation)
+        except BadInput:
             return False
-        if not all(type(one) is int and 0 <= one < classes for one in predictions):
-            return False
-        confusion = scores.confusion_matrix(labels, np.array(predictions), classes)
-        return (row.get('confusion'), row.get('accuracy'), row.get('macro_f1')) == (
-            confusion.tolist(),
-            scores.accuracy(confusion),
-            scores.macro_f1(confusion),
-        )
+        return all(row.get(name) == value for name, value in found.items())
 
     def prepare(self, cells: list[Cell]) -> None:
         """Computes the features that cells need, once, before several processes each begin to."""
-        frozen = dict.fromkeys((cell.arm, cell.shots, cell.seed) for cell in cells if cell.method in FROZEN)
+        frozen = dict.fromkeys((cell.arm, cell.shots, cell.seed) for cell in cells if cell.method in methods.FROZEN)
         for arm, shots, seed in tqdm(frozen, desc='features', unit='arm', dynamic_ncols=True):
             self.towers(seed)(self.examples(arm, shots, seed).pixels)
 
@@ -271,44 +250,31 @@ class _Laboratory:
             'ratio': cell.arm.ratio,
             'seed': cell.seed,
         }
-        if cell.method == ZERO_SHOT:
-            row |= {'steps': 0, 'real_images': 0, 'extra_images': 0, 'final_loss': None}
-            logits = self.untrained.logits(self.task.evaluation.pixels, cell.seed)
-        else:
-            examples = self.examples(cell.arm, cell.shots, cell.seed)
-            best, score, seconds = self.tuners[cell.method].fit(examples, self.task.validation, cell.seed)
+        problem, examples = self.problems[cell.method], self.examples(cell.arm, cell.shots, cell.seed)
+        recipe = self.study.recipes.get(cell.method)
+        best, score, seconds = problem.fit(examples, self.task.validation if recipe else None, cell.seed)
+        if not np.isfinite(best.losses).all():
+            raise FloatingPointError(f'cell {cell.name}: the loss is no longer finite; use a lower --learning_rates')
+        row |= {
+            'steps': recipe.steps if recipe else 0,
+            'real_images': examples.real,
+            'extra_images': len(examples) - examples.real,
+            'final_loss': float(best.losses[-1]) if recipe else None,
+        }
+        if recipe:
             row |= {
-                'steps': self.study.recipes[cell.method].steps,
-                'real_images': examples.real,
-                'extra_images': len(examples) - examples.real,
-                'final_loss': float(best.losses[-1]),
                 'learning_rate': best.learning_rate,
                 'weight_decay': best.weight_decay,
                 'validation_score': score,
                 'training_seconds': round(seconds, 4),
             }
-            if not np.isfinite(best.losses).all():
-                raise FloatingPointError(
-                    f'cell {cell.name}: the loss is no longer finite; use a lower --learning_rates'
-                )
-            pixels = self.task.evaluation.pixels
-            logits = best.logits(pixels)
-            if best.hits:
-                hits = best.hits(pixels, self.task.evaluation.captions)
-                row['hits'] = {direction: np.round(found, 6).tolist() for direction, found in hits.items()}
-        predictions = logits.argmax(1)
-        confusion = scores.confusion_matrix(self.task.evaluation.labels, predictions, len(self.task.classes))
-        row |= {
-            'accuracy': scores.accuracy(confusion),
-            'macro_f1': scores.macro_f1(confusion),
-            'confusion': confusion.tolist(),
-            'predictions': predictions.tolist(),
-            'seconds': round(time.monotonic() - started, 2),
-        }
+        statistics = problem.statistics(best, self.task.evaluation)
+        row |= statistics | problem.scores(statistics, self.task.evaluation)
+        row['seconds'] = round(time.monotonic() - started, 2)
         write_text_atomically(self.path(cell), json.dumps(row | {'content_sha256': _content_sha256(row)}) + '\n')
 
 
-def _check(task: Task, study: Study, cells: list[Cell]) -> None:
+def _check(task: Task, study: Study, cells: list[Cell], problems: dict[str, Problem]) -> None:
     """Raises now what would otherwise stop cell 14 of 15."""
     for method, recipe in study.recipes.items():
         if len(recipe.candidates) > 1 and task.validation is None:
@@ -316,23 +282,12 @@ def _check(task: Task, study: Study, cells: list[Cell]) -> None:
                 f'{task.train.folder}: no image has split {VALIDATION!r}, on which {method} chooses between '
                 f'{len(recipe.candidates)} settings; make one, or give one of --learning_rates and --weight_decays'
             )
-    if CAPTIONS in study.recipes:
-        _check_captions(task)
+    for problem in problems.values():
+        problem.check(task)
     for arm, shots, seed in dict.fromkeys(
         (cell.arm, cell.shots, cell.seed) for cell in cells if cell.method != ZERO_SHOT
     ):
         arms.check(task, arm, shots, seed)
-
-
-def _check_captions(task: Task) -> None:
-    if task.validation is None:
-        raise BadInput(
-            f'{task.train.folder}: no image has split {VALIDATION!r}, on which {CAPTIONS} chooses the moment of '
-            'training that is kept; make one'
-        )
-    for images in (task.train, task.synthetic, task.validation, task.evaluation):
-        for name, captions in zip(images.names, images.captions):
-            require_captions(images.folder / name, captions)
 
 
 def _settings(task: Task, study: Study, fixed: dict[str, Any], cells: list[dict[str, Any]]) -> dict[str, Any]:

@@ -41,14 +41,7 @@ LEAST_COUNT = 3
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """As `rsdiff.downstream.encoder.Encoder`; its `params` are {'image_tower': …, 'text_tower': …}.
-
-    Attributes:
-      name: what reports call it.
-      digest: changes when anything that decides its embeddings changes.
-      pretrained: the parameters.
-      templates: sentences that a class name is put into.
-    """
+    """An `Encoder`; its parameters are {'image_tower': …, 'text_tower': …}, whatever the seed the pretrained ones."""
 
     name: str
     digest: str
@@ -59,11 +52,9 @@ class Embedded:
     image_size_px: int = efficientnet.INPUT_PX
 
     def initial_params(self, seed: int) -> dict[str, Any]:
-        """The pretrained parameters, whatever the seed."""
         return self.pretrained
 
     def resize(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (h, w, 3) → uint8 (image_size_px, image_size_px, 3), bicubic, without keeping the aspect ratio."""
         return resize(image)
 
     def image_features(self, params: dict[str, Any], pixels: jax.Array) -> jax.Array:
@@ -75,23 +66,18 @@ class Embedded:
         return _image_network(params[IMAGE_TOWER])
 
     def project(self, params: dict[str, Any], features: jax.Array) -> jax.Array:
-        """What `image_features` gives → embeddings of unit length, float32 (batch, dim)."""
         return text_tower.encode_features(self.config, params[TEXT_TOWER], features)
 
     def encode_images(self, params: dict[str, Any], pixels: jax.Array) -> jax.Array:
-        """uint8 (batch, size, size, 3) → embeddings of unit length, float32 (batch, dim)."""
         return self.project(params, self.image_features(params, pixels))
 
     def encode_texts(self, params: dict[str, Any], ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """What `tokenize` gives → embeddings of unit length, float32 (batch, dim)."""
         return text_tower.encode_texts(self.config, params[TEXT_TOWER], ids, mask)
 
     def logits(self, params: dict[str, Any], images: jax.Array, texts: jax.Array) -> jax.Array:
-        """Embeddings (n, dim) and (m, dim) → what the encoder was trained to score their fit by, (n, m)."""
         return text_tower.logits(params[TEXT_TOWER], images, texts)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Texts → ids and mask, int32 (texts, length of the longest); longer than the tower takes is cut off."""
         return tokenize(self.tokenizer, texts, self.config.length)
 
 
@@ -130,7 +116,7 @@ def embedded_encoder(folder: Path | str = FOLDER) -> Embedded:
     return Embedded(f'EfficientNet-lite0 + text tower ({trained_on})', digest, config, tokenizer, params)
 
 
-def named_encoder(name: str) -> Encoder | Embedded:
+def named_encoder(name: str) -> Encoder:
     """What is in the folder `name`: a text tower as `save` writes it, or a CLIP (`load_encoder`); 'embedded', where no folder
     has this name, is the one that comes with the project.
 

@@ -1,11 +1,11 @@
-"""What the downstream task fine-tunes: a CLIP or a SigLIP with its tokenizer and its image preprocessing."""
+"""What the downstream task fine-tunes, an image tower and a text tower; and a CLIP or a SigLIP as such."""
 
 import dataclasses
 import hashlib
 import importlib.util
 import json
 from pathlib import Path
-from typing import Any, Callable, Protocol, Sequence, cast
+from typing import Any, Callable, ClassVar, Protocol, Sequence, cast
 
 import jax
 import numpy as np
@@ -28,32 +28,76 @@ TEMPLATES = (
 TOKENIZER_FILES = 'vocab.json', 'tokenizer.json', 'spiece.model'
 
 
-class TextEncoder(Protocol):
-    """What gives texts and image embeddings a score: an `Encoder`, or what stands in its place. Its attributes and methods are
-    those of `Encoder`."""
-
-    @property
-    def name(self) -> str: ...
-
-    @property
-    def templates(self) -> tuple[str, ...]: ...
-
-    def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]: ...
-
-    def encode_texts(self, params: dict[str, Any], ids: Any, mask: Any) -> jax.Array: ...
-
-    def logits(self, params: dict[str, Any], images: jax.Array, texts: jax.Array) -> jax.Array: ...
-
-
-@dataclasses.dataclass(frozen=True)
-class Encoder:
-    """Two towers and what stands before them.
+class Encoder(Protocol):
+    """An image tower and a text tower, with what stands before them; a frozen dataclass.
 
     Attributes:
       name: what reports call it.
       digest: changes when anything that decides its embeddings changes.
       pretrained: the parameters to start from, or None: then they are drawn anew for every seed.
       templates: sentences that a class name is put into.
+      image_size_px: side of the images that its image tower takes.
+    """
+
+    __dataclass_fields__: ClassVar[dict[str, Any]]
+
+    @property
+    def name(self) -> str: ...
+
+    @property
+    def digest(self) -> str: ...
+
+    @property
+    def pretrained(self) -> dict[str, Any] | None: ...
+
+    @property
+    def templates(self) -> tuple[str, ...]: ...
+
+    @property
+    def image_size_px(self) -> int: ...
+
+    def initial_params(self, seed: int) -> dict[str, Any]:
+        """The parameters a training run with this seed starts from."""
+        ...
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """uint8 (h, w, 3) → uint8 (image_size_px, image_size_px, 3), without keeping the aspect ratio."""
+        ...
+
+    def image_features(self, params: dict[str, Any], pixels: jax.Array) -> jax.Array:
+        """uint8 (batch, size, size, 3) → the image tower's features before any projection, float32 (batch, width)."""
+        ...
+
+    def image_network(self, params: dict[str, Any]) -> Network:
+        """`image_features` with these parameters, of images that `resize` made, for `features_of`."""
+        ...
+
+    def project(self, params: dict[str, Any], features: jax.Array) -> jax.Array:
+        """What `image_features` gives → embeddings of unit length, float32 (batch, dim)."""
+        ...
+
+    def encode_images(self, params: dict[str, Any], pixels: jax.Array) -> jax.Array:
+        """uint8 (batch, size, size, 3) → embeddings of unit length, float32 (batch, dim)."""
+        ...
+
+    def encode_texts(self, params: dict[str, Any], ids: Any, mask: Any) -> jax.Array:
+        """What `tokenize` gives → embeddings of unit length, float32 (batch, dim)."""
+        ...
+
+    def logits(self, params: dict[str, Any], images: jax.Array, texts: jax.Array) -> jax.Array:
+        """Embeddings (n, dim) and (m, dim) → what the encoder was trained to score their fit by, (n, m)."""
+        ...
+
+    def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
+        """Texts → ids and mask, int32 (texts, length); longer than the text tower takes is cut off."""
+        ...
+
+
+@dataclasses.dataclass(frozen=True)
+class ClipEncoder:
+    """A CLIP or a SigLIP as an `Encoder`.
+
+    Attributes:
       image_mean, image_std: channel statistics for pixels in [0, 1].
       resample: Pillow's number of the filter that `resize` uses.
     """
@@ -73,13 +117,11 @@ class Encoder:
         return self.config.image_size_px
 
     def initial_params(self, seed: int) -> dict[str, Any]:
-        """The parameters a training run with this seed starts from."""
         if self.pretrained is not None:
             return self.pretrained
         return towers.init_params(self.config, jax.random.key(seed))
 
     def resize(self, image: np.ndarray) -> np.ndarray:
-        """uint8 (h, w, 3) → uint8 (image_size_px, image_size_px, 3), without keeping the aspect ratio."""
         if image.shape[:2] == (self.image_size_px, self.image_size_px):
             return image
         return resized(image, self.image_size_px, self.image_size_px, self.resample)
@@ -89,11 +131,9 @@ class Encoder:
         return towers.normalise_images(images.astype('float32') / 127.5 - 1.0, self.image_mean, self.image_std)
 
     def image_features(self, params: dict[str, Any], pixels: jax.Array) -> jax.Array:
-        """uint8 (batch, size, size, 3) → what the image tower makes of them, float32 (batch, width)."""
         return towers.image_features(self.config, params, self.normalise(pixels))
 
     def image_network(self, params: dict[str, Any]) -> Network:
-        """`image_features` with these parameters, of images that `resize` made, for `features_of`."""
         size_px = self.image_size_px
         example = jax.ShapeDtypeStruct((1, size_px, size_px, 3), np.uint8)
         width = jax.eval_shape(self.image_features, params, example).shape[-1]
@@ -107,24 +147,19 @@ class Encoder:
         )
 
     def project(self, params: dict[str, Any], features: jax.Array) -> jax.Array:
-        """What `image_features` gives → embeddings of unit length, float32 (batch, dim)."""
         return towers.project_images(self.config, params, features)
 
     def encode_images(self, params: dict[str, Any], pixels: jax.Array) -> jax.Array:
-        """uint8 (batch, size, size, 3) → embeddings of unit length, float32 (batch, dim)."""
         return self.project(params, self.image_features(params, pixels))
 
     def encode_texts(self, params: dict[str, Any], ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """What `tokenize` gives → embeddings of unit length, float32 (batch, dim)."""
         return towers.encode_texts(self.config, params, ids, mask)
 
     def logits(self, params: dict[str, Any], images: jax.Array, texts: jax.Array) -> jax.Array:
-        """Embeddings (n, dim) and (m, dim) → what the encoder was trained to score their fit by, (n, m)."""
         return towers.logits(self.config, params, images, texts)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Texts → ids and mask, int32 (texts, length): for a CLIP that of the longest, for a SigLIP, which sees its
-        padding, that of its tower. Longer than the tower takes is cut off."""
+        """Of a CLIP as long as the longest text, of a SigLIP, which sees its padding, as long as its tower takes."""
         whole = self.config.attends_padding
         # Both SigLIPs read lower case only; not every tokenizer that is published with SigLIP 2 makes it.
         tokens = self.tokenizer(
@@ -140,7 +175,7 @@ class Encoder:
         return ids, np.ones_like(ids) if whole else tokens['attention_mask'].astype(np.int32)
 
 
-def load_encoder(name: Path | str) -> Encoder:
+def load_encoder(name: Path | str) -> ClipEncoder:
     """A pretrained CLIP or SigLIP in Hugging Face's layout: config, weights, tokenizer and, if it is there,
     preprocessing.
 
@@ -157,7 +192,7 @@ def load_encoder(name: Path | str) -> Encoder:
     digest = weights.digest(params, config.to_json(), preprocessing, len(tokenizer), TEMPLATES)
     # The hub's cache calls its folders by their hashes.
     called = folder.resolve().name if Path(name).is_dir() else str(name)
-    return Encoder(called, digest, config, tokenizer, params, TEMPLATES, **preprocessing)
+    return ClipEncoder(called, digest, config, tokenizer, params, TEMPLATES, **preprocessing)
 
 
 def load_tokenizer(folder: Path, config: towers.Config) -> PreTrainedTokenizerBase:
@@ -198,7 +233,7 @@ def made_tokenizer(make: Callable[[], Any], where: Path) -> Any:
         raise BadInput(f'{where}: its tokenizer is not read ({one_line(error)[:160]})') from None
 
 
-def tiny_encoder(image_size_px: int, patch_px: int = 16, width: int = 64, layers: int = 3) -> Encoder:
+def tiny_encoder(image_size_px: int, patch_px: int = 16, width: int = 64, layers: int = 3) -> ClipEncoder:
     """A small CLIP, randomly initialised, whose tokens are bytes: for machines without any pretrained weights.
 
     It knows nothing before training, and all that it knows after comes from the images it was given; its accuracies
@@ -234,7 +269,7 @@ def tiny_encoder(image_size_px: int, patch_px: int = 16, width: int = 64, layers
     # It has read no sentence, so a sentence around the class name would only be bytes to learn to ignore.
     templates = ('{}',)
     digest = hashlib.sha256(json.dumps([config.to_json(), templates]).encode()).hexdigest()
-    return Encoder(name, digest, config, tokenizer, None, templates)
+    return ClipEncoder(name, digest, config, tokenizer, None, templates)
 
 
 def byte_tokenizer() -> CLIPTokenizer:

@@ -11,7 +11,7 @@ import jax
 import numpy as np
 
 from rsdiff.base.folders import cache_folder
-from rsdiff.downstream.encoder import Encoder, TextEncoder
+from rsdiff.downstream.encoder import Encoder
 from rsdiff.evaluation.features import FeatureStore, features_of
 
 FOLDER = 'embeddings'
@@ -51,9 +51,7 @@ class FrozenTower:
         return np.asarray(self._project(self.params, self.features(pixels)), np.float32)
 
 
-def text_embeddings(
-    encoder: TextEncoder, params: dict[str, Any], texts: Sequence[str], batch_size: int = 64
-) -> np.ndarray:
+def text_embeddings(encoder: Encoder, params: dict[str, Any], texts: Sequence[str], batch_size: int = 64) -> np.ndarray:
     """The embeddings of `encoder.encode_texts`, float32 (n, dim), of unit length; those of equal tokens are equal."""
     tokens = np.stack(encoder.tokenize(texts), axis=1)
     distinct, back = np.unique(tokens, axis=0, return_inverse=True)

@@ -21,7 +21,7 @@ import numpy as np
 
 from rsdiff.base.files import write_text_atomically
 from rsdiff.data.fingerprints import UNKNOWN
-from rsdiff.downstream import charts, samples
+from rsdiff.downstream import charts, methods, samples
 from rsdiff.downstream.leaks import generator_trained_on
 from rsdiff.downstream.summary import RECALLS, p_text, setting_text, shots_text, summarise
 from rsdiff.evaluation import tables
@@ -43,15 +43,6 @@ PURPOSES = {
     'random labels': 'the mixture with the labels of its generated images shuffled: do they matter?',
     'untrained': 'the encoder before any step',
 }
-METHODS = {
-    'zero_shot': 'the encoder and its prompts, untrained',
-    'linear': 'a linear classifier on frozen features',
-    'classifier': 'the same, which begins as the prompts (He et al. 2023)',
-    'clip': 'the whole encoder by its contrastive loss, classified by its prompts',
-    'cross_entropy': 'the image tower and a linear classifier by their cross-entropy',
-    'captions': 'a text tower, and a line to it from frozen features, on captions; classified by its prompts',
-}
-
 COLUMNS = (
     Shown('method', lambda row: row['method'], number=False),
     Shown('training images', lambda row: row['arm'], number=False),
@@ -207,7 +198,6 @@ def page(
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
     )
-    methods = list(dict.fromkeys(row['method'] for row in summary['rows']))
     arms = list(dict.fromkeys(row['arm'] for row in summary['rows']))
     own = [
         row
@@ -230,7 +220,7 @@ def page(
         setting_text=setting_text,
         charts=[(name, chart, samples.data_uri(pictures[name], 'png')) for name, chart in drawn.items()],
         arms=[(arm, charts.colour(arm), _purpose(arm)) for arm in arms],
-        methods={name: METHODS.get(name, '') for name in methods},
+        methods={row['method']: methods.PURPOSES.get(row['method'], '') for row in summary['rows']},
         strips=samples.strips(real, synthetic, classes),
         provenance=samples.provenance(real, synthetic, classes),
         settings=_flat(settings),

@@ -9,7 +9,7 @@ from typing import Any, Iterator, Sequence, cast
 import numpy as np
 
 from rsdiff.downstream import scores
-from rsdiff.downstream.retrieval import DIRECTIONS, KS
+from rsdiff.downstream.problems.recall import DIRECTIONS, KS
 from rsdiff.downstream.statistics import Change, PairedBootstrap, holm
 
 REAL, SYNTHETIC, MIXTURE, RANDOM = 'real', 'synthetic', 'real+synthetic', 'random labels'

@@ -1,20 +1,15 @@
-"""What every way of tuning shares: the steps and the batches, the loss, the optimiser, and how settings are chosen.
+"""What every way of tuning shares: the recipe, the batches, the optimiser, and the one training loop.
 
 A batch has real and extra examples in fixed shares, as He et al. 2023 (arXiv 2210.07574, section 3.2) weigh them equally,
-so that no arm drowns its real images in extra ones. With soft labels y_i the loss is
-
-    −mean_i Σ_c y_ic log softmax_c(s_ic)                                                              (1)
-
-Steps, batch and shares are the same for every arm. Learning rate and weight decay each training chooses for itself, from one
-grid for all arms, by the accuracy on the validation split (equal ones: by (1)). Were they chosen for the arm `real` and
-forced on the others, a gain would also measure how badly that choice suits them; this way every arm is at its best, had
-as many tries as any other, and a cell depends on no other cell. What chooses never gets to see a test image: `choose` takes
-the validation images and hands on a model, which is only then shown the images that scores are computed on.
+so that no arm drowns its real images in extra ones. Steps, batch and shares are the same for every arm. Learning rate and weight
+decay each training chooses for itself, from one grid for all arms, on the validation split (`problems.base.choose`). Were they
+chosen for the arm `real` and forced on the others, a gain would also measure how badly that choice suits them; this way every arm
+is at its best, had as many tries as any other, and a cell depends on no other cell.
 """
 
 import dataclasses
 import itertools
-from typing import Callable, Iterable, Sequence
+from typing import Any, Callable, Iterable, NamedTuple, Sequence
 
 import jax
 import jax.numpy as jnp
@@ -22,14 +17,15 @@ import numpy as np
 import optax
 
 from rsdiff.base.errors import BadInput
-from rsdiff.downstream.task import Images
+from rsdiff.base.seeds import seed_key
 
-Captions = Sequence[Sequence[str]]
+# of AdamW
+B2, EPS = 0.98, 1e-6
 
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How every arm is trained, whatever its images.
+    """How every arm is trained, whatever its images. Its fields are part of what a cell is known by.
 
     Attributes:
       steps: optimiser steps.
@@ -58,48 +54,85 @@ class Recipe:
         return tuple(itertools.product(self.learning_rates, self.weight_decays))
 
 
-@dataclasses.dataclass(frozen=True)
-class Fitted:
-    """One candidate, trained.
+class State(NamedTuple):
+    """Parameters, the optimiser's moments, and the average of the parameters over steps, if there is to be one."""
 
-    Attributes:
-      logits: uint8 (n, size, size, 3) → (n, classes).
-      losses: of every step, or of every few.
-      seconds: what its training took.
-      hits: (uint8 (n, size, size, 3), captions of each) → `retrieval.hits_of_images`, of what was trained for retrieval.
+    params: Any
+    moments: Any
+    average: Any = None
+
+
+class Training:
+    """A loss and its optimiser, compiled once for all that has the same shapes.
+
+    Args:
+      loss: (params, key, *batch) → a scalar; the key is the step's own.
+      half_life: steps after which a moment counts half in the average of parameters; None: no average.
+      eps: of AdamW.
     """
 
-    learning_rate: float
-    weight_decay: float
-    logits: Callable[[np.ndarray], np.ndarray]
-    losses: np.ndarray
-    seconds: float
-    hits: Callable[[np.ndarray, Captions], dict[str, np.ndarray]] | None = None
+    def __init__(
+        self, loss: Callable[..., jax.Array], recipe: Recipe, half_life: float | None = None, eps: float = EPS
+    ):
+        def start(candidate, params):
+            moments = optimizer(recipe, candidate[0], candidate[1], eps).init(params)
+            return State(params, moments, None if half_life is None else params)
 
+        def step(candidate, state, key, number, batch):
+            step_loss = lambda params: loss(params, jax.random.fold_in(key, number), *batch)
+            value, gradient = jax.value_and_grad(step_loss)(state.params)
+            rule = optimizer(recipe, candidate[0], candidate[1], eps)
+            updates, moments = rule.update(gradient, state.moments, state.params)
+            params, average = optax.apply_updates(state.params, updates), state.average
+            if half_life is not None:
+                average = optax.incremental_update(params, average, 1 - 0.5 ** (1 / half_life))
+            return State(params, moments, average), value
 
-def choose(candidates: Iterable[Fitted], validation: Images | None) -> tuple[Fitted, float | None, float]:
-    """The candidate that does best on the validation images, its accuracy there, and the seconds that all candidates took.
-    Without validation images the first one wins."""
-    best, best_score, seconds = None, (-np.inf, -np.inf), 0.0
-    for candidate in candidates:
-        seconds += candidate.seconds
-        if validation is None:
-            return candidate, None, seconds
-        logits = candidate.logits(validation.pixels)
-        own = np.eye(logits.shape[1], dtype=np.float32)[validation.labels]
-        loss = float(cross_entropy(logits, own))
-        # what is no number any more comes after all that is
-        score = (float((logits.argmax(1) == validation.labels).mean()), -loss) if np.isfinite(loss) else (-1.0, -np.inf)
-        if best is None or score > best_score:
-            best, best_score = candidate, score
-    if best is None:
-        raise ValueError('no candidates')
-    return best, best_score[0], seconds
+        def all_steps(candidate, params, key, data, index):
+            take = lambda state, numbered: step(candidate, state, key, numbered[0], (*data, numbered[1]))
+            state, losses = jax.lax.scan(take, start(candidate, params), (jnp.arange(len(index)), index))
+            return state.params, losses
 
+        self._start, self._step = jax.jit(start), jax.jit(step)
+        self._grid = jax.jit(jax.vmap(all_steps, (0, None, None, None, None)))
 
-def cross_entropy(logits: jax.Array | np.ndarray, labels: jax.Array | np.ndarray) -> jax.Array:
-    """(1): logits and labels (n, classes) → a scalar."""
-    return -(labels * jax.nn.log_softmax(logits, axis=1)).sum(1).mean()
+    def fit(
+        self,
+        params: Any,
+        candidate: tuple[float, float],
+        batches: Iterable[tuple[Any, ...]],
+        seed: int,
+        watch: Callable[[int, State, jax.Array], None] | None = None,
+    ) -> tuple[Any, np.ndarray]:
+        """One step for each batch.
+
+        Args:
+          candidate: learning rate and weight decay.
+          seed: of the steps' keys.
+          watch: called after every step with its number from 1, the state and the loss.
+        Returns:
+          (parameters after the last step, loss of every step).
+        """
+        state, key, losses = self._start(candidate, params), seed_key(seed), []
+        for number, batch in enumerate(batches):
+            state, value = self._step(candidate, state, key, number, batch)
+            losses.append(value)
+            if watch is not None:
+                watch(number + 1, state, value)
+        return state.params, np.asarray(jax.device_get(losses))
+
+    def fit_grid(
+        self,
+        params: Any,
+        candidates: Sequence[tuple[float, float]],
+        data: tuple[Any, ...],
+        index: np.ndarray,
+        seed: int,
+    ) -> tuple[Any, np.ndarray]:
+        """`fit` of all candidates at once with the batches (*data, row of `index`), in one compiled loop: for steps that take
+        less time than their start. Results have an axis of candidates in front."""
+        grid = tuple(np.array(values, np.float32) for values in zip(*candidates))
+        return jax.device_get(self._grid(grid, params, seed_key(seed), data, index))
 
 
 def batches(real: int, extra: int, recipe: Recipe, seed: int) -> np.ndarray:
@@ -109,13 +142,20 @@ def batches(real: int, extra: int, recipe: Recipe, seed: int) -> np.ndarray:
     """
     share = recipe.real_fraction if real and extra else float(real > 0)
     n_real = round(recipe.batch * share)
-    from_real = _epochs(real, recipe.steps * n_real, [0, seed]).reshape(recipe.steps, n_real)
-    from_extra = _epochs(extra, recipe.steps * (recipe.batch - n_real), [1, seed]).reshape(recipe.steps, -1)
+    from_real = epochs(real, recipe.steps, n_real, [0, seed])
+    from_extra = epochs(extra, recipe.steps, recipe.batch - n_real, [1, seed])
     return np.concatenate([from_real, real + from_extra], axis=1).astype(np.int32)
 
 
+def epochs(n: int, steps: int, batch: int, seed: int | list[int]) -> np.ndarray:
+    """Numbers below `n`, int (steps, batch): one shuffled pass after another."""
+    generator, count = np.random.default_rng(seed), steps * batch
+    passes = [generator.permutation(n) for _ in range(-(-count // max(n, 1)))]
+    return np.concatenate([np.arange(0), *passes])[:count].reshape(steps, batch)
+
+
 def optimizer(
-    recipe: Recipe, learning_rate: jax.Array | float, weight_decay: jax.Array | float
+    recipe: Recipe, learning_rate: jax.Array | float, weight_decay: jax.Array | float, eps: float = EPS
 ) -> optax.GradientTransformation:
     """AdamW with a cosine; both numbers may be traced, so that one compiled step serves all candidates."""
     warm_up = max(1, recipe.steps // 10)
@@ -127,13 +167,6 @@ def optimizer(
     return optax.chain(
         optax.clip_by_global_norm(1.0),
         optax.adamw(
-            lambda count: learning_rate * shape(count), b2=0.98, eps=1e-6, weight_decay=weight_decay, mask=decayed
+            lambda count: learning_rate * shape(count), b2=B2, eps=eps, weight_decay=weight_decay, mask=decayed
         ),
     )
-
-
-def _epochs(n: int, count: int, seed: list[int]) -> np.ndarray:
-    """`count` indices below `n`: one shuffled pass after another."""
-    generator = np.random.default_rng(seed)
-    passes = [generator.permutation(n) for _ in range(-(-count // max(n, 1)))]
-    return np.concatenate([np.arange(0), *passes])[:count]

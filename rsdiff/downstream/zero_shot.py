@@ -19,7 +19,7 @@ import numpy as np
 from absl import logging
 
 from rsdiff.base.errors import BadInput
-from rsdiff.downstream.encoder import Encoder, TextEncoder
+from rsdiff.downstream.encoder import Encoder
 
 PROMPTS = NAMES, TEMPLATES, ENHANCED = 'names', 'templates', 'enhanced'
 VIEWS = 'a satellite image of a', 'an aerial photo of a', 'there is a', 'this is a'
@@ -38,7 +38,7 @@ def readable(label: str) -> str:
     return re.sub(r'(?<=[a-z])(?=[A-Z])|[_\-\s]+', ' ', label).strip().lower()
 
 
-def prompt_templates(encoder: TextEncoder, prompts: str = TEMPLATES) -> tuple[str, ...]:
+def prompt_templates(encoder: Encoder, prompts: str = TEMPLATES) -> tuple[str, ...]:
     """The sentences of one of `PROMPTS`, with {} for the class name.
 
     Raises:
@@ -55,9 +55,7 @@ def with_prompts(encoder: Encoder, prompts: str) -> Encoder:
     return dataclasses.replace(encoder, templates=prompt_templates(encoder, prompts))
 
 
-def prompt_tokens(
-    encoder: TextEncoder, classes: Sequence[str], prompts: str = TEMPLATES
-) -> tuple[np.ndarray, np.ndarray]:
+def prompt_tokens(encoder: Encoder, classes: Sequence[str], prompts: str = TEMPLATES) -> tuple[np.ndarray, np.ndarray]:
     """Every class in every sentence of `prompts` → ids and mask, each int32 (sentences, classes, length)."""
     templates = prompt_templates(encoder, prompts)
     texts = [template.format(readable(name)) for template in templates for name in classes]
@@ -65,21 +63,21 @@ def prompt_tokens(
     return ids, mask
 
 
-def read_alike(encoder: TextEncoder, classes: Sequence[str]) -> list[str]:
+def read_alike(encoder: Encoder, classes: Sequence[str]) -> list[str]:
     """The class names that the encoder can't tell from another one, as a small vocabulary may have no word of them."""
     tokens = np.stack(prompt_tokens(encoder, classes, NAMES))[:, 0]
     _, number, count = np.unique(tokens, axis=1, return_inverse=True, return_counts=True)
     return [name for name, times in zip(classes, count[number.ravel()]) if times > 1]
 
 
-def warn_of_names_read_alike(encoder: TextEncoder, classes: Sequence[str]) -> None:
+def warn_of_names_read_alike(encoder: Encoder, classes: Sequence[str]) -> None:
     """Says which, if any."""
     if alike := read_alike(encoder, classes):
         logging.warning('%s reads these class names alike: %s', encoder.name, ', '.join(alike))
 
 
 def class_embeddings(
-    encoder: TextEncoder, params: dict[str, Any], ids: jax.Array | np.ndarray, mask: jax.Array | np.ndarray
+    encoder: Encoder, params: dict[str, Any], ids: jax.Array | np.ndarray, mask: jax.Array | np.ndarray
 ) -> jax.Array:
     """(templates, classes, length) → (classes, dim): the mean over templates of unit vectors, made a unit vector."""
     length = ids.shape[-1]
@@ -88,7 +86,7 @@ def class_embeddings(
     return mean / jnp.linalg.norm(mean, axis=-1, keepdims=True)
 
 
-def text_classifier(encoder: TextEncoder, classes: Sequence[str]) -> Callable[[dict[str, Any]], dict[str, jax.Array]]:
+def text_classifier(encoder: Encoder, classes: Sequence[str]) -> Callable[[dict[str, Any]], dict[str, jax.Array]]:
     """The prompts as a linear classifier of image embeddings.
 
     Returns:

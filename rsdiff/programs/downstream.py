@@ -16,7 +16,7 @@ from absl import flags
 
 from rsdiff.base.errors import BadInput
 from rsdiff.base.work import is_local_worker
-from rsdiff.downstream import arms, compare, filters, zero_shot
+from rsdiff.downstream import arms, compare, filters, methods, zero_shot
 from rsdiff.downstream.embedded import EMBEDDED, named_encoder
 from rsdiff.downstream.encoder import Encoder, tiny_encoder
 from rsdiff.downstream.report import markdown, write_report
@@ -27,9 +27,9 @@ from rsdiff.programs import console
 TINY = 'tiny'
 # Few-shot heads take little time and have a grid; whole encoders take long, and their learning rate is customary.
 HEADS = {
-    compare.LINEAR: Recipe(400, 64, (3e-4, 1e-3, 3e-3, 1e-2), (0.1, 1.0)),
-    compare.CLASSIFIER: Recipe(400, 64, (1e-3, 3e-3, 1e-2, 3e-2), (0.1, 1.0)),
-    compare.CAPTIONS: Recipe(400, 128, (1e-3, 3e-3)),
+    methods.LINEAR: Recipe(400, 64, (3e-4, 1e-3, 3e-3, 1e-2), (0.1, 1.0)),
+    methods.CLASSIFIER: Recipe(400, 64, (1e-3, 3e-3, 1e-2, 3e-2), (0.1, 1.0)),
+    methods.CAPTIONS: Recipe(400, 128, (1e-3, 3e-3)),
 }
 WHOLE_STEPS, WHOLE_BATCH, PRETRAINED_RATE, SCRATCH_RATE = 250, 32, 1e-5, 1e-3
 
@@ -41,7 +41,7 @@ ENCODER = flags.DEFINE_string(
 )
 IMAGE_SIZE_PX = flags.DEFINE_integer('image_size_px', None, f'Input side of {TINY!r}; 64 if not given.', lower_bound=16)
 METHODS = flags.DEFINE_list(
-    'methods', None, f'Of {", ".join(compare.METHODS[1:])}; if not given clip for {TINY!r}, else linear and classifier.'
+    'methods', None, f'Of {", ".join(methods.METHODS[1:])}; if not given clip for {TINY!r}, else linear and classifier.'
 )
 ARMS = flags.DEFINE_list('arms', list(arms.KINDS), 'What to train on.')
 RATIOS = flags.DEFINE_string(
@@ -60,14 +60,14 @@ SHOTS = flags.DEFINE_string(
 STEPS = flags.DEFINE_integer(
     'steps',
     None,
-    f'Optimiser steps of every arm; if not given {HEADS[compare.LINEAR].steps} '
+    f'Optimiser steps of every arm; if not given {HEADS[methods.LINEAR].steps} '
     f'for heads, {WHOLE_STEPS} for whole encoders.',
     lower_bound=1,
 )
 BATCH = flags.DEFINE_integer(
     'batch',
     None,
-    f'Examples a step; if not given {HEADS[compare.LINEAR].batch} for heads, {WHOLE_BATCH} for whole encoders.',
+    f'Examples a step; if not given {HEADS[methods.LINEAR].batch} for heads, {WHOLE_BATCH} for whole encoders.',
     lower_bound=2,
 )
 LEARNING_RATES = flags.DEFINE_string(
@@ -107,7 +107,7 @@ JOBS = flags.DEFINE_integer('jobs', 1, 'Processes that share the cells.', lower_
 
 
 def load(name: str) -> Encoder:
-    """The encoder that --encoder names, or an `Embedded` in the place of one."""
+    """The encoder that --encoder names."""
     encoder = tiny_encoder(IMAGE_SIZE_PX.value or 64) if name == TINY else named_encoder(name)
     if IMAGE_SIZE_PX.value not in (None, encoder.image_size_px):
         raise BadInput(f'--image_size_px is {IMAGE_SIZE_PX.value}; {name} takes {encoder.image_size_px}')
@@ -138,12 +138,12 @@ def main() -> None:
     console.enable_compilation_cache()
     encoder = load(ENCODER.value)
     is_pretrained = encoder.pretrained is not None
-    methods = names(
+    chosen = names(
         METHODS,
-        METHODS.value or ([compare.LINEAR, compare.CLASSIFIER] if is_pretrained else [compare.CLIP]),
-        compare.METHODS[1:],
+        METHODS.value or ([methods.LINEAR, methods.CLASSIFIER] if is_pretrained else [methods.CLIP]),
+        methods.METHODS[1:],
     )
-    recipes = {method: recipe(method, is_pretrained) for method in methods}
+    recipes = {method: recipe(method, is_pretrained) for method in chosen}
     kinds = names(ARMS, ARMS.value, arms.KINDS)
     shots, ratios = console.flag_numbers('shots', int) or (), console.flag_numbers('ratios', int)
 

@@ -11,7 +11,7 @@ with s the logits. Without repetitions it is CLIP's loss (Radford et al. 2021); 
 
 A few thousand captions are soon known by heart. Against that, words are left out of captions and features set to zero at random
 (each still has its mean: what is kept grows by 1 / (1 − p)), and of all the moments of a run the one is kept whose average of
-parameters finds most on the validation images (`retrieval.mean_recall`).
+parameters finds most on the validation images (`recall.mean_recall`).
 """
 
 import dataclasses
@@ -20,37 +20,19 @@ from typing import Any, Sequence
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 from tokenizers import Tokenizer
 from tqdm import tqdm
 
-from rsdiff.base.seeds import seed_key, short_seed
-from rsdiff.downstream import retrieval
+from rsdiff.base.seeds import seed_key
 from rsdiff.downstream.embedded import tokenize
+from rsdiff.downstream.problems import recall
+from rsdiff.downstream.tuning import Recipe, Training
 from rsdiff.models import text_tower
 
-
-@dataclasses.dataclass(frozen=True)
-class Recipe:
-    """
-    Attributes:
-      steps: optimiser steps.
-      batch: images a step.
-      learning_rate: peak of a cosine with 10 % warm-up.
-      weight_decay: of matrices.
-      word_dropout, feature_dropout: shares that are left out.
-      half_life: steps after which a moment counts half in the average of parameters.
-      validate_every: steps between validations.
-    """
-
-    steps: int = 1500
-    batch: int = 256
-    learning_rate: float = 3e-3
-    weight_decay: float = 0.1
-    word_dropout: float = 0.3
-    feature_dropout: float = 0.5
-    half_life: float = 100.0
-    validate_every: int = 100
+WORD_DROPOUT, FEATURE_DROPOUT = 0.3, 0.5
+HALF_LIFE, VALIDATE_EVERY = 100.0, 100
+# of AdamW; that of the other trainings is larger
+EPS = 1e-8
 
 
 @dataclasses.dataclass(frozen=True)
@@ -67,16 +49,24 @@ def train(
     training: Captioned,
     validation: Captioned,
     recipe: Recipe,
+    candidate: tuple[float, float],
+    batches: np.ndarray,
     seed: int,
+    validate_every: int = VALIDATE_EVERY,
+    feature_dropout: float = FEATURE_DROPOUT,
+    half_life: float = HALF_LIFE,
     show: bool = True,
-    batches: np.ndarray | None = None,
 ) -> tuple[dict[str, Any], list[dict[str, float]]]:
     """Trains from random parameters.
 
     Args:
       config: its vocabulary is the tokenizer's.
-      seed: decides everything that is drawn.
-      batches: int (steps, batch), the images of each step; if not given, one shuffled pass after another.
+      candidate: learning rate and weight decay.
+      batches: int (recipe.steps, batch), the images of each step.
+      seed: decides everything else that is drawn.
+      validate_every: steps between validations; there is one after the last step as well.
+      feature_dropout: the share of features that is left out.
+      half_life: steps after which a moment counts half in the average of parameters.
     Returns:
       (the parameters that did best on the validation images, for features as they are; a row for each validation with
       `step`, `loss` and `mean_recall`).
@@ -103,61 +93,36 @@ def train(
         }
     )
 
-    schedule = optax.warmup_cosine_decay_schedule(
-        0.0, recipe.learning_rate, max(1, recipe.steps // 10), max(2, recipe.steps)
-    )
-    optimizer = optax.chain(
-        optax.clip_by_global_norm(1.0),
-        optax.adamw(
-            schedule,
-            b2=0.98,
-            weight_decay=recipe.weight_decay,
-            mask=lambda params: jax.tree.map(lambda leaf: leaf.ndim > 1, params),
-        ),
-    )
-
-    def loss(params, x, ids, words, right):
-        images = text_tower.encode_features(config, params, x)
-        return caption_loss(
-            text_tower.logits(params, images, text_tower.encode_texts(config, params, ids, words)), right
-        )
-
-    @jax.jit
-    def step(data, params, average, moments, key, images):
+    def loss(params, key, data, images):
         view_key, caption_key, word_key, feature_key = jax.random.split(key, 4)
         x = data['features'][images, jax.random.randint(view_key, images.shape, 0, views)]
-        kept = jax.random.bernoulli(feature_key, 1 - recipe.feature_dropout, x.shape)
+        kept = jax.random.bernoulli(feature_key, 1 - feature_dropout, x.shape)
         chosen = data['captions'][images, jax.random.randint(caption_key, images.shape, 0, most)]
         words = data['mask'][chosen]
-        words = words * jax.random.bernoulli(word_key, 1 - recipe.word_dropout, words.shape).at[:, 0].set(True)
-        value, gradient = jax.value_and_grad(loss)(
-            params,
-            jnp.where(kept, x, 0) / (1 - recipe.feature_dropout),
-            data['ids'][chosen],
-            words,
-            data['belongs'][images][:, chosen],
-        )
-        updates, moments = optimizer.update(gradient, moments, params)
-        params = optax.apply_updates(params, updates)
-        return params, optax.incremental_update(params, average, 1 - 0.5 ** (1 / recipe.half_life)), moments, value
+        words = words * jax.random.bernoulli(word_key, 1 - WORD_DROPOUT, words.shape).at[:, 0].set(True)
+        seen = text_tower.encode_features(config, params, jnp.where(kept, x, 0) / (1 - feature_dropout))
+        read = text_tower.encode_texts(config, params, data['ids'][chosen], words)
+        return caption_loss(text_tower.logits(params, seen, read), data['belongs'][images][:, chosen])
 
     params = jax.jit(text_tower.init_params, static_argnums=0)(config, seed_key(seed))
-    average, moments = params, jax.jit(optimizer.init)(params)
     judge = _Judge(config, tokenizer, validation)
     best, rows, losses = params, [], []
     with tqdm(total=recipe.steps, unit='step', desc='text tower', disable=not show, dynamic_ncols=True) as bar:
-        for index, images in enumerate(_batches(count, recipe, seed) if batches is None else batches):
-            key = jax.random.fold_in(seed_key(seed), index)
-            params, average, moments, value = step(data, params, average, moments, key, images)
+
+        def watch(number, state, value):
+            nonlocal best
             losses.append(value)
             bar.update()
-            if (index + 1) % recipe.validate_every == 0 or index + 1 == recipe.steps:
-                unstandardised = _folded(average, mean, deviation)
-                rows.append({'step': index + 1, 'loss': float(np.mean(losses)), 'mean_recall': judge(unstandardised)})
-                losses = []
+            if number % validate_every == 0 or number == recipe.steps:
+                unstandardised = _folded(state.average, mean, deviation)
+                rows.append({'step': number, 'loss': float(np.mean(losses)), 'mean_recall': judge(unstandardised)})
+                losses.clear()
                 if rows[-1]['mean_recall'] >= max(row['mean_recall'] for row in rows):
                     best = unstandardised
                 bar.set_postfix(loss=f'{rows[-1]["loss"]:.3f}', val=f'{100 * rows[-1]["mean_recall"]:.1f} %')
+
+        training_loop = Training(loss, recipe, half_life, eps=EPS)
+        training_loop.fit(params, candidate, ((data, images) for images in batches), seed, watch)
     return best, rows
 
 
@@ -185,7 +150,7 @@ class _Judge:
 
     def __call__(self, params: dict[str, Any]) -> float:
         images, texts = map(np.asarray, self.encode(params, self.features, self.tokens))
-        return retrieval.mean_recall(retrieval.recalls(images, texts[self.back], self.captions))
+        return recall.mean_recall(recall.recalls(images, texts[self.back], self.captions))
 
 
 def _folded(params: dict[str, Any], mean: np.ndarray, deviation: float) -> dict[str, Any]:
@@ -198,14 +163,3 @@ def _folded(params: dict[str, Any], mean: np.ndarray, deviation: float) -> dict[
             'bias': jnp.asarray(line['bias'] - mean @ kernel, jnp.float32),
         }
     }
-
-
-def _batches(count: int, recipe: Recipe, seed: int):
-    """`recipe.steps` batches of image numbers, one shuffled pass after another."""
-    generator, size = np.random.default_rng(short_seed(seed)), min(recipe.batch, count)
-    waiting = np.arange(0)
-    for _ in range(recipe.steps):
-        if len(waiting) < size:
-            waiting = np.concatenate([waiting, generator.permutation(count)])
-        yield jnp.asarray(waiting[:size])
-        waiting = waiting[size:]

@@ -15,17 +15,17 @@ By cross-entropy, the image tower and a head that begins as the prompts' classif
 """
 
 import time
-from typing import Any, Callable, Iterator
+from typing import Any, Iterator
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from rsdiff.downstream.arms import Examples
 from rsdiff.downstream.encoder import Encoder
-from rsdiff.downstream.task import Images
-from rsdiff.downstream.tuning import Fitted, Recipe, batches, choose, cross_entropy, optimizer
+from rsdiff.downstream.problems.base import Fitted
+from rsdiff.downstream.problems.classification import Logits, cross_entropy
+from rsdiff.downstream.tuning import Recipe, Training, batches
 from rsdiff.downstream.zero_shot import class_embeddings, in_batches, prompt_tokens, text_classifier
 
 
@@ -40,38 +40,26 @@ class WholeTuner:
         self.encoder, self.recipe, self.by_prompts = encoder, recipe, by_prompts
         ids, mask = prompt_tokens(encoder, classes)
 
-        def prompt_loss(params, pixels, labels, template):
+        def loss(params, key, pixels, labels):
+            turn_key, template_key = jax.random.split(key)
+            template = jax.random.randint(template_key, (), 0, len(ids))
+            pixels = turned(turn_key, pixels)
+            if not by_prompts:
+                return cross_entropy(_head_logits(encoder, params, pixels), labels)
             images = encoder.encode_images(params, pixels)
             texts = encoder.encode_texts(params, jnp.asarray(ids)[template], jnp.asarray(mask)[template])
             return contrastive_loss(encoder.logits(params, images, texts), labels)
 
-        def head_loss(params, pixels, labels, template):
-            return cross_entropy(_head_logits(encoder, params, pixels), labels)
-
-        loss = prompt_loss if by_prompts else head_loss
-
-        def step(params, moments, candidate, key, pixels, labels):
-            turn_key, template_key = jax.random.split(key)
-            template = jax.random.randint(template_key, (), 0, len(ids))
-            value, gradient = jax.value_and_grad(loss)(params, turned(turn_key, pixels), labels, template)
-            updates, moments = optimizer(recipe, *candidate).update(gradient, moments, params)
-            return optax.apply_updates(params, updates), moments, value
-
-        def texts(params):
-            return class_embeddings(encoder, params, ids, mask)
-
-        self._step, self._start = jax.jit(step), jax.jit(optimizer(recipe, 0.0, 0.0).init)
-        self._texts, self._head = jax.jit(texts), text_classifier(encoder, classes)
+        self._training = Training(loss, recipe)
+        self._texts = jax.jit(lambda params: class_embeddings(encoder, params, ids, mask))
+        self._head = text_classifier(encoder, classes)
         self._prompt_logits = jax.jit(
             lambda params, texts, pixels: encoder.logits(params, encoder.encode_images(params, pixels), texts)
         )
         self._head_logits = jax.jit(lambda params, pixels: _head_logits(encoder, params, pixels))
 
-    def fit(self, examples: Examples, validation: Images | None, seed: int) -> tuple[Fitted, float | None, float]:
-        """The best of the grid, its accuracy on the validation images, and the seconds that training took."""
-        return choose(self._candidates(examples, seed), validation)
-
-    def _candidates(self, examples: Examples, seed: int) -> Iterator[Fitted]:
+    def candidates(self, examples: Examples, seed: int) -> Iterator[Fitted[Logits]]:
+        """Each of the grid, trained when it is asked for."""
         for candidate in self.recipe.candidates:
             started = time.monotonic()
             params, losses = self.train(examples, candidate, seed)
@@ -89,16 +77,11 @@ class WholeTuner:
         params = self.encoder.initial_params(seed)
         if not self.by_prompts:
             params = {'encoder': params, 'head': self._head(params)}
-        moments, losses = self._start(params), []
-        for number, chosen in enumerate(batches(examples.real, len(examples) - examples.real, self.recipe, seed)):
-            key = jax.random.fold_in(jax.random.key(seed), number)
-            params, moments, value = self._step(
-                params, moments, candidate, key, examples.pixels[chosen], examples.labels[chosen]
-            )
-            losses.append(value)
-        return params, np.asarray(jax.device_get(losses))
+        index = batches(examples.real, len(examples) - examples.real, self.recipe, seed)
+        drawn = ((examples.pixels[chosen], examples.labels[chosen]) for chosen in index)
+        return self._training.fit(params, candidate, drawn, seed)
 
-    def _classifier(self, params: dict[str, Any]) -> Callable[[np.ndarray], np.ndarray]:
+    def _classifier(self, params: dict[str, Any]) -> Logits:
         if not self.by_prompts:
             return lambda pixels: in_batches(lambda part: self._head_logits(params, part), pixels)
         texts = self._texts(params)

@@ -7,8 +7,8 @@ import pytest
 
 from rsdiff.base.errors import BadInput
 from rsdiff.data.folder import Entry
-from rsdiff.downstream import retrieval
-from rsdiff.downstream.retrieval import IMAGE_TO_TEXT, OWN, TEXT_TO_IMAGE, WORDS
+from rsdiff.downstream.problems import recall
+from rsdiff.downstream.problems.recall import IMAGE_TO_TEXT, OWN, TEXT_TO_IMAGE, WORDS
 
 
 def hits_of_all_orders(scores, relevant, k):
@@ -24,7 +24,7 @@ def test_a_hit_is_its_probability_over_all_orders_of_what_ties(levels):
     scores = rng.integers(0, levels, (12, 6)).astype('f')
     relevant = rng.random((12, 6)) < 0.3
     relevant[np.arange(12), rng.integers(0, 6, 12)] = True
-    found = retrieval.hits(scores, relevant, (1, 2, 5, 6, 9))
+    found = recall.hits(scores, relevant, (1, 2, 5, 6, 9))
     for row, k in zip(found, (1, 2, 5, 6, 9)):
         np.testing.assert_allclose(row, [hits_of_all_orders(*query, k) for query in zip(scores, relevant)], atol=1e-12)
 
@@ -43,7 +43,7 @@ def test_without_ties_it_is_the_rank_of_the_first_right_item():
     owner = np.repeat(np.arange(40), [len(own) for own in captions])
     images = unit(rng.normal(size=(40, 8)))
     texts = unit(images[owner] + rng.normal(0, 0.5, (len(owner), 8)))
-    found = by_key(retrieval.recalls(images, texts, captions))
+    found = by_key(recall.recalls(images, texts, captions))
     order = np.argsort(-images @ texts.T, axis=1)
     first = np.array([np.flatnonzero(owner[row] == image)[0] for image, row in enumerate(order)])
     rank = np.array(
@@ -60,7 +60,7 @@ def test_captions_that_repeat_are_told_by_nobody_and_right_by_their_words():
     captions = [('a field', 'the field')] * 3 + [('a lake', 'the lake')]
     where = {'field': [1.0, 0.0], 'lake': [0.0, 1.0]}
     texts = np.float32([where[words.split()[1]] for own in captions for words in own])
-    found = by_key(retrieval.recalls(texts[::2], texts, captions))
+    found = by_key(recall.recalls(texts[::2], texts, captions))
     # of three images with the same captions: a third, and for the lake certainty
     assert found[IMAGE_TO_TEXT, OWN, 1].recall.value == pytest.approx((3 * 1 / 3 + 1) / 4)
     assert found[TEXT_TO_IMAGE, OWN, 1].recall.value == pytest.approx((3 * 1 / 3 + 1) / 4)
@@ -73,9 +73,9 @@ def test_the_hits_of_images_average_to_the_recalls():
     rng = np.random.default_rng(0)
     captions = [[f'a {n % 3}', f'b {n}'] for n in range(8)]
     images, texts = rng.normal(size=(8, 4)), rng.normal(size=(16, 4))
-    found = retrieval.hits_of_images(images, texts, captions)
-    expected = [r for r in retrieval.recalls(images, texts, captions) if r.rule == retrieval.OWN]
-    assert [found[r.direction][retrieval.KS.index(r.k)].mean() for r in expected] == pytest.approx(
+    found = recall.hits_of_images(images, texts, captions)
+    expected = [r for r in recall.recalls(images, texts, captions) if r.rule == recall.OWN]
+    assert [found[r.direction][recall.KS.index(r.k)].mean() for r in expected] == pytest.approx(
         [r.recall.value for r in expected]
     )
     assert {values.shape for values in found.values()} == {(3, 8)}
@@ -84,11 +84,10 @@ def test_the_hits_of_images_average_to_the_recalls():
 def test_constant_scores_are_chance_and_random_ones_are_near_it():
     rng = np.random.default_rng(0)
     captions = [tuple(f'{rng.integers(60)}' for _ in range(5)) for _ in range(80)]
-    constant = retrieval.recalls(np.ones((80, 2), 'f'), np.ones((400, 2), 'f'), captions)
+    constant = recall.recalls(np.ones((80, 2), 'f'), np.ones((400, 2), 'f'), captions)
     assert [r.recall.value for r in constant] == pytest.approx([r.chance for r in constant], abs=1e-12)
     drawn = [
-        retrieval.recalls(unit(rng.normal(size=(80, 30))), unit(rng.normal(size=(400, 30))), captions)
-        for _ in range(30)
+        recall.recalls(unit(rng.normal(size=(80, 30))), unit(rng.normal(size=(400, 30))), captions) for _ in range(30)
     ]
     for runs in zip(*drawn):
         mean, error = np.mean([r.recall.value for r in runs]), np.std([r.recall.value for r in runs]) / 30**0.5
@@ -99,7 +98,7 @@ def test_captions_of_an_image_do_not_count_as_independent():
     # Five captions that are all right or all wrong with their image: the interval is that of 60 images, not of 300 captions.
     rng = np.random.default_rng(0)
     values, asks = np.repeat(rng.random(60) < 0.5, 5).astype(float), np.repeat(np.arange(60), 5)
-    interval = retrieval._interval(values, asks, 0)
+    interval = recall._interval(values, asks, 0)
     expected = 2 * 1.96 * values.std() / 60**0.5
     assert interval.high - interval.low == pytest.approx(expected, rel=0.15)
 
@@ -110,12 +109,12 @@ def test_an_image_without_captions_is_named(tmp_path):
         Entry(tmp_path / 'b.png', 'b.png', captions=(' ',)),
     ]
     with pytest.raises(BadInput, match='b.png: no captions in the manifest'):
-        retrieval.captions_of(entries)
+        recall.captions_of(entries)
 
 
 def test_the_table_has_all_figures():
     captions = [('a',), ('b',), ('c',)]
-    lines = retrieval.markdown(retrieval.recalls(np.eye(3, dtype='f'), np.eye(3, dtype='f'), captions)).splitlines()
+    lines = recall.markdown(recall.recalls(np.eye(3, dtype='f'), np.eye(3, dtype='f'), captions)).splitlines()
     assert len(lines) == 6 and {line.count('|') for line in lines} == {9}
     assert (
         lines[2] == '| image to text | own | 100.0 (100.0 to 100.0) | 33.33 | 100.0 (100.0 to 100.0) | 100.00 | 100.0 '

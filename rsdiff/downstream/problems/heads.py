@@ -12,18 +12,18 @@ Features are computed once; then a step is two small matrix products, and all ca
 import functools
 import time
 from pathlib import Path
-from typing import cast
+from typing import Any
 
 import jax
 import jax.numpy as jnp
 import numpy as np
-import optax
 
 from rsdiff.downstream.arms import Examples
 from rsdiff.downstream.encoder import Encoder
 from rsdiff.downstream.frozen import FrozenTower
-from rsdiff.downstream.task import Images
-from rsdiff.downstream.tuning import Fitted, Recipe, batches, choose, cross_entropy, optimizer
+from rsdiff.downstream.problems.base import Fitted
+from rsdiff.downstream.problems.classification import Logits, cross_entropy
+from rsdiff.downstream.tuning import Recipe, Training, batches
 from rsdiff.downstream.zero_shot import text_classifier
 
 
@@ -51,10 +51,14 @@ class HeadTuner:
     def __init__(self, encoder: Encoder, classes: tuple[str, ...], recipe: Recipe, towers: Towers, from_text: bool):
         self.encoder, self.classes, self.recipe, self.towers = encoder, classes, recipe, towers
         self._text_head = text_classifier(encoder, classes) if from_text else None
-        self._train = jax.jit(jax.vmap(functools.partial(_train, recipe), in_axes=(0, 0, None, None, None, None)))
 
-    def fit(self, examples: Examples, validation: Images | None, seed: int) -> tuple[Fitted, float | None, float]:
-        """The best head of the grid, its accuracy on the validation images, and the seconds that training took."""
+        def loss(head, key, z, labels, chosen):
+            return cross_entropy(_logits(head, z[chosen]), labels[chosen])
+
+        self._training = Training(loss, recipe)
+
+    def candidates(self, examples: Examples, seed: int) -> list[Fitted[Logits]]:
+        """A head for each of the grid."""
         features = self.towers(seed) if self._text_head else self.towers(seed).features
         x = features(examples.pixels)
         mean, deviation = np.zeros(x.shape[1], np.float32), np.float32(1)
@@ -65,24 +69,20 @@ class HeadTuner:
             mean, deviation = x.mean(0), x.std(0).mean()
         z = (x - mean) / deviation
         index = batches(examples.real, len(examples) - examples.real, self.recipe, seed)
-        rates, decays = (np.array(values, np.float32) for values in zip(*self.recipe.candidates))
         # few shapes to compile, whatever the arms' numbers of examples
         room = 1 << (len(z) - 1).bit_length()
-        z, labels = (np.pad(values, ((0, room - len(values)), (0, 0))) for values in (z, examples.labels))
+        data = tuple(np.pad(values, ((0, room - len(values)), (0, 0))) for values in (z, examples.labels))
         started = time.monotonic()
-        heads, losses = jax.device_get(self._train(rates, decays, head, z, labels, index))
-        seconds = (time.monotonic() - started) / len(rates)
+        heads, losses = self._training.fit_grid(head, self.recipe.candidates, data, index, seed)
+        seconds = (time.monotonic() - started) / len(losses)
 
         def logits(number, pixels):
-            return (features(pixels) - mean) / deviation @ heads['weight'][number] + heads['bias'][number]
+            return _logits(jax.tree.map(lambda leaf: leaf[number], heads), (features(pixels) - mean) / deviation)
 
-        return choose(
-            (
-                Fitted(*candidate, functools.partial(logits, number), losses[number], seconds)
-                for number, candidate in enumerate(self.recipe.candidates)
-            ),
-            validation,
-        )
+        return [
+            Fitted(*candidate, functools.partial(logits, number), losses[number], seconds)
+            for number, candidate in enumerate(self.recipe.candidates)
+        ]
 
 
 class Untrained:
@@ -91,30 +91,11 @@ class Untrained:
     def __init__(self, encoder: Encoder, classes: tuple[str, ...], towers: Towers):
         self.encoder, self.towers, self._head = encoder, towers, text_classifier(encoder, classes)
 
-    def logits(self, pixels: np.ndarray, seed: int) -> np.ndarray:
-        """uint8 (n, size, size, 3) → (n, classes)."""
-        head = self._head(self.encoder.initial_params(seed))
-        return self.towers(seed)(pixels) @ np.asarray(head['weight']) + np.asarray(head['bias'])
+    def candidates(self, examples: Examples, seed: int) -> list[Fitted[Logits]]:
+        """The one that there is."""
+        head = jax.device_get(self._head(self.encoder.initial_params(seed)))
+        return [Fitted(0.0, 0.0, lambda pixels: _logits(head, self.towers(seed)(pixels)), np.zeros(0), 0.0)]
 
 
-def _train(
-    recipe: Recipe,
-    learning_rate: jax.Array,
-    weight_decay: jax.Array,
-    head: dict[str, jax.Array],
-    z: jax.Array,
-    labels: jax.Array,
-    index: jax.Array,
-) -> tuple[dict[str, jax.Array], jax.Array]:
-    """(head after the last step, loss of every step) for one candidate."""
-    optimiser = optimizer(recipe, learning_rate, weight_decay)
-
-    def step(state, chosen):
-        head, moments = state
-        loss = lambda head: cross_entropy(z[chosen] @ head['weight'] + head['bias'], labels[chosen])
-        value, gradient = jax.value_and_grad(loss)(head)
-        updates, moments = optimiser.update(gradient, moments, head)
-        return (cast(dict[str, jax.Array], optax.apply_updates(head, updates)), moments), value
-
-    (trained, _), losses = jax.lax.scan(step, (head, optimiser.init(head)), index)
-    return trained, losses
+def _logits(head: dict[str, Any], z: Any) -> Any:
+    return z @ head['weight'] + head['bias']
