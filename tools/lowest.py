@@ -1,6 +1,7 @@
 """Prints the lowest versions that setup.cfg allows, of what is always installed and of the extra `test`, as constraints for
 pip: python tools/lowest.py > FILE"""
 
+import argparse
 import configparser
 import re
 from pathlib import Path
@@ -27,4 +28,5 @@ def lowest(setup: str) -> list[str]:
 
 
 if __name__ == '__main__':
+    argparse.ArgumentParser(description=__doc__).parse_args()
     print('\n'.join(lowest(SETUP.read_text(encoding='utf-8'))))

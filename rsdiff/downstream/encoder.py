@@ -4,18 +4,21 @@ import dataclasses
 import hashlib
 import importlib.util
 import json
+import os
 from pathlib import Path
-from typing import Any, Callable, ClassVar, Protocol, Sequence, cast
+from typing import TYPE_CHECKING, Any, Callable, ClassVar, Protocol, Sequence, cast
 
 import jax
 import numpy as np
 from tokenizers.pre_tokenizers import ByteLevel
-from transformers import AutoTokenizer, CLIPTokenizer, PreTrainedTokenizerBase
 
 from rsdiff.base.errors import BadInput, one_line
 from rsdiff.data.images import resized
 from rsdiff.evaluation.features import Network
 from rsdiff.pretrained import clip, hub, towers, weights
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer, PreTrainedTokenizerBase
 
 # Some of the prompts that Radford et al. 2021 published for RESISC45 and EuroSAT.
 TEMPLATES = (
@@ -105,7 +108,7 @@ class ClipEncoder:
     name: str
     digest: str
     config: towers.Config
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: 'PreTrainedTokenizerBase'
     pretrained: dict[str, Any] | None
     templates: tuple[str, ...]
     image_mean: tuple[float, float, float] = clip.IMAGE_MEAN
@@ -195,7 +198,7 @@ def load_encoder(name: Path | str) -> ClipEncoder:
     return ClipEncoder(called, digest, config, tokenizer, params, TEMPLATES, **preprocessing)
 
 
-def load_tokenizer(folder: Path, config: towers.Config) -> PreTrainedTokenizerBase:
+def load_tokenizer(folder: Path, config: towers.Config) -> 'PreTrainedTokenizerBase':
     """The tokenizer of a Hugging Face folder.
 
     Raises:
@@ -205,17 +208,25 @@ def load_tokenizer(folder: Path, config: towers.Config) -> PreTrainedTokenizerBa
         raise BadInput(f'{folder}: no tokenizer ({", or ".join(TOKENIZER_FILES)})')
     if isinstance(config, clip.CLIPConfig) and (folder / 'vocab.json').is_file() and (folder / 'merges.txt').is_file():
         tokenizer = made_tokenizer(
-            lambda: CLIPTokenizer(vocab=str(folder / 'vocab.json'), merges=str(folder / 'merges.txt')), folder
+            lambda: transformers().CLIPTokenizer(vocab=str(folder / 'vocab.json'), merges=str(folder / 'merges.txt')), folder
         )
     else:
         if (folder / 'spiece.model').is_file() and importlib.util.find_spec('sentencepiece') is None:
             raise BadInput(f"{folder}: SigLIP's tokenizer needs sentencepiece; pip install 'rsdiff-jax[siglip]'")
-        tokenizer = made_tokenizer(lambda: AutoTokenizer.from_pretrained(folder, local_files_only=True), folder)
+        tokenizer = made_tokenizer(lambda: transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True), folder)
     if len(tokenizer) > config.text_config.vocab_size:
         raise BadInput(
             f'{folder}: the tokenizer has {len(tokenizer)} tokens, the text tower {config.text_config.vocab_size}'
         )
     return tokenizer
+
+
+def transformers() -> Any:
+    """The library, for its tokenizers. Imported when first needed, as that takes seconds; it would advise to install PyTorch."""
+    os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
+    import transformers
+
+    return transformers
 
 
 def made_tokenizer(make: Callable[[], Any], where: Path) -> Any:
@@ -272,8 +283,8 @@ def tiny_encoder(image_size_px: int, patch_px: int = 16, width: int = 64, layers
     return ClipEncoder(name, digest, config, tokenizer, None, templates)
 
 
-def byte_tokenizer() -> CLIPTokenizer:
+def byte_tokenizer() -> 'CLIPTokenizer':
     """CLIP's tokenizer before any merge: 256 bytes, the same at the end of a word, and the two special tokens."""
     letters = sorted(ByteLevel.alphabet())
     tokens = letters + [f'{letter}</w>' for letter in letters] + ['<|startoftext|>', '<|endoftext|>']
-    return CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])
+    return transformers().CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])

@@ -269,7 +269,7 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
     if kinds := _kinds(kind):
         group = _group(value, where)
         name = group.get('kind', next(iter(kinds)))
-        if name not in kinds:
+        if not isinstance(name, str) or name not in kinds:
             raise BadInput(f'{where}.kind is {_short(name)}; there are {", ".join(kinds)}')
         return from_dict(kinds[name], group, where)
     if origin is dict:  # groups by name

@@ -208,7 +208,7 @@ def test_mosaic_measures_what_a_mosaic_promises(tiny_run, tmp_path):
 @pytest.mark.parametrize(
     'arguments, message',
     [
-        ([], 'the first argument is missing; it must be one of train, cost, evaluate'),
+        ([], 'the first argument is missing; it must be one of train, cost, aot, evaluate, mosaic'),
         (['sing', '--config', 'configs/demo.py'], 'the first argument is sing'),
         (['mosaic', '--canvas_px', '100'], '--canvas_px is 100; it must be a multiple of 16'),
         (['train'], 'give --config FILE'),
