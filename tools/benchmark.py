@@ -62,6 +62,7 @@ TOPOLOGY = flags.DEFINE_string('topology', 'v5e:4x4', 'aot: chip and shape of th
 FSDP = flags.DEFINE_integer('fsdp', 1, 'aot: devices to share parameters over.', lower_bound=1)
 BATCH = flags.DEFINE_integer('batch', 16, 'aot: images a step, over all devices.', lower_bound=1)
 SAMPLE = flags.DEFINE_bool('sample', False, 'aot: a step of sampling windows instead of one of training.')
+HLO = flags.DEFINE_string('hlo', None, 'aot: a file for the compiled program.')
 COMPILE = flags.DEFINE_bool('compile', False, 'cost: compile the step of one image, for its memory; takes minutes.')
 
 WARM_UP_STEPS = 2
@@ -405,7 +406,7 @@ def expected_cost(config: TrainConfig) -> dict[str, Any]:
 
 def ahead_of_time(config: TrainConfig) -> dict[str, Any]:
     """What a TPU's compiler says."""
-    return aot(config, TOPOLOGY.value, FSDP.value, BATCH.value, SAMPLE.value)
+    return aot(config, TOPOLOGY.value, FSDP.value, BATCH.value, SAMPLE.value, HLO.value)
 
 
 OF_A_CONFIG = {'train': train, 'cost': expected_cost, 'aot': ahead_of_time}

@@ -11,6 +11,7 @@ import os
 import re
 import time
 from collections import defaultdict
+from pathlib import Path
 from typing import Any, NamedTuple
 
 import jax
@@ -62,8 +63,11 @@ BYTES = {
 }
 
 
-def aot(config: TrainConfig, topology: str, fsdp: int, batch: int, sampling: bool) -> dict[str, Any]:
-    """Every figure of a training step, or of a step of sampling windows, over the chips of `topology`."""
+def aot(
+    config: TrainConfig, topology: str, fsdp: int, batch: int, sampling: bool, hlo: str | None = None
+) -> dict[str, Any]:
+    """Every figure of a training step, or of a step of sampling windows, over the chips of `topology`. The compiled program is
+    written to the file `hlo`."""
     chip, devices = described(topology)
     mesh = meshes.make_mesh(fsdp, devices)
     config = dataclasses.replace(
@@ -76,7 +80,10 @@ def aot(config: TrainConfig, topology: str, fsdp: int, batch: int, sampling: boo
     compiled = lowered.compile()
     seconds = {'trace_and_lower': traced - start, 'compile': time.perf_counter() - traced}
 
-    memory, counted, found = compiled.memory_analysis(), compiled.cost_analysis() or {}, collectives(compiled.as_text())
+    program = compiled.as_text()
+    if hlo is not None:
+        Path(hlo).write_text(program)
+    memory, counted, found = compiled.memory_analysis(), compiled.cost_analysis() or {}, collectives(program)
     images = 1 if sampling else 3
     model_flop = images * 2 * cost.count_macs(cost.trace_forward(config).jaxpr) * batch / mesh.size
     held = memory.argument_size_in_bytes + memory.output_size_in_bytes - memory.alias_size_in_bytes

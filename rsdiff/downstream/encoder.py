@@ -208,12 +208,15 @@ def load_tokenizer(folder: Path, config: towers.Config) -> 'PreTrainedTokenizerB
         raise BadInput(f'{folder}: no tokenizer ({", or ".join(TOKENIZER_FILES)})')
     if isinstance(config, clip.CLIPConfig) and (folder / 'vocab.json').is_file() and (folder / 'merges.txt').is_file():
         tokenizer = made_tokenizer(
-            lambda: transformers().CLIPTokenizer(vocab=str(folder / 'vocab.json'), merges=str(folder / 'merges.txt')), folder
+            lambda: transformers().CLIPTokenizer(vocab=str(folder / 'vocab.json'), merges=str(folder / 'merges.txt')),
+            folder,
         )
     else:
         if (folder / 'spiece.model').is_file() and importlib.util.find_spec('sentencepiece') is None:
             raise BadInput(f"{folder}: SigLIP's tokenizer needs sentencepiece; pip install 'rsdiff-jax[siglip]'")
-        tokenizer = made_tokenizer(lambda: transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True), folder)
+        tokenizer = made_tokenizer(
+            lambda: transformers().AutoTokenizer.from_pretrained(folder, local_files_only=True), folder
+        )
     if len(tokenizer) > config.text_config.vocab_size:
         raise BadInput(
             f'{folder}: the tokenizer has {len(tokenizer)} tokens, the text tower {config.text_config.vocab_size}'

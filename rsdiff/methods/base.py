@@ -40,6 +40,7 @@ class Method(Protocol):
       fields: what the condition may hold, by name.
       channels: of the image.
       upscale: how many times finer the image is than the field `lr`.
+      dtype: what the networks compute in; parameters are float32 whatever it is.
     """
 
     @property
@@ -59,6 +60,9 @@ class Method(Protocol):
 
     @property
     def upscale(self) -> int: ...
+
+    @property
+    def dtype(self) -> Any: ...
 
     def init(self, key) -> Parameters:
         """Fresh float32 parameters of every part. Call it inside `jit` or `eval_shape`."""

@@ -58,6 +58,10 @@ class Regression:
     def upscale(self) -> int:
         return self.config.model.upscale
 
+    @property
+    def dtype(self):
+        return jnp.dtype(self.config.model.dtype)
+
     @functools.cached_property
     def graphdef(self):
         """The network's structure, made without allocating a parameter."""

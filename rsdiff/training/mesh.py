@@ -52,6 +52,29 @@ def tree_sharding(mesh: Mesh | AbstractMesh, shapes):
     return jax.tree.map(lambda leaf: array_sharding(mesh, leaf.shape), shapes)
 
 
+def gathered(mesh: Mesh, params, dtype):
+    """Parameters as a step computes with them: those that are split are gathered, once, as `dtype`. Their gradients, sums over
+    devices, come back split as the parameters are: reduced and scattered, not reduced on every device.
+
+    Left to itself, the partitioner splits single operations as their kernels are, and exchanges activations instead.
+    """
+
+    def gather(leaf):
+        split = array_sharding(mesh, leaf.shape)
+        if split.is_fully_replicated:
+            return leaf
+        constrain = jax.lax.with_sharding_constraint
+
+        @jax.custom_vjp
+        def whole(x):
+            return constrain(constrain(x.astype(dtype), split), replicated(mesh))
+
+        whole.defvjp(lambda x: (whole(x), None), lambda _, gradient: (constrain(gradient, split).astype(leaf.dtype),))
+        return whole(leaf)
+
+    return jax.tree.map(gather, params)
+
+
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int) -> None:
     """Raises BadInput where the devices can't share a batch, part by part, evenly."""
     if batch_size % (mesh.size * accumulation):

@@ -123,7 +123,8 @@ class Trainer:
         total: Any = None
 
         def loss(own, buffers, prepared, key):
-            return self.method.loss(part, state['params'] | {part: own}, buffers, self.frozen, prepared, key)
+            params = meshes.gathered(self.mesh, state['params'] | {part: own}, self.method.dtype)
+            return self.method.loss(part, params, buffers, self.frozen, prepared, key)
 
         for prepared, key in shares:
             (value, (metrics, buffers)), grads = jax.value_and_grad(loss, has_aux=True)(own, buffers, prepared, key)
