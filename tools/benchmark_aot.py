@@ -107,6 +107,7 @@ def aot(
         'device_model_flop': model_flop,
         'device_bytes_accessed': counted.get('bytes accessed'),
         'collectives': found,
+        'loops': len(re.findall(r' while\(', program)),
         'estimate': estimate(chip, mesh.size, counted, found, model_flop, batch, config.method.model.dtype),
         'seconds': seconds,
     }
@@ -128,6 +129,7 @@ def described(topology: str) -> tuple[Chip, list[Any]]:
         'TPU_SKIP_MDS_QUERY': '1',
         'TPU_ACCELERATOR_TYPE': f'{chip.accelerator}-{count if name in ("v5e", "v6e") else 2 * count}',
         'TPU_WORKER_HOSTNAMES': 'localhost',
+        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # several may compile at once, as none holds a chip
     }
     try:
         from jax.experimental import topologies
@@ -176,16 +178,22 @@ def collectives(hlo: str) -> dict[str, dict[str, Any]]:
     """By kind: how many collectives an optimised program has, their bytes, and how many of those are float32. What is counted
     is the whole of what is gathered, reduced or exchanged, on one device.
 
-    A TPU scatters what it reduces in a computation of its own, which the compiler calls all-reduce-scatter.
+    A TPU scatters what it reduces in a computation of its own, which the compiler calls all-reduce-scatter. It may also split
+    one collective over several fusions, to overlap it with what they compute; all of them name its channel, and it is counted
+    once. What a loop repeats is counted once, too (`loops` in the result says whether there are any).
     """
+    channels = set()
     found: dict[str, dict[str, Any]] = defaultdict(lambda: {'count': 0, 'bytes': 0, 'float32_bytes': 0})
     scatters = False
     for line in hlo.splitlines():
         if not line.startswith(' '):
             scatters = line.startswith('%all-reduce-scatter')
         match = re.match(rf'\s*(?:ROOT )?%[\w.-]+ = (.*?) ({"|".join(COLLECTIVES)})(-start)?\(', line)
-        if not match:
+        channel = re.search(r'channel_id=(\d+)', line)
+        if not match or channel and channel[1] in channels:
             continue
+        if channel:
+            channels.add(channel[1])
         shapes = [
             (kind, BYTES[kind] * math.prod(map(int, filter(None, sides.split(',')))))
             for kind, sides in re.findall(r'(\w+)\[([\d,]*)\]', match[1])

@@ -26,6 +26,10 @@ ENTRY %main (param: bf16[64,32]) -> f32[] {
   ROOT %all-reduce.2 = bf16[16]{0} all-reduce(%c), channel_id=4
   %fusion.1 = f32[256]{0} fusion(%x), kind=kCustom, calls=%all-reduce-scatter.3
 }
+
+%fused.2 (param_0: bf16[64,32]) -> bf16[256,32] {
+  ROOT %all-gather.7 = bf16[256,32]{1,0} all-gather(%param_0), channel_id=1, frontend_attributes={chain_id="0"}
+}
 """
 
 
