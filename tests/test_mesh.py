@@ -5,7 +5,15 @@ import pytest
 from jax.sharding import PartitionSpec
 
 from rsdiff.base.errors import BadInput
-from rsdiff.training.mesh import array_sharding, batch_sharding, local_rows, make_mesh, put_batch, tree_sharding
+from rsdiff.training.mesh import (
+    array_sharding,
+    batch_sharding,
+    gathered,
+    local_rows,
+    make_mesh,
+    put_batch,
+    tree_sharding,
+)
 
 
 def test_the_mesh_is_data_by_fsdp():
@@ -47,3 +55,27 @@ def test_batches_are_split_over_all_devices_in_order():
 
 def test_one_process_reads_every_row():
     assert local_rows(make_mesh(2), 16) == list(range(16))
+
+
+def test_gathered_parameters_are_whole_and_their_gradients_split():
+    mesh = make_mesh(8)
+    rng = np.random.default_rng(0)
+    params = {'kernel': rng.normal(size=(128, 256)).astype(np.float32), 'bias': np.ones(256, np.float32)}
+    x = rng.normal(size=(16, 128)).astype(np.float32)
+
+    def loss(gather, params, x):
+        whole = gather(params)
+        return jnp.mean(jnp.tanh(x @ whole['kernel'] + whole['bias']) ** 2)
+
+    one = jax.jit(jax.grad(lambda *a: loss(lambda p: p, *a)))(params, x)
+    placed = jax.device_put(params, tree_sharding(mesh, params))
+    step = jax.jit(jax.grad(lambda *a: loss(lambda p: gathered(mesh, p, jnp.float32), *a)))
+    compiled = step.lower(placed, jax.device_put(x, batch_sharding(mesh))).compile()
+    many = compiled(placed, jax.device_put(x, batch_sharding(mesh)))
+    jax.tree.map(lambda a, b: np.testing.assert_allclose(a, b, rtol=1e-5, atol=1e-7), one, many)
+    assert many['kernel'].sharding.spec == tree_sharding(mesh, params)['kernel'].spec
+    assert compiled.as_text().count(' all-gather(') == 1
+
+    low = jax.jit(lambda p: gathered(mesh, p, jnp.bfloat16))(placed)
+    assert low['kernel'].dtype == jnp.bfloat16 and low['kernel'].sharding.is_fully_replicated
+    assert low['bias'].dtype == jnp.float32
