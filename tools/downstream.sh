@@ -2,7 +2,7 @@
 # Does synthetic data help? One report from a folder of labelled images (metadata.jsonl with label and split) and a
 # generator, or synthetic images that exist already, from here or elsewhere (docs/downstream.md). Run it again to continue.
 #
-#   bash tools/downstream.sh --real DIR --checkpoint DIR --out DIR [--variants 5] [--gsd_m 0.3]
+#   bash tools/downstream.sh --real DIR --checkpoint DIR|NAME --out DIR [--variants 5] [--gsd_m 0.3]
 #                            [--steps 20] [--solver ddim|dpm++2m] [--strength 1] [MORE]
 #   bash tools/downstream.sh --real DIR --synthetic DIR  --out DIR [MORE]
 #
@@ -43,7 +43,7 @@ esac
 [ -n "$checkpoint$synthetic" ] || refuse "give --checkpoint or --synthetic"
 [ -z "$checkpoint" ] || [ -z "$synthetic" ] || refuse "give --checkpoint or --synthetic, not both"
 [ -n "$checkpoint" ] || [ ${#sampling[@]} = 0 ] || refuse "${sampling[0]} needs --checkpoint: $synthetic is made already"
-for folder in "$real" "$checkpoint" "$synthetic"; do
+for folder in "$real" "$synthetic"; do
     [ -z "$folder" ] || [ -d "$folder" ] || [[ "$folder" = *://* ]] || refuse "$folder: no such folder"
 done
 
