@@ -153,6 +153,7 @@ class Two:
     """A method of two parts that look at each other: each is drawn to twice the other, and counts its steps."""
 
     parts = 'generator', 'critic'
+    dtype = jnp.float32
 
     def init(self, key):
         return {'generator': {'w': jnp.float32(1.0)}, 'critic': {'w': jnp.float32(3.0)}}
