@@ -3,29 +3,29 @@
     python train.py --config configs/metaearth.py --workdir runs/metaearth --config.data.source=CHIPS
     python train.py --config configs/metaearth.py:bicubic …             # another degradation: a preset by name
 
-256² windows at 64, 16 and 4 m from conditions four times coarser; ε-prediction under P2 weighting; AdamW at 2e-6, batch
+256² windows at 64, 16 and 4 m from conditions four times coarser; ε-prediction with P2 weighting; AdamW at 2e-6, batch
 8 by accumulation on one device (on n devices, --config.accumulation=1 --config.batch_size=n or a multiple). CHIPS is a
-folder of images at 4 m, of which those of 4096 px serve all three resolutions, or what `tools/prepare_data.py
---size_px 256 --reductions 1,4,16` makes of scenes, then with --config.data.reductions='(1,)'.
+folder of images at 4 m (images of 4096 px or more serve all three resolutions), or the chips that `tools/prepare_data.py
+--size_px 256 --reductions 1,4,16` cuts from scenes, then with --config.data.reductions='(1,)'.
 
-The widths, blocks and heads, and P2's k and γ, are not published: those are ours. So is the choice of a schedule linear
-in β, from 0.0015 to 0.0155 over 1000 steps, rather than in √β: it ends nearer to pure noise (ᾱ_T = 1.95e-4 against
-6.7e-4), and what is left of x_0 there is left out at sampling. `method.schedule.zero_terminal_snr` leaves nothing,
-but needs another prediction than ε.
+Widths, blocks, heads, and P2's k and γ are not published; the values here are ours. So is the schedule, linear in β from
+0.0015 to 0.0155 over 1000 steps, instead of linear in √β: it ends closer to pure noise (ᾱ_T = 1.95e-4 instead of 6.7e-4).
+The remaining signal of x_0 is ignored in sampling. `method.schedule.zero_terminal_snr` removes it, but needs another
+prediction than ε.
 
 What it costs (`python tools/benchmark.py cost --config configs/metaearth.py`):
 
     parameters            612,187,651 (the paper: over 600 million)
-    forward, one image    1746 GMAC; a training step 5238, with what remat computes twice 6178
+    forward, one image    1746 GMAC; a training step 5238, with the recomputation of remat 6178
     state, GB a device    12.2 on one device or 8×1 (data × fsdp), 6.1 on 4×2, 3.1 on 2×4, 1.5 on 1×8:
                           parameters, their average, Adam's two moments and gradients, all float32
-    and for one image     9.4 GB beside that, with remat, as XLA plans it for a CPU (cost --compile: 11.9 GB of
-                          temporaries, of which 2.4 are the gradients); not yet seen on a GPU or TPU
+    and per image         9.4 GB more, with remat, as XLA plans it for a CPU (cost --compile: 11.9 GB of temporaries,
+                          of which 2.4 are the gradients); TPUs: docs/scale.md
     hours, one device     at an assumed 35 % of the peak, for 30 epochs of 3.1 million images: 4680 on an RTX 4090, 2480
                           on an A100, 780 on an H100 SXM or H200, 840 on a TPU v6e chip
 
-The paper tells 2000 hours on an RTX 4090, so its network is probably a cheaper one. No run of this config has been
-made here, so no score is stated.
+The paper reports 2000 hours on an RTX 4090, so its network probably costs less. This config has not been trained yet, so
+no scores are given.
 """
 
 from rsdiff.base.errors import BadInput
