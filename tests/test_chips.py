@@ -1,4 +1,4 @@
-"""Cutting chips on a grid, dropping and selecting them, and tools/prepare.py."""
+"""Cutting chips on a grid, dropping and selecting them, and tools/prepare_data.py."""
 
 import json
 import os

@@ -68,7 +68,7 @@ def test_with_a_margin_an_enlargement_does_not_know_its_crop(margin):
 
 
 def test_a_window_differs_from_the_whole_near_its_edge_alone():
-    """The correction is local: with two repeats, it equals that of the entire image four blocks from a window's edge."""
+    """The correction is local: with two repeats, it is the entire image's four blocks from a window's edge."""
     whole, window = project(X0, Y), project(X0[:, :, :24], Y[:, :, :6])
     np.testing.assert_allclose(window[:, :, :8], whole[:, :, :8], atol=1e-6)
     difference = np.abs(window - whole[:, :, :24]).mean((0, 1, 3))

@@ -43,8 +43,8 @@ METRICS = {
 
 @pytest.fixture
 def torchmetrics(monkeypatch):
-    """(name) → that module of torchmetrics.image. These import torch_fidelity, whose __init__ imports torchvision, which is
-    not needed here."""
+    """(name) → that module of torchmetrics.image. These import torch_fidelity, whose __init__ imports torchvision,
+    which is not needed here."""
     pytest.importorskip('torchmetrics', reason='the reference; pip install rsdiff-jax[parity]')
     spec = importlib.util.find_spec('torch_fidelity')
     if spec and not importlib.util.find_spec('torchvision'):

@@ -39,8 +39,8 @@ def test_a_perfect_denoiser_recovers_x0_from_zero_terminal_snr(kind, eta, steps)
 @pytest.mark.parametrize('schedule', [SCHEDULE, ZERO], ids=['plain', 'zero terminal SNR'])
 def test_only_zero_terminal_snr_samples_the_whole_range_of_brightness(schedule):
     """For constant images c ~ N(0, s²) of n pixels, the mean of x_T is α_T c + σ_T ε̄ with ε̄ ~ N(0, 1 / n). The
-    probability flow maps one standard deviation of it to c = s; pure noise falls short by the factor below, unless α_T = 0.
-    (With a single image, the denoiser returns it whatever x_T is, so any schedule recovers it.)"""
+    probability flow maps one standard deviation of it to c = s; pure noise falls short by the factor below, unless
+    α_T = 0. (With a single image, the denoiser returns it whatever x_T is, so any schedule recovers it.)"""
     s, side = 0.5, 128
     one_sigma = 1 / side  # standard deviation of the mean of pure noise
     x = jnp.full((1, side, side, 1), one_sigma)
