@@ -221,7 +221,7 @@ def test_the_tiles_of_a_viewer_are_the_mosaic_and_means_of_it(mosaic, images):
         for coarser in reversed(range(zoom)):
             image = np.asarray(Image.fromarray(image).reduce(2))
             shown = pyramid(tiles, coarser, *image.shape[:2])
-            assert np.abs(shown.astype(int) - image).max() <= 1 and (shown != image).mean() < 0.3  # up to the rounding of halves
+            assert np.abs(shown.astype(int) - image).max() <= 1 and (shown != image).mean() < 0.3  # halves are rounded
             image = shown
 
 

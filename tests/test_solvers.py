@@ -171,8 +171,8 @@ FINE = make_schedule(ScheduleConfig(timesteps=16000, beta_start=0.0015 / 16, bet
 
 
 def error_on_a_gaussian(solver, steps, phase=None, end=320, mean=0.3, variance=0.04):
-    """Error of x at t = `end` against the probability flow of N(mean, variance), on a grid uniform in λ. `phase`: number
-    of steps after which the solver forgets its last prediction."""
+    """Error of x at t = `end` against the probability flow of N(mean, variance), on a grid uniform in λ. `phase`: the
+    number of steps after which the solver forgets its last prediction."""
     bar = FINE.alpha_squared
     grid = np.interp(
         np.linspace(*np.log(bar[[16000, end]] / (1 - bar[[16000, end]])), steps + 1),
