@@ -1,4 +1,4 @@
-"""Eight fake devices, one compile cache for the whole run, and small things that several tests build."""
+"""Eight fake devices, one compile cache for the whole run, and fixtures shared by several test files."""
 
 import json
 import os
@@ -6,7 +6,7 @@ import shutil
 from pathlib import Path
 
 os.environ['XLA_FLAGS'] = os.environ.get('XLA_FLAGS', '') + ' --xla_force_host_platform_device_count=8'
-# Tests compile much and run little; what they start inherits it.
+# Tests spend more time compiling than running; child processes inherit the setting.
 os.environ.setdefault('JAX_DISABLE_MOST_OPTIMIZATIONS', '1')
 os.environ.setdefault('JAX_COMPILATION_CACHE_DIR', str(Path(__file__).parents[1] / '.cache' / 'xla'))
 
@@ -32,8 +32,8 @@ def pytest_addoption(parser):
 
 
 def pytest_configure(config):
-    """With RSDIFF_SKIPPED_TO=FILE the run writes what it skipped into that file, as arguments of a later one: `pytest @FILE`.
-    That is how .ci/run finds the tests that need an extra, and runs nothing twice."""
+    """With RSDIFF_SKIPPED_TO=FILE, writes the skipped tests to that file as arguments of a later run: `pytest @FILE`.
+    .ci/run uses it to find the tests that need an extra, and runs no test twice."""
     if 'RSDIFF_SKIPPED_TO' in os.environ and not hasattr(config, 'workerinput'):
         config.pluginmanager.register(SkippedTo(Path(os.environ['RSDIFF_SKIPPED_TO'])))
 
@@ -51,13 +51,13 @@ class SkippedTo:
             self.skipped.add(report.nodeid)
 
     def pytest_sessionfinish(self):
-        # in the order of their names those of one file stay together, and tests/integration comes first
+        # sorted by name: tests of one file stay together, and tests/integration comes first
         self.path.write_text(''.join(f'{name}\n' for name in sorted(self.skipped)))
 
 
 @pytest.fixture
 def kills(request):
-    """How often to kill."""
+    """Number of kills."""
     return request.config.getoption('--kills')
 
 
@@ -78,8 +78,8 @@ def smooth_image():
 
 @pytest.fixture(scope='session')
 def lively():
-    """A config of towers → parameters of which none is a constant, so that no bias, scale or position can be forgotten
-    unnoticed."""
+    """(config of towers) → random, non-constant parameters, so that a forgotten bias, scale or position changes the
+    output."""
 
     def make(config, seed=0):
         generator = np.random.default_rng(seed)
@@ -106,7 +106,7 @@ def image_folder(tmp_path, smooth_image):
 
 @pytest.fixture
 def scene_folders(tmp_path):
-    """Three classes of differently coloured noise: 6 train, 2 val and 5 test images each, 2 made from each train."""
+    """Three classes of differently coloured noise: 6 train, 2 val and 5 test images each, 2 made per train image."""
     size_px, colours = 16, {'lake': (30, 60, 160), 'sandDune': (210, 190, 120), 'wood_land': (30, 110, 40)}
     generator, where = np.random.default_rng(0), tmp_path
 

@@ -1,4 +1,4 @@
-"""What each arm trains on: its counts, its labels, where its images come from, and what chooses among them."""
+"""The training set of each arm: counts, labels, sources of images, filters and tuning."""
 
 import dataclasses
 import json
@@ -80,13 +80,13 @@ def test_every_arm_has_its_counts_and_labels_that_sum_to_one(task, arm):
     assert found.pixels.dtype == np.uint8 and found.pixels.shape == (len(found), SIZE_PX, SIZE_PX, 3)
     assert found.labels.shape == (len(found), 3) and found.labels.dtype == np.float32
     np.testing.assert_allclose(found.labels.sum(1), 1, atol=1e-6)
-    # captions are of what is seen: only random labels say otherwise
+    # captions describe the image; only random labels contradict them
     assert len(found.captions) == len(found)
     for own, label in zip(found.captions, found.labels):
         assert {zero_shot.readable(task.classes[i]) for i in np.flatnonzero(label)} == {
             words.removeprefix('there is a ') for words in own if words.startswith('there')
         }
-    # every arm of a seed has the same real images, and as much of every class
+    # every arm of a seed has the same real images, and the same share of every class
     drawn = arms.draw(task, 3, seed=1)
     if real:
         assert in_rows(found.pixels[:9]) == in_rows(drawn.pixels)
@@ -115,7 +115,7 @@ def test_repeats_are_repeats_and_bicubic_is_the_coarse_image_enlarged(task):
     image = Image.open(task.train.folder / task.train.names[0])
     small = image.resize((4, 4), Image.Resampling.BOX)
     expected = np.asarray(small.resize((SIZE_PX, SIZE_PX), Image.Resampling.BICUBIC), int)
-    assert np.abs(coarse.pixels[18].astype(int) - expected).max() <= 2  # halves are rounded in two ways
+    assert np.abs(coarse.pixels[18].astype(int) - expected).max() <= 2  # the two round halves differently
     np.testing.assert_array_equal(coarse.labels[18:], coarse.labels[:18])
 
 
@@ -165,7 +165,7 @@ def test_mixes_have_the_shares_of_their_labels():
         assert min(seen) < 0.3 and max(seen) > 0.9
     values = {tuple(np.unique(augment.cutmix(white, black, generator)[0])) for _ in range(50)}
     assert values <= {(0,), (255,), (0, 255)}
-    # λ of mixup is uniform; a window around any point is cut off at the border, so that cutmix leaves more
+    # λ of mixup is uniform; cutmix keeps more of the image because its windows are cut off at the border
     assert np.mean(shares[augment.mixup]) == pytest.approx(0.5, abs=0.07) and np.mean(shares[augment.cutmix]) > 0.55
 
 
@@ -195,7 +195,7 @@ def test_views_differ_in_place_and_colour_and_keep_their_size(smooth_image):
 
 @pytest.fixture
 def judge(encoder, tmp_path):
-    """An encoder that has something to judge by, and its features."""
+    """An encoder with (random) pretrained parameters, and its features."""
     known = dataclasses.replace(encoder, pretrained=encoder.initial_params(0), digest='judge')
     return known, FrozenTower(known, known.pretrained, tmp_path / 'features')
 
@@ -209,7 +209,7 @@ def test_the_clip_filter_keeps_exactly_what_its_prompts_believe(task, judge):
     assert 0 < believed.sum() < 36
     screen = Screen(encoder, task.classes, features, 'cf', False)
     assert screen.keep(task.synthetic, task.train).names == task.synthetic.take(np.flatnonzero(believed)).names
-    # an untrained judge believes no image of some class
+    # an untrained encoder may reject every image of a class
     if len(set(task.synthetic.labels[believed])) < 3:
         with pytest.raises(BadInput, match='passes the filter'):
             examples(task, Arm(arms.BOTH, 2), None, 0, screen)
@@ -219,7 +219,7 @@ def test_the_real_filter_throws_out_what_is_more_like_another_class(task, judge)
     screen = Screen(judge[0], task.classes, judge[1], 'rf', False)
     wrong = dataclasses.replace(task.synthetic, labels=task.synthetic.labels.copy())
     own = screen.keep(task.synthetic, task.train)
-    assert len(own) > 30  # colours tell these classes
+    assert len(own) > 30  # colour separates these classes
     wrong.labels[:] = (wrong.labels + 1) % 3
     assert len(screen.keep(wrong, task.train)) < 6
 
@@ -272,7 +272,7 @@ def test_the_best_on_validation_is_chosen_and_the_likelier_of_equals(task):
 
 @pytest.mark.parametrize('from_text', [False, True])
 def test_a_head_takes_the_steps_that_adamw_takes(task, judge, tmp_path, from_text):
-    """All candidates at once, against one after the other and step by step."""
+    """All candidates in one batch, against one at a time, step by step."""
     encoder, tower = judge
     features = tower if from_text else tower.features
     recipe = Recipe(5, 6, (1e-2, 1e-1), (0.0, 1.0))

@@ -1,4 +1,4 @@
-"""A real network in windows, on the smallest there is."""
+"""Binding a network to windows and images, with a tiny U-Net."""
 
 import dataclasses
 
@@ -54,7 +54,7 @@ def field(params, image, devices=1, **options):
 
 
 def test_a_window_translates_what_it_is_given_and_what_it_says(params):
-    """By hand: take z with respect to the whole's enlargement to the window's own, predict, and take it back."""
+    """By hand: shift z from the enlargement of the entire image to that of the window, predict, and shift back."""
     whole = np.asarray(jax.random.uniform(KEY, (1, 12, 12, 3), minval=-0.5, maxval=0.5))
     padded = np.pad(whole, ((0, 0), (4, 4), (4, 4), (0, 0)), 'reflect')
     lr, gsd_m, t = whole[:, 2:-2, 2:-2], jnp.array([10.0]), jnp.array([300])
@@ -98,7 +98,7 @@ def test_the_mosaic_agrees_with_its_condition(params, smooth_image):
 
 
 def test_whole_images_take_either_solver(params):
-    """Which are one solver as long as there is no step before."""
+    """The two solvers agree in the first step, which has no previous prediction."""
     lr, gsd_m = to_float(np.full((8, 8, 8, 3), 90, np.uint8)), jnp.full(8, 10.0)
     eps = jax.random.normal(KEY, (8, 32, 32, 3))
     made = {
@@ -113,7 +113,7 @@ def test_whole_images_take_either_solver(params):
 
 
 def test_more_fields_are_read_as_planes_and_constants(smooth_image):
-    """A network with an image of the same scale as the result, a number and a field that may be missing."""
+    """A network with an image at the scale of the output, a number, and a field that may be missing."""
     model = dataclasses.replace(
         TINY,
         spatial=TINY.spatial | {'before': Spatial(3, 1, 8, 4, 0)},

@@ -14,7 +14,7 @@ PILLOW = {AREA: Image.BOX, BILINEAR: Image.BILINEAR, BICUBIC: Image.BICUBIC}
 
 
 def canvas_of(image, shape=None, seed=0):
-    """(h, w, 3) in the top left of a canvas of `shape` full of something else, its size traced if `shape` is given."""
+    """Puts (h, w, 3) in the top left of a canvas of `shape` full of noise; its size is traced if `shape` is given."""
     height, width = image.shape[:2]
     if shape is None:
         return Canvas(jnp.asarray(image, jnp.float32).transpose(2, 0, 1), (height, width))
@@ -29,7 +29,7 @@ def image_of(canvas):
 
 
 def resized(image, shape, size, choice, antialias):
-    """`image` in a canvas of `shape`, resized to `size`, compiled in one piece."""
+    """`image` in a canvas of `shape`, resized to `size` in one compiled function."""
     run = lambda pixels, known: resize(Canvas(pixels, known), size, size, choice, antialias).pixels
     canvas = canvas_of(image, shape)
     pixels = jax.jit(run)(*canvas) if shape else jax.jit(lambda pixels: run(pixels, canvas.size))(canvas.pixels)
@@ -73,7 +73,7 @@ def test_bilinear_without_antialiasing_is_torchs(smooth_image, size):
 
 @pytest.mark.parametrize('size', [(20, 24), (13, 31), (7, 5), (59, 77)])
 def test_bicubic_without_antialiasing_reproduces_a_parabola(size):
-    """As Keys' cubic does with a = -1/2 alone; torch has another a."""
+    """Of Keys' cubic kernels, only a = -1/2 does; torch uses another a."""
 
     def parabola(height, width):
         y, x = ((np.arange(count) + 0.5) * n / count - 0.5 for n, count in ((40, height), (48, width)))
@@ -90,7 +90,7 @@ def test_bicubic_without_antialiasing_reproduces_a_parabola(size):
 def test_area_is_the_mean_over_a_pixels_footprint(smooth_image, size, antialias):
     image = smooth_image(40, 48)
     ours = resized(image, (41, 64), size, AREA, antialias)
-    fine = np.kron(image, np.ones((size[0], size[1], 1)))  # whole numbers of fine pixels on both sides
+    fine = np.kron(image, np.ones((size[0], size[1], 1)))  # both pixel sizes are integer multiples of the fine pixel
     reference = fine.reshape(size[0], 40, size[1], 48, 3).mean((1, 3))
     np.testing.assert_allclose(ours, reference, atol=1e-2)
 

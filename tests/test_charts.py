@@ -1,4 +1,4 @@
-"""Nothing of a chart is cut off, whatever the number of classes and the length of their names."""
+"""Charts are not cut off, for any number of classes and length of class names."""
 
 import numpy as np
 import pytest
@@ -27,7 +27,7 @@ ARMS = {
 
 
 def study(classes, methods):
-    """The summary and the cells of invented predictions, of four images a class and two seeds."""
+    """The summary and cells of synthetic predictions, four images per class and two seeds."""
     labels, cells = np.repeat(np.arange(classes), 4), []
     for number, (arm, (right, ratio)) in enumerate(ARMS.items()):
         for method in methods:
@@ -68,7 +68,7 @@ def study(classes, methods):
 
 
 def beyond(figure):
-    """By how many inches what is drawn leaves a figure, at its worst side."""
+    """How far, in inches, the drawing extends beyond the figure on its worst side."""
     FigureCanvasAgg(figure).draw()
     drawn, (width, height) = figure.get_tightbbox(), figure.get_size_inches()
     return max(-drawn.x0, -drawn.y0, drawn.x1 - width, drawn.y1 - height)

@@ -1,4 +1,4 @@
-"""Chips on a grid, what is dropped, what is chosen, and the tool around them."""
+"""Cutting chips on a grid, dropping and selecting them, and tools/prepare_data.py."""
 
 import json
 import os
@@ -52,7 +52,7 @@ def test_flaws_are_seen(smooth_image, spoil, reason):
 
 
 class Big:
-    """A scene larger than memory, of blocks that only exist where they are read; remembers what was."""
+    """A scene larger than memory: blocks are generated when read; records the boxes read."""
 
     height = width = 100_000
     gsd_m = 1.0
@@ -77,7 +77,7 @@ class Big:
 
 
 class Bigs(FolderImages):
-    """A folder of such scenes, without the folder."""
+    """Such scenes in place of a folder of images."""
 
     def __init__(self, *scenes):
         self.scenes = scenes
@@ -183,7 +183,7 @@ def test_the_tool_writes_what_it_says_and_training_reads_it(image_folder, tmp_pa
     source = make_source(DataConfig(source=str(tmp_path / 'out'), size_px=16))
     assert len(source) == 20 and 'images/' in source.name(0)
     assert prepare(*command) == result, 'finished is finished'
-    # the images that chips for training were cut from, and no others
+    # exactly the images that the training chips were cut from
     used = {f'images/{source.name(n).split("images/")[1].split(" ")[0]}' for n in range(20)}
     known = known_of(tmp_path / 'out')
     assert {*known.names} == used and not known.unknown and result['trained_on'] == f'{len(used)} images'
@@ -191,7 +191,7 @@ def test_the_tool_writes_what_it_says_and_training_reads_it(image_folder, tmp_pa
     assert inventory.trained_on.names == known.names and len(inventory.digests) == 1
     validation = make_source(DataConfig(source=str(tmp_path / 'out'), split='validation', size_px=16))
     assert 'unknown' in str(take_inventory(validation, str(tmp_path / 'out')).trained_on)
-    # what is missing or cut off is made again
+    # missing or truncated shards are made again
     shard = next((tmp_path / 'out').rglob('*train.array_record*'))
     for spoil in (lambda: shutil.rmtree(tmp_path / 'out' / 'chips'), lambda: os.truncate(shard, 100)):
         spoil()

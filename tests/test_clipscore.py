@@ -21,7 +21,7 @@ def test_similarity_is_scipys_cosine_whatever_the_lengths():
 @pytest.mark.parametrize('count', [2, 3, 5, 64])
 def test_the_floor_pairs_each_row_once_and_never_with_its_own(count):
     axes, a = np.eye(count), embeddings(count, count).astype(float)
-    cosines = a / np.linalg.norm(a, axis=1, keepdims=True)  # of each row with each axis
+    cosines = a / np.linalg.norm(a, axis=1, keepdims=True)  # between each row and each axis
     for seed in range(20):
         partner = np.argmin(np.abs(cosines - shuffled_floor(a, axes, seed)[:, None]), axis=1)
         assert sorted(partner) == list(range(count)) and np.all(partner != np.arange(count))

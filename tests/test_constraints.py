@@ -49,7 +49,7 @@ def test_strength_is_how_far_it_goes():
 
 @pytest.mark.parametrize('factor', [8, 16])
 def test_a_coarser_scale_asks_for_coarser_means_only(factor):
-    """A condition that was sharpened has other 4 px means, and the same coarse ones: those are met, the others kept."""
+    """Sharpening a condition changes its 4 px means but not the coarser ones: only the coarser means are enforced."""
     sharpened = box_down(X0, 4) + 0.2 * (Y - smooth_up(box_down(Y, factor // 4), factor // 4))
     tinted = X0 + np.array([0.3, -0.2, 0.1])
     error = lambda x, y, f: float(jnp.abs(box_down(x, f) - box_down(y, f // 4)).mean())
@@ -68,7 +68,7 @@ def test_with_a_margin_an_enlargement_does_not_know_its_crop(margin):
 
 
 def test_a_window_differs_from_the_whole_near_its_edge_alone():
-    """The correction is local: four blocks from the edge of a window, for two repeats, it is the whole image's."""
+    """The correction is local: with two repeats, it is the entire image's four blocks from a window's edge."""
     whole, window = project(X0, Y), project(X0[:, :, :24], Y[:, :, :6])
     np.testing.assert_allclose(window[:, :, :8], whole[:, :, :8], atol=1e-6)
     difference = np.abs(window - whole[:, :, :24]).mean((0, 1, 3))

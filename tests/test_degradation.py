@@ -1,4 +1,4 @@
-"""The whole degradation, its kernels, its noise and its presets. JPEG, blur and resize have tests of their own."""
+"""The complete degradation, its kernels, noise and presets. JPEG, blur and resize have their own tests."""
 
 import dataclasses
 import json
@@ -50,12 +50,12 @@ def keys(n, seed=0):
 
 
 def draws(function, n, seed=0):
-    """function(dice) for n throws of the dice."""
+    """function(dice) for n independent rows of uniform random numbers."""
     dice = jax.random.uniform(jax.random.key(seed), (n, 20))
     return jax.jit(jax.vmap(lambda row: function(iter(row))))(dice)
 
 
-# --- kernels: each formula of the paper written once more, in NumPy, pixel by pixel
+# --- kernels: each formula of the paper, rewritten in NumPy pixel by pixel
 
 
 def reference_kernel(canvas_px, size_px, shape):
@@ -102,12 +102,12 @@ def test_kernels_are_drawn_with_the_odds_sizes_and_widths_of_the_config():
     config = dataclasses.replace(REAL_ESRGAN.first.blur, sinc=0.0)
     drawn = np.asarray(draws(lambda dice: random_kernel(dice, config), 2000))
     np.testing.assert_allclose(drawn.sum((1, 2)), 1, atol=1e-5)
-    np.testing.assert_allclose(drawn, drawn[:, ::-1, ::-1], atol=1e-7)  # so that nothing shifts
+    np.testing.assert_allclose(drawn, drawn[:, ::-1, ::-1], atol=1e-7)  # symmetric kernels shift nothing
     widths = 21 - 2 * np.argmax(drawn.max(1) > 0, axis=1)
     assert set(widths) <= set(range(1, 22, 2)) and widths.max() == 21
-    # isotropic kinds are .45 + .12 + .12 of all; a kernel is isotropic if it is its own transpose and mirror image
+    # isotropic kinds have a share of .45 + .12 + .12; an isotropic kernel equals its transpose and mirror image
     isotropic = (np.abs(drawn - drawn.transpose(0, 2, 1)) + np.abs(drawn - drawn[:, ::-1]) < 1e-6).all((1, 2))
-    assert 0.65 < isotropic.mean() < 0.76  # small σ make some others a single pixel
+    assert 0.65 < isotropic.mean() < 0.76  # a small σ reduces some others to a single pixel
     flat = draws(lambda dice: random_kernel(dice, dataclasses.replace(config, kinds=(0, 0, 0, 0, 1, 0))), 2000)
     sizes = (np.asarray(flat) > 0).any(1).sum(1)
     assert np.bincount(sizes, minlength=22)[7::2].min() > 2000 / 8 * 0.75
@@ -121,7 +121,7 @@ def test_kernels_are_drawn_with_the_odds_sizes_and_widths_of_the_config():
 def test_sinc_and_no_blur_at_all_have_their_probabilities(change, share_negative, share_delta):
     config = dataclasses.replace(REAL_ESRGAN.final_blur, **{'sigma_px': (1.0, 3.0), 'probability': 1.0, **change})
     drawn = np.asarray(draws(lambda dice: random_kernel(dice, config), 1000))
-    assert (drawn.min((1, 2)) < -1e-5).mean() == pytest.approx(share_negative, abs=0.05)  # only sinc goes below zero
+    assert (drawn.min((1, 2)) < -1e-5).mean() == pytest.approx(share_negative, abs=0.05)  # only sinc goes below 0
     assert (drawn.max((1, 2)) == 1).mean() == pytest.approx(share_delta, abs=0.05)
 
 
@@ -146,7 +146,7 @@ def test_sizes_are_drawn_with_the_odds_and_in_the_range_of_the_config():
 
 
 def noisy(level, count=64, **noise):
-    """The flat image of that grey level after noise alone, in grey levels, float (count, 16, 16, 3)."""
+    """Flat images of one grey level with only noise added, in grey levels, float (count, 16, 16, 3)."""
     second = PassConfig(NO_BLUR, ResizeConfig(KEEP), NoiseConfig(**noise), NO_JPEG)
     config = DegradationConfig(PassConfig(NO_BLUR, ResizeConfig(KEEP), NO_NOISE, NO_JPEG), second, final_blur=NO_BLUR)
     flat = jnp.full((count, 64, 64, 3), level / 127.5 - 1, jnp.float32)
@@ -171,7 +171,7 @@ def test_poisson_noise_has_the_mean_and_variance_of_counted_photons(level, grey)
     assert noise.std() == pytest.approx(scale * math.sqrt(photons) * 255 / 256, rel=0.04)
     assert abs(noise.mean()) < 0.05 * noise.std()
     steps = noise[..., 0] / (scale * 255 / 256) + photons
-    np.testing.assert_allclose(steps, np.round(steps), atol=1e-3)  # whole photons
+    np.testing.assert_allclose(steps, np.round(steps), atol=1e-3)  # integer photon counts
     assert (np.ptp(noise, axis=-1).max() < 1e-3) == bool(grey)
 
 
@@ -187,7 +187,7 @@ def test_counts_are_poisson_distributed(mean):
 def test_noise_is_gaussian_poisson_or_none_and_grey_or_coloured_as_often_as_stated():
     noise = noisy(128, 600, gaussian=0.3, poisson=0.5, grey=0.4, gaussian_levels=(9, 9), poisson_scale=(3, 3)) - 128
     spread = noise.std((1, 2, 3))
-    # 9 levels against 3 √128.5 = 34
+    # Gaussian σ is 9 levels, Poisson σ is 3 √128.5 = 34
     for low, high, share in ((0, 1e-3, 0.2), (5, 15, 0.3), (20, 50, 0.5)):
         assert ((spread >= low) & (spread < high)).mean() == pytest.approx(share, abs=0.06)
     coloured = np.ptp(noise[spread > 1], axis=-1).max((1, 2)) > 1e-3
@@ -220,11 +220,11 @@ def test_sinc_and_jpeg_come_in_both_orders():
     config = DegradationConfig(plain, dataclasses.replace(plain, jpeg=JPEGConfig(quality=(95, 95))), final_blur=ringing)
     image = np.random.default_rng(0).uniform(-1, 1, (1, 128, 128, 3)).astype(np.float32).repeat(100, 0)
     levels = (np.asarray(compiled(image, keys(100), config)) + 1) * 127.5
-    jpeg_last = np.abs(levels - np.round(levels)).max((1, 2, 3)) < 1e-3  # a file holds whole levels
+    jpeg_last = np.abs(levels - np.round(levels)).max((1, 2, 3)) < 1e-3  # a file stores integer levels
     assert jpeg_last.mean() == pytest.approx(0.5, abs=0.16)
 
 
-# --- the whole
+# --- the complete degradation
 
 
 def test_clean_is_the_mean_over_four_by_four(smooth_image):
@@ -259,7 +259,7 @@ def test_each_image_has_a_degradation_of_its_own_key_and_nothing_else(smooth_ima
 def test_flat_images_come_out_finite_in_range_and_of_their_brightness(name, level):
     lr = np.asarray(compiled(np.full((8, 32, 32, 3), level, np.float32), keys(8), PRESETS[name]))
     assert np.isfinite(lr).all() and np.abs(lr).max() <= 1
-    # strong noise, clipped at an end of the range, moves the mean inwards
+    # strong noise, clipped at the ends of the range, pulls the mean inwards
     assert np.abs(lr.mean((1, 2, 3)) - level).max() < (0.1 if level == 0 else 0.3)
 
 
@@ -273,19 +273,19 @@ def test_any_multiple_of_four_is_a_size():
 
 @EVERY
 def test_nothing_shifts_or_scales(name):
-    """Where a blob of light is, in the mean over many degradations, and in a single one; near each corner and amid."""
+    """A bright blob near each corner and in the middle keeps its position in the median over many degradations."""
     size, sigma = 128, 9
     y, x = np.mgrid[:size, :size] + 0.5
     for at_y, at_x in ((32, 32), (32, 96), (96, 32), (64, 64), (92, 95)):
         blob = np.exp(-((y - at_y) ** 2 + (x - at_x) ** 2) / (2 * sigma**2))
         images = np.broadcast_to((1.6 * blob - 0.8)[None, ..., None], (48, size, size, 3)).astype(np.float32)
         lr = np.asarray(compiled(images, keys(48), PRESETS[name])).mean(-1)
-        weight = np.maximum(lr + 0.5, 0)  # noise on the dark ground must not pull
+        weight = np.maximum(lr + 0.5, 0)  # noise in the dark background must not bias the centre
         axis = (np.arange(size // 4) + 0.5) * 4
         centre_y = (weight.sum(2) * axis).sum(1) / weight.sum((1, 2))
         centre_x = (weight.sum(1) * axis).sum(1) / weight.sum((1, 2))
         for centre, at in ((centre_y, at_y), (centre_x, at_x)):
-            assert abs(np.median(centre) - at) < 0.15  # in pixels of the image; a pixel of the condition is 4
+            assert abs(np.median(centre) - at) < 0.15  # in image pixels; a condition pixel is 4 of them
 
 
 # --- presets

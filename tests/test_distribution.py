@@ -1,4 +1,4 @@
-"""Distances of sets: closed forms, other people's code, and intervals that cover what they say."""
+"""Distances between sets against closed forms and reference code, and the coverage of their intervals."""
 
 import functools
 import importlib
@@ -43,8 +43,8 @@ METRICS = {
 
 @pytest.fixture
 def torchmetrics(monkeypatch):
-    """(name) → that module of torchmetrics.image. They import torch_fidelity, whose __init__ wants a torchvision that
-    nothing here needs."""
+    """(name) → that module of torchmetrics.image. These import torch_fidelity, whose __init__ imports torchvision,
+    which is not needed here."""
     pytest.importorskip('torchmetrics', reason='the reference; pip install rsdiff-jax[parity]')
     spec = importlib.util.find_spec('torch_fidelity')
     if spec and not importlib.util.find_spec('torchvision'):
@@ -165,7 +165,7 @@ def test_neighbours_are_those_of_prdc(scale, shift, monkeypatch):
 
 
 def test_neighbours_by_hand():
-    # On a line, real ones at 0 … 6, so that every third neighbour is 2 (inside) or 3 (at the ends) away.
+    # In one dimension, real samples at 0 … 6: the third neighbour is 2 (inside) or 3 (at the ends) away.
     x, y = np.arange(7.0)[:, None], np.array([[-2.9], [-3.1], [3.4], [9.2], [50], [51], [52]])
     assert as_shares(x, y)['precision'] == pytest.approx(2 / 7)
 
@@ -182,7 +182,7 @@ def test_a_generator_that_repeats_itself_has_precision_and_no_recall():
     assert shares['precision'] == 1 and shares['recall'] <= 0.01 and shares['coverage'] < 0.3
 
 
-# All of them.
+# All metrics.
 
 
 @pytest.mark.parametrize('name', METRICS)
@@ -197,7 +197,7 @@ def test_neither_blocks_nor_order_nor_groups_change_a_number(name, monkeypatch):
 
 @pytest.mark.parametrize('name', METRICS)
 def test_what_is_left_out_is_left_out(name, monkeypatch):
-    # The numbers that (4) stands on are those of the sets without a group, computed anew.
+    # The leave-one-out values in (4) equal those recomputed on the sets without one group.
     x, y, seen = normal(44, 5), normal(63, 5, 1, 1.1, 0.2), []
     estimate = distribution._estimate
     monkeypatch.setattr(
@@ -218,7 +218,7 @@ def test_what_is_left_out_is_left_out(name, monkeypatch):
 
 @functools.cache
 def repeated():
-    """Name → (80, 3): value, low and high of as many estimates from the same two distributions."""
+    """Name → (80, 3): value, low and high of 80 estimates from the same two distributions."""
     found = {name: [] for name in METRICS}
     for seed in range(80):
         x, y = normal(60, 8, seed), normal(60, 8, 1000 + seed, 1.1, 0.3)
@@ -232,12 +232,12 @@ def repeated():
 def test_intervals_cover_the_mean_of_estimates(name):
     value, low, high = repeated()[name].T
     covered = np.mean((low <= value.mean()) & (value.mean() <= high))
-    assert covered >= 0.88  # 95 % but for chance, of which 80 times leave 2.4 %, and for skewness
+    assert covered >= 0.88  # 95 % up to skewness and chance (standard error 2.4 % with 80 estimates)
     assert np.mean(high - low) < 2 * 2 * 1.96 * value.std(), 'twice as wide as need be'
 
 
 def test_intervals_of_kid_cover_the_truth():
-    # On a line E (x y + 1)³ = Σ_j binomial(3, j) E x^j E y^j, and a standard normal has the moments 1, 0, 1, 0.
+    # In one dimension E (x y + 1)³ = Σ_j binomial(3, j) E x^j E y^j; a standard normal has the moments 1, 0, 1, 0.
     def truth(shift):
         moments = [1, shift, 1 + shift**2, 3 * shift + shift**3]
         pairs = lambda a, b: sum(c * p * q for c, p, q in zip((1, 3, 3, 1), a, b))
@@ -265,7 +265,7 @@ def test_images_made_from_real_ones_have_a_narrower_interval():
 
 def test_where_all_images_agree_a_share_has_the_interval_of_as_many_draws():
     estimate = neighbours(normal(40, 4), normal(40, 4, 1) + 100)['precision']
-    assert (estimate.low, estimate.value) == (0, 0) and estimate.high == pytest.approx(0.0876, abs=1e-3)  # Wilson's
+    assert (estimate.low, estimate.value) == (0, 0) and estimate.high == pytest.approx(0.0876, abs=1e-3)  # Wilson
 
 
 @pytest.mark.parametrize('name', METRICS)

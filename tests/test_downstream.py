@@ -1,4 +1,4 @@
-"""The downstream comparison: what it measures, what it refuses, and that it goes on where it stopped."""
+"""The downstream comparison: scores, refused input, and resuming after an interruption."""
 
 import csv
 import dataclasses
@@ -58,7 +58,7 @@ def write_rows(folder, rows):
 
 
 def test_scores_are_those_computed_by_hand():
-    #                            predicted: 0 1 2      true 0: 3 right of 4, true 1: 1 of 2, true 2: 0 of 1
+    #                            predicted: 0 1 2      correct of true class 0: 3 of 4, 1: 1 of 2, 2: 0 of 1
     labels = np.array([0, 0, 0, 0, 1, 1, 2])
     predictions = np.array([0, 0, 0, 1, 1, 0, 1])
     confusion = scores.confusion_matrix(labels, predictions, 3)
@@ -69,7 +69,7 @@ def test_scores_are_those_computed_by_hand():
 
 
 def test_interval_is_students():
-    # Table of Student's t: 2.776 for 97.5 % and four degrees of freedom.
+    # Student's t table: 2.776 for 97.5 % and four degrees of freedom.
     values = [0.5, 0.6, 0.55, 0.65, 0.7]
     mean, half = scores.mean_interval(values)
     assert mean == pytest.approx(0.6)
@@ -100,7 +100,7 @@ def test_loss_knows_neither_order_nor_absent_classes_negatives():
     labels = np.eye(4)[labels]
     loss = contrastive_loss(jnp.asarray(logits), labels)
     assert contrastive_loss(jnp.asarray(logits[order]), labels[order]) == pytest.approx(float(loss), rel=1e-6)
-    # Text → image: with all logits equal, each class present pays log(images), whatever its share of them.
+    # Text → image: with equal logits, each class present has a loss of log(images), whatever its share of the images.
     assert contrastive_loss(jnp.zeros((6, 4)), labels) == pytest.approx((np.log(4) + np.log(6)) / 2, rel=1e-6)
 
 
@@ -172,7 +172,7 @@ def test_settings_are_not_chosen_by_a_picture_that_is_scored(folders, encoder):
         load_task(*folders, encoder)
     task = load_task(*folders, encoder, drop_duplicates=True)
     assert len(task.validation) == 5 and len(task.evaluation) == 15
-    # what is scored on val learns nothing of test
+    # scoring on val makes no use of test
     assert len(load_task(*folders, encoder, evaluate_on='val').evaluation) == 6
 
 
@@ -294,7 +294,7 @@ def test_captions_are_needed_where_they_are_trained_on_and_retrieval_is_measured
     for cell in cells:
         hits = {direction: np.array(found) for direction, found in cell['hits'].items()}
         assert {found.shape for found in hits.values()} == {(3, 15)} and hits.keys() == {*recall.DIRECTIONS}
-        # of fifteen captions ten are of other classes; chance of the first ten is two in three
+        # ten of the fifteen captions are of other classes; the chance level at k = 10 is two in three
         assert all((np.diff(found, axis=0) >= 0).all() and found[2].mean() > 0.85 for found in hits.values())
     change_first(folders[1], captions=[' '])
     with pytest.raises(BadInput, match='lake/0_0.png: no captions in the manifest; retrieval needs'):
@@ -398,7 +398,7 @@ def test_a_separable_task_is_learned_and_random_labels_are_not(folders, encoder,
     real, made = compare.compare(task, encoder, study, tmp_path / 'out')[1][1:]
     assert real['accuracy'] > 0.9 and made['accuracy'] > 0.9
 
-    # Each colour carries each label as often: there is nothing to learn, and chance is 1/3.
+    # Every colour has every label equally often: nothing can be learned, and chance is 1/3.
     task.synthetic.labels[:] = np.tile([0, 1, 2], 12)
     captions = tuple((f'there is a {zero_shot.readable(name)}',) for name in task.classes) * 12
     task = dataclasses.replace(task, synthetic=dataclasses.replace(task.synthetic, captions=captions))
@@ -445,7 +445,7 @@ def test_finished_cells_are_not_run_again_and_settings_may_not_change(folders, e
     settings, cells = compare.compare(task, encoder, SMALL, tmp_path / 'out')
     every = [cell.name for cell in SMALL.cells()]
     assert len(every) == len(set(every)) == 2 * (1 + 2 * 4)
-    assert sorted(runs) == sorted([*every, runs[3]])  # the interrupted one ran twice, nothing else did
+    assert sorted(runs) == sorted([*every, runs[3]])  # only the interrupted one ran twice
     assert [(tmp_path / 'out' / 'cells' / f'{name}.json').exists() for name in every] == [True] * len(every)
     assert {sum(map(sum, cell['confusion'])) for cell in cells} == {15}
     for cell in cells:
@@ -458,7 +458,7 @@ def test_finished_cells_are_not_run_again_and_settings_may_not_change(folders, e
     _, fresh = compare.compare(task, encoder, once, tmp_path / 'elsewhere')
     assert list(map(timeless, fresh)) == [timeless(cell) for cell in cells if cell['seed'] == 0]
 
-    # more arms, methods, shots and seeds go into the same folder; what would change a cell does not
+    # more arms, methods, shots and seeds may go into the same folder; settings that change a cell may not
     more = dataclasses.replace(SMALL, kinds=(*KINDS, arms.CUTMIX), shots=(1, 3), seeds=3)
     assert len(compare.compare(task, encoder, more, tmp_path / 'out')[1]) == 3 * (1 + 2 * (4 + 1 + 2 * 2))
     with pytest.raises(BadInput, match='evaluate_on .test. → .val.'):
@@ -503,7 +503,7 @@ def test_a_cell_that_is_not_as_it_was_written_is_made_again(folders, encoder, tm
         spoil()
         again = compare.compare(task, encoder, study, tmp_path / 'out')[1]
         assert list(map(timeless, again)) == list(map(timeless, cells)) and len(runs) == number
-    without_digest(path)  # as cells were before; the scores are those of the predictions
+    without_digest(path)  # as older cells were; the scores match the predictions
     compare.compare(task, encoder, study, tmp_path / 'out')
     assert len(runs) == len(spoilers)
 
@@ -512,7 +512,7 @@ def test_a_cell_that_is_not_as_it_was_written_is_made_again(folders, encoder, tm
 def test_the_images_that_are_scored_are_not_read_before_a_model_is_chosen(
     folders, encoder, tmp_path, monkeypatch, method
 ):
-    """They are replaced by what raises when it is looked at, until the fit has returned."""
+    """Until the fit returns, they are replaced by an object that raises when read."""
     task, reads = load_task(*folders, encoder), []
 
     class Sealed:
@@ -584,7 +584,7 @@ def test_the_program_writes_the_table_the_charts_and_one_json_line(folders, tmp_
         with Image.open(out / name) as image:
             assert min(image.size) > 200 and len(image.convert('RGB').getcolors(1 << 24)) > 20
 
-    # two processes make the same cells, and a flag that is wrong is named
+    # two processes make the same cells, and a wrong flag is named
     subprocess.run([*command, f'--out={tmp_path}/two', '--jobs=2'], capture_output=True, text=True, check=True)
     one, two = (
         {path.relative_to(folder): timeless(json.loads(path.read_text())) for path in folder.rglob('*_seed*.json')}

@@ -1,4 +1,4 @@
-"""The report of invented cells: what the rows say, what the answer says, and the page."""
+"""The report of synthetic cells: its rows, its answer and its page."""
 
 import base64
 import csv
@@ -19,7 +19,7 @@ from rsdiff.downstream import charts, report, scores
 from rsdiff.downstream.samples import MOST_THUMBNAILS, THUMBNAIL_PX, provenance, strips
 from rsdiff.downstream.summary import summarise
 
-# names come from data, and are not to be trusted
+# class names come from data and must not be trusted
 CLASSES = 'lake', 'sand & <b>dune</b> $\\x$', '<script>document.title="spoilt"</script>'
 LABELS = np.repeat([0, 1, 2], 20)
 FILES = (
@@ -49,7 +49,7 @@ def settings(**others):
 
 
 def cell(method, arm, shots, seed, right, ratio=None, real=True, extra=0):
-    """`right`: the share of images that are classified rightly, the same ones for all arms but for the last of them."""
+    """`right`: share of images classified correctly; within a seed, a larger share adds images to a smaller one."""
     order = np.random.default_rng([7, seed]).permutation(len(LABELS))
     hit = np.zeros(len(LABELS), bool)
     hit[order[: round(right * len(LABELS))]] = True
@@ -74,7 +74,7 @@ def cell(method, arm, shots, seed, right, ratio=None, real=True, extra=0):
 
 
 def study(gain=0.2, seeds=4):
-    """Two methods, two numbers of real images, every kind of arm; the mixtures are better than `real` by `gain`."""
+    """Two methods, two numbers of shots, every kind of arm; the mixtures beat `real` by `gain`."""
     arms = {
         'real': (0.5, None),
         'synthetic': (0.4, 1),
@@ -106,7 +106,7 @@ def study(gain=0.2, seeds=4):
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory):
-    """Three training images of each class, two made from each; two more, one from none, and one that does not say."""
+    """Three training images per class, two generated from each; two more, one with a null source, one without."""
     where, rng = tmp_path_factory.mktemp('images'), np.random.default_rng(0)
     rows = {'real': [], 'synthetic': []}
     for number, label in enumerate(CLASSES):
@@ -190,7 +190,7 @@ def test_classes_have_their_own_changes():
         for row in summary['rows']
         if (row['method'], row['shots'], row['arm']) == ('linear', 4, 'real+synthetic 1:1')
     )
-    # classes of one size: accuracy is the mean recall
+    # with classes of equal size, accuracy is the mean recall
     assert np.mean([row['recall_gain'] for row in own]) == pytest.approx(overall['gain'])
     assert np.mean([row['f1'] for row in own]) == pytest.approx(overall['macro_f1'])
     assert all(row['recall_gain_low'] <= row['recall_gain'] <= row['recall_gain_high'] for row in own)
@@ -211,7 +211,7 @@ def test_the_answer_says_what_the_figures_say(gain, verdict):
     )
     assert 'after Holm over 7 arms' in headline['text'] and verdict in headline['text']
     assert len(summary['answers']) == 4
-    # `augmented` beats `real` by 0.02, and is what synthetic images have to beat
+    # `augmented` beats `real` by 0.02: it is the baseline for synthetic images
     assert headline['control'] == 'augmented'
     assert headline['over_control']['gain'] == pytest.approx(headline['gain'] - 0.02, abs=0.02)
 
@@ -354,7 +354,7 @@ def test_the_page_holds_everything_and_trusts_no_name(written):
     assert not re.findall(r'(?:src|href)="(?!data:image/|#)', text) and 'url(' not in text
     images = re.findall(r'<img [^>]*>', text)
     assert all(re.search(r'alt="[^"]{5,}"', image) for image in images)
-    assert len(images) == 5 + 3 * (3 + 3 * 2)  # charts, and for each class three sources with two made from each
+    assert len(images) == 5 + 3 * (3 + 3 * 2)  # charts, and per class three sources with two images generated from each
     assert 'regularisation' in text and len(text) < 10e6
 
 
@@ -422,7 +422,7 @@ def test_a_browser_shows_the_page_and_asks_nothing_of_a_network(browser, written
     page.goto((written[0] / 'report.html').as_uri())
     assert not wrong and all(url.startswith(('file:', 'data:')) for url in asked)
     assert page.title() == 'Do synthetic images help? made_up'
-    assert page.evaluate('document.documentElement.scrollWidth') <= width  # wide tables scroll by themselves
+    assert page.evaluate('document.documentElement.scrollWidth') <= width  # wide tables have their own scroll bar
     assert page.evaluate('[...document.images].every(image => image.complete && image.naturalWidth > 0)')
     page.screenshot(path=tmp_path / 'page.png')
     paper, ink = (

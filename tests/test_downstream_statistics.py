@@ -1,4 +1,4 @@
-"""Gains with intervals: against SciPy where one source of variation is alone, and by how often they are right."""
+"""Gains with intervals: against SciPy with a single source of variation, and by their coverage."""
 
 import dataclasses
 import itertools
@@ -11,7 +11,7 @@ from rsdiff.downstream.statistics import PairedBootstrap, holm
 
 
 def predicted(right, labels, classes=2):
-    """The true class where `right`, the next one where not."""
+    """Predicts the true class where `right`, the next one elsewhere."""
     return np.where(right, labels, (labels + 1) % classes)
 
 
@@ -31,7 +31,7 @@ def test_with_one_seed_it_is_the_paired_bootstrap_of_the_images():
 
 
 def test_where_images_do_not_matter_it_is_the_paired_t_test():
-    gains = np.array([0.0, 1, 1, 0, 1, 1])  # each seed is wrong on all images or right on all
+    gains = np.array([0.0, 1, 1, 0, 1, 1])  # each seed is wrong on all images or correct on all
     labels = np.repeat([0, 1], 20)
     change = (
         PairedBootstrap(labels, 2, draws=50_000)
@@ -110,7 +110,7 @@ def test_every_draw_has_as_many_images_of_each_class():
 
 
 def test_intervals_cover_a_gain_that_depends_on_the_seed_and_resampled_seeds_do_not():
-    """Seeds move the accuracies of both arms; the true gain is 0. Three standard errors of 300 runs are 0.04."""
+    """Seeds change the accuracies of both arms; the true gain is 0. Three standard errors of 300 runs are 0.04."""
     rng = np.random.default_rng(0)
     labels = np.repeat([0, 1], 40)
     bootstrap = PairedBootstrap(labels, 2, draws=400)
@@ -132,7 +132,7 @@ def test_intervals_cover_a_gain_that_depends_on_the_seed_and_resampled_seeds_do_
 
 
 def test_holm_is_bonferroni_of_every_family_that_a_hypothesis_is_in():
-    """The closed test of Marcus, Peritz & Gabriel 1976, of which Holm's is the short way."""
+    """The closed test of Marcus, Peritz & Gabriel 1976; Holm's procedure is its shortcut."""
     rng = np.random.default_rng(0)
     for p in (*rng.random((20, 5)) ** 2, np.array([0.01, 0.01, 0.04, 0.03, 0.2]), np.array([0.3])):
         families = [family for size in range(1, len(p) + 1) for family in itertools.combinations(range(len(p)), size)]

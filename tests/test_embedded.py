@@ -1,4 +1,4 @@
-"""The encoder of machines without a hub: its words, its towers, its training, its folder, its tools."""
+"""The built-in encoder for machines without access to a hub: tokenizer, towers, training, folder and tools."""
 
 import json
 import os
@@ -70,7 +70,7 @@ def test_a_text_is_the_mean_of_its_words(params):
     found = text_tower.encode_texts(CONFIG, params, ids, mask)
     mean = np.asarray(params['words']['embedding'])[[1, 3, 5]].mean(0)
     np.testing.assert_allclose(found[0], mean / np.linalg.norm(mean), atol=1e-6)
-    np.testing.assert_allclose(found[1], found[0], atol=1e-6)  # in any order, whatever is masked
+    np.testing.assert_allclose(found[1], found[0], atol=1e-6)  # independent of word order and of masked tokens
     with pytest.raises(ValueError, match='this tower takes 64'):
         text_tower.encode_texts(CONFIG, params, np.zeros((1, 65), int), np.ones((1, 65), int))
 
@@ -95,7 +95,7 @@ def test_the_loss_of_one_right_text_each_is_the_mean_of_two_cross_entropies():
 
 
 def captioned(seed, count=24, views=2):
-    """Features that say what the caption says."""
+    """Features that encode the same class as their caption."""
     rng = np.random.default_rng(seed)
     kinds, said = rng.integers(0, 3, count), ('a lake', 'the plane', 'forests')
     features = np.eye(6)[kinds][:, None] + rng.normal(0, 0.2, (count, views, 6))
@@ -166,7 +166,7 @@ def test_the_one_that_comes_with_the_project_tells_a_lake_from_a_forest_in_words
         assert np.allclose(np.diag(likeness), 1, atol=1e-5) and (likeness - np.eye(3)).max() < 0.9
     pixels = encoder.resize(np.full((50, 40, 3), 90, np.uint8))
     assert pixels.shape == (224, 224, 3)
-    # what the text tower is trained on is what the encoder makes of an image
+    # the text tower is trained on the encoder's own image features
     trained_on = embedded.image_tower()([pixels])
     np.testing.assert_allclose(jax.jit(encoder.image_features)(params, pixels[None]), trained_on, atol=1e-4)
     assert FrozenTower(encoder, params).network.digest == embedded.image_tower().digest

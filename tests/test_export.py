@@ -1,4 +1,4 @@
-"""What is made of a mosaic shows the mosaic's own pixels, is whole or not there, and is refused where it can't be made."""
+"""Exports show the mosaic's own pixels, are complete or absent, and are refused where the format can't hold them."""
 
 import json
 import re
@@ -25,7 +25,7 @@ TRANSFORM = [10, 0, 500_000, 0, -10, 4_000_000]
 
 
 def fill(out, images, **place):
-    """A finished mosaic of these pixels."""
+    """Writes a finished mosaic with these pixels."""
     claim(images[0], out, SETTINGS, {'checkpoint': 'abc'})
     for number, image in enumerate(images[1:], 1):
         array = StageArray(
@@ -41,7 +41,7 @@ def fill(out, images, **place):
 
 @pytest.fixture(scope='module')
 def images():
-    """The condition and two stages, the last one of 704 × 592 px; no two pixels of them alike."""
+    """The condition and two stages of random pixels, the last one of 704 × 592 px."""
     rng = np.random.default_rng(0)
     return [rng.integers(0, 256, (*(4**stage * side for side in CONDITION_PX), 3), np.uint8) for stage in range(3)]
 
@@ -52,17 +52,17 @@ def mosaic(images, tmp_path):
 
 
 def names(folder):
-    """Whatever is in a mosaic's folder beside the mosaic."""
+    """Names in a mosaic's folder other than the mosaic's own files."""
     ours = {'settings.json', '.settings.json.lock', GROUP, 'claims', 'exports'}
     return {path.name for path in folder.iterdir()} - ours
 
 
 class Stopped(BaseException):
-    """Like KeyboardInterrupt, which would end the test run."""
+    """Stands in for KeyboardInterrupt, which would end the test run."""
 
 
 def stop_reading(monkeypatch, reads):
-    """The last stage of a mosaic breaks off after so many reads."""
+    """Makes reading the last stage of a mosaic fail after `reads` reads."""
     read, left = StageArray.__getitem__, [reads]
 
     def stopping(stage, key):
@@ -200,7 +200,7 @@ def test_an_interrupted_export_leaves_nothing_half_and_ends_the_same(mosaic, ima
 
 
 def pyramid(folder, zoom, height, width):
-    """The tiles of a zoom put together, without what lies beyond (height, width)."""
+    """The tiles of a zoom level assembled and cropped to (height, width)."""
     rows, columns = -(-height // 256), -(-width // 256)
     tiles = [
         [np.asarray(Image.open(folder / str(zoom) / str(y) / f'{x}.png').convert('RGBA')) for x in range(columns)]

@@ -1,4 +1,4 @@
-"""What only an extra brings is imported nowhere but behind a guard, so that the suite runs without it and says so."""
+"""Packages of extras are imported only behind a guard, so that the suite runs without them and reports the skips."""
 
 import ast
 import configparser
@@ -10,9 +10,9 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).parents[1]
-# `bash tools/test.sh` installs these, and nothing else
+# `bash tools/test.sh` installs only these
 INSTALLED = 'test', 'demo'
-# where the name to install is not the name to import
+# packages whose import name differs from their install name
 IMPORT_NAMES = {
     'scikit-image': 'skimage',
     'scikit-learn': 'sklearn',
@@ -22,13 +22,13 @@ IMPORT_NAMES = {
 
 
 def packages(requirements):
-    """The names in a list of requirements, as setup.cfg has them: a line each, comments between."""
+    """The names in a requirements list of setup.cfg: one per line, comments between."""
     lines = [line.split('#')[0].strip() for line in requirements.splitlines()]
     return {re.match(r'[\w.-]+', line).group() for line in lines if line}
 
 
 def extras():
-    """Each package that an extra has and the suite's own environment has not, by its name to import."""
+    """Import names of packages that an extra has and the suite's own environment lacks."""
     config = configparser.ConfigParser()
     config.read(ROOT / 'setup.cfg')
     lists = dict(config['options.extras_require'])
@@ -40,7 +40,7 @@ def extras():
 
 
 def calls(node, *names):
-    """The calls within a node of functions of these names, whatever they are attributes of."""
+    """Calls inside a node to functions of these names, as attributes of any object or as plain names."""
     for call in ast.walk(node):
         if (
             isinstance(call, ast.Call)
@@ -51,12 +51,12 @@ def calls(node, *names):
 
 
 def constant(node):
-    """The root of a dotted name in quotes, or None."""
+    """The first part of a dotted name in a string constant, or None."""
     return node.value.split('.')[0] if isinstance(node, ast.Constant) and isinstance(node.value, str) else None
 
 
 def guards(function):
-    """Package → the line from which on a function has it: it skips without."""
+    """Package → the line after which a function may import it, because it skips without the package."""
     found = {constant(call.args[0]): call.lineno for call in calls(function, 'importorskip')}
     if any(calls(function, 'skip')):
         found |= {constant(call.args[0]): call.lineno for call in calls(function, 'find_spec')}
@@ -68,7 +68,7 @@ def functions(tree):
 
 
 def guarded_by_fixtures(function, fixtures, seen=()):
-    """The packages that the fixtures in a function's arguments, and theirs, skip without."""
+    """The packages without which a function's fixtures, or their fixtures, skip."""
     found = set()
     for argument in function.args.args:
         if argument.arg in fixtures and argument.arg not in seen:
@@ -99,8 +99,8 @@ def whole_file_skips(tree):
 
 
 def unguarded(sources, forbidden):
-    """For each import of `forbidden` packages that no guard goes before, `file:line: package`; the file of `sources`
-    (name → text) named conftest.py lends its fixtures to all. A guard that skips a whole file counts as one that is missing."""
+    """`file:line: …` for each import of a `forbidden` package without a preceding guard. In `sources` (name → text),
+    the fixtures of conftest.py are available to all files. A guard that skips an entire file counts as missing."""
     trees = {name: ast.parse(text) for name, text in sources.items()}
     shared = {
         function.name: function
@@ -162,8 +162,8 @@ def test_names_to_import_are_right_where_the_package_is_there():
         ('def test():\n    import torch\n    pytest.importorskip("torch")', 2),  # too late
         ('def test():\n    pytest.importorskip("rasterio")\n    import torch', 3),
         ('def test(plain):\n    import torch\n@pytest.fixture\ndef plain(): pass', 2),
-        ('def test(x):\n    import torch\ndef x(): pytest.importorskip("torch")', 2),  # no fixture
-        ('def test():\n    if find_spec("torch"):\n        import torch', 3),  # does less and says nothing
+        ('def test(x):\n    import torch\ndef x(): pytest.importorskip("torch")', 2),  # not a fixture
+        ('def test():\n    if find_spec("torch"):\n        import torch', 3),  # tests less without reporting it
         ('try:\n    import torch\nexcept ImportError:\n    torch = None', 2),
         ('torch = pytest.importorskip("torch")', 1),
         ('\npytestmark = [pytest.mark.skipif(DATA is None, reason="no data")]', 2),

@@ -1,4 +1,4 @@
-"""Features of images: each its own, whatever it stands beside, and none computed twice."""
+"""Image features: independent of the other images in the batch, and never computed twice."""
 
 import jax
 import numpy as np
@@ -13,7 +13,7 @@ from rsdiff.pretrained import clip, efficientnet, inception, towers, weights
 
 
 class Means:
-    """An extractor without a network: means of the halves of an image. It remembers what it was called with."""
+    """An extractor without a network: means of the two halves of an image. Records the batch sizes."""
 
     name, width, digest = 'means', 6, 'f' * 64
 
@@ -72,7 +72,7 @@ def test_the_cache_goes_by_content_and_by_extractor(mixed, tmp_path):
     other = Means()
     other.digest = 'e' * 64
     features_of(other, again, cache, batch_size=5, show=False)
-    assert other.calls == [5, 5]  # of the eleven, two are now alike
+    assert other.calls == [5, 5]  # two of the eleven are now identical
 
 
 def test_an_interrupted_run_goes_on_where_it_was(mixed, tmp_path, monkeypatch):
@@ -86,11 +86,11 @@ def test_an_interrupted_run_goes_on_where_it_was(mixed, tmp_path, monkeypatch):
 
     with pytest.raises(KeyboardInterrupt):
         features_of(Interrupted(), mixed, tmp_path / 'cache', batch_size=2, show=False)
-    assert len(list((tmp_path / 'cache').glob('means-*/*.safetensors'))) == 2  # four images, and the two after them
+    assert len(list((tmp_path / 'cache').glob('means-*/*.safetensors'))) == 2  # a shard of four images and one of two
     means = Means()
     found = features_of(means, mixed, tmp_path / 'cache', batch_size=2, show=False)
     np.testing.assert_array_equal(found, expected(mixed))
-    assert sum(means.calls) == 6  # five, and one to fill the batch
+    assert sum(means.calls) == 6  # five images, and one to fill the batch
 
 
 @pytest.mark.parametrize(
@@ -173,7 +173,7 @@ def test_a_clip_tower_sees_what_transformers_would(clip_folder, smooth_image):
     tower = features.clip_tower(clip_folder)
     assert (tower.name, tower.width) == ('a_clip', 12)
     images = [smooth_image(48, 48, 0), smooth_image(32, 32, 1), smooth_image(20, 20, 2)]
-    # the processor crops what is not square, which is why these are
+    # square images, because the processor crops others
     process = CLIPImageProcessorPil(
         image_mean=[0.4, 0.5, 0.6], image_std=[0.2, 0.3, 0.25], size={'shortest_edge': 32}, crop_size=32
     )
@@ -198,7 +198,7 @@ def test_a_digest_changes_with_weights_and_with_preprocessing(clip_folder):
 
 @pytest.fixture(scope='module')
 def lite0():
-    """efflite0 with random weights, as tests need no published ones."""
+    """efflite0 with random weights, so that tests do not need the published ones."""
     rng = np.random.default_rng(0)
     params = jax.tree.map(
         lambda leaf: np.float32(rng.normal(0, (2 / max(1, np.prod(leaf.shape[:-1]))) ** 0.5, leaf.shape)),

@@ -1,4 +1,4 @@
-"""tools/few_shot.py: a smaller folder, the same every time."""
+"""tools/few_shot.py: a smaller folder, identical on every run."""
 
 import json
 import subprocess

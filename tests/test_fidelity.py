@@ -37,7 +37,7 @@ def batch(smooth_image):
 
 
 def shifted(image, rows, columns, size):
-    """A window of `size` rows and columns, the given way off the middle."""
+    """A window of `size` rows and columns, shifted from the centre."""
     y, x = ((n - size) // 2 + offset for n, offset in zip(image.shape, (rows, columns)))
     return image[y : y + size, x : x + size]
 
@@ -78,7 +78,7 @@ def test_psnr_and_ssim_are_torchmetrics(batch):
     _, places = metrics.structural_similarity_index_measure(
         a, b, data_range=255.0, reduction='none', return_full_image=True
     )
-    # theirs reflects the image beyond its edges; without the windows that reach there
+    # theirs reflects the image at its edges, so windows that reach beyond are excluded
     np.testing.assert_allclose(ssim(images, truth), places[..., 5:-5, 5:-5].mean((1, 2, 3)).numpy(), atol=1e-4)
     np.testing.assert_allclose(psnr(images, truth), their_psnr.numpy(), atol=1e-4)
 
@@ -183,13 +183,13 @@ def test_blur_lowers_detail_and_noise_raises_it(smooth_image):
     assert blurred < 0.9 and equal == 1 < noisy
 
 
-# what is no ordinary pair
+# edge cases
 
 
 def test_flat_images_have_figures():
     flat = lambda level: np.full((1, 20, 20, 3), level, np.uint8)
     assert cpsnr(flat(10), flat(200)) == np.inf and psnr(flat(10), flat(10)) == np.inf
-    # only means differ: (1) is its first factor
+    # only the means differ: SSIM (1) reduces to its first factor
     assert ssim(flat(10), flat(200)) == pytest.approx((2 * 10 * 200 + 2.55**2) / (10**2 + 200**2 + 2.55**2))
     assert ssim(flat(0), flat(0)) == 1 and cssim(flat(10), flat(200)) == pytest.approx(1)
     checkers = np.indices((20, 20)).sum(0)[None, ..., None] % 2 * flat(50)

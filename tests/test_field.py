@@ -1,4 +1,4 @@
-"""A stage over the plane: equal to one without windows where it can be, and to itself wherever it is read."""
+"""A windowed stage: equal to the untiled one where possible, and the same pixels whichever region is read."""
 
 import dataclasses
 import typing
@@ -30,12 +30,12 @@ def repeated(lr):
 
 
 def pointwise(lr):
-    """Each pixel's x_0 depends on that pixel, and on the pixel of the condition above it, alone."""
+    """Each pixel's x_0 depends only on that pixel and on the condition's pixel at its place."""
     return lambda x, t: 0.5 * repeated(lr) + 0.3 * jnp.tanh(x)
 
 
 def windowed(lr):
-    """x_0 depends on the whole window, as a network's does."""
+    """x_0 depends on the entire window, as a network's does."""
     centre = lambda x: x - x.mean((1, 2), keepdims=True)
     blur = lambda x: (x + jnp.roll(x, 1, 1) + jnp.roll(x, 1, 2)) / 3
     return lambda x, t: 0.6 * repeated(lr) + 0.3 * jnp.tanh(centre(blur(x)))
@@ -64,7 +64,7 @@ def image(smooth_image):
 @pytest.mark.parametrize('name', PLANS)
 @pytest.mark.parametrize('wrap_x', [False, True])
 def test_pointwise_windows_make_the_untiled_image(image, name, wrap_x):
-    """Also where the solver needs its last prediction: it is carried from phase to phase."""
+    """Holds also for solvers that need the previous prediction: it is carried from phase to phase."""
     made = field(image, name, pointwise, wrap_x=wrap_x)
     eps = noise.crop(KEY, 0, 0, 76, 104)[None]
     solver = made.plan.solver
@@ -91,7 +91,7 @@ def test_a_region_is_the_same_rectangle_of_the_whole(image, name, kind):
 @pytest.mark.parametrize('name', PLANS)
 @pytest.mark.parametrize('kind', ['anchored', 'independent', 'periodic'])
 def test_around_a_cylinder_there_is_no_seam(image, name, kind):
-    """104 px around: no multiple of a stride. The two sides of x = 0 come from one lattice, noise and condition."""
+    """The circumference of 104 px is no multiple of a stride. Lattice, noise and condition continue across x = 0."""
     if name != 'fast' and kind != 'anchored':
         return
     made = field(image, name, wrap_x=True, kind=kind, steps=4)
@@ -132,7 +132,7 @@ def test_every_call_has_one_shape(image):
 
 
 def test_the_margin_makes_all_windows_see_one_enlargement(image):
-    """An image that windows enlarge by themselves, 8 pixels deep into their neighbours: without a trace of a window."""
+    """Windows that enlarge the condition themselves, with a margin of 2 (8 px), leave no trace of a window."""
     plan = make_plan('fast', WINDOW, steps=4)
     bare = sampler(plan, lambda lr: lambda x, t: x)
     enlarging = dataclasses.replace(
@@ -148,7 +148,7 @@ def test_the_margin_makes_all_windows_see_one_enlargement(image):
 
 @pytest.mark.bytes
 def test_planes_of_other_scales_and_any_number_of_channels(smooth_image):
-    """What is read at 1, 2 and 4 times the pixel lies over the same ground, and x may have other channels than an image."""
+    """Planes at 1, 2 and 4 times the pixel size cover the same ground; x need not have the channels of an image."""
     fine = smooth_image(64, 96)
     scales, channels = {'same': 1, 'half': 2, 'lr': 4}, 5
     images = {name: fine.reshape(64 // s, s, 96 // s, s, 3).mean((1, 3)).astype(np.uint8) for name, s in scales.items()}

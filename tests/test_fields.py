@@ -1,4 +1,4 @@
-"""Fields beside the image: the same ground in all of them, masks as they are, and what is missing."""
+"""Fields beside the image: all cover the same ground, masks are not interpolated, and values may be missing."""
 
 import dataclasses
 
@@ -24,8 +24,8 @@ SIDE = 128
 
 
 def places(pixel_px=1.0, mark=0):
-    """An image of SIDE ground pixels a side, in pixels of `pixel_px` of them, whose red and green are twice the row and the
-    column that the middle of the pixel lies at (rounded), and its blue `mark`."""
+    """An image of SIDE × SIDE ground pixels at `pixel_px` ground pixels per pixel. Red and green are twice the row and
+    column of the pixel's centre (rounded), blue is `mark`."""
     middle = (np.arange(int(SIDE / pixel_px)) + 0.5) * pixel_px - 0.5
     y, x = np.meshgrid(2 * middle, 2 * middle, indexing='ij')
     return np.rint(np.stack([y, x, np.full_like(y, mark)], -1)).clip(0, 255).astype(np.uint8)
@@ -33,7 +33,7 @@ def places(pixel_px=1.0, mark=0):
 
 @pytest.fixture
 def make(tmp_path):
-    """({field: file's array} a row, extra of each) → a config that reads the folder."""
+    """({field: array or extra value}, one per row) → a config that reads the folder."""
 
     def make(*rows, reductions=(1,), **options):
         entries = []
@@ -88,7 +88,7 @@ def test_every_field_shows_the_ground_of_the_image_in_the_same_turn(make, reduct
     for mark, (name, (_, scale)) in enumerate(FIELDS.items(), 1):
         assert got[name].dtype == np.uint8 and got[name].shape == (48, 32 // scale, 32 // scale, 3)
         assert (got[name][..., 2] == mark).all()
-        # of a mask a pixel is one of its block, and that nearest to the middle: never half a block off
+        # a mask pixel is the one nearest to the middle of its block: less than half a block off
         block = scale * max(reductions)
         allowed = 1.01 + (block if name.endswith('mask') else 0)
         assert np.abs(got[name][..., :2] - blocks(got['image'], scale)[..., :2]).max() <= allowed, name
@@ -141,7 +141,7 @@ def test_what_a_row_lacks_is_nan_and_what_is_needed_is_uint8(make):
     assert np.isnan(got['before'][~has]).all() and np.abs(got['before'][has]).max() <= 1
     assert got['cloud'].dtype == np.float32 and np.isnan(got['cloud'][~has]).all() and (got['cloud'][has] == 0.25).all()
     assert got['mask'].dtype == np.uint8 and got['mask'].max() == 1
-    # as the network gets it: the same whether it came as uint8 or as float32
+    # the network gets the same values from uint8 and from float32
     needed = take(make(both), [Field('before', 3, 2)])['before']
     float32 = take(make(both), [Field('before', 3, 2, needed=False)])['before']
     fields = {'before': Spatial(3, 2)}

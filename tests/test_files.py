@@ -1,4 +1,4 @@
-"""Files are whole or not there, whoever writes beside and whenever the power goes; JSON is checked before it is believed."""
+"""Files are complete or absent despite concurrent writers and power cuts; JSON is checked before use."""
 
 import concurrent.futures
 import multiprocessing
@@ -40,8 +40,8 @@ def test_an_exception_leaves_the_file_before(tmp_path):
 
 
 class Disk:
-    """What is left of a folder after a power cut, at the worst: a file has the bytes that were flushed, or none; names are
-    those of the folder's last flush, or already those of now."""
+    """The worst-case contents of a folder after a power cut: a file has its flushed bytes or none; the names are those
+    of the folder's last flush or the current ones."""
 
     def __init__(self, folder, monkeypatch):
         self.folder, self.flushed, self.outcomes = folder, {}, []
@@ -53,7 +53,7 @@ class Disk:
         monkeypatch.setattr(os, 'replace', lambda a, b, **rest: (self.cut(), rename(a, b), self.cut()))
 
     def note(self, handle):
-        """A flush of a file, or of the folder's names."""
+        """Records a flush of a file, or of the folder's names."""
         inode = os.fstat(handle).st_ino
         if inode == self.folder.stat().st_ino:
             self.names = {file.name: file.stat().st_ino for file in self.folder.iterdir()}
@@ -62,7 +62,7 @@ class Disk:
             self.flushed[inode] = os.read(handle, 1 << 20)
 
     def cut(self):
-        """The power goes now."""
+        """Records the possible outcomes of a power cut at this moment."""
         now = {file.name: file.stat().st_ino for file in self.folder.iterdir()}
         self.outcomes += [
             {name: self.flushed.get(inode, b'') for name, inode in names.items()} for names in (self.names, now)

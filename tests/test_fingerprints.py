@@ -1,4 +1,4 @@
-"""Pictures that are known again, and pictures that are not."""
+"""Images that fingerprints recognise, and images that they do not."""
 
 import concurrent.futures
 import io
@@ -124,7 +124,7 @@ def test_a_file_from_before_there_were_unknown_images_is_read(pictures, tmp_path
 
 
 def spoilt_files(path):
-    """Contents that are no file of fingerprints."""
+    """Contents that are not a valid fingerprint file."""
     file, bits = io.BytesIO(), np.zeros((1, 160), np.uint8)
     np.savez_compressed(file, names=np.array(['a']), fingerprints=bits)
     whole = file.getvalue()
@@ -161,7 +161,7 @@ def test_another_file_is_bad_input(tmp_path):
     for content in spoilt_files(path):
         path.write_bytes(content)
         try:
-            read_fingerprints(path)  # a flipped bit of a date harms nothing
+            read_fingerprints(path)  # a flipped bit in a date is harmless
         except BadInput as error:
             assert FILE in str(error) and '\n' not in str(error)
             refused += 1
@@ -189,5 +189,5 @@ def test_the_tool_notes_pictures_and_counts_scenes(image_folder, smooth_image, t
     assert list(known.names) == [f'images:train/{entry.file_name}' for entry in entries]
     queries = np.stack([orientations(read_image(entry.path)) for entry in entries])
     assert {(n, n) for n in range(6)} <= {*near_duplicates(queries, known.fingerprints)}
-    again = run('test')  # adds to them
+    again = run('test')  # adds to the existing fingerprints
     assert again['images'] == 4 and again['images_in_all'] == 10 and known_of(tmp_path / 'out').unknown == known.unknown

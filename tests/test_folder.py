@@ -1,4 +1,4 @@
-"""Folders as people have them: manifests, classes, splits, links, junk; and what of them is trained on."""
+"""Folders as users have them: manifests, classes, splits, links, junk; and which images are trained on."""
 
 import json
 import os
@@ -29,7 +29,7 @@ ROOT = Path(__file__).parents[1]
 
 @pytest.fixture
 def images(tmp_path, smooth_image):
-    """Writes images of these names, all different, into a folder, which is returned."""
+    """Writes different images under these names to a folder, and returns the folder."""
 
     def make(*names, folder=tmp_path / 'data'):
         for name in names:

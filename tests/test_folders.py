@@ -1,4 +1,4 @@
-"""Folders that one claims: of many processes at once, those of one mind go on and the others stop."""
+"""Claiming folders: of concurrent processes, those with the same settings continue and the others stop."""
 
 import concurrent.futures
 import json
@@ -17,7 +17,7 @@ def claim(folder, seed, begin):
         claim_folder(folder, {'seed': seed, 'size': [16, 16]})
     except BadInput as error:
         return str(error)
-    (folder / f'output{seed}.png').write_bytes(b'')  # what follows a claim at once
+    (folder / f'output{seed}.png').write_bytes(b'')  # the output written right after a claim
     return None
 
 

@@ -1,4 +1,4 @@
-"""Arrays come out of other people's pickles as they went in, and nothing else comes out or runs."""
+"""Arrays are read unchanged from foreign pickles; nothing else is read, and no code runs."""
 
 import collections
 import contextlib
@@ -106,7 +106,7 @@ def test_a_truncated_pickle_is_bad_input_wherever_it_ends(tmp_path):
 
 @pytest.fixture(params=[True, False], ids=['zip', 'legacy'])
 def torch_save(request, tmp_path):
-    """(object) → a file of torch.save, in its present and in its first format."""
+    """(object) → a file written by torch.save, in its current and in its first format."""
     torch = pytest.importorskip('torch', reason='it is torch that writes the files; pip install rsdiff-jax[parity]')
 
     def save(contents):
@@ -167,7 +167,7 @@ def test_the_state_of_a_module_is_read(torch_save):
     'payload, name',
     [
         (lambda mark: Calls(os.system, f'touch {mark}'), f'{os.system.__module__}.system'),
-        (lambda mark: Calls(eval, f'open({str(mark)!r}, "w")'), '__builtin__.eval'),  # as protocol 2 calls it
+        (lambda mark: Calls(eval, f'open({str(mark)!r}, "w")'), '__builtin__.eval'),  # its name in protocol 2
         (lambda mark: np.zeros(3), r'numpy\._core\.multiarray\._reconstruct'),
         (lambda mark: collections.Counter(), 'collections.Counter'),
     ],
@@ -212,7 +212,7 @@ class Storage(str):
 
 
 class Tensor:
-    """Pickles to a tensor of any measures, as torch would write it."""
+    """Pickles to a tensor with any offset, shape and strides, in torch's format."""
 
     def __init__(self, offset, shape, strides, key='0'):
         self.measures = offset, shape, strides, False, collections.OrderedDict()
@@ -223,11 +223,11 @@ class Tensor:
 
 
 def Rebuild(*_):
-    """Stands for torch's function of another name."""
+    """Stands in for torch's rebuild function, which has another name."""
 
 
 def by_hand(path, contents, storages, elements, kind='FloatStorage', byteorder=b'little', **options):
-    """A zip as torch writes it, with whatever measures."""
+    """Writes a zip in torch's format, with arbitrary offsets, shapes and strides."""
 
     class Pickler(pickle._Pickler):
         dispatch = dict(pickle._Pickler.dispatch)
@@ -326,19 +326,19 @@ def test_what_is_no_file_of_torch_is_bad_input(tmp_path, contents):
 
 
 def test_a_pickle_can_not_change_what_its_words_stand_for(tmp_path):
-    # BUILD with a pair sets the attributes that the second names, of a class too
+    # BUILD with a pair sets the attributes named in the second element, even on a class
     trap = b'\x80\x02ctorch._utils\n_rebuild_tensor_v2\nN}X\x08\x00\x00\x00to_numpyK\x01s\x86b.'
     (tmp_path / 'x').write_bytes(pickle.dumps(TORCH_MAGIC) + pickle.dumps(1001) + pickle.dumps({}) + trap)
     with pytest.raises(BadInput, match='an attempt to change'):
         read_torch(tmp_path / 'x')
 
 
-# Small files that ask for much.
+# Small files that demand much time or memory.
 
 
 @contextlib.contextmanager
 def within(seconds, megabytes):
-    """Fails if what is done takes longer of a processor, or Python and NumPy hold more memory at once."""
+    """Fails if the block takes more processor time, or if Python and NumPy allocate more memory at once."""
     tracemalloc.start()
     begun = time.process_time()
     try:
@@ -350,7 +350,7 @@ def within(seconds, megabytes):
 
 
 def shared_dicts(levels):
-    """A dict that holds a dict twice, which holds a dict twice, and so on: 2^levels ways to the last."""
+    """A dict that holds a dict twice, which holds a dict twice, and so on: 2^levels paths to the innermost."""
     node = {'a': np.zeros(1, 'f')}
     for _ in range(levels):
         node = {'a': node, 'b': node}
@@ -358,12 +358,12 @@ def shared_dicts(levels):
 
 
 def shared_tuples(levels):
-    """As a key of a dict, 2^levels visits to whoever hashes it."""
+    """A dict key made of nested tuples: hashing it takes 2^levels visits."""
     return b'\x80\x02}K\x01' + b'q\x00h\x00\x86' * levels + b'K\x02s.'
 
 
 def many_arrays(count, size):
-    state = 1, (size,), np.dtype('u1'), False, bytes(size)  # one bytes object, which all of them name
+    state = 1, (size,), np.dtype('u1'), False, bytes(size)  # one bytes object, shared by all arrays
 
     class Again:
         def __reduce__(self):
@@ -377,7 +377,7 @@ def many_arrays(count, size):
     [
         (shared_dicts(45), 'more than 100000 arrays'),
         (shared_tuples(45), 'a tuple as a key'),
-        (b'\x80\x02Nr\xff\xff\xff\x0f.', 'holds a NoneType'),  # 9 bytes, an entry of the memo at 2^28
+        (b'\x80\x02Nr\xff\xff\xff\x0f.', 'holds a NoneType'),  # 9 bytes that write the memo at index 2^28
         (b'\x80\x02B\xff\xff\xff\x7f.', 'not a whole pickle'),
         (b'\x80\x04\x8e' + bytes(6) + b'\x7f\0.', 'not a whole pickle'),
         (b'\x80\x04\x8d' + bytes(6) + b'\x7f\0.', 'not a whole pickle'),

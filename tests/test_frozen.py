@@ -1,4 +1,4 @@
-"""Frozen embeddings are the encoder's own, kept by pixels, parameters and encoder."""
+"""Frozen embeddings equal the encoder's own; the cache is keyed by pixels, parameters and encoder."""
 
 import dataclasses
 

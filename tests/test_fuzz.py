@@ -1,4 +1,4 @@
-"""Files that were damaged, or made up: each is read, or refused in one line that names it."""
+"""Damaged or made-up files: each is read, or refused in a one-line error that names it."""
 
 import contextlib
 import io
@@ -37,7 +37,7 @@ from rsdiff.training.metrics import read_metrics
 
 
 def damage(examples):
-    """The same examples in every run, and none of another's."""
+    """Settings for the same examples in every run, with no database of earlier examples."""
     return settings(
         max_examples=examples, derandomize=True, database=None, deadline=None, suppress_health_check=list(HealthCheck)
     )
@@ -60,7 +60,7 @@ ODD = st.one_of(
 
 @st.composite
 def damaged(draw, whole):
-    """Bytes: of `whole` a part, with some changed, put in or repeated; or any at all."""
+    """Bytes: `whole` truncated, changed, with bytes inserted or repeated; or arbitrary bytes."""
     kind = draw(st.sampled_from(['cut', 'change', 'change', 'put in', 'repeat', 'any']))
     at = draw(st.integers(0, len(whole)))
     if kind == 'cut':
@@ -72,7 +72,7 @@ def damaged(draw, whole):
     if kind == 'any':
         return draw(st.binary(max_size=64))
     changed = bytearray(whole)
-    # half of them in the head, where most of what has a meaning stands
+    # half of them in the header, where most of the structure is
     reach = st.one_of(st.integers(0, min(64, len(whole) - 1)), st.integers(0, len(whole) - 1))
     for place in draw(st.lists(reach, min_size=1, max_size=8)):
         changed[place] = draw(st.one_of(st.sampled_from([0, 1, 0x7F, 0x80, 0xFF]), st.integers(0, 255)))
@@ -81,7 +81,7 @@ def damaged(draw, whole):
 
 @st.composite
 def changed(draw, value):
-    """Plain nested data with one part replaced by something odd, left out, or put in beside the others."""
+    """Plain nested data with one item replaced by an odd value, removed, or added."""
     if isinstance(value, (dict, list)) and value and draw(st.integers(0, 9)):
         keys = list(value) if isinstance(value, dict) else range(len(value))
         key, copy = draw(st.sampled_from(keys)), value.copy()
@@ -97,7 +97,7 @@ def changed(draw, value):
 
 
 def damaged_json(value):
-    """The text of `value` as JSON, of another value like it, or damaged. bytes."""
+    """`value` or a variant of it as JSON, or damaged JSON; bytes."""
     text = json.dumps(value).encode()
     others = changed(value).map(lambda other: json.dumps(other).encode())
     return st.one_of(others, others, damaged(text))
@@ -114,7 +114,7 @@ def is_read_or_refused(read, name):
 
 @contextlib.contextmanager
 def damaged_file(path, data):
-    """The JSON file at `path` is damaged, and afterwards as it was."""
+    """Damages the JSON file at `path`, and restores it afterwards."""
     kept = path.read_bytes()
     path.write_bytes(data.draw(damaged_json(json.loads(kept))))
     try:
@@ -332,7 +332,7 @@ def test_images(folder, format, data):
 
 @pytest.fixture(scope='module')
 def mosaic(tmp_path_factory):
-    """One stage of one supertile."""
+    """A mosaic of one stage with one supertile."""
     out = tmp_path_factory.mktemp('mosaic')
     plan = MosaicSettings(gsd_m=160.0, stages=1, plan=make_plan('fast', 32), supertile_px=160)
     claim(np.zeros((16, 12, 3), np.uint8), out, plan, {'checkpoint': 'abc'})
@@ -409,7 +409,7 @@ def test_tokenizers(whole_tokenizer, name, data):
     )
 )
 def test_configs_of_text_towers(folder, content):
-    """None of these is of the tokenizer beside it."""
+    """None of these configs matches the tokenizer beside it."""
     (folder / 'tokenizer.json').write_bytes((FOLDER / 'tokenizer.json').read_bytes())
     (folder / 'config.json').write_bytes(content)
     with pytest.raises(BadInput):

@@ -1,4 +1,4 @@
-"""Datasets of Hugging Face's library as sources; the tests need it, the extra `hf`."""
+"""Datasets of Hugging Face's `datasets` as sources; the tests need the extra `hf`."""
 
 import numpy as np
 import pytest
@@ -11,7 +11,7 @@ from rsdiff.data.pipeline import DataConfig, make_source
 
 @pytest.fixture
 def dataset(tmp_path, smooth_image, monkeypatch):
-    """Writes a dataset with these splits, three images each, and returns its place and its images."""
+    """Writes a dataset with these splits, three images each, and returns its path and its images."""
     datasets = pytest.importorskip('datasets', reason='the `hf` extra brings it')
     monkeypatch.setenv('HF_HUB_OFFLINE', '1')
     features = datasets.Features(

@@ -1,4 +1,4 @@
-"""Every module can be imported, and what setup.cfg asks for has a lower bound."""
+"""Every module can be imported, and every requirement in setup.cfg has a lower bound."""
 
 import importlib.util
 import subprocess
@@ -9,7 +9,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 MODULES = ['.'.join(path.relative_to(ROOT).with_suffix('').parts) for path in sorted((ROOT / 'rsdiff').rglob('*.py'))]
-# one of these in a process: they define flags, several of the same name
+# each needs its own process: they define flags, some with the same name
 PROGRAMS = [name for name in MODULES if name.startswith('rsdiff.programs.') and not name.endswith('__init__')]
 
 

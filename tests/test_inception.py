@@ -1,4 +1,4 @@
-"""Inception-v3 of FID against the same network written in torch.nn.functional, and the refusal of other files."""
+"""FID's Inception-v3 against the same network in torch.nn.functional, and refusal of other files."""
 
 import os
 
@@ -14,7 +14,7 @@ from rsdiff.pretrained import inception, weights
 
 @pytest.fixture(scope='module')
 def tensors():
-    """PyTorch's names → random tensors under which activations neither die nor explode."""
+    """PyTorch's names → random tensors that keep activations from vanishing or exploding."""
     rng, found = np.random.default_rng(0), {}
     for name, leaf in weights.flatten(inception.parameter_shapes()).items():
         layer, _, kind = name.rpartition('.')
@@ -36,7 +36,7 @@ def tensors():
 
 
 def torch_inception(tensors, images):
-    """Features and logits by the published network: blocks A to E of Szegedy et al., with the three changes."""
+    """Features and logits of the published network: blocks A to E of Szegedy et al., with FID's three changes."""
     torch = pytest.importorskip('torch', reason='the reference is torch; pip install rsdiff-jax[parity]')
     F = torch.nn.functional
     p = {name: torch.from_numpy(tensor) for name, tensor in tensors.items()}
@@ -109,9 +109,9 @@ def test_features_and_logits_are_those_of_torch(tensors):
 
 def test_it_has_as_many_parameters_as_torchvisions_network_but_for_the_classes():
     shapes = {name: leaf.shape for name, leaf in weights.flatten(inception.parameter_shapes()).items()}
-    # every channel has a γ and a β there, a bias here
+    # torchvision has γ and β per channel, we have a bias
     count = sum(np.prod(shape) * (2 if name.endswith('.conv.bias') else 1) for name, shape in shapes.items())
-    # 27,161,264 as torchvision documents them, 3,326,696 of them in the auxiliary head
+    # torchvision documents 27,161,264 parameters, 3,326,696 of them in the auxiliary head
     assert count == 27_161_264 - 3_326_696 + 8 * (2048 + 1)
 
 
@@ -179,5 +179,5 @@ def test_the_clean_resize_is_pillows_of_floats(smooth_image, height, width):
         plane = Image.fromarray(image[..., channel].astype('f')).resize((width, height), Image.BICUBIC)
         np.testing.assert_array_equal(found[..., channel], np.asarray(plane))
     rounded = np.asarray(Image.fromarray(image).resize((width, height), Image.BICUBIC), np.float32)
-    # 8 bits lose half a level in each of the two passes, which the filter may enlarge
+    # rounding to 8 bits costs half a level in each of the two passes, which the filter may amplify
     assert 0.1 < np.abs(found - rounded).max() < 1.5

@@ -1,4 +1,4 @@
-"""What a training set holds: the same for a copy, another for other bytes, and read once."""
+"""Inventories of training sets: equal for a copy, different for other bytes, and read only once."""
 
 import os
 import shutil
@@ -17,7 +17,7 @@ from rsdiff.data.pipeline import DataConfig, make_source
 
 @pytest.fixture(autouse=True)
 def cache(tmp_path, monkeypatch):
-    """The user's cache, empty."""
+    """An empty user cache."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     return tmp_path / 'cache' / 'rsdiff' / 'inventory.sqlite'
 

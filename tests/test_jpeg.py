@@ -1,4 +1,4 @@
-"""JPEG in arrays against Pillow's encoder and decoder."""
+"""Our array JPEG against Pillow's encoder and decoder."""
 
 import io
 from pathlib import Path
@@ -19,7 +19,7 @@ QUALITIES = 30, 60, 75, 95
 
 
 def compressed(image, quality, size=None):
-    """uint8 (h, w, 3), of which the top left `size` counts → the same shape."""
+    """uint8 (h, w, 3) → the same shape; only the top left `size` is used."""
     run = jax.jit(lambda pixels, size, quality: jpeg(Canvas(pixels, size), quality).pixels)
     size = tuple(jnp.int32(n) for n in size or image.shape[:2])
     return np.asarray(run(jnp.asarray(image, jnp.float32).transpose(2, 0, 1), size, quality)).transpose(1, 2, 0)
@@ -37,7 +37,7 @@ def psnr(a, b):
 
 def assert_like_pillows(image, quality):
     ours, theirs = compressed(image, quality), pillow(image, quality)
-    assert psnr(theirs, image) < 60  # so that there is something to compare
+    assert psnr(theirs, image) < 60  # the loss is large enough to compare
     assert abs(psnr(ours, image) - psnr(theirs, image)) < 1.2
     assert np.abs(ours - theirs).mean() < 1
 

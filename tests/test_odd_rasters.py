@@ -1,4 +1,4 @@
-"""Unusual real rasters, each read as rasterio reads it or refused in one line."""
+"""Unusual real rasters: each is read as rasterio reads it, or refused in a one-line error."""
 
 import json
 import logging
@@ -12,7 +12,7 @@ from rsdiff.data.images import read_image, read_masked
 from rsdiff.data.scenes import open_scene
 
 DATA = Path(__file__).parents[1].parent / 'shared/data'
-# the bands that are red, green and blue, and the values that become 0 and 255 of what has more than 8 bits
+# the bands for red, green and blue; for more than 8 bits, the values that become 0 and 255
 ODD = {
     'gt__GeogToWGS84GeoKey5.tif': ((1, 1, 1), None),
     'rio__RGBA.uint16.tif': ((3, 2, 1), (0, 20000)),
@@ -29,7 +29,7 @@ ODD = {
     'rt__rgb.tif': ((1, 2, 3), (0, 65535)),
     'rx__test_rpcs.tif': ((1, 1, 1), (0, 2047)),
 }
-# what is said of a place that can't be kept
+# the warning about a georeference that can't be kept
 LOST = {
     'rio__rotated.tif': 'a transform and no CRS',
     'rx__test_rpcs.tif': 'rational polynomials',
@@ -49,7 +49,7 @@ def shared(folder):
 
 
 def as_rasterio_reads(rasterio, path, bands, value_range):
-    """The picture, float (h, w, 3), and the mask of the dataset."""
+    """The image, float (h, w, 3), and the mask of the dataset."""
     with rasterio.open(path) as file:
         values = file.read(list(bands)).astype(float)
         valid = file.dataset_mask() > 0
@@ -79,7 +79,7 @@ def test_an_odd_raster_is_read_as_rasterio_reads_it(rasterio, name, caplog):
     expected, mask = as_rasterio_reads(rasterio, path, bands, value_range)
     np.testing.assert_array_equal(valid, mask)
     difference = np.abs(image[mask] - expected[mask])
-    # decoders of JPEG interpolate colour in their own ways
+    # JPEG decoders upsample chroma differently
     assert difference.mean() < 0.5 if name.endswith('.jpg') else difference.max(initial=0) < 0.501
     with (
         caplog.at_level(logging.WARNING),
@@ -118,7 +118,7 @@ def test_a_pixel_of_an_odd_raster_is_as_large_as_pyproj_measures_it(rasterio, na
 @pytest.mark.parametrize(
     'folder, options, gsd_m, tolerance',
     [
-        # degrees of which the chips were cut are not square on the ground
+        # the chips were cut on a grid in degrees, so their pixels are not square on the ground
         ('sentinel2', {'bands': (4, 3, 2), 'value_range': (0, 3000)}, 10, 0.35),
         ('naip', {'bands': (1, 2, 3), 'value_range': None}, 5, 1e-3),
     ],

@@ -1,4 +1,4 @@
-"""open_clip's checkpoints: the network after conversion is the one before, written here once more in torch."""
+"""open_clip's checkpoints: the converted network equals the original, rewritten here in torch."""
 
 import collections
 import functools
@@ -31,14 +31,14 @@ def torch():
 
 
 def reference_network(torch, row):
-    """A ViT and a text transformer with the names of open_clip's tensors, of random weights."""
+    """A ViT and a text transformer with open_clip's tensor names and random weights."""
 
     class QuickGELU(torch.nn.Module):
         def forward(self, x):
             return x * torch.sigmoid(1.702 * x)
 
     class Transformer(torch.nn.Module):
-        """Layers with the names that OpenAI gave them and open_clip kept."""
+        """Layers with OpenAI's names, which open_clip kept."""
 
         def __init__(self, width, heads, layers, activation):
             super().__init__()
@@ -109,7 +109,7 @@ def reference_network(torch, row):
 
 @pytest.fixture(params=[False, True], ids=['gelu', 'quick_gelu'])
 def reference(request, torch):
-    """The network in torch, and its row of open_clip's config."""
+    """The network in torch, and its entry in open_clip's config."""
     torch.manual_seed(0)
     row = ROW | {'quick_gelu': request.param}
     return reference_network(torch, row).eval(), row
@@ -206,7 +206,7 @@ def test_a_resnet_is_refused_by_its_name_and_by_its_tensors():
 
 
 def test_named_architectures_are_those_that_openai_published():
-    """By transformers' defaults, which are ViT-B/32 with quick_gelu, and by the number of parameters of each."""
+    """Against transformers' defaults, which are ViT-B/32 with quick_gelu, and by the number of parameters."""
     assert open_clip.named_config('ViT-B-32-quickgelu').vision_config == towers.CLIPConfig().vision_config
     assert open_clip.named_config('ViT-L-14').text_config.hidden_act == 'gelu'
     counts = {

@@ -1,4 +1,4 @@
-"""Correctness against opensr-test itself, where it is installed, and at the corners of its triangle."""
+"""Correctness metrics against opensr-test, if installed, and at the corners of its triangle."""
 
 import importlib
 import importlib.util
@@ -27,7 +27,7 @@ def triple(smooth_image):
 
 @pytest.fixture
 def opensr_test(monkeypatch):
-    """opensr-test's own `Metrics`. Its package imports plots and image registration, which these scores do not need;
+    """opensr-test's own `Metrics`. The package imports plotting and image registration, which these scores do not need,
     so `pip install --no-deps opensr-test` is enough."""
     pytest.importorskip('torch', reason='opensr-test needs torch; pip install rsdiff-jax[parity]')
     pytest.importorskip('skimage', reason='opensr-test needs scikit-image; pip install rsdiff-jax[parity]')

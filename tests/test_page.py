@@ -1,4 +1,4 @@
-"""A mosaic's page, in a browser, from disk: it shows the mosaic's own pixels and asks nothing of a network."""
+"""A mosaic's page in a browser, opened from disk: it shows the mosaic's own pixels and makes no network request."""
 
 import io
 
@@ -14,7 +14,7 @@ UTM = 'PROJCS["WGS 84 / UTM zone 33N",GEOGCS["WGS 84"]]'
 
 @pytest.fixture(scope='module')
 def images():
-    """A condition that is a slope and two stages; stage 2, of 1328 × 1424 px, is larger than the window."""
+    """A condition that is a gradient, and two stages; stage 2, of 1328 × 1424 px, is larger than the browser window."""
     rng = np.random.default_rng(0)
     slope = np.broadcast_to(np.linspace(0, 255, 89)[None, :, None], (83, 89, 3)).astype(np.uint8)
     return [slope, *(rng.integers(0, 256, (n * 83, n * 89, 3), np.uint8) for n in (4, 16))]
@@ -22,7 +22,7 @@ def images():
 
 @pytest.fixture
 def page(browser, images, tmp_path):
-    """The opened page; at the end, nothing has gone wrong in it and nothing was asked of a network."""
+    """The opened page; at the end, checks that it raised no error and made no network request."""
     layers = [
         Layer(name, image, 160 / 4**n, 2 * n)
         for n, (name, image) in enumerate(zip(('condition', 'stage_1', 'stage_2'), images))
@@ -56,18 +56,18 @@ def settle(page):
     page.wait_for_function("""() => !document.querySelector('.leaflet-zoom-anim') &&
         [...document.querySelectorAll('img.leaflet-tile')].every(tile => tile.complete && tile.style.opacity == 1)
         && document.querySelectorAll('img.leaflet-tile-loaded').length""")
-    page.wait_for_timeout(400)  # the length of an animation
+    page.wait_for_timeout(400)  # the duration of an animation
 
 
 def screenshot(page):
-    """uint8 (HEIGHT, WIDTH, 3), without what lies on top of the map."""
+    """uint8 (HEIGHT, WIDTH, 3), without the controls on top of the map."""
     return np.asarray(
         Image.open(io.BytesIO(page.screenshot(style='.leaflet-control { visibility: hidden; }'))).convert('RGB')
     )
 
 
 def corner(page, name, zoom):
-    """Where on the screen the upper left corner of a layer at one of its own zooms lies: (y, x), and pixels a pixel."""
+    """(y, x) on screen of the upper left corner of a layer at this zoom, and screen pixels per image pixel."""
     tile = page.locator(f'img.leaflet-tile[src*="tiles/{name}/{zoom}/"]').first
     _, _, _, y, x = tile.get_attribute('src').removesuffix('.png').rsplit('/', 4)
     box = tile.bounding_box()
@@ -75,7 +75,7 @@ def corner(page, name, zoom):
 
 
 def visible(image, y, x, times):
-    """What of `image`, its corner at (y, x), each pixel `times` as large, is on the screen; and where there."""
+    """The visible part of `image`, its corner at (y, x) and magnified `times`; and its indices on the screen."""
     rows, columns = (
         np.arange(max(at, 0), min(at + int(times * side), most))
         for at, side, most in ((y, image.shape[0], HEIGHT), (x, image.shape[1], WIDTH))
@@ -84,14 +84,14 @@ def visible(image, y, x, times):
 
 
 def test_all_of_it_is_seen_at_first_by_its_means(page, images):
-    """The whole canvas, 1328 × 1424 px, fits the window when it is halved."""
+    """The entire canvas, 1328 × 1424 px, fits the browser window at half size."""
     y, x, times = corner(page, 'stage_2', 3)
     shown, place = visible(np.asarray(Image.fromarray(images[2]).reduce(2)), y, x, times)
     assert times == 1 and shown.shape == (664, 712, 3)
     assert np.abs(screenshot(page)[place].astype(int) - shown).max() <= 2
     assert page.title() == 'Río & <b>sea</b>' == page.locator('h1').text_content()
     bar = page.locator('.leaflet-control-scale-line')
-    assert bar.text_content() == '3 km' and bar.evaluate('bar => bar.style.width') == '150px'  # of 20 m
+    assert bar.text_content() == '3 km' and bar.evaluate('bar => bar.style.width') == '150px'  # at 20 m per pixel
 
 
 def test_full_resolution_is_the_very_pixels_here_and_elsewhere(page, images):
@@ -107,7 +107,7 @@ def test_full_resolution_is_the_very_pixels_here_and_elsewhere(page, images):
         page.mouse.move(400, 350)
         page.mouse.down()
         page.mouse.move(300, 300, steps=5)
-        page.wait_for_timeout(300)  # a hand that rests before it lets go throws nothing
+        page.wait_for_timeout(300)  # pause before release, so that the map does not keep gliding
         page.mouse.up()
         settle(page)
     assert seen[1] == (seen[0][0] - 50, seen[0][1] - 100)

@@ -42,7 +42,7 @@ def test_images_find_their_truth_by_source_and_else_by_name(folder, smooth_image
     truths = read_folder(folder / 'real')
     assert [entry.file_name for entry in pairs.match(folder / 'made', truths)] == ['0.png', '1.png', '2.png']
     assert [entry.file_name for entry in pairs.match(folder / 'made', truths[::-1])] == ['2.png', '1.png', '0.png']
-    for name in ('a/one.png', 'a/two.png', 'b/one.png'):  # no manifest; one has another suffix than its truth
+    for name in ('a/one.png', 'a/two.png', 'b/one.png'):  # no manifest; one has a different suffix from its truth
         write_image(folder / 'same' / name, smooth_image(16, 20))
     assert [entry.file_name for entry in pairs.match(folder / 'same', truths)] == [
         'a/one.png',

@@ -1,4 +1,4 @@
-"""The linear probe: the optimum of its convex problem, and what it reads off real features."""
+"""The linear probe: the optimum of its convex problem, and its accuracy on real features."""
 
 import importlib.util
 from collections import Counter
@@ -17,7 +17,7 @@ DATA = next((p / 'shared/data' for p in Path(__file__).parents if (p / 'shared/d
 
 
 def clouds(per_class, seed=0, spread=1.5):
-    """Three overlapping classes in five dimensions of unlike scales, the sixth a constant."""
+    """Three overlapping classes in five dimensions of different scales, and a constant sixth."""
     rng = np.random.default_rng(seed)
     centres = np.random.default_rng(9).normal(0, 1, (3, 5))
     labels = np.repeat(['field', 'river', 'town'], per_class)

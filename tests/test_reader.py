@@ -1,4 +1,4 @@
-"""What `read_image` makes of depth, orientation, transparency, palettes and places."""
+"""How `read_image` handles bit depth, orientation, transparency, palettes and georeferences."""
 
 import logging
 import struct
@@ -39,7 +39,7 @@ def write_raster(rasterio, path, values, **options):
 
 
 def write_deep_png(path, values):
-    """uint16 (h, w, channels) as PNG: Pillow writes none in colour."""
+    """Writes uint16 (h, w, channels) as PNG; Pillow can not write 16-bit colour."""
     height, width, channels = values.shape
     rows = b''.join(b'\0' + row.astype('>u2').tobytes() for row in values)
     head = struct.pack('>IIBBBBB', width, height, 16, {1: 0, 2: 4, 3: 2, 4: 6}[channels], 0, 0, 0)
@@ -199,7 +199,7 @@ def test_black_is_black_at_any_number_of_bits(tmp_path, smooth_image, mode, phot
 
 def test_print_colours_become_rgb(rasterio, tmp_path):
     Image.new('CMYK', (8, 8), (10, 20, 30, 40)).save(tmp_path / 'print.tif')
-    # what ink leaves of white
+    # the white that the ink leaves
     expected = [(255 - ink) * (255 - 40) / 255 for ink in (10, 20, 30)]
     np.testing.assert_allclose(read_image(tmp_path / 'print.tif')[0, 0], expected, atol=1)
 
@@ -280,7 +280,7 @@ def test_a_pixel_is_as_large_as_pyproj_measures_it(rasterio, tmp_path, smooth_im
         rasterio, tmp_path / 'a.tif', smooth_image(20, 24).transpose(2, 0, 1), crs=f'EPSG:{code}', transform=place
     )
     crs = pyproj.CRS.from_epsg(code)
-    # the area of twenty pixels squared, which geodesics measure well
+    # the geodesic area of 20 × 20 pixels
     ring = [(2, 0), (22, 0), (22, 20), (2, 20)]
     grades = crs.geodetic_crs.axis_info[0].unit_conversion_factor
     to_ground = pyproj.Transformer.from_crs(crs.to_2d(), crs.geodetic_crs.to_2d(), always_xy=True)

@@ -1,4 +1,4 @@
-"""The lines of docs/mosaics.md by which others read a mosaic, run as they stand there."""
+"""The code blocks of docs/mosaics.md that read a mosaic with other libraries, run verbatim."""
 
 import re
 from pathlib import Path
@@ -17,7 +17,7 @@ SETTINGS = MosaicSettings(160.0, 2, make_plan('fast', 32), 160)
 
 @pytest.fixture
 def stages(tmp_path):
-    """Two stages of a mosaic in the working folder's OUT."""
+    """Two stages of a mosaic in the folder OUT."""
     out, rng = tmp_path / 'OUT', np.random.default_rng(0)
     condition = rng.integers(0, 256, (20, 24, 3), np.uint8)
     images = [rng.integers(0, 256, (4**n * 20, 4**n * 24, 3), np.uint8) for n in (1, 2)]
@@ -31,7 +31,7 @@ def stages(tmp_path):
 
 
 def lines(start):
-    """The Python block of the docs that begins so."""
+    """The Python block of the docs that begins with `start`."""
     blocks = re.findall(r'```python\n(.*?)```', DOCS.read_text(encoding='utf-8'), re.DOTALL)
     (found,) = [block for block in blocks if block.startswith(start)]
     return found

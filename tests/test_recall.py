@@ -1,4 +1,4 @@
-"""Recall at k with ties: what a draw of many random orders would give, and chance where nothing is known."""
+"""Recall at k with ties: the expectation over random orders of tied items, and chance for uninformative scores."""
 
 import itertools
 
@@ -12,7 +12,7 @@ from rsdiff.downstream.problems.recall import IMAGE_TO_TEXT, OWN, TEXT_TO_IMAGE,
 
 
 def hits_of_all_orders(scores, relevant, k):
-    """Sorts by score in every order that ties allow, and counts: the definition, for few items."""
+    """The definition, for few items: the mean over every order by score that ties allow."""
     orders = list(itertools.permutations(range(len(scores))))
     sorted_orders = [order for order in orders if all(scores[a] >= scores[b] for a, b in zip(order, order[1:]))]
     return np.mean([any(relevant[item] for item in order[:k]) for order in sorted_orders])
@@ -49,7 +49,7 @@ def test_without_ties_it_is_the_rank_of_the_first_right_item():
     rank = np.array(
         [np.flatnonzero(row == image)[0] for image, row in zip(owner, np.argsort(-texts @ images.T, axis=1))]
     )
-    for k, rule in itertools.product((1, 5, 10), (OWN, WORDS)):  # no two captions are alike
+    for k, rule in itertools.product((1, 5, 10), (OWN, WORDS)):  # all captions differ
         assert found[IMAGE_TO_TEXT, rule, k].recall.value == pytest.approx(np.mean(first < k))
         assert found[TEXT_TO_IMAGE, rule, k].recall.value == pytest.approx(np.mean(rank < k))
         assert found[TEXT_TO_IMAGE, rule, k].chance == pytest.approx(k / 40)
@@ -61,7 +61,7 @@ def test_captions_that_repeat_are_told_by_nobody_and_right_by_their_words():
     where = {'field': [1.0, 0.0], 'lake': [0.0, 1.0]}
     texts = np.float32([where[words.split()[1]] for own in captions for words in own])
     found = by_key(recall.recalls(texts[::2], texts, captions))
-    # of three images with the same captions: a third, and for the lake certainty
+    # 1/3 for each of the three images with the same captions, 1 for the lake
     assert found[IMAGE_TO_TEXT, OWN, 1].recall.value == pytest.approx((3 * 1 / 3 + 1) / 4)
     assert found[TEXT_TO_IMAGE, OWN, 1].recall.value == pytest.approx((3 * 1 / 3 + 1) / 4)
     assert found[IMAGE_TO_TEXT, WORDS, 1].recall.value == found[TEXT_TO_IMAGE, WORDS, 1].recall.value == 1
@@ -95,7 +95,7 @@ def test_constant_scores_are_chance_and_random_ones_are_near_it():
 
 
 def test_captions_of_an_image_do_not_count_as_independent():
-    # Five captions that are all right or all wrong with their image: the interval is that of 60 images, not of 300 captions.
+    # An image's five captions are all hits or all misses: the interval is that of 60 images, not of 300 captions.
     rng = np.random.default_rng(0)
     values, asks = np.repeat(rng.random(60) < 0.5, 5).astype(float), np.repeat(np.arange(60), 5)
     interval = recall._interval(values, asks, 0)

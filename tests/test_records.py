@@ -1,4 +1,4 @@
-"""Datasets of TFDS as sources."""
+"""TFDS datasets as sources."""
 
 import json
 import shutil
@@ -66,7 +66,7 @@ def test_a_dataset_of_tfds_is_a_source_by_name(earth, smooth_image):
     config = DataConfig(source='tfds:earth', tfds_data_dir=str(earth), size_px=32, gsd_m=5.0, validation_share=0)
     source = make_source(config)
     assert len(source) == 6 and 'train[0]' in source.name(0)
-    # the square one among the six is shown as it is, turned
+    # the one 32 × 32 px image of the six is used uncropped, rotated or flipped
     seen = set.union(*(pixels(batch) for batch, _ in zip(batches(source, config, 0, 3), range(2))))
     assert np.sort(smooth_image(32, 32, 0).ravel()).tobytes() in seen
     assert next(batches(source, config, 0, 3))['gsd_m'].tolist() == 3 * [5.0]
@@ -216,7 +216,7 @@ def test_an_interrupted_dataset_is_not_there(tmp_path, smooth_image):
         write_chips(tmp_path, {'train': interrupted}, 'png')
     with pytest.raises(BadInput, match='no images'):
         make_source(DataConfig(source=str(tmp_path)))
-    # what a kill leaves behind
+    # left behind by a killed process
     (tmp_path / 'chips' / 'incomplete.ABCDEF_1.0.0').mkdir(parents=True)
     write_chips(tmp_path, {'train': lambda: [('0', chip(smooth_image(32, 32)))]}, 'png')
     assert [path.name for path in (tmp_path / 'chips').iterdir()] == ['1.0.0']

@@ -1,4 +1,4 @@
-"""Files and numbers of manifest rows, and rows whose image does not exist yet."""
+"""Files and numbers in manifest rows, and rows whose image does not exist yet."""
 
 import dataclasses
 import json

@@ -1,4 +1,4 @@
-"""Images read by window, and where a raster file lies on Earth."""
+"""Images read by window, and the georeference of raster files."""
 
 import builtins
 
@@ -102,9 +102,9 @@ def test_a_window_of_a_geotiff_is_the_crop_of_the_whole(geotiff, smooth_image):
         ({'pixel': (10.0, 40.0)}, 20.0),
         # at 60°, 1/1000 of a degree of latitude is 111.4 m and of longitude 55.8 m
         ({'crs': 'EPSG:4326', 'pixel': (0.001, 0.001), 'corner': (20, 60 + 0.048)}, np.sqrt(111.412 * 55.800)),
-        # Web Mercator draws everything at 60° about twice as large
+        # Web Mercator magnifies everything at 60° by about two
         ({'crs': 'EPSG:3857', 'corner': (2_000_000, 8_399_738 + 480)}, 5.004),
-        # a plate carrée draws it twice as wide, and as high as it is
+        # plate carrée doubles the width and keeps the height
         ({'crs': 'EPSG:4087', 'corner': (2_000_000, 6_679_169 + 480)}, np.sqrt(5.0126 * 10.008)),
         # US survey feet
         ({'crs': 'EPSG:2263', 'corner': (980_000, 200_000)}, 10 * 0.3048006),
@@ -149,7 +149,7 @@ def test_pixels_without_data_are_counted(geotiff, dtype, hole):
 
 def test_foreign_and_broken_rasters_are_named(geotiff, tmp_path):
     (tmp_path / 'text.tif').write_text('not an image')
-    # a recipe of GDAL's that would read another file
+    # a GDAL virtual raster that would read another file
     (tmp_path / 'recipe.tif').write_text(
         f'<VRTDataset rasterXSize="8" rasterYSize="8"><VRTRasterBand dataType="Byte" '
         f'band="1"><SimpleSource><SourceFilename>{geotiff()}</SourceFilename>'

@@ -33,7 +33,7 @@ def test_the_first_step_is_beta_start():
 
 
 def exploding():
-    """α falls as ResShift's does, and σ rises to 3: α² + σ² is 1 nowhere but at t = 0."""
+    """α falls as ResShift's does, and σ rises to 3: α² + σ² is 1 only at t = 0."""
     eta = np.linspace(0, 0.999, 1001)
     return Schedule((1 - eta) ** 2, 9 * eta)
 
@@ -76,7 +76,7 @@ def test_zero_terminal_snr_stretches_alpha_down_to_nothing(shape):
     bar = zero.alpha_squared
     assert bar[-1] == 0 and bar[0] == 1 and bar[1] == plain.alpha_squared[1]
     assert np.all(np.diff(bar) < 0)
-    # an affine map of √ᾱ: differences keep their proportions
+    # an affine map of √ᾱ keeps the ratios of differences
     steps = lambda schedule: np.diff(np.sqrt(schedule.alpha_squared[1:]))
     ratio = steps(zero) / steps(plain)
     np.testing.assert_allclose(ratio, ratio.mean(), rtol=2e-3)

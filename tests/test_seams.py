@@ -1,4 +1,4 @@
-"""Each kind of seam is found by its own measure, at its own grid, and real images have none."""
+"""Each kind of seam is found by its own measure, on its own grid; images without seams show none."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ def report(image, **grid):
 
 
 def windows(values):
-    """Each of (n, n, …) over a window of PERIOD²."""
+    """Repeats each of (n, n, …) over a window of PERIOD × PERIOD pixels."""
     return np.repeat(np.repeat(values, PERIOD, 0), PERIOD, 1)
 
 
@@ -47,7 +47,7 @@ def test_an_image_without_seams_has_ratios_of_one_in_every_stratum():
 
 
 def test_the_strata_prefer_no_place():
-    """Chosen by anything that leaves the line out, smooth ground would seem to have seams: its line is a fresh draw."""
+    """If strata were chosen without the pixels at the line, smooth ground would seem to have seams there, by chance."""
     noise = 128 + 20 * np.random.default_rng(0).normal(size=(SIZE, SIZE, 3))
     found = report(noise)
     assert found['step smooth'].value == pytest.approx(1, abs=0.01) and found['step textured'].value == pytest.approx(
@@ -95,7 +95,7 @@ def test_a_grid_is_judged_at_its_own_lines_alone():
 
 
 def test_small_grids_of_the_image_itself_are_no_seams():
-    """JPEG's blocks and a network's patches meet every line at a multiple of 8."""
+    """Edges of JPEG blocks and network patches coincide with every line at a multiple of 8."""
     blocks = np.kron(np.random.default_rng(4).normal(0, 3, (SIZE // 8, SIZE // 8)), np.ones((8, 8)))[..., None]
     found = report(gaussian_filter(ground(), (1, 1, 0)) + blocks, overlap_px=4)
     beside = seams.steps((ground() + blocks).astype(np.float32)).mean(0)
@@ -125,7 +125,7 @@ def test_supertiles_share_out_the_lines_and_lose_none():
     grid = Grid('irregular', [50, 130, 200, 311, 400, 500], [64, 190, 260, 390, 511, 640])
     whole, shared = (seam_report(image, grid, size) for size in (768, 128))
     assert whole['step all'].value == pytest.approx(shared['step all'].value, rel=0.02)
-    assert np.isnan(whole['comb'].value)  # lines that are no comb
+    assert np.isnan(whole['comb'].value)  # irregular lines have no comb
     assert whole['step all'].low == whole['step all'].high  # one supertile, nothing to resample
 
 

@@ -1,4 +1,4 @@
-"""Any whole number is a seed."""
+"""Any integer is a valid seed."""
 
 import itertools
 

@@ -1,4 +1,4 @@
-"""Configs and weights by name, and paths that win over names."""
+"""Configs and weights by name, and paths that take precedence over names."""
 
 from pathlib import Path
 

@@ -53,7 +53,7 @@ def every_output(config, params, images, ids, mask):
 
 
 def every_output_of(model, images, ids, mask):
-    """The same of transformers' model; `images` as it takes them."""
+    """The same outputs from transformers' model; `images` are its keyword arguments."""
     torch = pytest.importorskip('torch', reason=TORCH)
     inputs = {'input_ids': torch.tensor(ids, dtype=torch.long), 'attention_mask': torch.tensor(mask)}
     with torch.no_grad():
@@ -82,8 +82,8 @@ def texts():
     [
         ('gelu_pytorch_tanh', 48, 16),
         ('gelu', 48, 8),
-        ('gelu_pytorch_tanh', 50, 14),  # SigLIP's so400m has 384 pixels and patches of 14: a remainder that none covers
-        ('gelu_pytorch_tanh', 256, 8),  # 1024 patches, those of 512 pixels
+        ('gelu_pytorch_tanh', 50, 14),  # SigLIP's so400m has 384 pixels and patches of 14: the remainder is not covered
+        ('gelu_pytorch_tanh', 256, 8),  # 1024 patches, as at 512 px with patches of 16
     ],
 )
 def test_every_output_is_that_of_transformers(tmp_path, lively, hidden_act, image_size, patch_size):
@@ -98,7 +98,7 @@ def test_every_output_is_that_of_transformers(tmp_path, lively, hidden_act, imag
     images = np.random.default_rng(2).standard_normal((3, image_size, image_size, 3)).astype('f')
     ids, mask = texts()
     pixels = {'pixel_values': torch.tensor(images.transpose(0, 3, 1, 2))}
-    for visible in (mask, np.tri(4, LENGTH, 3, np.int32)):  # all that a SigLIP is used with, and what else it may take
+    for visible in (mask, np.tri(4, LENGTH, 3, np.int32)):  # the full mask, which SigLIP uses, and another one
         assert_same(
             every_output(config, params, images, ids, visible), every_output_of(model.eval(), pixels, ids, visible)
         )
@@ -176,7 +176,7 @@ def test_drawn_parameters_are_finite_and_embed(lively):
     images = np.random.default_rng(0).standard_normal((2, 48, 48, 3)).astype('f')
     outputs = every_output(config, params, images, *texts())
     assert all(np.isfinite(value).all() for value in outputs.values())
-    # Where SigLIP's training begins, nothing fits: scale 10, bias −10.
+    # SigLIP's initial scale is 10 and its bias −10: at first, no pair matches.
     np.testing.assert_allclose(outputs['logits'], 10 * outputs['image'] @ outputs['text'].T - 10, rtol=1e-5)
 
 

@@ -1,4 +1,4 @@
-"""Samplers against what is known in closed form: a perfect denoiser, and data that is Gaussian."""
+"""Samplers against closed forms: a perfect denoiser, and Gaussian data."""
 
 import dataclasses
 
@@ -38,11 +38,11 @@ def test_a_perfect_denoiser_recovers_x0_from_zero_terminal_snr(kind, eta, steps)
 
 @pytest.mark.parametrize('schedule', [SCHEDULE, ZERO], ids=['plain', 'zero terminal SNR'])
 def test_only_zero_terminal_snr_samples_the_whole_range_of_brightness(schedule):
-    """Of constant images c ~ N(0, s²) with n pixels, x_T has the mean α_T c + σ_T ε̄, ε̄ ~ N(0, 1 / n). The probability
-    flow takes one standard deviation of that to c = s; pure noise falls short by the factor below, unless α_T = 0.
-    (If there is but one image, its denoiser knows it without looking, and any schedule recovers it.)"""
+    """For constant images c ~ N(0, s²) of n pixels, the mean of x_T is α_T c + σ_T ε̄ with ε̄ ~ N(0, 1 / n). The
+    probability flow maps one standard deviation of it to c = s; pure noise falls short by the factor below, unless
+    α_T = 0. (With a single image, the denoiser returns it whatever x_T is, so any schedule recovers it.)"""
     s, side = 0.5, 128
-    one_sigma = 1 / side  # of the mean of pure noise
+    one_sigma = 1 / side  # standard deviation of the mean of pure noise
     x = jnp.full((1, side, side, 1), one_sigma)
 
     def denoise(xt, t):
@@ -115,12 +115,12 @@ def test_one_ddpm_step_is_the_posterior_of_ho_et_al(t):
 
 
 def test_where_noise_explodes_a_step_is_the_posterior_too():
-    """Of the chain x_t = (α_t / α_s) x_s + noise, by the product of two Gaussians, with α_t = 1 - η_t, σ_t = κ √η_t."""
+    """The posterior of x_t = (α_t / α_s) x_s + noise as a product of two Gaussians; α_t = 1 - η_t, σ_t = κ √η_t."""
     kappa, eta = 2.0, np.concatenate([[0.0], np.linspace(0.04, 0.999, 15) ** 2])
     schedule = Schedule((1 - eta) ** 2, kappa**2 * eta)
     for t in (1, 2, 8, 15):
         one = ddim(schedule, np.array([t, t - 1]), eta=1.0)
-        # the posterior of Gaussians: precision and information of x_s from x_0, and from x_t
+        # Gaussian posterior: precision and information of x_s given x_0, and given x_t
         keep = (1 - eta[t]) / (1 - eta[t - 1])
         between = kappa**2 * (eta[t] - keep**2 * eta[t - 1])
         before = kappa**2 * eta[t - 1]
@@ -166,13 +166,13 @@ def test_randomness_has_to_be_given():
         sample(lambda x, t: x, SCHEDULE, 'eps', NOISE, 5, eta=0.5)
 
 
-# as SCHEDULE, in so many steps that their number can be doubled several times without rounding t
+# SCHEDULE with enough timesteps to double the number of steps several times without rounding t
 FINE = make_schedule(ScheduleConfig(timesteps=16000, beta_start=0.0015 / 16, beta_end=0.0155 / 16))
 
 
 def error_on_a_gaussian(solver, steps, phase=None, end=320, mean=0.3, variance=0.04):
-    """Of x at t = `end`, against the probability flow of N(mean, variance), along a grid that is even in λ. `phase`: after
-    how many steps the solver forgets its last prediction."""
+    """Error of x at t = `end` against the probability flow of N(mean, variance), on a grid uniform in λ. `phase`: the
+    number of steps after which the solver forgets its last prediction."""
     bar = FINE.alpha_squared
     grid = np.interp(
         np.linspace(*np.log(bar[[16000, end]] / (1 - bar[[16000, end]])), steps + 1),
@@ -190,7 +190,7 @@ def error_on_a_gaussian(solver, steps, phase=None, end=320, mean=0.3, variance=0
     table, state = solver(FINE, grid), (NOISE, jnp.zeros_like(NOISE))
     for first in range(0, steps, phase or steps):
         part = table[first : first + (phase or steps)]
-        if phase:  # forget: the first step of the phase is DDIM's
+        if phase:  # forget: the first step of a phase is a DDIM step
             past = np.arange(len(part)) > 0
             part = dataclasses.replace(part, b=np.where(past, part.b, part.b + part.c), c=np.where(past, part.c, 0))
         state = integrate(predict, part, *state)
@@ -206,7 +206,7 @@ def test_doubling_the_steps_shows_the_order(solver, order):
 
 
 def test_forgetting_at_each_phase_costs_accuracy():
-    """Why mosaics carry the last prediction from phase to phase, beside x."""
+    """This is why mosaics carry the last prediction from phase to phase, beside x."""
     assert error_on_a_gaussian(dpm_2m, 20) < 0.75 * error_on_a_gaussian(dpm_2m, 20, phase=5)
 
 
@@ -223,7 +223,7 @@ def test_a_perfect_denoiser_is_recovered_by_dpm_2m(schedule, steps):
 
 @pytest.mark.parametrize('solver', [ddim, dpm_2m])
 def test_a_way_in_parts_is_the_way(solver):
-    """What is handed on is x and the last prediction; nothing restarts."""
+    """x and the last prediction are passed from part to part; nothing restarts."""
     steps, predict = solver(SCHEDULE, timestep_grid(1000, 9)), gaussian_denoiser(0.3, 0.04)
     whole, _ = integrate(predict, steps, NOISE, jnp.zeros_like(NOISE))
     state = NOISE, jnp.zeros_like(NOISE)
@@ -233,7 +233,7 @@ def test_a_way_in_parts_is_the_way(solver):
 
 
 def test_one_step_of_dpm_2m_is_its_formula():
-    """(4) of the module with λ written out from β."""
+    """Equation (4) of the module with λ written out from β."""
     bar = np.concatenate([[1.0], np.cumprod(1 - np.linspace(0.0015, 0.0155, 1000))])
     grid = np.array([700, 500, 200])
     half = 0.5 * np.log(bar[grid] / (1 - bar[grid]))

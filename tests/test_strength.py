@@ -1,4 +1,4 @@
-"""How many steps a sample of some strength runs, and where the projection ends in them."""
+"""The number of sampling steps for a given strength, and the step at which the projection ends."""
 
 import pytest
 

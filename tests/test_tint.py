@@ -1,4 +1,4 @@
-"""No window has a tint of its own: where the ground is flat, the mean of each is that of its condition."""
+"""Windows have no tint of their own: on flat ground, the mean of each equals that of its condition."""
 
 from pathlib import Path
 
@@ -30,7 +30,7 @@ def trained():
 
 
 def window_errors(trained, colour, projection=Projection()):
-    """Mean of the sample less that of the condition, of each of the four windows of the last phase and each band."""
+    """Mean of the sample minus that of the condition, per window (four, in the last phase) and band."""
     sampler_at = bind_windows(trained.method, trained.params, PLAN, make_mesh(devices=jax.devices()[:1]), projection)
     condition = np.full((30, 30, 3), colour, np.uint8)
     made = Field(sampler_at(7413.0), PLAN, {'lr': Plane(condition)}, name_key(0, 1)).region(Box(0, 0, 120, 120))
@@ -45,7 +45,7 @@ def test_the_weights_of_the_project_give_flat_ground_no_tint(trained, colour):
 
 
 def test_the_projection_takes_the_tint_from_a_network_that_has_one(trained, monkeypatch):
-    """Each window is coloured by its own noise: the measure sees it, and the projection removes it."""
+    """Each window is tinted by its own noise: the measure detects it, and the projection removes it."""
     denoiser = Diffusion.denoiser
 
     def tinting(*arguments):

@@ -1,4 +1,4 @@
-"""Folders and names of encoders: what stands before the towers, and what is refused."""
+"""Encoder folders and names: preprocessing, tokenizers, and refused input."""
 
 import json
 
@@ -120,7 +120,7 @@ def test_an_index_of_shards_stays_in_its_folder(clip_folder):
 
 
 def test_siglip_texts_are_lower_case_and_padded_to_the_whole_tower(tmp_path, lively):
-    """By SigLIP 2's tokenizer, of a few letters."""
+    """With SigLIP 2's tokenizer, over a few letters."""
     letters = ['<pad>', '<eos>', '<bos>', '<unk>', '<mask>', '▁', *'abcdeghiklnorstuvw']
     tokenizer = Siglip2Tokenizer(vocab={letter: index for index, letter in enumerate(letters)}, merges=[])
     tokenizer.save_pretrained(tmp_path)
@@ -153,7 +153,7 @@ def test_siglip_reads_its_own_tokenizer(tmp_path, lively):
     ids, mask = load_encoder(folder).tokenize(['A Wood, and a lake.', 'rice'])
     assert ids.shape == (2, SIGLIP.text_length) and mask.all()
     processor = sentencepiece.SentencePieceProcessor(model_file=str(folder / 'spiece.model'))
-    expected = processor.encode('rice') + [1]  # the end token, which is the padding too
+    expected = processor.encode('rice') + [1]  # the end token, which is also the padding
     assert ids[1].tolist() == expected + [1] * (SIGLIP.text_length - len(expected))
 
 

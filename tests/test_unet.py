@@ -41,13 +41,13 @@ def shapes_of(method):
 
 
 def loss_of(method, params, condition=None):
-    """The training loss of the images X, and what they are made from."""
+    """The training loss on the images X, and their condition."""
     prepared = {'targets': {'image': X}, 'condition': condition or CONDITION}
     return method.loss('generator', params, {}, {}, prepared, jax.random.key(0))[0]
 
 
 def shaken(params, key=jax.random.key(1)):
-    """Parameters away from their zero initialisations, so that every path of the network carries something."""
+    """Parameters perturbed from their zero initialisation, so that every path of the network has an effect."""
     leaves, structure = jax.tree.flatten(params)
     keys = jax.random.split(key, len(leaves))
     return structure.unflatten([p + 0.05 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)])
@@ -235,7 +235,7 @@ def test_a_field_that_is_needed_and_one_that_is_not_taken_are_named(many):
 
 
 def test_fields_beside_the_first_change_nothing_of_its_parameters(tiny):
-    """So a run of before fields goes on, and its first draws are the same."""
+    """Runs from before fields existed can thus continue, and initial parameters are drawn as before."""
     generator, _ = tiny
     names = [
         jax.tree_util.keystr(path) for path, _ in jax.tree_util.tree_leaves_with_path(shapes_of(generator)['generator'])

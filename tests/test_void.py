@@ -1,4 +1,4 @@
-"""What a condition has no measurement for is filled, the same wherever it is read, and kept as a mask to the end."""
+"""Void pixels of a condition are filled, the same in every region, and kept as a mask up to the exports."""
 
 import json
 
@@ -33,7 +33,7 @@ def enlarged(condition, x):
 
 
 def at(gsd_m):
-    """Each pixel of the condition, sixteen times."""
+    """A sampler that repeats each pixel of the condition 4 × 4 times."""
     return WindowSampler(lambda condition, x, x0, steps: (x, x0), enlarged, STEPS, batch=4)
 
 
@@ -46,7 +46,7 @@ def make(condition, out, **changes):
 
 @pytest.fixture
 def rgba(smooth_image):
-    """An image of 20 × 26 px, a corner and a hole of which are transparent, with garbage beneath."""
+    """An image of 20 × 26 px, a corner and a hole of which are transparent, with arbitrary colours beneath."""
     y, x = np.mgrid[:20, :26]
     valid = (x + y > 12) & ~((y > 12) & (y < 17) & (x > 14) & (x < 20))
     pixels = np.where(valid[..., None], smooth_image(20, 26), np.random.default_rng(1).integers(0, 256, (20, 26, 3)))

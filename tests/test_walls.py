@@ -1,4 +1,4 @@
-"""The walls between the rooms, read off the imports."""
+"""Import rules between the rooms (subpackages) of rsdiff, checked on their imports."""
 
 import ast
 import graphlib
@@ -8,7 +8,7 @@ import pytest
 
 ROOT = Path(__file__).parents[1]
 PACKAGE = ROOT / 'rsdiff'
-# rooms that each room may import beside itself and `base`
+# the rooms that each room may import besides itself and `base`
 ALLOWED = {
     'base': set(),
     'diffusion': set(),
@@ -71,7 +71,7 @@ def test_no_file_imports_itself_by_way_of_others():
         module(path): modules & {part for name in imports(path) for part in (name, name.rpartition('.')[0])}
         for path in FILES
     }
-    assert sum(map(len, graph.values())) > len(modules)  # it did read them
+    assert sum(map(len, graph.values())) > len(modules)  # the imports were found
     graphlib.TopologicalSorter(graph).prepare()  # raises CycleError, which names the files
 
 

@@ -1,4 +1,4 @@
-"""Files of weights: nothing is lost, nothing is guessed, nothing is unpickled."""
+"""Weight files: nothing is lost, guessed or unpickled."""
 
 import json
 

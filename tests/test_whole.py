@@ -1,4 +1,4 @@
-"""Folders of images, sampled in one piece each."""
+"""Folders of images, each sampled without windows."""
 
 import hashlib
 import shutil
@@ -15,7 +15,7 @@ from rsdiff.sampling.images import FolderSettings, ImageSampler, sample_folder
 
 
 def sample(condition, eps, truth):
-    """The condition enlarged, or the truth, a little of its noise, and nothing of its neighbours."""
+    """The enlarged condition, or the truth, plus a little of its own noise; independent of the rest of the batch."""
     enlarged = jnp.repeat(jnp.repeat(condition['lr'], 4, 1), 4, 2)
     return (enlarged if truth is None else truth) + 0.05 * eps
 

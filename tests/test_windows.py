@@ -63,7 +63,7 @@ def test_the_edges_of_fast_lie_elsewhere_in_each_phase_and_never_count():
     for phase in plan.phases:
         weights = plan.profile(phase).weights()
         assert phase.stride_px == 44 and np.all(weights[:6] == 0) and 0 < weights[6] < weights[7] < 1 == weights[14]
-        np.testing.assert_allclose(weights[44:] + weights[:20], 1)  # the next window's, before any division
+        np.testing.assert_allclose(weights[44:] + weights[:20], 1)  # with the next window's, before normalisation
     assert len({phase.offset for phase in plan.phases}) == 3
     assert [phase.stride_px for phase in make_plan('fast', 256).phases] == [232] * 3
     assert [phase.steps for phase in make_plan('fast', 64, 16, 5, 0).phases] == [3, 3, 3, 3, 4]
@@ -85,7 +85,7 @@ def test_fast_costs_little_halo_included(window_px, limit):
 
 
 def test_a_canvas_of_a_million_squared_is_counted_at_once():
-    """And as a sum over its tiles."""
+    """The count also equals the sum over the tiles."""
     plan = make_plan('fast', 64)
     tiles = [(a, min(a + 1024, 3000)) for a in range(0, 3000, 1024)]
     each = sum(plan.evaluations([rows], [columns]) for rows in tiles for columns in tiles)
@@ -139,7 +139,7 @@ def test_a_plane_continues_its_image_like_numpy(box, wrap_x):
 
 
 def test_a_plane_reads_no_more_than_it_shows():
-    """A crop across the seam of a wide image touches its two ends, and not what lies between."""
+    """A crop across the seam of a wide image reads only its two ends."""
 
     class Wide:
         shape = (10, 10**6, 3)

@@ -1,4 +1,4 @@
-"""What is read off a program that a TPU's compiler has optimised; and, where libtpu is installed, such a program."""
+"""Statistics read from HLO that a TPU compiler has optimised and, if libtpu is installed, from a compiled program."""
 
 import importlib
 import json
@@ -11,7 +11,7 @@ import pytest
 
 ROOT = Path(__file__).parents[2]
 
-# lines as libtpu writes them, their layouts and metadata left out
+# lines as libtpu writes them, without layouts and metadata
 HLO = """HloModule jit_step, num_partitions=4
 
 %all-reduce-scatter.3 (input.1: f32[1024]) -> f32[256] {

@@ -1,4 +1,4 @@
-"""`tools/benchmark.py` as a person types it, on a network of a few thousand parameters."""
+"""`tools/benchmark.py` as run from the command line, on a network of a few thousand parameters."""
 
 import json
 import math
@@ -39,7 +39,7 @@ def run(*arguments, code=0):
 
 
 def numbers(value):
-    """Every number of a JSON value, booleans aside."""
+    """Every number in a JSON value, except booleans."""
     if isinstance(value, (dict, list)):
         for item in value.values() if isinstance(value, dict) else value:
             yield from numbers(item)
@@ -134,7 +134,7 @@ def test_evaluate_measures_both_and_their_results_agree(tmp_path):
 
 @pytest.fixture
 def tiny_run(image_folder, tmp_path):
-    """A run of windows of 16 px, a few thousand parameters."""
+    """A training run on 16 px windows with a few thousand parameters."""
     model = dict(
         width=16,
         multipliers=(1,),
@@ -227,7 +227,7 @@ def test_what_is_wrong_is_said_in_one_line(arguments, message):
 
 
 def test_train_is_compared_with_another_checkout_round_by_round(image_folder, tmp_path):
-    """Here the checkout is this one."""
+    """The other checkout is this one."""
     result = measured_training(image_folder, tmp_path, '--against', ROOT)
     ratios, theirs = (
         result['checkout']['ours_over_theirs']['images_per_second'],

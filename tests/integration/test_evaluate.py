@@ -1,4 +1,4 @@
-"""tools/evaluate.py from its flags to its files."""
+"""tools/evaluate.py, from flags to output files."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ NO_NETWORKS = ['--metrics', 'psnr,ssim,improvement,detail_ratio,lr_consistency',
 
 
 def run(*arguments, ok=True):
-    """The JSON of the last line, or the error line of a run that must fail."""
+    """Returns the JSON of the last line, or the error line of a run that must fail."""
     done = subprocess.run(
         [sys.executable, 'tools/evaluate.py', *map(str, arguments)],
         cwd=ROOT,
@@ -36,7 +36,7 @@ def run(*arguments, ok=True):
 
 @pytest.fixture(scope='module')
 def folders(tmp_path_factory, smooth_image):
-    """`real`, ten images, one of them of another size; `blurred`, and `grained`, with noise of the size of its detail."""
+    """`real`: ten images, one of another size; `blurred`; `grained`: blurred, plus noise like the lost detail."""
     base, entries = tmp_path_factory.mktemp('evaluate'), []
     for number in range(10):
         truth = smooth_image(66 if number == 4 else 64, 64, number)
@@ -74,9 +74,9 @@ def test_the_table_lies_between_its_ends_and_tells_blur_from_invention(folders, 
     assert truth['lpips_alexnet'] == pytest.approx(0, abs=1e-6)
     assert truth['fd_efflite0'] == pytest.approx(0, abs=1e-3) and truth['similarity_efflite0'] == pytest.approx(1)
     value = lambda row, column: rows[row][column]['value']
-    for column in ('psnr', 'ssim', 'cpsnr'):  # what rewards blur
+    for column in ('psnr', 'ssim', 'cpsnr'):  # metrics that reward blur
         assert value('blurred', column) > value('noisy', column)
-    for column in ('fd_efflite0', 'lpips_alexnet'):  # what rewards texture
+    for column in ('fd_efflite0', 'lpips_alexnet'):  # metrics that reward texture
         assert value('blurred', column) > value('noisy', column) > truth[column]
     assert value('blurred', 'detail_ratio') < 0.3 < 0.6 < value('noisy', 'detail_ratio')
     interval = rows['blurred']['psnr']
@@ -87,7 +87,7 @@ def test_the_table_lies_between_its_ends_and_tells_blur_from_invention(folders, 
     assert {(line['row'], line['column']) for line in lines} == {(r, c) for r in rows for c in rows[r]}
     assert len(list(csv.DictReader((tmp_path / 'out' / 'per_image.csv').open()))) == 5 * 9
     assert 'blur wins it' in (tmp_path / 'out' / 'table.md').read_text()
-    # condition, bicubic, two made, truth, three errors
+    # condition, bicubic, two generated, truth, three error maps
     assert read_image(tmp_path / 'out' / 'grid.png').shape[1] == 8 * 64 + 7 * 4
 
     again = run(*command)
@@ -113,7 +113,7 @@ def test_a_generator_is_sampled_first_and_its_samples_are_kept(folders, tmp_path
     ]
     rows = run(*command)['rows']
     assert list(rows) == ['nearest', 'bicubic', 'earth', 'truth']
-    # degraded as its condition was, a truth differs from it by rounding alone
+    # a truth degraded like its condition differs from it only by rounding
     assert rows['truth']['lr_consistency']['value'] == pytest.approx(58.9, abs=0.5)
     assert rows['earth']['lr_consistency']['value'] > rows['bicubic']['lr_consistency']['value']
     assert rows['earth']['detail_ratio']['value'] > rows['bicubic']['detail_ratio']['value']
@@ -141,8 +141,8 @@ def test_a_sensors_pairs_are_taken_as_they_are(folders, tmp_path, smooth_image):
     )['rows']
     for number in range(2):
         assert (read_image(tmp_path / f'out/conditions/hr/{number}.png') == smooth_image(8, 8, 7 + number)).all()
-    assert rows['same']['psnr']['value'] is None  # as the truth itself
-    assert rows['truth']['lr_consistency']['value'] < 30  # a sensor is no block mean
+    assert rows['same']['psnr']['value'] is None  # identical to the truth
+    assert rows['truth']['lr_consistency']['value'] < 30  # the sensor model is not a block mean
     entry = json.loads((tmp_path / 'out/conditions/metadata.jsonl').read_text().splitlines()[0])
     assert entry['gsd_m'] == 10 and entry['source'] == 'hr/0.png' and entry['sensor']
 
@@ -195,7 +195,7 @@ def test_a_truth_has_the_key_that_made_its_condition_at_any_batch_size(folders, 
             tmp_path / str(batch),
         )['rows']
         figures.append((tmp_path / str(batch) / 'per_image.csv').read_text())
-        # rounding costs 58.9 dB, and nothing where JPEG came last, which has rounded already
+        # rounding alone gives 58.9 dB; there is no rounding error where JPEG came last, as it rounds already
         lines = csv.DictReader(figures[-1].splitlines())
         truths = [float(line['lr_consistency']) for line in lines if line['row'] == 'truth']
         assert min(truths) > 57 and min(truths) > rows['bicubic']['lr_consistency']['high']

@@ -1,4 +1,4 @@
-"""What earlier versions have written is read, continued and named as before."""
+"""Runs written by earlier versions are read and continued, and keep their names."""
 
 import dataclasses
 import json
@@ -16,8 +16,8 @@ from rsdiff.training.checkpoint import load_generator
 from rsdiff.training.config import TrainConfig, from_dict, upgrade
 from rsdiff.training.loop import train
 
-# a run of 16 images, by the last version whose state knew neither parts nor fields; expected.json is what that version
-# then said of it, and the losses with which it went on to 32
+# a run of 16 images by the last version whose state had neither parts nor fields; expected.json holds what that version
+# reported about it, and its losses when it continued to 32 images
 FORMER = Path(__file__).parents[1] / 'data' / 'run_before_parts.zip'
 
 
@@ -49,6 +49,6 @@ def test_it_goes_on_as_before_and_its_new_checkpoints_are_read(run):
     assert losses == pytest.approx(expected['losses'], rel=1e-4)
     after = load_generator(run)
     assert after.images_seen == 32
-    train(dataclasses.replace(config, total_images=40), run, show=False)  # from one of its own
+    train(dataclasses.replace(config, total_images=40), run, show=False)  # from a checkpoint of this version
     changed = jax.tree.map(lambda a, b: np.abs(a - b).max(), after.params, load_generator(run).params)
     assert max(jax.tree.leaves(changed)) > 0

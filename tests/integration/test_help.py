@@ -1,4 +1,4 @@
-"""--help of every script: the flags on stdout, and no library's warnings."""
+"""--help of every script: the flags on stdout, without warnings from libraries."""
 
 import subprocess
 import sys

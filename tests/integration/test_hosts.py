@@ -33,7 +33,7 @@ def images(tmp_path_factory, smooth_image):
 
 
 def start(images, workdir, total_images, processes=1, environment=lambda port, number: {}, **keys):
-    """Starts train.py on `processes` hosts with four devices together, parameters split over all of them."""
+    """Starts train.py on `processes` hosts with four devices in total, parameters sharded over all of them."""
     settings = {
         'data.source': images,
         'data.size_px': 16,
@@ -73,12 +73,12 @@ def start(images, workdir, total_images, processes=1, environment=lambda port, n
 
 
 def named(port, number):
-    """What the README tells to set by hand."""
+    """The variables that the README says to set by hand."""
     return {'JAX_COORDINATOR_ADDRESS': f'127.0.0.1:{port}', 'JAX_NUM_PROCESSES': '2', 'JAX_PROCESS_ID': str(number)}
 
 
 def slurm(port, number):
-    """What srun sets, on nodes that are all this one."""
+    """The variables that srun sets, with this machine as every node."""
     return {
         'SLURM_JOB_ID': '1',
         'SLURM_STEP_NODELIST': '127.0.0.1',
@@ -92,7 +92,7 @@ def slurm(port, number):
 
 
 def finish(hosts):
-    """The first host's summary; the others print none (gloo, by which they talk, greets on stdout)."""
+    """The first host's summary; the others print none (gloo, their communication library, prints a greeting)."""
     outputs = [host.communicate(timeout=300) for host in hosts]
     for host, (_, err) in zip(hosts, outputs):
         assert host.returncode == 0, err[-3000:]
@@ -101,13 +101,13 @@ def finish(hosts):
 
 
 def figures(workdir):
-    """Every number that a run told, but its speed."""
+    """Every metric that a run logged, except its speed."""
     rows = [json.loads(line) for line in (workdir / 'metrics.jsonl').read_text().splitlines()]
     return np.concatenate([np.ravel(value) for row in rows for key, value in row.items() if key != 'images_per_second'])
 
 
 def assert_same_parameters(a, b):
-    """Sums over devices are made in another order, so equality is up to rounding."""
+    """Sums over devices are in another order, so parameters are equal up to rounding."""
     for one, other in zip(*(jax.tree.leaves(load_generator(path).params) for path in (a, b))):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
@@ -116,12 +116,12 @@ def test_two_processes_train_save_and_restore_as_one(images, tmp_path):
     runs = start(images, tmp_path / 'one', 32), start(images, tmp_path / 'two', 32, 2, named)
     one, two = map(finish, runs)
     assert two['images_seen'] == one['images_seen'] == 32
-    # the same examples in the same places with the same noise, or the losses would not agree
+    # the losses agree only if examples, their positions in the batch and the noise are the same
     np.testing.assert_allclose(figures(tmp_path / 'one'), figures(tmp_path / 'two'), rtol=1e-5)
     assert_same_parameters(tmp_path / 'one', tmp_path / 'two')
     assert [p.name for p in (tmp_path / 'two' / 'samples').iterdir()] == ['000000032.png']
 
-    # and each continues what the other began
+    # each continues the run that the other began
     for run in start(images, tmp_path / 'one', 48, 2, slurm), start(images, tmp_path / 'two', 48):
         finish(run)
     assert_same_parameters(tmp_path / 'one', tmp_path / 'two')

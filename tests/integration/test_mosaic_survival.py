@@ -1,4 +1,4 @@
-"""A mosaic whose workers are killed, out of step and short of disk, and the bytes that are left."""
+"""Mosaics have the same bytes after killed workers, any order of work, and full disks."""
 
 import multiprocessing
 import os
@@ -21,12 +21,12 @@ WINDOW, BATCH = 32, 4
 PLAN = make_plan('fast', WINDOW, steps=4)
 SETTINGS = MosaicSettings(gsd_m=160.0, stages=2, plan=PLAN, supertile_px=48)
 WORKERS = 2
-# of a shard that is being written; it gets its name when it is whole
+# the name of a shard while it is being written; it is renamed when complete
 PARTIAL = 'mosaic.zarr/stage_*/c/*/*/*.__lock'
 
 
 def predict(lr):
-    """x_0 depends on the whole window, as a network's does."""
+    """x_0 depends on the entire window, as a network's does."""
     enlarged = jax.numpy.repeat(jax.numpy.repeat(lr, 4, 1), 4, 2)
     return lambda x, t: 0.6 * enlarged + 0.3 * jax.numpy.tanh(x - x.mean((1, 2), keepdims=True))
 
@@ -35,7 +35,7 @@ ADVANCE = jax.jit(lambda condition, x, x0, steps: integrate(predict(condition['l
 
 
 def make(condition, out, log=None, seconds=0.0, batch=BATCH):
-    """The mosaic. Each call of the network takes `seconds` and leaves a byte in `log`."""
+    """Makes the mosaic. Each call of the network takes `seconds` and appends a byte to `log`."""
 
     def advance(*arguments):
         time.sleep(seconds)
@@ -50,7 +50,7 @@ def make(condition, out, log=None, seconds=0.0, batch=BATCH):
 
 
 def stored(out):
-    """Everything of the mosaic, byte for byte."""
+    """Every byte of the mosaic."""
     return {path.relative_to(out): path.read_bytes() for path in (out / 'mosaic.zarr').rglob('*') if path.is_file()}
 
 
@@ -63,7 +63,7 @@ processes.set_forkserver_preload(['rsdiff.sampling.mosaic.cascade'])
 
 
 def _alone(target, *arguments):
-    os.environ['XLA_FLAGS'] = ''  # one device, which starts sooner than eight
+    os.environ['XLA_FLAGS'] = ''  # one device starts faster than eight
     target(*arguments)
 
 
@@ -108,7 +108,7 @@ def test_kills_change_nothing_and_cost_a_supertile_each(smooth_image, kills, tmp
 
 
 def calls_a_supertile():
-    """At most, from geometry."""
+    """Upper bound on network calls per supertile, from the geometry."""
     places = [PLAN.places(0, a, a + 48) for a in range(0, 48 * 7, 48)]
     most = [max(map(len, phase)) for phase in zip(*places)]
     return sum(-(-(count**2) // BATCH) for count in most)
@@ -122,7 +122,7 @@ def _make_shuffled(condition, out, seed):
 
 @pytest.mark.parametrize('count', [1, 2, 4])
 def test_workers_order_and_batches_change_no_byte(smooth_image, count, tmp_path):
-    """Each worker goes its own way through the supertiles, in batches of its own size."""
+    """Each worker takes the supertiles in its own order and with its own batch size."""
     condition = smooth_image(9, 13)
     make(condition, tmp_path / 'whole')
     workers = [start(_make_shuffled, condition, tmp_path / 'out', seed) for seed in range(count)]
@@ -141,7 +141,7 @@ def _make_with_little_room(condition, out, limit):
 
 
 def test_a_full_disk_is_said_and_costs_nothing_that_is_written(smooth_image, tmp_path):
-    """A limit on the size of a file stands in for a disk that fills up while a shard is being written."""
+    """A limit on file size simulates a disk that fills up while a shard is being written."""
     condition, out = smooth_image(9, 13), tmp_path / 'out'
     make(condition, out)
     whole = stored(out)

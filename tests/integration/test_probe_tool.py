@@ -1,4 +1,4 @@
-"""tools/probe.py on images that a line can tell apart, and on what it has to refuse."""
+"""tools/probe.py on linearly separable images, and on input that it must refuse."""
 
 import json
 import os

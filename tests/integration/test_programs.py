@@ -1,4 +1,4 @@
-"""The three commands as a person types them, on the smallest network there is; and what they say to bad input."""
+"""The three commands as run from the command line, on a tiny network; and their errors on bad input."""
 
 import json
 import os
@@ -32,7 +32,7 @@ SMALL = [
 
 
 def run(*command, ok=True, devices=1):
-    """Runs a program; returns its last line as an object, or its error line where it is to fail with exit code 2."""
+    """Runs a program; returns its last line as an object, or its error line if it must fail with exit code 2."""
     env = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
     done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=env, capture_output=True, text=True)
     if ok:
@@ -119,7 +119,7 @@ def test_train_writes_what_it_says(trained):
 
 
 def stored(folder):
-    """The supertiles of a mosaic, byte for byte."""
+    """Every byte of a mosaic's supertiles."""
     return {path.relative_to(folder): path.read_bytes() for path in (folder / 'mosaic.zarr').glob('stage_*/c/*/*/0')}
 
 
@@ -156,7 +156,7 @@ def test_sample_and_downstream_follow_from_it(trained, tmp_path):
         read_image(region['picture']), read_image(tmp_path / 'tiles' / 'stage_2.png')[50:80, 60:130]
     )
 
-    # another format, later, is no other setting, and samples nothing
+    # adding a format later is not a change of settings, and samples nothing
     before = stored(tmp_path / 'tiles')
     again = run(*mosaic, '--out', tmp_path / 'tiles', '--format', 'viewer')
     assert (
@@ -324,7 +324,7 @@ def test_a_release_samples_like_its_run(trained, tmp_path):
     (tmp_path / 'old' / FILE).unlink()
     old = lambda out: run('tools/release.py', '--checkpoint', tmp_path / 'old', '--out', tmp_path / out)['trained_on']
     assert old('silent') == 'unknown' and not (tmp_path / 'silent' / FILE).exists()
-    assert 'unknown' in old('weights')  # what was released there before does not make it known
+    assert 'unknown' in old('weights')  # an earlier release in the same folder does not make it known
     run('tools/release.py', '--checkpoint', workdir, '--out', tmp_path / 'weights')
     assert read_image(tmp_path / 'weights' / 'loss.png').std() > 0
     assert (read_image(tmp_path / 'weights' / 'samples.png') == read_image(max((workdir / 'samples').iterdir()))).all()

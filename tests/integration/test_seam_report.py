@@ -1,4 +1,4 @@
-"""tools/seam_report.py finds what windows have left in a mosaic, and nothing where they left nothing."""
+"""tools/seam_report.py finds the seams that windows left in a mosaic, and none where there are none."""
 
 import json
 import os
@@ -22,7 +22,7 @@ PLAN = make_plan('fast', 64, steps=2, phases=2, overlap_px=8)
 
 
 def mosaic(out, condition, tint):
-    """Windows that print noise on an enlarged condition, and `tint` times their mean noise over all of them."""
+    """A mosaic whose windows add noise to the enlarged condition, plus `tint` times the mean noise of the window."""
 
     def image(condition, x):
         enlarged = jnp.repeat(jnp.repeat(condition['lr'], 4, 1), 4, 2)

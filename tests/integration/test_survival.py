@@ -1,4 +1,4 @@
-"""A run that is killed, damaged and starved, and what is left of it."""
+"""Training runs survive kills, damaged checkpoints and full disks."""
 
 import dataclasses
 import errno
@@ -60,7 +60,7 @@ def config(image_folder):
 
 @pytest.fixture(scope='module')
 def saved(tmp_path_factory, smooth_image):
-    """(config, workdir) of a finished run with checkpoints of steps 2 and 4, which tests copy."""
+    """(config, workdir) of a finished run with checkpoints at steps 2 and 4; tests copy it."""
     where = tmp_path_factory.mktemp('saved')
     for number in range(8):
         write_image(where / 'images' / f'{number}.png', smooth_image(32, 32, number))
@@ -82,13 +82,13 @@ def assert_equal(a, b):
         np.testing.assert_array_equal(one, other)
 
 
-# A server that has imported everything makes each new process in no time.
+# A fork server that has imported everything starts each new process quickly.
 processes = multiprocessing.get_context('forkserver')
 processes.set_forkserver_preload(['rsdiff.training.loop'])
 
 
 def _train(config, workdir):
-    os.environ['XLA_FLAGS'] = ''  # one device, which starts and saves sooner than eight
+    os.environ['XLA_FLAGS'] = ''  # one device starts and saves faster than eight
     train(config, workdir, show=False)
 
 
@@ -116,13 +116,13 @@ def losses(workdir):
 
 def test_kills_change_nothing(config, kills, tmp_path, capsys):
     """SIGKILL at random moments, every second one while a checkpoint is being written."""
-    config = until(config, 8 * 10_000)  # further than it will come
+    config = until(config, 8 * 10_000)  # more than it will reach
     chance, workdir, resumed, lost = random.Random(0), tmp_path / 'killed', [0], []
     for number in range(kills):
         metrics, target = workdir / 'metrics.jsonl', resumed[-1] + chance.randint(1, 14)
         before = metrics.stat().st_ino if metrics.exists() else None
         process = in_its_own_process(_train, config, workdir)
-        # what was told beyond the last checkpoint is taken back at the start, in a new file
+        # on start, metrics logged after the last checkpoint are dropped, in a new file
         while process.is_alive() and (
             not metrics.exists() or metrics.stat().st_ino == before or steps_told(workdir) < target
         ):
@@ -156,7 +156,7 @@ def _train_with_little_room(config, workdir):
 
 
 def test_a_checkpoint_that_can_not_be_written_costs_no_other(config, tmp_path):
-    """A limit on the size of a file stands in for a disk that fills up while a checkpoint is being written."""
+    """A limit on file size simulates a disk that fills up while a checkpoint is being written."""
     assert exit_code(_train, until(config, 16), tmp_path / 'run') == 0
     assert exit_code(_train_with_little_room, config, tmp_path / 'run') == 3
     assert load_generator(tmp_path / 'run').images_seen == 16
@@ -176,13 +176,13 @@ def test_a_full_disk_is_said_before_anything_is_written(config, tmp_path, monkey
 
 
 def cut(folder):
-    """Leaves half of every file of data; some hold what is no longer needed."""
+    """Truncates every data file to half its size; some hold data no longer in use."""
     for path in folder.rglob('d/*'):
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
 
 
 def flip(folder):
-    """Changes one bit in the middle of every file of data."""
+    """Flips one bit in the middle of every data file."""
     for path in folder.rglob('d/*'):
         content = bytearray(path.read_bytes())
         content[len(content) // 2] ^= 16
@@ -190,7 +190,7 @@ def flip(folder):
 
 
 def alter(folder):
-    """The parameters of another step, whole: only the fingerprint tells."""
+    """Replaces the parameters by intact ones of another step: only the fingerprint differs."""
     shutil.rmtree(folder / 'params')
     shutil.copytree(folder.parent / '2' / 'params', folder / 'params')
 
@@ -218,7 +218,7 @@ def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(config, tmp_
 
 
 def proc_mem(folder):
-    """The kernel answers with EIO whoever reads there: a disk that fails, for now."""
+    """Reading this file fails with EIO, as on a disk with a temporary failure."""
     path = next(path for path in (folder / 'params').rglob('d/*'))
     path.unlink()
     path.symlink_to('/proc/self/mem')
@@ -229,7 +229,7 @@ def stale(folder):
 
 
 def wrapped(folder):
-    """As Orbax raises what TensorStore says of a bucket."""
+    """Raises a TensorStore bucket error the way Orbax does."""
     raise Exception('Encountered error while reading array index') from ValueError('UNAVAILABLE: try again later')
 
 
@@ -328,5 +328,5 @@ def test_a_second_run_in_one_workdir_is_refused(config, tmp_path):
     finally:
         process.kill()
         process.join()
-    train(until(config, 16), tmp_path / 'other', show=False)  # and a killed run holds nothing
+    train(until(config, 16), tmp_path / 'other', show=False)  # a killed run keeps no lock
     train(until(config, 8 * (steps_told(tmp_path / 'run') + 1)), tmp_path / 'run', show=False)

@@ -65,7 +65,7 @@ def leaves(path):
 
 @pytest.mark.bytes
 def test_four_steps_are_two_and_a_restore_and_two(config, tmp_path):
-    assert config.optimizer.final_fraction == 1  # a rate that fell would fall faster in the shorter run
+    assert config.optimizer.final_fraction == 1  # a decaying rate would fall faster in the shorter run
     whole = train(config, tmp_path / 'whole', show=False)
     half = train(until(config, 16), tmp_path / 'parts', show=False)
     rest = train(config, tmp_path / 'parts', show=False)
@@ -146,7 +146,7 @@ def test_sharded_training_is_replicated_training(config, fsdp, monkeypatch):
 
 
 def test_accumulation_averages_the_gradients_of_its_parts(config):
-    """The gradient's norm as reported, against the parts' gradients by hand."""
+    """The reported gradient norm against the gradients of the parts, averaged by hand."""
     data = {
         'image': np.random.default_rng(1).integers(0, 256, (8, 16, 16, 3), dtype=np.uint8),
         'gsd_m': np.full(8, 10, np.float32),
@@ -235,7 +235,7 @@ def names_known(workdir):
 
 
 def unshared(config, **data):
-    """`config`, which validates on nothing that could be trained on."""
+    """`config` without a validation share, so that it trains on every image."""
     return dataclasses.replace(config, data=dataclasses.replace(config.data, validation_share=0, **data))
 
 
@@ -245,7 +245,7 @@ def test_changed_training_data_are_named_and_take_a_flag(config, tmp_path, smoot
     train(until(config, 8), run, show=False)
     assert len(known_of(run).names) == 8 and known_of(run).unknown == ()
     copy = dataclasses.replace(config.data, source=str(shutil.copytree(folder, tmp_path / 'copy')))
-    # of a copy the path alone is another
+    # a copy differs in its path only
     train(until(dataclasses.replace(config, data=copy), 8), run, allow_config_change=True, show=False)
     train(until(dataclasses.replace(config, data=copy), 8), run, show=False)
     write_image(Path(copy.source) / 'a/a0.png', smooth_image(32, 32, 99))
@@ -263,7 +263,7 @@ def test_changed_training_data_are_named_and_take_a_flag(config, tmp_path, smoot
         train(changed, run, show=False)
     train(changed, run, allow_config_change=True, show=False)
     train(changed, run, show=False)
-    # everything that the run has ever seen; new.png is b1.png
+    # every image that the run has ever seen; new.png is b1.png
     assert len(known_of(run).names) == 9 and known_of(run).unknown == ()
 
 
@@ -298,7 +298,7 @@ def test_released_weights_are_the_average_in_bfloat16(config, tmp_path):
     again = load_generator(tmp_path / 'release')
     source = Path(config.data.source)
     assert source.is_absolute() and again.images_seen == 16 and again.digest != trained.digest
-    # all of the config but where this machine keeps its images
+    # the entire config except the local path of the images
     assert again.config == dataclasses.replace(
         trained.config, data=dataclasses.replace(config.data, source=source.name)
     )

@@ -20,11 +20,11 @@ COMMANDS = 'train', 'sample', 'evaluate', 'downstream', 'prepare'
 
 @pytest.fixture(scope='module')
 def installed(tmp_path_factory):
-    """(command, arguments, where) → its process, ended; of a fresh environment that has the wheel and this one's dependencies."""
+    """(command, arguments, where) → the ended process, in a fresh environment with the wheel and our dependencies."""
     pytest.importorskip('setuptools', minversion='77', reason='builds the wheel: pip install "setuptools>=77"')
     pytest.importorskip('pip', reason='builds and installs the wheel')
     base = tmp_path_factory.mktemp('wheel')
-    # of a copy, because setuptools leaves a folder behind, which would go into the next wheel, too
+    # built from a copy: setuptools leaves a folder behind that would end up in the next wheel
     source = base / 'source'
     for name in ('rsdiff', 'configs', 'weights'):
         shutil.copytree(ROOT / name, source / name, ignore=shutil.ignore_patterns('__pycache__'))
@@ -48,7 +48,7 @@ def installed(tmp_path_factory):
     python = fresh / 'bin' / 'python'
     (wheel,) = base.glob('*.whl')
     pip('--python', python, 'install', '--no-index', '--no-deps', wheel)
-    # a path in a .pth file has no .pth files of its own, so that an editable rsdiff beside the dependencies is not found
+    # .pth files in a folder added by a .pth file are ignored, so an editable rsdiff there is not found
     (site,) = fresh.glob('lib/python*/site-packages')
     paths = [path for path in sys.path if Path(path).name in ('site-packages', 'dist-packages')]
     (site / 'dependencies.pth').write_text('\n'.join(paths))
@@ -62,7 +62,7 @@ def last_line(ended):
 
 
 def error(ended):
-    """The one line of a command that failed for its input."""
+    """The one-line error of a command that failed on its input."""
     lines = [line for line in ended.stderr.splitlines() if line.startswith('error: ')]
     assert ended.returncode == 2 and len(lines) == 1, ended.stderr[-2000:]
     return lines[0]
@@ -70,7 +70,7 @@ def error(ended):
 
 @pytest.fixture
 def image(tmp_path):
-    """A small picture, in a folder of its own."""
+    """A small image in a folder of its own."""
     write_image(tmp_path / 'lr.png', np.random.default_rng(0).integers(0, 256, (16, 16, 3), dtype=np.uint8))
     return tmp_path / 'lr.png'
 
@@ -80,7 +80,7 @@ def test_samples_with_released_weights_by_name(installed, image, tmp_path):
     made = last_line(installed('sample', '--checkpoint', 'aerial', *flags, where=tmp_path))
     (entry,) = read_folder(tmp_path / 'out')
     assert read_image(entry.path).shape == (64, 64, 3) and made['checkpoint_images_seen'] > 0
-    assert (tmp_path / 'out' / 'training_fingerprints.npz').exists()  # which came with the weights
+    assert (tmp_path / 'out' / 'training_fingerprints.npz').exists()  # these came with the weights
 
 
 def test_starts_its_workers_and_other_programs(installed, image, tmp_path):
@@ -88,7 +88,7 @@ def test_starts_its_workers_and_other_programs(installed, image, tmp_path):
     mosaic = '--condition', image, *flags, '--workers', 2, '--out', tmp_path / 'mosaic'
     ended = installed('sample', *mosaic, where=tmp_path)
     assert last_line(ended)['pixels'] == 64 * 64
-    assert 'exit code' not in ended.stderr  # of a worker
+    assert 'exit code' not in ended.stderr  # no worker failed
     write_image(tmp_path / 'real' / 'real.png', read_image(tmp_path / 'mosaic' / 'stage_1.png'))
     pairs = '--checkpoint', 'earth', '--pairs', tmp_path / 'real', '--features', '', '--metrics', 'psnr', '--steps', 1
     judged = last_line(installed('evaluate', *pairs, '--gsd_m', 29000, '--out', tmp_path / 'judged', where=tmp_path))
@@ -96,7 +96,7 @@ def test_starts_its_workers_and_other_programs(installed, image, tmp_path):
 
 
 def test_configs_by_name(installed, tmp_path):
-    # aerial imports earth, and that imports demo; its data is not here, which is noticed once the config has been read
+    # aerial imports earth, which imports demo; the missing data is noticed after the config has been read
     assert 'data/aerial' in error(installed('train', '--config', 'aerial', '--workdir', 'run', where=tmp_path))
 
 
