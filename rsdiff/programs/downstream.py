@@ -60,8 +60,7 @@ SHOTS = flags.DEFINE_string(
 STEPS = flags.DEFINE_integer(
     'steps',
     None,
-    f'Optimiser steps of every arm; default: {HEADS[methods.LINEAR].steps} '
-    f'for heads, {WHOLE_STEPS} for full encoders.',
+    f'Optimiser steps of every arm; default: {HEADS[methods.LINEAR].steps} for heads, {WHOLE_STEPS} for full encoders.',
     lower_bound=1,
 )
 BATCH = flags.DEFINE_integer(
