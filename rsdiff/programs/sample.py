@@ -226,7 +226,7 @@ def main() -> None:
         print(json.dumps(result))
     elif not is_local_worker():
         summary = out / ('region.json' if FLAGS.region else 'sample.json')
-        if result.get('sampled_now') == 0 and summary.exists():  # keep the figures of the run that sampled, but not its paths
+        if result.get('sampled_now') == 0 and summary.exists():  # figures of the run that sampled, not its paths
             made = read_json(summary, 'remove it and run the same command again')
             result |= {key: made[key] for key in ('sampled_now', 'seconds', 'devices') if key in made}
         console.finish(result | provenance, summary)
