@@ -1,6 +1,6 @@
 # Sourced by the other scripts: creates .venv once, installs rsdiff with the extras in $1, and puts it on PATH.
 # PYTHON sets the interpreter (3.11 or newer), RSDIFF_VENV another folder for the environment. RSDIFF_NO_VENV=1 uses the
-# python on PATH as it is, if you installed rsdiff yourself. CONSTRAINTS is a constraints file to use instead of constraints.txt.
+# python on PATH as it is, if you installed rsdiff yourself. CONSTRAINTS is a file to use instead of constraints.txt.
 root="$(cd "$(dirname "${BASH_SOURCE[0]}")/.." && pwd)"
 if [ "${RSDIFF_NO_VENV:-}" = 1 ]; then return; fi
 venv="${RSDIFF_VENV:-$root/.venv}"
