@@ -3,7 +3,7 @@
     python tools/ablate_mosaic.py --out runs/ablation [--checkpoint weights/earth] [--group overlap …]
 
 Imagery that the generator has not seen, a part of Blue Marble's held-out box with mountains, snow, plains and sea, is
-reduced four times by block means and enlarged again in one stage. A full factorial design would need more than a thousand
+reduced 4× by block means and enlarged again in one stage. A full factorial design would need more than a thousand
 mosaics; these groups are made instead:
 
     plans         the plans by name

@@ -276,7 +276,7 @@ def tint(trained: Trained) -> list[dict[str, Any]]:
 
 
 def flat_conditions() -> dict[str, np.ndarray]:
-    """Plain colours and, if Blue Marble is installed, crops of it reduced four times, uint8 (FLAT_PX, FLAT_PX, 3)."""
+    """Plain colours and, if Blue Marble is installed, crops of it reduced 4×, uint8 (FLAT_PX, FLAT_PX, 3)."""
     images, degrees = {}, UPSCALE * FLAT_PX / blue_marble.PIXELS_PER_DEGREE
     for what, ((west, north), colour) in FLAT.items():
         images[f'{what}, one colour'] = np.full((FLAT_PX, FLAT_PX, 3), colour, np.uint8)

@@ -157,7 +157,7 @@ def digests(folder: Path, truths: list[Entry], conditions: Path) -> list[str]:
         sensor = pairs.sensor_condition(folder, truth)
         found.append('-'.join(stamp(path).sha256 for path in (truth.path, sensor) if path))
         if made.source(condition_name(truth)) not in (None, found[-1]):
-            raise BadInput(f'{truth.path}: has changed since {OUT.value} was begun; use another --out or remove it')
+            raise BadInput(f'{truth.path}: has changed since {OUT.value} was started; use another --out or remove it')
     return found
 
 
