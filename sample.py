@@ -1,4 +1,4 @@
-"""Turns low-resolution imagery into high-resolution imagery, 4× a stage: `python sample.py --help`.
+"""Turns low-resolution imagery into high-resolution imagery, 4× per stage: `python sample.py --help`.
 
 Flags and code are in `rsdiff/programs/sample.py`.
 """

@@ -1,5 +1,5 @@
-"""setup.cfg holds all but this: the wheel carries the checkout's `configs/` and `weights/` inside the package, as
-`rsdiff/shipped/`, where `rsdiff/base/shipped.py` finds them. A name of their own in site-packages would be anyone's."""
+"""Packages of the wheel; everything else is in setup.cfg. The wheel has the checkout's `configs/` and `weights/` inside the
+package, as `rsdiff/shipped/`, where `rsdiff/base/shipped.py` finds them: as top-level packages their names could clash."""
 
 from setuptools import find_packages, setup
 

@@ -2,9 +2,9 @@
 
     python train.py --config configs/demo.py --workdir runs/demo
 
-64² windows at 7.4, 14.8 and 29.7 km a pixel from conditions four times coarser; the parts of the Earth that the demo
-generates and tests on are left out. Pixels are folded 4 × 4, because a CPU convolves few channels slowly, and what is
-diffused is the residual over the enlarged condition: a short run then needs to learn nothing but texture.
+It trains on 64² windows at 7.4, 14.8 and 29.7 km per pixel, with conditions four times coarser. The parts of the Earth that
+the demo generates and tests on are left out. Pixels are folded 4 × 4 into channels, because a CPU convolves few channels
+slowly. The diffused quantity is the residual over the enlarged condition, so a short run only needs to learn texture.
 """
 
 from rsdiff.data.degradation import LIGHT

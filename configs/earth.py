@@ -2,7 +2,7 @@
 
     python train.py --config configs/earth.py --workdir runs/earth
 
-The learning rate is constant and the average long, so that any checkpoint is a good place to stop.
+The learning rate is constant and the parameter average (EMA) long, so that any checkpoint is a good place to stop.
 """
 
 from configs import demo

@@ -1,9 +1,9 @@
-"""ESRGAN's network without diffusion, trained by the mean absolute error: what a generator has to be better than.
+"""ESRGAN's network without diffusion, trained on the mean absolute error: the baseline for generators.
 
     python train.py --config configs/rrdbnet.py --workdir runs/rrdbnet --config.data.source=data/aerial
 
-It is sampled and tiled by the same commands as any other run, in one step a window. 64 features, growth 32 and 23 blocks are
-the published size (16,697,987 parameters); these, 895,491, train on two CPU cores.
+The same commands sample and tile it as any other run, in one step per window. The published size has 64 features, growth 32
+and 23 blocks (16,697,987 parameters); this one, with 895,491, trains on two CPU cores.
 """
 
 from rsdiff.data.degradation import LIGHT

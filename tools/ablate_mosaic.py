@@ -1,27 +1,28 @@
-"""What do the numbers of a plan buy? Mosaics of held-out ground, one number changed at a time.
+"""Ablates the settings of a plan: mosaics of held-out imagery, with one setting changed at a time.
 
     python tools/ablate_mosaic.py --out runs/ablation [--checkpoint weights/earth] [--group overlap …]
 
-Real imagery that the generator has not seen, a part of Blue Marble's held-out box with mountains, snow, plains and sea, is
-made four times coarser by its exact means, and enlarged again in one stage. A full factorial would be more than a thousand
+Imagery that the generator has not seen, a part of Blue Marble's held-out box with mountains, snow, plains and sea, is
+reduced 4× by block means and enlarged again in one stage. A full factorial design would need more than a thousand
 mosaics; these groups are made instead:
 
     plans         the plans by name
     overlap       phases 1 to 4 × overlap 0, 1/16, 1/8, 1/4 and 5/16 of W
     steps         solver steps 8 to 50 × phases 1 and 3
-    noise         the four kinds of first noise × phases 1 and 3
-    consistency   its scale, strength and end, with the exact condition and with one of another degradation
-    seams         more ground: `fast` and fewer steps, phases or overlap, each also with all its windows moved; metaearth; and
-                  windows side by side, which show what a window draws near its edge
+    noise         the four kinds of initial noise × phases 1 and 3
+    consistency   scale, strength and end of the projection, with the exact condition and with one of another degradation
+    seams         a larger area: `fast`, also with fewer steps, phases or overlap, each also with all windows moved;
+                  metaearth; and windows side by side, which show the detail near a window's edge
 
-What a group does not vary is `BASE`. Every mosaic is compared with the real image, by tiles of 64 px, and with that of the
-plan metaearth, tile by tile. Seams are looked for on the grids of all phases (`rsdiff/evaluation/seams.py`), and divided by
-what real imagery has at the same lines; in the group seams, by what the same plan has there when its windows lie elsewhere:
-it holds the same texture, and so leaves much narrower intervals. Network evaluations a pixel come from geometry, at
-supertiles of 4096²; CPU seconds are this machine's, compiling excluded.
+Settings that a group does not vary are those of `BASE`. Every mosaic is compared with the real image, in tiles of 64 px, and
+tile by tile with the mosaic of the plan metaearth. Seams are measured on the grids of all phases
+(`rsdiff/evaluation/seams.py`) and divided by the same measures of real imagery at the same lines. The group seams divides
+them by those of the same plan with its windows moved: that mosaic has the same texture, so the intervals are much narrower.
+Network evaluations per pixel are computed from the geometry, at supertiles of 4096²; CPU seconds are measured on this
+machine, without compiling.
 
-Run the same command again to continue: mosaics (images/) and their figures (cells/) that are there are not made again. OUT
-holds table.md, mosaics.png and ablation.json, which is also the last line.
+Run the same command again to continue: existing mosaics (images/) and their figures (cells/) are kept. OUT holds table.md,
+mosaics.png and ablation.json, which is also the last line of output.
 """
 
 import dataclasses
@@ -57,16 +58,16 @@ from rsdiff.training.mesh import make_mesh
 
 GROUPS = 'plans', 'overlap', 'steps', 'noise', 'consistency', 'seams'
 CHECKPOINT = flags.DEFINE_string(
-    'checkpoint', 'weights/earth', 'A generator of Blue Marble: a run, or released weights.'
+    'checkpoint', 'weights/earth', 'A generator trained on Blue Marble: a run or released weights.'
 )
-OUT = flags.DEFINE_string('out', None, 'A new folder, or one that this command began to fill.', required=True)
-GROUP = flags.DEFINE_multi_enum('group', list(GROUPS), list(GROUPS), 'What to do; all of them if not given.')
-SEED = flags.DEFINE_integer('seed', 0, 'Names the noise of the mosaics.')
+OUT = flags.DEFINE_string('out', None, 'Output folder: new, or from an earlier run of this command.', required=True)
+GROUP = flags.DEFINE_multi_enum('group', list(GROUPS), list(GROUPS), 'Group to run; may be repeated; default: all.')
+SEED = flags.DEFINE_integer('seed', 0, 'Random seed of the mosaics.')
 
-SUPERTILE_PX = 4096  # whose cost is told
-TILE_PX, TILE_STEP_PX = 64, 32  # of the tiles that are compared, and how far apart those for distances of sets begin
-BLOCK_PX = 128  # resampled for the intervals of seams
-NOISE_LEVELS = 3.0  # of the other degradation
+SUPERTILE_PX = 4096  # for which the cost is reported
+TILE_PX, TILE_STEP_PX = 64, 32  # side of the compared tiles, and stride of those for distances of sets
+BLOCK_PX = 128  # side of the blocks resampled for the intervals of seams
+NOISE_LEVELS = 3.0  # standard deviation of the noise in the other degradation
 REFERENCE = 'metaearth'
 
 
@@ -74,8 +75,8 @@ def _within(box: Box, y: int, x: int, height: int, width: int) -> Box:
     return Box(box.y0 + y, box.x0 + x, box.y0 + y + height, box.x0 + x + width)
 
 
-# Of sides that are multiples of TILE_PX. Arabian Sea, Baluchistan, Karakoram, Thar and the plains; or all of the box, and a
-# desert that is a test box.
+# Sides are multiples of TILE_PX. First Arabian Sea, Baluchistan, Karakoram, Thar and the plains; then the entire held-out
+# box, and a desert from a test box.
 SCENES = {'Asia, west': _within(blue_marble.HELD_OUT, 128, 0, 256, 320)}
 MORE_SCENES = {
     'Asia': blue_marble.HELD_OUT,
@@ -85,8 +86,9 @@ MORE_SCENES = {
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """A mosaic's settings; None is the plan's default. `overlap` is in parts of a window; `end`: the projection is left out
-    after half of the steps; `exact`: so is the condition; `more`: of the scenes; `moved`: all windows lie elsewhere."""
+    """Settings of a mosaic; None is the plan's default. `overlap` is a fraction of a window; `end`: the projection is left
+    out after half of the steps; `exact`: the condition is the exact mean; `more`: of `MORE_SCENES`; `moved`: all windows are
+    shifted."""
 
     plan: PlanName = 'fast'
     steps: int | None = None
@@ -101,7 +103,7 @@ class Cell:
     moved: bool = False
 
     def name(self) -> str:
-        """Of its files."""
+        """Name of its files."""
         numbers = [
             f'{letter}{value:g}'
             for letter, value in (('s', self.steps), ('p', self.phases), ('o', self.overlap))
@@ -115,13 +117,13 @@ class Cell:
         return MORE_SCENES if self.more else SCENES
 
     def paths(self, out: Path) -> list[Path]:
-        """Its mosaics, one a scene."""
+        """Its mosaics, one per scene."""
         return [out / 'images' / f'{self.name()}-{name}.png' for name in self.scenes()]
 
     def make_plan(self, window_px: int) -> Plan:
         overlap_px = None if self.overlap is None else round(self.overlap * window_px)
         plan = make_plan(self.plan, window_px, self.steps, self.phases, overlap_px, SEED.value)
-        distance = 0.5 if len(plan.phases) == 1 else 0.25  # in strides, as far as can be from the lines of all phases
+        distance = 0.5 if len(plan.phases) == 1 else 0.25  # in strides, as far as possible from the lines of all phases
         move = lambda phase: dataclasses.replace(phase, offset=tuple(place + distance for place in phase.offset))
         return dataclasses.replace(plan, phases=tuple(map(move, plan.phases))) if self.moved else plan
 
@@ -135,12 +137,12 @@ PICTURE = {
     REFERENCE: Cell(REFERENCE),
 }
 PICTURE_PX, PICTURE_SCALE = 120, 2
-EDGE_PX = 16  # how far from its edge a window is looked at
+EDGE_PX = 16  # how far from its edge a window is measured
 
 
 def cells() -> dict[str, list[Cell]]:
-    """Of each group. A cell may be in several, and is made once."""
-    # a phase a step widens the halo by half a window each, which 50 steps make too much for so small a canvas
+    """The cells of each group. A cell in several groups is made once."""
+    # one phase per step widens the halo by half a window each; with 50 steps that is too much for so small a canvas
     plans = [
         Cell('fast'),
         Cell(REFERENCE),
@@ -193,7 +195,7 @@ def cells() -> dict[str, list[Cell]]:
 
 
 def condition_of(truth: np.ndarray, exact: bool) -> np.ndarray:
-    """The means of 4 × 4 pixels; or a bicubic reduction with noise, which no projection onto means fits."""
+    """Means of 4 × 4 pixels or, if not `exact`, a noisy bicubic reduction, which does not fit the projection onto means."""
     if exact:
         return box_downscale(truth, UPSCALE)
     small = bicubic(truth, *(side // UPSCALE for side in truth.shape[:2]))
@@ -202,7 +204,7 @@ def condition_of(truth: np.ndarray, exact: bool) -> np.ndarray:
 
 
 def mosaics(cell: Cell, trained: Trained, out: Path) -> tuple[list[np.ndarray], dict[str, float]]:
-    """The scenes by `cell`, and what they cost; made only where they are not there."""
+    """The mosaics of `cell`, and their cost; read from disk if they exist."""
     window_px, gsd_m = trained.config.data.size_px, blue_marble.GSD_M
     paths, cost_path = cell.paths(out), out / 'images' / f'{cell.name()}.json'
     if cost_path.exists():
@@ -237,7 +239,7 @@ def mosaics(cell: Cell, trained: Trained, out: Path) -> tuple[list[np.ndarray], 
 
 
 def grids(plan: Plan, shape: tuple[int, ...]) -> list[Grid]:
-    """Of the phases, each once."""
+    """The grids of all phases, without duplicates."""
     found = {}
     for phase in plan.phases:
         begins = [plan.lattice(phase, axis).touching(0, shape[axis], plan.profile(phase)) for axis in (0, 1)]
@@ -247,8 +249,8 @@ def grids(plan: Plan, shape: tuple[int, ...]) -> list[Grid]:
 
 
 def seams(plan: Plan, images: list[np.ndarray], truths: list[np.ndarray]) -> dict[str, Any]:
-    """By itself, and over real imagery's: each measure of all grids together, and the grid and stratum that is furthest
-    from 1. A phase for each step makes too many grids to look at each; they are only taken together."""
+    """Each measure over all grids together, alone and relative to real imagery; and the grid and stratum furthest from 1.
+    A plan with one phase per step has too many grids to measure each; only all together are."""
     each = [grids(plan, image.shape) for image in images]
     sums = [
         [seam_sums([(image, own[n]) for image, own in zip(stack, each)], BLOCK_PX) for n in range(len(each[0]))]
@@ -271,8 +273,8 @@ def seams(plan: Plan, images: list[np.ndarray], truths: list[np.ndarray]) -> dic
 
 
 def mutual_seams(cell: Cell, window_px: int, out: Path) -> dict[str, dict[str, Any]]:
-    """For each grid of `cell`'s plan: its measures over those of the same plan's mosaic with all windows moved. The moved
-    one has grids too, at which the other is a control, and both are taken together."""
+    """For each grid of `cell`'s plan: its measures relative to the same plan's mosaic with all windows moved. At the grids
+    of the moved mosaic the first one is the control; both comparisons are pooled."""
     pair = cell, dataclasses.replace(cell, moved=True)
     plans = [each.make_plan(window_px) for each in pair]
     images = [[read_image(path) for path in each.paths(out)] for each in pair]
@@ -289,8 +291,8 @@ def mutual_seams(cell: Cell, window_px: int, out: Path) -> dict[str, dict[str, A
 
 
 def edge_energy(window_px: int, out: Path) -> list[float]:
-    """Energy of second differences inside windows, 1, 2, … px from their edge, over that of the real image there; 1 is what
-    it is beyond `EDGE_PX`."""
+    """Energy of second differences inside windows, 1, 2, … px from their edge, relative to the real image there. It is
+    scaled to 1 beyond `EDGE_PX`."""
     energies = []
     for images in (
         [read_image(path) for path in SIDE_BY_SIDE.paths(out)],
@@ -306,7 +308,7 @@ def edge_energy(window_px: int, out: Path) -> list[float]:
 
 
 def edge_table(energy: list[float]) -> str:
-    """Markdown, a column a pixel."""
+    """Markdown, one column per pixel."""
     lines = [
         "| px from the window's edge | " + ' | '.join(map(str, range(1, len(energy) + 1))) + ' |',
         '|---' + '|---:' * len(energy) + '|',
@@ -316,7 +318,7 @@ def edge_table(energy: list[float]) -> str:
 
 
 def seam_table(rows: dict[str, dict[str, dict[str, Any]]]) -> str:
-    """Markdown of `mutual_seams`, a line a grid."""
+    """Markdown of `mutual_seams`, one row per grid."""
     heads = [f'{measure} {stratum}' for measure in ('step', 'slope') for stratum in STRATA] + ['band all', 'overlap']
     lines = [f'| seams over moved windows | {" | ".join(heads)} |', '|---' + '|---:' * len(heads) + '|']
     cell = lambda figures, head: told(Interval(**figures[head])) if head in figures else ''
@@ -335,7 +337,7 @@ def told(interval: Interval, form: str = '.3f') -> str:
 
 
 def tiles(images: list[np.ndarray], size_px: int, step_px: int) -> np.ndarray:
-    """uint8 (n, size_px, size_px, 3), of all images."""
+    """The tiles of all images, uint8 (n, size_px, size_px, 3)."""
     return np.stack(
         [
             image[y : y + size_px, x : x + size_px]
@@ -347,7 +349,7 @@ def tiles(images: list[np.ndarray], size_px: int, step_px: int) -> np.ndarray:
 
 
 class Judge:
-    """Everything but seams. The networks' weights come with the `metrics` extra."""
+    """All measures except seams. The networks' weights come with the `metrics` extra."""
 
     def __init__(self, out: Path):
         self.lpips, self.extractor, self.cache = LPIPS('alexnet'), efflite0(), out / 'features'
@@ -355,7 +357,7 @@ class Judge:
     def __call__(
         self, images: list[np.ndarray], truths: list[np.ndarray], conditions: list[np.ndarray]
     ) -> dict[str, Any]:
-        """Errors and energies are pooled over the tiles; LPIPS is told for each."""
+        """Errors and energies are pooled over the tiles; LPIPS is given for each."""
         ours, real = (tiles(stack, TILE_PX, TILE_PX) for stack in (images, truths))
         small = tiles(conditions, TILE_PX // UPSCALE, TILE_PX // UPSCALE)
         tall = lambda stack: stack.reshape(1, -1, *stack.shape[2:])
@@ -389,13 +391,13 @@ def judged(cell: Cell, trained: Trained, judge: Judge, out: Path) -> dict[str, A
 
 
 def relative(ours: list[float], reference: list[float]) -> Interval:
-    """The mean over the reference's, less 1, in percent; the interval resamples tiles."""
+    """Relative difference of the mean from the reference's, in percent; the interval resamples tiles."""
     pairs = np.array([ours, reference]).T
     return Interval(*(100 * (number - 1) for number in dataclasses.astuple(ratio_interval(pairs))))
 
 
 def label(cell: Cell, group: str) -> str:
-    """What the group varies."""
+    """The settings that the group varies."""
     window = lambda part: f'{round(16 * (part or 0))}/16 W'
     steps = cell.make_plan(64).steps
     project = 'none' if not cell.strength else f'{cell.scale}×, strength {cell.strength:g}' + ', first half' * cell.end
@@ -412,7 +414,7 @@ def label(cell: Cell, group: str) -> str:
 
 
 def table(group: str, rows: list[tuple[Cell, dict[str, Any]]], references: dict[bool, dict[str, Any]]) -> str:
-    """Markdown. `references`: what metaearth has, for either set of scenes."""
+    """Markdown. `references`: the figures of metaearth, for either set of scenes."""
 
     def over_real(figures, name):
         return told(Interval(**figures['seams'][name]['over_real'])) if name in figures['seams'] else ''
@@ -458,7 +460,7 @@ def table(group: str, rows: list[tuple[Cell, dict[str, Any]]], references: dict[
 
 
 def picture(out: Path, columns: dict[str, Cell]) -> np.ndarray:
-    """A corner of the first scene by each cell that is there, under its name, and the real one; uint8 (h, w, 3)."""
+    """A corner of the first scene from each existing mosaic, under its title, and from the real image; uint8 (h, w, 3)."""
     box = next(iter(SCENES.values()))
     images = {title: read_image(cell.paths(out)[0]) for title, cell in columns.items() if cell.paths(out)[0].exists()}
     size = PICTURE_SCALE * PICTURE_PX

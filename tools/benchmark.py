@@ -1,4 +1,4 @@
-"""How fast a config trains here, what it costs anywhere, how fast samples are scored, and what a mosaic takes.
+"""Benchmarks: training on this machine, cost of training on any, scoring of samples, and mosaics.
 
     python tools/benchmark.py train --config configs/demo.py [--config.batch_size=16 …] [--against diffusers|CHECKOUT]
     python tools/benchmark.py cost --config configs/metaearth.py [--devices 8] [--compile]
@@ -6,15 +6,22 @@
     python tools/benchmark.py evaluate [--pairs 8 --pairs 32] [--size_px 64 --size_px 256]
     python tools/benchmark.py mosaic [--checkpoint weights/earth] [--canvas_px 512] [--rounds 3]
 
-`train` measures this machine: images a second, FLOP/s and MFU, peak memory, compile time with and without a compile
-cache, and whether the input keeps up. Beside it, `--against diffusers` trains a `UNet2DModel` of as many parameters, in
-turn, round by round, and compares (it needs the extra `bench`); `--against CHECKOUT` trains the config of the same name
-of another checkout of this project, and tells which is faster. `cost` allocates nothing: multiply–accumulates, bytes
-of state by mesh, hours to expect. FLOP are 2 × multiply–accumulates of matrix products and convolutions
-(`rsdiff.training.cost`). `aot` has a TPU's compiler compile the step for chips that are not here: bytes a device, FLOP,
-collectives, and a time estimated from published peaks (tools/benchmark_aot.py). `evaluate` measures networks that score samples against the same networks in torch, on this
-machine's CPU, in turn, round by round (it needs the extras `bench` and `metrics`). `mosaic` measures what unbounded mosaics
-promise (docs/mosaics.md): speed beside MetaEarth's plan in turn, memory, time for files, geometry, estimates, tint.
+`train` measures this machine: images per second, FLOP/s and MFU, peak memory, compile time with and without a compile
+cache, and whether the input keeps up. `--against diffusers` also trains a `UNet2DModel` with as many parameters, in
+alternating rounds, and compares (it needs the extra `bench`); `--against CHECKOUT` also trains the config of the same
+name in another checkout of this project, and reports which is faster.
+
+`cost` allocates nothing: multiply–accumulates, bytes of state by mesh, expected hours. FLOP are 2 × multiply–accumulates
+of matrix products and convolutions (`rsdiff.training.cost`).
+
+`aot` compiles the step with a TPU's compiler for chips that are not present: bytes per device, FLOP, collectives, and a
+time estimated from published peaks (tools/benchmark_aot.py).
+
+`evaluate` compares the networks that score samples with the same networks in torch, on this machine's CPU, in
+alternating rounds (it needs the extras `bench` and `metrics`).
+
+`mosaic` measures the properties of unbounded mosaics (docs/mosaics.md): speed against MetaEarth's plan in alternating
+rounds, memory, time for files, geometry, estimates, tint.
 """
 
 import importlib.metadata
@@ -48,29 +55,29 @@ from rsdiff.training.state import Trainer
 
 FLAGS = flags.FLAGS
 console.define_config('A config file, or the name of one in configs/.')
-OUT = flags.DEFINE_string('out', None, 'The JSON file to write; runs/benchmark/COMMAND.json if not given.')
+OUT = flags.DEFINE_string('out', None, 'The JSON file to write; default: runs/benchmark/COMMAND.json.')
 ROUNDS = flags.DEFINE_integer('rounds', 6, 'train, evaluate, mosaic: timed rounds.', lower_bound=1)
-STEPS = flags.DEFINE_integer('steps', 5, 'train: steps a round.', lower_bound=1)
+STEPS = flags.DEFINE_integer('steps', 5, 'train: steps per round.', lower_bound=1)
 AGAINST = flags.DEFINE_string(
-    'against', None, 'train: `diffusers`, or a checkout of rsdiff, to train in turn with this one.'
+    'against', None, 'train: `diffusers` or a checkout of rsdiff, to compare with in alternating rounds.'
 )
-DEVICES = flags.DEFINE_integer('devices', 8, 'cost: devices to lay the state on, in every mesh.', lower_bound=1)
+DEVICES = flags.DEFINE_integer('devices', 8, 'cost: devices to shard the state over, in every mesh.', lower_bound=1)
 ASSUMED_MFU = flags.DEFINE_float(
-    'assumed_mfu', 0.35, 'cost: for the hours to expect.', lower_bound=1e-3, upper_bound=1.0
+    'assumed_mfu', 0.35, 'cost: the MFU to compute the expected hours with.', lower_bound=1e-3, upper_bound=1.0
 )
 TOPOLOGY = flags.DEFINE_string('topology', 'v5e:4x4', 'aot: chip and shape of the slice, such as v5e:4x4 or v5p:2x2x4.')
-FSDP = flags.DEFINE_integer('fsdp', 1, 'aot: devices to share parameters over.', lower_bound=1)
-BATCH = flags.DEFINE_integer('batch', 16, 'aot: images a step, over all devices.', lower_bound=1)
-SAMPLE = flags.DEFINE_bool('sample', False, 'aot: a step of sampling windows instead of one of training.')
-HLO = flags.DEFINE_string('hlo', None, 'aot: a file for the compiled program.')
+FSDP = flags.DEFINE_integer('fsdp', 1, 'aot: devices to shard parameters over.', lower_bound=1)
+BATCH = flags.DEFINE_integer('batch', 16, 'aot: images per step, over all devices.', lower_bound=1)
+SAMPLE = flags.DEFINE_bool('sample', False, 'aot: compile a step of sampling windows instead of training.')
+HLO = flags.DEFINE_string('hlo', None, 'aot: file to write the compiled program to.')
 COMPILE = flags.DEFINE_bool('compile', False, 'cost: compile the step of one image, for its memory; takes minutes.')
 
 WARM_UP_STEPS = 2
-INPUT_BATCHES, INPUT_SECONDS = 100, 10.0  # the first reached; more than what is read ahead
+INPUT_BATCHES, INPUT_SECONDS = 100, 10.0  # whichever comes first; more batches than are prefetched
 
 
 def train(config: TrainConfig) -> dict[str, Any]:
-    """The measurements of this machine, under a compile cache that is empty at first and gone afterwards."""
+    """Measures training on this machine, with a temporary compile cache that starts empty."""
     with tempfile.TemporaryDirectory() as folder:
         jax.config.update('jax_compilation_cache_dir', folder)
         jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.0)
@@ -79,7 +86,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 
 def measure(config: TrainConfig) -> dict[str, Any]:
-    """Every figure of `train`."""
+    """All figures of `train`."""
     mesh = meshes.make_mesh(config.mesh.fsdp)
     meshes.check_batch(mesh, config.batch_size, config.accumulation)
     source = make_source(config.data, fields=fields_to_read(config.method.model.fields))
@@ -133,7 +140,7 @@ def measure(config: TrainConfig) -> dict[str, Any]:
 
 
 def compile_twice(config: TrainConfig, mesh) -> tuple[Callable, dict[str, float]]:
-    """The compiled step; and the seconds to trace it, to compile it, and to read it from the compile cache instead."""
+    """The compiled step, and the seconds to trace it, to compile it, and to load it from the compile cache instead."""
     size, seconds = config.data.size_px, {}
     batch = {
         'image': jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8),
@@ -169,7 +176,7 @@ def run_ours(config: TrainConfig, mesh, step: Callable, batch: dict[str, np.ndar
 
 
 def input_rate(source, config: TrainConfig) -> float:
-    """Images a second of the input alone, from a standing start."""
+    """Images per second of the input pipeline alone, start-up included."""
     stream = batches(source, config.data, config.seed, config.batch_size)
     start, count = time.perf_counter(), 0
     while count < INPUT_BATCHES and time.perf_counter() - start < INPUT_SECONDS:
@@ -179,16 +186,16 @@ def input_rate(source, config: TrainConfig) -> float:
 
 
 def peak_memory() -> dict[str, Any]:
-    """The most bytes in use so far: on the first device, or where it does not tell (CPU), of this process."""
+    """Peak bytes in use so far: of the first device or, if it does not report them (CPU), of this process."""
     stats = jax.devices()[0].memory_stats() or {}
     if 'peak_bytes_in_use' in stats:
         return {'bytes': stats['peak_bytes_in_use'], 'of': 'device 0'}
-    unit = 1 if sys.platform == 'darwin' else 1024  # what getrusage counts in; compiling is in it too
+    unit = 1 if sys.platform == 'darwin' else 1024  # unit of getrusage, which includes compiling
     return {'bytes': unit * resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, 'of': 'process, resident'}
 
 
 def xla_check(forward: jax.stages.Traced) -> dict[str, float | None]:
-    """XLA's own count against this one. XLA leaves out padding, as this does here, and adds what is no product."""
+    """Compares XLA's own count with ours. Both leave out padding here; XLA also counts operations other than products."""
     counted = cost.count_macs(forward.jaxpr, padding=False) / 1e9
     flops = (forward.lower().cost_analysis() or {}).get('flops')
     return {
@@ -199,12 +206,12 @@ def xla_check(forward: jax.stages.Traced) -> dict[str, float | None]:
 
 
 def parameters(state) -> int:
-    """How many numbers the network has."""
+    """Number of parameters of the network."""
     return sum(leaf.size for leaf in jax.tree.leaves(state['params']))
 
 
 class Checkout:
-    """Called with n, another checkout trains for n steps, in a process of its own, and returns their seconds."""
+    """Called with n, trains another checkout for n steps, in a separate process, and returns the seconds."""
 
     name = 'checkout'
 
@@ -230,11 +237,11 @@ class Checkout:
         print(steps, file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
-            raise BadInput(f'--against {self.folder}: it has ended with exit code {self.process.wait()}; see above')
+            raise BadInput(f'--against {self.folder}: its process ended with exit code {self.process.wait()}; see above')
         return float(line)
 
     def compare(self, rounds: list[list[float]], our_macs: int) -> dict[str, Any]:
-        """Their images a second, and ours over theirs in each round. `rounds`: images a second of (ours, theirs)."""
+        """Their images per second, and ours over theirs in each round. `rounds`: images per second of (ours, theirs)."""
         self.process.terminate()
         return {
             'images_per_second': spread([theirs for _, theirs in rounds]),
@@ -243,11 +250,12 @@ class Checkout:
 
 
 class Diffusers:
-    """Called with n, it trains a diffusers `UNet2DModel` for n steps on the CPU and returns their seconds.
+    """Called with n, trains a diffusers `UNet2DModel` for n steps on the CPU and returns the seconds.
 
-    Same batch, pixels, optimiser, clipping, average; float32. Its condition is a plain mean over 4 × 4 pixels, enlarged
-    to the size of the image as three more channels, where ours degrades and encodes it. Its levels begin at full
-    resolution, ours at 1/patch: so for equal parameters the multiply–accumulates differ, and `compare` gives both.
+    Batch, pixels, optimiser, clipping and parameter average are the same as ours; float32. Its condition is a plain mean
+    over 4 × 4 pixels, enlarged to the size of the image as three more channels, where ours degrades and encodes it. Its
+    levels begin at full resolution, ours at 1/patch. For equal parameters the multiply–accumulates therefore differ, and
+    `compare` gives both.
     """
 
     name = 'diffusers'
@@ -300,7 +308,7 @@ class Diffusers:
         return time.perf_counter() - start
 
     def compare(self, rounds: list[list[float]], our_macs: int) -> dict[str, Any]:
-        """Their figures, and ours over theirs in each round. `rounds`: images a second of (ours, theirs)."""
+        """Their figures, and ours over theirs in each round. `rounds`: images per second of (ours, theirs)."""
         from torch.nn.attention import SDPBackend, sdpa_kernel
         from torch.utils.flop_counter import FlopCounterMode
 
@@ -325,9 +333,9 @@ class Diffusers:
         }
 
     def _fit(self, network: type, config: TrainConfig) -> tuple[list[int], Callable]:
-        """The widths, and a constructor, of the `UNet2DModel` whose parameters come nearest in number to ours.
+        """The widths and a constructor of the `UNet2DModel` whose number of parameters is closest to ours.
 
-        It has our levels, blocks and attention, and above them the levels that ours folds away.
+        It has our levels, blocks and attention, and above them the levels that ours folds into patches.
         """
         model = config.method.model
         above = int(math.log2(model.patch))
@@ -364,7 +372,7 @@ class Diffusers:
 
 
 def expected_cost(config: TrainConfig) -> dict[str, Any]:
-    """What shapes alone tell."""
+    """All figures of `cost`, from shapes alone."""
     model, forward = config.method.model, cost.trace_forward(config)
     step, state = cost.trace_step(config, remat=False)
     as_run = cost.trace_step(config, remat=True)[0] if model.remat else step
@@ -405,7 +413,7 @@ def expected_cost(config: TrainConfig) -> dict[str, Any]:
 
 
 def ahead_of_time(config: TrainConfig) -> dict[str, Any]:
-    """What a TPU's compiler says."""
+    """All figures of `aot`, from a TPU's compiler."""
     return aot(config, TOPOLOGY.value, FSDP.value, BATCH.value, SAMPLE.value, HLO.value)
 
 

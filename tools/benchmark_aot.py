@@ -1,8 +1,8 @@
-"""What a TPU's own compiler makes of a step, on a machine without a TPU: memory, FLOP, collectives, and a roofline.
+"""Compiles a step with a TPU's own compiler on a machine without a TPU: memory, FLOP, collectives, and a roofline.
 
-`benchmark.py aot` compiles ahead of time for a topology that is described and not there (it needs the extra `tpu`, whose
-libtpu has the compiler). Bytes, FLOP and collectives are the compiler's word. Time is an estimate: each of compute, memory
-and links at its published peak, by itself (the longest of them is a lower bound) and one after the other (their sum).
+`benchmark.py aot` compiles ahead of time for a topology that is described but not present (it needs the extra `tpu`, whose
+libtpu has the compiler). Bytes, FLOP and collectives are reported by the compiler. Time is an estimate from the published
+peaks of compute, memory and links: fully overlapped (the longest of the three, a lower bound) and in sequence (their sum).
 """
 
 import dataclasses
@@ -31,7 +31,7 @@ from rsdiff.training.state import Trainer
 
 
 class Chip(NamedTuple):
-    """As Google's documentation has it: bfloat16 FLOP/s, bytes of HBM, and bytes/s of HBM and of all links together."""
+    """From Google's documentation: bytes of HBM, and bytes/s of HBM and of all links together."""
 
     kind: str
     accelerator: str
@@ -66,8 +66,8 @@ BYTES = {
 def aot(
     config: TrainConfig, topology: str, fsdp: int, batch: int, sampling: bool, hlo: str | None = None
 ) -> dict[str, Any]:
-    """Every figure of a training step, or of a step of sampling windows, over the chips of `topology`. The compiled program is
-    written to the file `hlo`."""
+    """All figures of a training step, or of a step of sampling windows, over the chips of `topology`. The compiled program is
+    written to the file `hlo`, if given."""
     chip, devices = described(topology)
     mesh = meshes.make_mesh(fsdp, devices)
     config = dataclasses.replace(
@@ -117,25 +117,25 @@ def described(topology: str) -> tuple[Chip, list[Any]]:
     """The chip and the devices of a topology such as 'v5e:4x4'.
 
     Raises:
-      BadInput: no chip has this name, libtpu is not installed, or its compiler knows no such shape.
+      BadInput: there is no chip of this name, libtpu is not installed, or its compiler does not know the shape.
     """
     name, _, shape = topology.partition(':')
     if name not in CHIPS or not re.fullmatch(r'\d+(x\d+){1,2}', shape):
-        raise BadInput(f'--topology {topology}: give CHIP:SHAPE such as v5e:4x4; there are {", ".join(CHIPS)}')
+        raise BadInput(f'--topology {topology}: give CHIP:SHAPE such as v5e:4x4; chips are {", ".join(CHIPS)}')
     chip, count = CHIPS[name], math.prod(map(int, shape.split('x')))
     jax.config.update('jax_platforms', 'cpu')
-    # what the compiler would ask of a machine that has chips
+    # what the compiler would query on a machine with chips
     os.environ |= {
         'TPU_SKIP_MDS_QUERY': '1',
         'TPU_ACCELERATOR_TYPE': f'{chip.accelerator}-{count if name in ("v5e", "v6e") else 2 * count}',
         'TPU_WORKER_HOSTNAMES': 'localhost',
-        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # several may compile at once, as none holds a chip
+        'ALLOW_MULTIPLE_LIBTPU_LOAD': '1',  # several processes may compile at once, as none uses a chip
     }
     try:
         from jax.experimental import topologies
 
         return chip, list(topologies.get_topology_desc(topology_name=topology, platform='tpu').devices)
-    except Exception as error:  # of the plug-in, which raises what it likes
+    except Exception as error:  # raised by the plug-in, of any type
         line = str(error).strip().splitlines()[0][:200] if str(error).strip() else type(error).__name__
         raise BadInput(f"--topology {topology}: {line}; it needs the extra: pip install -e '.[tpu]'") from None
 
@@ -154,7 +154,7 @@ def lower_training(config: TrainConfig, mesh) -> jax.stages.Lowered:
 
 
 def lower_sampling(config: TrainConfig, mesh) -> jax.stages.Lowered:
-    """One solver step of a batch of a mosaic's windows, shared out as `rsdiff.sampling.binding` does."""
+    """One solver step of a batch of a mosaic's windows, sharded as in `rsdiff.sampling.binding`."""
     method, size, batch = make_method(config.method), config.data.size_px, config.batch_size
     side = size // UPSCALE + 2 * UP_REACH_PX
     split, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
@@ -175,12 +175,12 @@ def lower_sampling(config: TrainConfig, mesh) -> jax.stages.Lowered:
 
 
 def collectives(hlo: str) -> dict[str, dict[str, Any]]:
-    """By kind: how many collectives an optimised program has, their bytes, and how many of those are float32. What is counted
-    is the whole of what is gathered, reduced or exchanged, on one device.
+    """Collectives of an optimised program by kind: their number, their bytes, and how many of those are float32. Bytes are the
+    full size of what is gathered, reduced or exchanged, on one device.
 
-    A TPU scatters what it reduces in a computation of its own, which the compiler calls all-reduce-scatter. It may also split
-    one collective over several fusions, to overlap it with what they compute; all of them name its channel, and it is counted
-    once. What a loop repeats is counted once, too (`loops` in the result says whether there are any).
+    On a TPU a reduce-scatter is a computation of its own, which the compiler calls all-reduce-scatter. The compiler may also
+    split one collective over several fusions, to overlap it with their work; all of them have its channel id, and it is
+    counted once. Collectives inside loops are counted once, too (`loops` in the result is the number of loops).
     """
     channels = set()
     found: dict[str, dict[str, Any]] = defaultdict(lambda: {'count': 0, 'bytes': 0, 'float32_bytes': 0})
@@ -200,7 +200,7 @@ def collectives(hlo: str) -> dict[str, dict[str, Any]]:
             if kind in BYTES
         ]
         kind = 'reduce-scatter' if scatters and match[2] == 'all-reduce' else match[2]
-        # what starts one names its operands beside its results, of which the larger is the whole
+        # a -start operation lists operands and results; the largest of them is the full size
         total = max((size for _, size in shapes), default=0) if match[3] else sum(size for _, size in shapes)
         row = found[kind]
         row['count'] += 1
@@ -210,7 +210,7 @@ def collectives(hlo: str) -> dict[str, dict[str, Any]]:
 
 
 def estimate(chip: Chip, devices: int, counted, found, model_flop: float, batch: int, dtype: str) -> dict[str, Any]:
-    """Seconds of a step at published peaks, and the MFU that they allow. An estimate: nothing was run."""
+    """Estimated seconds of a step at published peaks, and the resulting MFU. Nothing is run."""
     peak = cost.peak_flops(chip.kind, dtype)
     moved = {'all-reduce': 2.0}  # every byte goes out and comes back
     links = sum(moved.get(kind, 1.0) * row['bytes'] for kind, row in found.items()) * (devices - 1) / devices

@@ -1,8 +1,9 @@
-"""What another checkout of rsdiff trains, for `benchmark.py train --against CHECKOUT`: `python tools/benchmark_checkout.py
---config FILE [--config.KEY=VALUE …]`, with that checkout as its folder and on PYTHONPATH.
+"""Trains another checkout of rsdiff, for `benchmark.py train --against CHECKOUT`.
 
-It answers each number of steps, a line on stdin, by the seconds that they took. It asks of the checkout no more than what all
-of them have had: a config, a `Trainer`, a mesh and batches.
+    python tools/benchmark_checkout.py --config FILE [--config.KEY=VALUE …]
+
+The checkout must be the working directory and on PYTHONPATH. For each line on stdin, a number of steps, it trains for that
+many and prints the seconds. It uses only what every version of rsdiff has: a config, a `Trainer`, a mesh and batches.
 """
 
 import math

@@ -1,9 +1,9 @@
-"""The towers of CLIP and SigLIP beside transformers' in torch: the same numbers, and how fast.
+"""Compares our towers of CLIP and SigLIP with those of transformers in torch: outputs, and speed.
 
-    python tools/benchmark_encoders.py            images a second of ViT-B/32, in turn, round by round
-    python tools/benchmark_encoders.py --parity   largest differences of every output, random weights of full size
+    python tools/benchmark_encoders.py            images per second of ViT-B/32, in alternating rounds
+    python tools/benchmark_encoders.py --parity   largest difference of each output, for random weights of full size
 
-Both compute in float32 on the cores that this process may use (`taskset -c 0` leaves it one). It needs the extra `bench`.
+Both run in float32 on the cores that this process may use (one with `taskset -c 0`). It needs the extra `bench`.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ from rsdiff.pretrained.clip import CLIPConfig
 from rsdiff.pretrained.siglip import SiglipConfig
 from rsdiff.programs import console
 
-PARITY = flags.DEFINE_bool('parity', False, 'Compare numbers, not speed.')
-BATCHES = flags.DEFINE_multi_integer('batch', [8, 32], 'Images in a batch; may be given again.', lower_bound=1)
+PARITY = flags.DEFINE_bool('parity', False, 'Compare outputs, not speed.')
+BATCHES = flags.DEFINE_multi_integer('batch', [8, 32], 'Images per batch; may be repeated.', lower_bound=1)
 ROUNDS = flags.DEFINE_integer('rounds', 8, 'Timed rounds.', lower_bound=1)
 OUT = flags.DEFINE_string(
-    'out', None, 'The JSON file to write; runs/benchmark/encoders.json, or encoders_parity.json, if not given.'
+    'out', None, 'The JSON file to write; default: runs/benchmark/encoders.json, or encoders_parity.json.'
 )
 
 TEXTS = 4
@@ -66,7 +66,7 @@ class Pair:
         from transformers import SiglipConfig as TheirSiglipConfig
 
         self.torch, self.config = torch, config
-        # No leaf is a constant, so that no bias, scale or position can be forgotten unnoticed.
+        # No leaf is constant, so that a missing bias, scale or position shows in the outputs.
         generator = np.random.default_rng(0)
         self.params = jax.tree.map(
             lambda leaf: leaf + 0.02 * generator.standard_normal(leaf.shape).astype('f'),
@@ -79,7 +79,7 @@ class Pair:
             self.model = model(kind.from_dict(config.to_json())).eval()
         tensors = {name: torch.from_numpy(np.array(array)) for name, array in weights.to_torch(self.params).items()}
         self.model.load_state_dict(tensors, strict=True, assign=True)
-        for module in self.model.modules():  # which no checkpoint holds
+        for module in self.model.modules():  # buffers that no checkpoint holds
             if 'position_ids' in dict(module.named_buffers(recurse=False)):
                 module.position_ids = torch.arange(module.position_ids.shape[-1])[None]
 
@@ -117,7 +117,7 @@ class Pair:
         return self.torch.from_numpy(np.ascontiguousarray(images.transpose(0, 3, 1, 2)))
 
     def runners(self, batch: int) -> tuple[Callable[[], np.ndarray], Callable[[], np.ndarray]]:
-        """What embeds the same images, by us and by them."""
+        """Functions that embed the same images, ours and theirs."""
         images = self.inputs(batch)[0]
         pixels = self.pixels(images)
         compiled = jax.jit(lambda params, images: towers.encode_images(self.config, params, images))
@@ -168,7 +168,7 @@ def speed() -> dict[str, Any]:
 
 
 def seconds(run: Callable[[], Any]) -> np.ndarray:
-    """(by the clock, of all threads on a core); the latter says what a machine with nothing else to do would take."""
+    """(wall-clock seconds, processor seconds of all threads); the latter do not depend on other load on the machine."""
     clock, busy = time.perf_counter(), time.process_time()
     run()
     return np.array([time.perf_counter() - clock, time.process_time() - busy])

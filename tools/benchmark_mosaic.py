@@ -1,13 +1,13 @@
-"""`tools/benchmark.py mosaic`: what an unbounded mosaic takes, and what it promises.
+"""`tools/benchmark.py mosaic`: cost and properties of unbounded mosaics.
 
-Everything is measured in one run, on this machine, with the network of `--checkpoint` but for memory
-(`tools/benchmark_memory.py`): a large canvas is needed there, and no network. Plans run in turn, round by round. With v
-network evaluations an output pixel and k solver steps, plans a and b compare as
+Everything is measured in one run, on this machine, with the network of `--checkpoint`; except memory
+(`tools/benchmark_memory.py`), which needs a large canvas and no network. Plans run in alternating rounds. With v network
+evaluations per output pixel and k solver steps, plans a and b compare as
 
     v_a / v_b = (k_a / k_b) · (v_a / k_a) / (v_b / k_b)                                                               (1)
 
-the steps of their solvers times the overlap of their windows, halo included. (1) is what pixels a second should tell, and on
-a machine with other work, pixels a second of processor time.
+the ratio of their solver steps times the ratio of their window overlaps, halo included. The ratio of their pixels per
+second, b over a, should equal (1); on a machine with other load, that of pixels per second of processor time should.
 """
 
 import contextlib
@@ -41,16 +41,16 @@ from rsdiff.training.checkpoint import Trained, load_generator
 from rsdiff.training.mesh import make_mesh
 
 CHECKPOINT = flags.DEFINE_string('checkpoint', 'weights/earth', 'mosaic: a run of train.py, or released weights.')
-CANVAS = flags.DEFINE_integer('canvas_px', 512, 'mosaic: side of the canvas on which plans compare.', lower_bound=64)
+CANVAS = flags.DEFINE_integer('canvas_px', 512, 'mosaic: side of the canvas for comparing plans.', lower_bound=64)
 LARGE = flags.DEFINE_integer(
     'large_px', 2048, 'mosaic: side of the canvas that `fast` makes in one supertile.', lower_bound=64
 )
 MEMORY = flags.DEFINE_multi_integer(
-    'memory_px', [2048, 8192], 'mosaic: sides of the canvases whose memory is measured.', lower_bound=16
+    'memory_px', [2048, 8192], 'mosaic: side of a canvas to measure memory on; may be repeated.', lower_bound=16
 )
 
 SUPERTILE_PX, MILLION = 1024, 10**6
-# Where Blue Marble is flat, as degrees east and north of a corner, and what colour it has there.
+# Flat areas of Blue Marble: degrees east and north of a corner, and the colour there.
 FLAT = {
     'water': ((-156, -30), (7, 21, 51)),
     'desert': ((-9, 29), (186, 153, 111)),
@@ -60,7 +60,7 @@ FLAT_PX = 48  # of the condition
 
 
 def mosaic(rounds: int) -> dict[str, Any]:
-    """Every figure."""
+    """All figures."""
     console.enable_compilation_cache()
     if CANVAS.value % UPSCALE**2:
         raise BadInput(f'--canvas_px is {CANVAS.value}; it must be a multiple of {UPSCALE**2}')
@@ -88,7 +88,7 @@ def mosaic(rounds: int) -> dict[str, Any]:
 
 
 def evaluations() -> list[dict[str, Any]]:
-    """Network evaluations an output pixel: of supertiles of 4096 pixels a side inside a large canvas, halo included."""
+    """Network evaluations per output pixel, for supertiles of 4096 pixels a side in a large canvas, halo included."""
     tiles, rows = [(side, side + 4096) for side in range(0, 16 * 4096, 4096)], []
     for window_px in (64, 256):
         counted = {name: compared(make_plan(name, window_px), tiles) for name in ('fast', 'metaearth')}
@@ -104,15 +104,15 @@ def compared(plan, tiles: list[tuple[int, int]]) -> dict[str, float]:
 
 
 def ratio(theirs: dict[str, float], ours: dict[str, float]) -> dict[str, Any]:
-    """(1)."""
+    """The figures of both plans, and their ratio (1)."""
     return {'metaearth': theirs, 'fast': ours, 'ratio': {key: theirs[key] / ours[key] for key in ours}}
 
 
 def a_million_squared(rounds: int) -> dict[str, Any]:
-    """Seconds for all that precedes the first network evaluation of a canvas of 10^12 pixels, each part `rounds` times."""
+    """Seconds of each part before the first network evaluation of a canvas of 10^12 pixels, each timed `rounds` times."""
     settings, shape = MosaicSettings(160.0, 2, make_plan('fast', 64), SUPERTILE_PX), (MILLION // UPSCALE**2,) * 2 + (3,)
     box, counts = Box(MILLION // 2, MILLION // 2, MILLION // 2 + 4096, MILLION // 2 + 4096), {}
-    condition = type('Endless', (), {'shape': shape})()  # nobody reads it
+    condition = type('Endless', (), {'shape': shape})()  # never read
 
     def work_list(folder: Path) -> None:
         counts['supertiles'] = sum(1 for _ in StageArray(folder / 'stage', MILLION, MILLION, SUPERTILE_PX).tiles())
@@ -143,19 +143,19 @@ def a_million_squared(rounds: int) -> dict[str, Any]:
 
 
 def memory(sides_px: list[int]) -> dict[str, Any]:
-    """Peak host memory of canvases, each made by a fresh process, and of the last over the first."""
+    """Peak host memory of canvases, each made in a new process, and the ratio of the last to the first."""
     program, rows = Path(__file__).with_name('benchmark_memory.py'), []
     for side in sides_px:
         done = subprocess.run([sys.executable, program, '--side_px', str(side)], capture_output=True, text=True)
         if done.returncode:
-            raise BadInput(f'{program.name} --side_px {side}: {(done.stderr.splitlines() or ["it was ended"])[-1]}')
+            raise BadInput(f'{program.name} --side_px {side}: {(done.stderr.splitlines() or ["it was killed"])[-1]}')
         rows.append(json.loads(done.stdout.splitlines()[-1]))
     return {'canvases': rows, 'last_over_first': rows[-1]['peak_bytes'] / rows[0]['peak_bytes']}
 
 
 def plans(trained: Trained, side_px: int, rounds: int) -> dict[str, Any]:
-    """Pixels a second of one stage by each plan; and of two stages by `fast`, what was told beforehand and the share of
-    files. Everything in turn, every canvas anew; what is compiled is compiled before."""
+    """Pixels per second of one stage with each plan; and of two stages with `fast`, the estimated time and the share of time
+    for files. Everything alternates, every canvas is made anew, and compilation is done beforehand."""
     names: list[PlanName] = ['metaearth', 'fast']
     one = {name: Canvas(trained, name, side_px, 1) for name in names}
     two = Canvas(trained, 'fast', side_px, 2)
@@ -196,8 +196,8 @@ def plans(trained: Trained, side_px: int, rounds: int) -> dict[str, Any]:
 
 
 def large(trained: Trained, side_px: int, metaearth: float) -> dict[str, Any]:
-    """Pixels a second of `fast` where the canvas is large, over those of `metaearth`, whose pixels cost the same on any canvas:
-    the halo of phases weighs on small ones."""
+    """Pixels per second of `fast` on a large canvas, over those of `metaearth`, whose pixels cost the same on any canvas. On
+    small canvases the halo of the phases makes `fast` slower."""
     canvas = Canvas(trained, 'fast', side_px, 1, supertile_px=side_px)
     canvas.tell()
     rate = side_px**2 / canvas.make()['seconds']
@@ -210,7 +210,7 @@ def large(trained: Trained, side_px: int, metaearth: float) -> dict[str, Any]:
 
 
 class Canvas:
-    """A square canvas of noise to be made again and again, through the files that sample.py reads and writes."""
+    """A square canvas over a random condition, made repeatedly through the files that sample.py reads and writes."""
 
     def __init__(self, trained: Trained, plan: PlanName, side_px: int, stages: int, supertile_px: int | None = None):
         window_px = trained.config.data.size_px
@@ -221,11 +221,11 @@ class Canvas:
         self.pixels = np.random.default_rng(0).integers(0, 256, (side_px // UPSCALE**stages,) * 2 + (3,), np.uint8)
 
     def tell(self) -> dict[str, Any]:
-        """What `sample.py --dry_run` says."""
+        """The result of `sample.py --dry_run`."""
         return estimate(self.sampler_at, self.pixels, self.settings)
 
     def make(self) -> dict[str, Any]:
-        """What `sample.py` says, and the seconds spent on files: opening, reading, writing; and on processors."""
+        """The result of `sample.py`, the seconds spent on files (opening, reading, writing), and the processor seconds."""
         with tempfile.TemporaryDirectory() as folder:
             write_image(Path(folder) / 'condition.png', self.pixels)
             condition = Condition(Path(folder) / 'condition.png')
@@ -239,7 +239,7 @@ class Canvas:
 
 @contextlib.contextmanager
 def seconds_in(*methods: tuple[type, str]) -> Iterator[list[float]]:
-    """The seconds of each call of these methods, none of which calls another, as long as the context lasts."""
+    """Records the seconds of each call of these methods while the context lasts. None of them may call another."""
     spent, kept = [], [(owner, name, getattr(owner, name)) for owner, name in methods]
 
     def timed(method):
@@ -262,8 +262,8 @@ def seconds_in(*methods: tuple[type, str]) -> Iterator[list[float]]:
 
 
 def tint(trained: Trained) -> list[dict[str, Any]]:
-    """Of what is flat on Earth, windows of the last phase against the condition beneath them, in grey levels: how far a mean
-    is off, and how much means differ among windows."""
+    """Tint over flat areas of the Earth: mean colours of the last phase's windows against the condition, in grey levels.
+    Gives the largest difference of a mean, and the deviation of means among windows."""
     rows, plan = [], make_plan('fast', trained.config.data.size_px)
     settings = MosaicSettings(UPSCALE * blue_marble.GSD_M, 1, plan, SUPERTILE_PX)
     for name, projection in (('on', Projection()), ('off', None)):
@@ -276,7 +276,7 @@ def tint(trained: Trained) -> list[dict[str, Any]]:
 
 
 def flat_conditions() -> dict[str, np.ndarray]:
-    """Colours, and where Blue Marble is installed crops of it at four times its pixel, uint8 (FLAT_PX, FLAT_PX, 3)."""
+    """Plain colours and, if Blue Marble is installed, crops of it reduced 4×, uint8 (FLAT_PX, FLAT_PX, 3)."""
     images, degrees = {}, UPSCALE * FLAT_PX / blue_marble.PIXELS_PER_DEGREE
     for what, ((west, north), colour) in FLAT.items():
         images[f'{what}, one colour'] = np.full((FLAT_PX, FLAT_PX, 3), colour, np.uint8)
@@ -287,7 +287,7 @@ def flat_conditions() -> dict[str, np.ndarray]:
 
 
 def window_means(sample: np.ndarray, condition: np.ndarray, plan) -> dict[str, float]:
-    """Over the windows of the last phase that lie in the sample whole, and bands."""
+    """Figures over the bands and over those windows of the last phase that lie entirely in the sample."""
     side, last = plan.window_px, plan.phases[-1]
     touching = [
         plan.lattice(last, axis).touching(0, size, plan.profile(last)) for axis, size in enumerate(sample.shape[:2])

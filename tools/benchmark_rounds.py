@@ -1,4 +1,4 @@
-"""What the measurements of `tools/benchmark.py` have in common: rounds, in turn, and how far apart they lie."""
+"""Shared by the measurements of `tools/benchmark.py`: alternating rounds, and their spread."""
 
 import os
 import time
@@ -25,7 +25,7 @@ def cores() -> int:
 def alternate(
     ours: Callable[[], np.ndarray], theirs: Callable[[], np.ndarray], rounds: int, count: int
 ) -> dict[str, Any]:
-    """How often a second each does `count` things, one after the other in every round, the first call aside.
+    """Items per second of two functions that process `count` items per call, alternating; first calls are timed apart.
 
     Raises:
       FloatingPointError: their results differ by more than one in a thousand.

@@ -1,17 +1,17 @@
 """What should the network predict? Trains each kind of prediction for the same number of images, and compares samples.
 
     python tools/compare_predictions.py --config configs/demo.py --images 6000 --out runs/predictions
-    … --also_sqrt_linear residual_x0     that variant again, with β linear in √β
+    … --also_sqrt_linear residual_x0     that variant again, with √β linear in time
 
 The variants diffuse the image itself (eps, v) or the residual over the enlarged condition (residual_x0, scaled by the
-config's method.codec), two of them also with zero terminal SNR. All else is the config's, also the P2
-weight. The chips are none that was trained on: from Blue Marble's held-out part, or of a folder's --split. Their
-conditions are clean means over 4 × 4 pixels, noise and conditions are the same for all, and nothing is projected onto
-the condition, so that LR-consistency and tint tell what the network itself knows. It is one seed: small differences
-mean nothing.
+config's method.codec), two of them also with zero terminal SNR. Everything else is as in the config, including the P2
+weight. The sampled chips were not trained on: they are from Blue Marble's held-out part, or from a folder's --split.
+Their conditions are clean means over 4 × 4 pixels. Noise and conditions are the same for all variants, and nothing is
+projected onto the condition, so that LR-consistency and tint measure the network itself. There is only one seed: small
+differences mean nothing.
 
 Run the same command again to continue. OUT holds a run for each variant, table.md, grid.png and predictions.json,
-which is also the last line.
+which is also the last line of output.
 """
 
 from pathlib import Path
@@ -39,20 +39,20 @@ from rsdiff.training.config import DataConfig, TrainConfig, from_dict, to_dict
 from rsdiff.training.loop import train
 
 FLAGS = flags.FLAGS
-console.define_config('The base: a config file, or the name of one in configs/.')
-flags.DEFINE_string('out', None, 'A new folder, or one that this command began to fill.')
-flags.DEFINE_integer('images', 6000, 'Training images of each variant.', lower_bound=1)
+console.define_config('The base config: a file, or the name of one in configs/.')
+flags.DEFINE_string('out', None, 'Output folder: new, or from an earlier run of this command.')
+flags.DEFINE_integer('images', 6000, 'Training images per variant.', lower_bound=1)
 flags.DEFINE_enum(
     'also_sqrt_linear',
     None,
     ['eps', 'v', 'residual_x0', 'v_zero_snr', 'residual_x0_zero_snr'],
-    'Adds this variant with the sqrt_linear schedule; give it a base config with the linear one.',
+    'Add this variant with the sqrt_linear schedule; the base config must have the linear one.',
 )
 flags.DEFINE_string('split', 'test', 'With a folder: the split to sample, which must not be the one trained on.')
-flags.DEFINE_integer('chips', 48, 'How many chips to sample at most.', lower_bound=1)
-flags.DEFINE_integer('steps', 20, 'Network evaluations a sample.', lower_bound=1)
-flags.DEFINE_integer('batch_size', 16, 'Chips to sample at a time.', lower_bound=1)
-flags.DEFINE_integer('seed', 0, 'Names the noise of the samples.')
+flags.DEFINE_integer('chips', 48, 'Maximum number of chips to sample.', lower_bound=1)
+flags.DEFINE_integer('steps', 20, 'Network evaluations per sample.', lower_bound=1)
+flags.DEFINE_integer('batch_size', 16, 'Chips per batch when sampling.', lower_bound=1)
+flags.DEFINE_integer('seed', 0, 'Random seed of the samples.')
 
 LPIPS_NETWORK = 'alexnet'
 GRID_ROWS, GRID_SCALE = 6, 2
@@ -68,7 +68,7 @@ COLUMNS = {
 def variants(base: TrainConfig) -> dict[str, TrainConfig]:
     """The configs to compare, by name."""
     if not isinstance(base.method, DiffusionConfig) or not isinstance(base.method.codec, ResidualConfig):
-        raise BadInput('config.method.codec is no residual; the residual variants need its scale, see configs/demo.py')
+        raise BadInput('config.method.codec is not residual; the residual variants need its scale, see configs/demo.py')
 
     def variant(prediction, error_in, residual=False, zero_snr=False, shape=base.method.schedule.shape):
         values = to_dict(base)
@@ -100,7 +100,7 @@ def variants(base: TrainConfig) -> dict[str, TrainConfig]:
 
 
 def held_out_chips(data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
-    """uint8 (n, size_px, size_px, 3) that no variant was trained on, and their gsd_m, float32 (n,)."""
+    """Chips that no variant was trained on, uint8 (n, size_px, size_px, 3), and their gsd_m, float32 (n,)."""
     size = data.size_px
     if data.source == 'blue_marble':
         image = blue_marble.HELD_OUT.crop(blue_marble.load())
@@ -111,8 +111,8 @@ def held_out_chips(data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
     else:
         if canonical_split(data.split or 'train') == canonical_split(FLAGS.split):
             raise BadInput(
-                f'config.data.split is {data.split or "train"!r}, so that --split {FLAGS.split} is trained on; '
-                'name the training split in the one and another in the other'
+                f'config.data.split is {data.split or "train"!r}, so --split {FLAGS.split} is the training split; '
+                'give different splits to the two'
             )
         chips = []
         for entry in read_folder(data.source, FLAGS.split):
@@ -125,13 +125,13 @@ def held_out_chips(data: DataConfig) -> tuple[np.ndarray, np.ndarray]:
                 chips.append((Box(y, x, y + size, x + size).crop(image), gsd_m))
     if not chips:
         raise BadInput(f'{data.source}: no image to sample is as large as config.data.size_px {size}')
-    # evenly over all, so that neither one place nor one class makes them up
+    # evenly spread, so that no place or class dominates
     chosen = [chips[i] for i in np.unique(np.linspace(0, len(chips) - 1, FLAGS.chips).round().astype(int))]
     return np.stack([chip for chip, _ in chosen]), np.float32([gsd_m for _, gsd_m in chosen])
 
 
 def samples(workdir: Path, conditions: np.ndarray, gsd_m: np.ndarray) -> np.ndarray:
-    """What the generator in `workdir` makes of the conditions, uint8 (n, 4h, 4w, 3)."""
+    """Samples of the generator in `workdir` for the conditions, uint8 (n, 4h, 4w, 3)."""
     trained = load_generator(workdir)
     made = jax.jit(lambda params, *batch: sample(trained.method, params, *batch, FLAGS.steps, projection=None))
     n, h, w, _ = conditions.shape
@@ -149,7 +149,7 @@ def scores(images: np.ndarray, truth: np.ndarray, conditions: np.ndarray, lpips:
     """
     colour_error = (images.astype(np.float64) - truth).mean((1, 2))
     energy = lambda chips: np.mean(detail(chips) ** 2) ** 0.5
-    tall = lambda chips: chips.reshape(1, -1, *chips.shape[2:])  # one under another, one image
+    tall = lambda chips: chips.reshape(1, -1, *chips.shape[2:])  # stacked into one tall image
     distances = (
         None
         if lpips is None
@@ -181,7 +181,7 @@ def labelled_grid(columns: dict[str, np.ndarray]) -> np.ndarray:
 
 
 def table(rows: dict[str, dict[str, float | None]]) -> str:
-    """Markdown, one row a variant."""
+    """Markdown, one row per variant."""
     lines = [f'| | {" | ".join(COLUMNS.values())} |', '|---' + '|---:' * len(COLUMNS) + '|']
     lines += [
         f'| {name} | {" | ".join("" if row[key] is None else str(row[key]) for key in COLUMNS)} |'

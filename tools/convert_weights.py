@@ -1,12 +1,12 @@
-"""Makes a Hugging Face folder, of safetensors, of a checkpoint that is none.
+"""Converts a checkpoint to a Hugging Face folder with safetensors.
 
     python tools/convert_weights.py --checkpoint RemoteCLIP-ViT-B-32.pt --architecture ViT-B-32 --out encoders/remoteclip
     python tools/convert_weights.py --checkpoint FOLDER --out FOLDER
 
-The checkpoint is a file of open_clip's (.pt, .bin or .safetensors; give its --architecture by open_clip's name), a folder
-of open_clip's (open_clip_config.json and the weights beside it), or a folder of Hugging Face's whose weights are pickled
-(config.json and pytorch_model.bin). A pickle is read by a reader that knows tensors and nothing else; one that asks for
-more is refused. The tokenizer is that of the folder, else that of --tokenizer.
+The checkpoint is an open_clip file (.pt, .bin or .safetensors; give its --architecture by open_clip's name), an open_clip
+folder (open_clip_config.json with the weights), or a Hugging Face folder with pickled weights (config.json and
+pytorch_model.bin). Pickles are read by a reader that only knows tensors; it rejects a pickle with anything else. The
+tokenizer is that of the folder, otherwise that of --tokenizer.
 """
 
 import json
@@ -25,12 +25,12 @@ from rsdiff.programs import console
 
 CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'A file or a folder.', required=True)
 ARCHITECTURE = flags.DEFINE_string(
-    'architecture', None, "For a file: open_clip's name of it, such as ViT-B-32, or ViT-B-32-quickgelu."
+    'architecture', None, "For a file: open_clip's name of the architecture, such as ViT-B-32 or ViT-B-32-quickgelu."
 )
 TOKENIZER = flags.DEFINE_string(
     'tokenizer',
     'openai/clip-vit-base-patch32',
-    "A folder, or a name on the hub, whose tokenizer is the checkpoint's, if it does not bring one.",
+    "A folder or hub name to take the tokenizer from, if the checkpoint has none.",
 )
 OUT = flags.DEFINE_string('out', None, 'The folder to write.', required=True)
 
@@ -40,20 +40,20 @@ PICKLED = 'pytorch_model.bin'
 
 
 def read_tensors(path: Path) -> dict[str, Any]:
-    """The tensors of a file by name; of a checkpoint of open_clip's training, those of the model."""
+    """The tensors of a file by name; of an open_clip training checkpoint, those of the model."""
     return weights.read_safetensors(path) if path.suffix == '.safetensors' else read_torch(path, entry='state_dict')
 
 
 def convert(path: Path) -> tuple[towers.Config, dict[str, Any], dict[str, Any] | None]:
-    """(config, parameters, the object of preprocessor_config.json, or None where the folder's own is as it should be)."""
+    """(config, parameters, content of preprocessor_config.json, or None if the folder's own is kept)."""
     if path.is_file():
         if ARCHITECTURE.value is None:
-            raise BadInput(f'{path}: a file of weights does not say what it is; give --architecture, such as ViT-B-32')
+            raise BadInput(f'{path}: a weights file needs --architecture, such as ViT-B-32')
         config = open_clip.named_config(ARCHITECTURE.value)
         preprocessing = open_clip.preprocessing_from_json({}, config, str(path))
         return config, open_clip.params_from(config, read_tensors(path), str(path)), preprocessing
     if ARCHITECTURE.value is not None:
-        raise BadInput(f'--architecture is for files; the folder {path} says what it is')
+        raise BadInput(f'--architecture is for files; the folder {path} names its own')
     if (path / OPEN_CLIP_CONFIG).is_file():
         where = str(path / OPEN_CLIP_CONFIG)
         row = read_json(path / OPEN_CLIP_CONFIG)

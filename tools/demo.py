@@ -1,4 +1,4 @@
-"""The two ends of `tools/demo.sh`: cutting its inputs out of Blue Marble, and putting its results together."""
+"""First and last step of `tools/demo.sh`: cuts its inputs out of Blue Marble, and collects its results."""
 
 import json
 import math
@@ -18,17 +18,17 @@ from rsdiff.evaluation.seams import seam_ratio
 from rsdiff.programs import console
 
 FLAGS = flags.FLAGS
-flags.DEFINE_enum('step', None, ['prepare', 'report'], 'Which end.', required=True)
+flags.DEFINE_enum('step', None, ['prepare', 'report'], 'Which step.', required=True)
 flags.DEFINE_string('out', None, "The demo's folder.", required=True)
-flags.DEFINE_integer('seconds', 0, 'How long this call of the demo took, for the summary.')
-flags.DEFINE_integer('train_per_class', 12, 'Training chips of each region.')
-flags.DEFINE_integer('test_per_class', 40, 'Test chips of each region.')
+flags.DEFINE_integer('seconds', 0, 'Duration of this run of the demo, for the summary.')
+flags.DEFINE_integer('train_per_class', 12, 'Training chips per region.')
+flags.DEFINE_integer('test_per_class', 40, 'Test chips per region.')
 
 REDUCTION, CHIP_PX = 16, 64
 
 
 def prepare(out: Path) -> dict:
-    """Writes truth.png, condition.png and its gsd, and the folder `regions`."""
+    """Writes truth.png, condition.png, its GSD, and the folder `regions`."""
     truth = blue_marble.HELD_OUT.crop(blue_marble.load())
     folders.claim_folder(
         out, {'demo': 1, 'train_per_class': FLAGS.train_per_class, 'test_per_class': FLAGS.test_per_class}
@@ -76,7 +76,7 @@ def report(out: Path) -> dict:
     }
     write_image(out / 'compare.png', beside(images))
     phase = json.loads((out / 'mosaic' / 'settings.json').read_text())['phases'][-1]
-    # equal images have an infinite PSNR, which JSON does not know
+    # equal images have an infinite PSNR, which JSON cannot represent
     decibels = lambda value: round(value, 2) if math.isfinite(value) else None
     pair = lambda score, image, other: float(score(image[None], other[None])[0])
     fidelity = {

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# The whole way once, on NASA Blue Marble: train a generator, cascade it over a part of the Earth that it has not seen,
-# make labelled images, and ask whether they help a classifier. Run it again to continue an interrupted one.
+# The whole pipeline on NASA Blue Marble: train a generator, cascade it over a held-out part of the Earth, make labelled
+# images, and test whether they help a classifier. Run it again to continue after an interruption.
 #
-#   bash tools/demo.sh [OUT [CHECKPOINT]]        (default runs/demo; with a CHECKPOINT, such as weights/earth, no training)
+#   bash tools/demo.sh [OUT [CHECKPOINT]]        (default OUT runs/demo; a CHECKPOINT, such as weights/earth, skips training)
 set -euo pipefail
 absolute() { [[ "$1" = /* ]] && echo "$1" || echo "$PWD/$1"; }
 out="$(absolute "${1:-runs/demo}")"
@@ -18,11 +18,11 @@ python tools/demo.py --step prepare --out "$out"
 if [ $# -lt 2 ]; then
     say "2/6 training the generator"
     python train.py --config configs/demo.py --workdir "$generator"
-    # a run that was told to stop ends well, but is not finished
+    # a run that was asked to stop exits with 0, but is not finished
     grep -q '"finished": true' "$generator/train.json" || { echo "stopped; run it again to continue" >&2; exit 130; }
 fi
 
-say "3/6 118 km a pixel to 7.4 km: two stages of sliding windows"
+say "3/6 118 km per pixel to 7.4 km: two stages of sliding windows"
 python sample.py --checkpoint "$generator" --condition "$out/condition.png" --gsd_m "$(cat "$out/condition_gsd_m")" \
     --stages 2 --tiles --noise anchored --out "$out/mosaic"
 

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The pages of the API, one a module, by pdoc; a warning of it is an error. The commands are left out: their modules define
-# flags when they are imported, and several have some of the same names.
+# API documentation by pdoc, one page per module; a warning from pdoc is an error. rsdiff.programs is left out: its modules
+# define flags on import, and some share flag names.
 #
 #   bash tools/docs.sh [FOLDER]        (default .cache/api)
 set -euo pipefail

@@ -1,19 +1,19 @@
 #!/usr/bin/env bash
-# Does synthetic data help? One report from a folder of labelled images (metadata.jsonl with label and split) and a
-# generator, or synthetic images that exist already, from here or elsewhere (docs/downstream.md). Run it again to continue.
+# Does synthetic data help? One report from a folder of labelled images (metadata.jsonl with label and split) and either a
+# generator or existing synthetic images from any source (docs/downstream.md). Run it again to continue.
 #
 #   bash tools/downstream.sh --real DIR --checkpoint DIR|NAME --out DIR [--variants 5] [--gsd_m 0.3]
 #                            [--steps 20] [--solver ddim|dpm++2m] [--strength 1] [MORE]
 #   bash tools/downstream.sh --real DIR --synthetic DIR  --out DIR [MORE]
 #
-# --variants, --gsd_m, --steps, --solver and --strength are those of sample.py: images made from each training image, metres a
-# pixel where the manifest does not say, network evaluations an image, what takes the steps, and below 1 how far from the real
-# image they begin. They need --checkpoint.
+# --variants (images per training image), --gsd_m (metres per pixel, if the manifest does not give it), --steps (network
+# evaluations per image), --solver and --strength (below 1: start from the noised real image) are flags of sample.py. They
+# need --checkpoint.
 # MORE: --encoder embedded|tiny|FOLDER|HUB_NAME (a CLIP or SigLIP), --seeds 5, --methods LIST, --jobs N, --preset metaearth
-# (150 real images of each class and five synthetic of each, as Yu et al. 2024 on seven classes), and after
-# -- any other flag of tools/downstream.py, such as -- --steps 250, the optimiser's. OUT/comparison/report.html is the report.
+# (150 real images per class and five synthetic images of each, as Yu et al. 2024 on seven classes), and after -- any other
+# flag of tools/downstream.py, such as -- --steps 250 (optimiser steps). The report is OUT/comparison/report.html.
 set -euo pipefail
-refuse() { echo "error: $1; --help tells how it is used" >&2; exit 2; }
+refuse() { echo "error: $1; see --help" >&2; exit 2; }
 real='' synthetic='' checkpoint='' out='' encoder=embedded preset=''
 sampling=() comparing=()
 while [ $# -gt 0 ]; do
@@ -37,12 +37,12 @@ done
 [ -n "$real" ] && [ -n "$out" ] || refuse "give --real and --out"
 case "$preset" in
     '') ;;
-    metaearth) comparing=(--real_per_class 150 --ratios 5 ${comparing[@]+"${comparing[@]}"}) ;;  # what is given itself counts
-    *) refuse "--preset $preset: there is metaearth" ;;
+    metaearth) comparing=(--real_per_class 150 --ratios 5 ${comparing[@]+"${comparing[@]}"}) ;;  # explicit flags override the preset
+    *) refuse "--preset $preset: the only preset is metaearth" ;;
 esac
 [ -n "$checkpoint$synthetic" ] || refuse "give --checkpoint or --synthetic"
 [ -z "$checkpoint" ] || [ -z "$synthetic" ] || refuse "give --checkpoint or --synthetic, not both"
-[ -n "$checkpoint" ] || [ ${#sampling[@]} = 0 ] || refuse "${sampling[0]} needs --checkpoint: $synthetic is made already"
+[ -n "$checkpoint" ] || [ ${#sampling[@]} = 0 ] || refuse "${sampling[0]} needs --checkpoint; $synthetic holds finished images"
 for folder in "$real" "$synthetic"; do
     [ -z "$folder" ] || [ -d "$folder" ] || [[ "$folder" = *://* ]] || refuse "$folder: no such folder"
 done
@@ -51,7 +51,7 @@ done
 source "$(dirname "${BASH_SOURCE[0]}")/venv.sh" demo,metrics
 if [ -n "$checkpoint" ]; then
     synthetic="$out/synthetic"
-    # what is given later counts
+    # later flags override earlier ones
     python "$root/sample.py" --checkpoint "$checkpoint" --condition "$real" --split train --degrade --variants 5 --steps 20 \
         --out "$synthetic" ${sampling[@]+"${sampling[@]}"}
 fi

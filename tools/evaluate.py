@@ -1,4 +1,7 @@
-"""Judges images against real ones: `python tools/evaluate.py --help`. Flags and code are in `rsdiff/programs/evaluate.py`."""
+"""Evaluates images against real ones: `python tools/evaluate.py --help`.
+
+Flags and code are in `rsdiff/programs/evaluate.py`.
+"""
 
 from rsdiff.programs import evaluate
 

@@ -1,15 +1,16 @@
-"""How well does an encoder match aerial images with words? Retrieval on captions, classification by prompts, linear probe.
+"""Evaluates an encoder on aerial images: caption retrieval, zero-shot classification by prompts, and linear probe.
 
     python tools/evaluate_encoder.py --images UCM:test --out OUT                           the embedded encoder
-    python tools/evaluate_encoder.py --encoder FOLDER --images UCM:test --out OUT          a tower of its kind, or a CLIP
+    python tools/evaluate_encoder.py --encoder FOLDER --images UCM:test --out OUT          a text tower like it, or a CLIP
     python tools/evaluate_encoder.py --images EUROSAT:test --tasks zero_shot --out OUT
 
-    retrieval    needs `captions`: R@1, R@5 and R@10 both ways, with chance by the same rule (`rsdiff.downstream.problems.recall`)
-    zero_shot    needs `label`: accuracy by class names, by templates and by many sentences (`rsdiff.downstream.zero_shot`)
-    probe        needs `label` and the splits train and val beside the one given: a line through the image tower's features
+    retrieval    needs `captions`: R@1, R@5 and R@10 in both directions, with chance level by the same rule
+                 (`rsdiff.downstream.problems.recall`)
+    zero_shot    needs `label`: accuracy with class names, templates and many sentences (`rsdiff.downstream.zero_shot`)
+    probe        needs `label`, and train and val besides the given split: a linear layer on the image tower's features
 
-Without --tasks it does what the manifest has the fields for. OUT holds table.md, table.csv and encoder.json, whose content is
-also the last line. Features are kept in the user's cache.
+Without --tasks it runs all tasks that the manifest has the fields for. OUT holds table.md, table.csv and encoder.json, whose
+content is also the last line of output. Features are kept in the user's cache.
 """
 
 from pathlib import Path
@@ -39,10 +40,10 @@ FITTED_ON = 'train', 'val'
 
 IMAGES = flags.DEFINE_string('images', None, 'DIR or DIR:SPLIT.', required=True)
 ENCODER = flags.DEFINE_string(
-    'encoder', EMBEDDED, f'{EMBEDDED!r}, the folder of such a text tower, or of a pretrained CLIP.'
+    'encoder', EMBEDDED, f'{EMBEDDED!r}, or the folder of another text tower for it or of a pretrained CLIP.'
 )
-WANTED = flags.DEFINE_list('tasks', None, f'Of {", ".join(TASKS)}.')
-PROMPTS = flags.DEFINE_list('prompts', list(zero_shot.PROMPTS), 'What classes are put in words by.')
+WANTED = flags.DEFINE_list('tasks', None, f'From {", ".join(TASKS)}; default: all that are possible.')
+PROMPTS = flags.DEFINE_list('prompts', list(zero_shot.PROMPTS), 'Sets of prompts for the class names.')
 OUT = flags.DEFINE_string('out', None, 'Folder for the tables.', required=True)
 
 
@@ -98,7 +99,7 @@ def possible(entries: list[Entry], folder: str, split: str) -> list[str]:
         tasks.append(PROBE)
     if not tasks:
         raise BadInput(
-            f'{IMAGES.value}: not every image has captions, nor has every image a label; there is nothing to do'
+            f'{IMAGES.value}: no task is possible: it needs captions for every image, or a label for every image'
         )
     return tasks
 
@@ -109,12 +110,12 @@ def check_labels(entries: list[Entry]) -> None:
 
 
 def pixels_of(encoder: Encoder, entries: list[Entry]) -> np.ndarray:
-    """The images as the encoder takes them, uint8 (n, size, size, 3)."""
+    """The images resized for the encoder, uint8 (n, size, size, 3)."""
     return np.stack([encoder.resize(read_image(entry.path)) for entry in entries])
 
 
 def classified(encoder: Encoder, params: dict[str, Any], images: np.ndarray, labels: list[str]) -> list[dict[str, Any]]:
-    """Accuracy by each set of prompts."""
+    """Accuracy with each set of prompts."""
     classes, rows = sorted({*labels}), []
     zero_shot.warn_of_names_read_alike(encoder, classes)
     for prompts in PROMPTS.value:
@@ -142,13 +143,13 @@ def probed(tower: FrozenTower, pixels: np.ndarray, entries: list[Entry], folder:
 
 
 def share(right: np.ndarray) -> dict[str, float]:
-    """The share of what is right, with Wilson's 95 % interval."""
+    """Accuracy with Wilson's 95 % interval."""
     interval = scipy.stats.binomtest(int(right.sum()), len(right)).proportion_ci(method='wilson')
     return Interval(float(right.mean()), interval.low, interval.high).to_json()
 
 
 def accuracies(rows: list[dict[str, Any]]) -> str:
-    """The lines that are no retrieval, as a table."""
+    """All rows except retrieval, as a Markdown table."""
     lines = [
         f'| {row["task"]} | {row["name"]} | {100 * row["value"]:.1f} ({100 * row["low"]:.1f} to {100 * row["high"]:.1f}) | '
         f'{100 * row["chance"]:.2f} |'

@@ -1,10 +1,10 @@
-"""A smaller copy of a labelled folder: so many training images of each class, every other split whole.
+"""Copies a labelled folder with n training images per class and all images of the other splits.
 
     python tools/few_shot.py --images UCM --per_class 20 --out UCM_20
 
-Synthetic images of a few training images are soon made, and a study of few shots needs no others: its seeds then draw from
-these. Which ones they are depends on --seed and their names alone. The manifest's other fields are kept. OUT/few_shot.json is
-also the last line.
+Synthetic images of a few training images are quick to make, and a few-shot study needs no others: its seeds then draw from
+these. The choice depends only on --seed and the names of the images. All other fields of the manifest are kept.
+OUT/few_shot.json is also the last line of output.
 """
 
 import dataclasses
@@ -24,11 +24,11 @@ TRAIN = 'train'
 IMAGES = flags.DEFINE_string('images', None, 'A folder with labels and splits.', required=True)
 PER_CLASS = flags.DEFINE_integer('per_class', None, 'Training images of each class.', required=True, lower_bound=1)
 OUT = flags.DEFINE_string('out', None, 'A new folder.', required=True)
-SEED = flags.DEFINE_integer('seed', 0, 'Chooses them.')
+SEED = flags.DEFINE_integer('seed', 0, 'Random seed of the choice.')
 
 
 def chosen(entries: list[Entry], per_class: int, seed: int) -> list[Entry]:
-    """The entries that stay, in their order.
+    """The entries to keep, in their order.
 
     Raises:
       BadInput: a training image has no label, or a class has too few.
@@ -58,7 +58,7 @@ def main() -> None:
     for entry in entries:
         other = names.setdefault(clean_name(entry.file_name), entry)
         if other is not entry:
-            raise BadInput(f'{other.file_name!r} and {entry.file_name!r} would be one file; rename one of them')
+            raise BadInput(f'{other.file_name!r} and {entry.file_name!r} would be the same file; rename one of them')
     for name, entry in names.items():
         with replacing(out / name) as partial:
             shutil.copyfile(entry.path, partial)

@@ -1,11 +1,11 @@
-"""Notes which images weights were trained on, so that a study can refuse to test on them.
+"""Records which images weights were trained on, so that a study does not test on them.
 
     python tools/fingerprint.py --images DIR:train --images OTHER --out weights/aerial
 
-Training does so itself; this is for weights that were trained elsewhere. It adds to OUT/training_fingerprints.npz: 160 bytes
-an image, from which no image can be made. `sample.py` copies the file of its checkpoint beside what it samples, and
-tools/downstream.py then stops where a test image is among them. Of scenes larger than 1024 px a side training shows parts,
-which a fingerprint does not find: they are counted as unknown, as are files that can't be read.
+`train.py` does this itself; this tool is for weights that were trained elsewhere. It adds to OUT/training_fingerprints.npz:
+160 bytes per image, from which the image can't be reconstructed. `sample.py` copies this file from its checkpoint to its
+output, and tools/downstream.py then stops if a test image is listed. Training crops scenes larger than 1024 px a side, and
+fingerprints do not find crops, so these scenes count as unknown, as do files that can't be read.
 """
 
 from pathlib import Path
@@ -20,20 +20,18 @@ from rsdiff.data.inventory import NO_IMAGE, images_seen, look_at_entries
 from rsdiff.programs import console
 
 IMAGES = flags.DEFINE_multi_string(
-    'images', None, 'DIR (of a folder with splits train) or DIR:SPLIT; may be given again.', required=True
+    'images', None, 'DIR (if it has splits, train) or DIR:SPLIT; may be repeated.', required=True
 )
-OUT = flags.DEFINE_string(
-    'out', None, 'The folder of the weights, of the run or of the synthetic images.', required=True
-)
-BANDS = flags.DEFINE_string('bands', None, 'Bands of GeoTIFFs that became red, green, blue: 4,3,2.')
-VALUE_RANGE = flags.DEFINE_string('value_range', None, 'Values of GeoTIFFs that became 0 and 255: 0,3000.')
+OUT = flags.DEFINE_string('out', None, 'The folder of the weights, the run or the synthetic images.', required=True)
+BANDS = flags.DEFINE_string('bands', None, 'GeoTIFF bands that became red, green and blue, such as 4,3,2.')
+VALUE_RANGE = flags.DEFINE_string('value_range', None, 'GeoTIFF values that became 0 and 255, such as 0,3000.')
 
 
 def main() -> None:
     bands, value_range = console.flag_numbers('bands', int, 3), console.flag_numbers('value_range', float, 2)
     new, unreadable = TrainedOn(), []
     for argument in IMAGES.value:
-        # a resolution plays no part in fingerprints, and need not be known
+        # fingerprints do not depend on the resolution, so it need not be known
         images = FolderImages(*split_of(argument), 1.0, bands, value_range)
         looks = look_at_entries(images, range(len(images)), show=True)
         new += images_seen(images, range(len(images)), looks, Path(argument).name)

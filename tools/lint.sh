@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# Formatter, linter and type checker, as CI runs them, in an environment of their own. It holds those extras whose packages
-# rsdiff imports, since pyright reads their types. `ruff format` and `ruff check --fix` mend what the first two find.
+# Formatter, linter and type checker, as CI runs them, in a separate environment. It includes the extras whose packages
+# rsdiff imports, because pyright reads their types. `ruff format` and `ruff check --fix` fix what the first two report.
 #
 #   bash tools/lint.sh
 set -euo pipefail

@@ -1,5 +1,5 @@
-"""Prints the lowest versions that setup.cfg allows, of what is always installed and of the extra `test`, as constraints for
-pip: python tools/lowest.py > FILE"""
+"""Prints the lowest versions that setup.cfg allows, of all required packages and of the extra `test`, as constraints for pip:
+python tools/lowest.py > FILE"""
 
 import argparse
 import configparser

@@ -1,10 +1,10 @@
-"""How well can the classes of a labelled folder be told by a line through features? Linear probe of a trained network.
+"""Linear probe: how well a linear layer on the features of a trained network classifies a labelled folder.
 
     python tools/probe.py --images FOLDER --out OUT                      EfficientNet-lite0, ImageNet
     python tools/probe.py --images FOLDER --features CLIP_FOLDER --out OUT
 
-FOLDER has `label` and the splits train, val and test. The regularisation is chosen on val, the test split is read once.
-OUT holds the features, by content, and probe.json, which is also the last line.
+FOLDER has `label` and the splits train, val and test. The regularisation is chosen on val; the test split is used once.
+OUT holds the features, keyed by image content, and probe.json, which is also the last line of output.
 """
 
 import functools
@@ -23,8 +23,8 @@ IMAGES = flags.DEFINE_string('images', None, 'Folder with labels and splits.', r
 FEATURES = flags.DEFINE_string(
     'features', 'efflite0', 'efflite0, the folder of a CLIP, or a file of Inception weights.'
 )
-BANDS = flags.DEFINE_string('bands', None, 'Of GeoTIFFs, those for red, green and blue, such as 4,3,2.')
-VALUE_RANGE = flags.DEFINE_string('value_range', None, 'Of GeoTIFFs, the values for black and white, such as 0,3000.')
+BANDS = flags.DEFINE_string('bands', None, 'GeoTIFF bands for red, green and blue, such as 4,3,2.')
+VALUE_RANGE = flags.DEFINE_string('value_range', None, 'GeoTIFF values for black and white, such as 0,3000.')
 OUT = flags.DEFINE_string('out', None, 'Folder for the features and the result.', required=True)
 
 

@@ -2,9 +2,9 @@
 
     python tools/release.py --checkpoint runs/earth --out weights/earth
 
-Beside them it puts loss.png, the run's losses over the images seen, and samples.png, its newest validation samples:
-bicubic condition, sample and truth. training_fingerprints.npz and release.json say what images it was trained on, or that they
-are unknown.
+The folder also gets loss.png, the run's losses over images seen, and samples.png, its latest validation samples: bicubic
+condition, sample and truth. training_fingerprints.npz and release.json record the images it was trained on, or that they are
+unknown.
 """
 
 import sys
@@ -24,7 +24,7 @@ OUT = flags.DEFINE_string('out', None, 'The folder to write config.json and mode
 
 
 def draw_losses(run: Path) -> Figure:
-    """Training loss and validation loss, and the latter by timestep, over images seen."""
+    """Plots training loss, validation loss, and validation loss by timestep over images seen."""
     rows = read_metrics(run)
     series = lambda name: zip(*[(row['images_seen'], row[name]) for row in rows if row.get(name) is not None])
     figure = Figure(figsize=(9, 3.6), layout='constrained')
@@ -53,12 +53,12 @@ def draw_losses(run: Path) -> Figure:
 
 
 def carry_knowledge(run: Path, out: Path) -> str:
-    """Adds to `out` what `run` says of its training images, and returns it in words. A run that says nothing is unknown, and
-    what an earlier release in `out` says does not make it known."""
+    """Adds the training fingerprints of `run` to `out` and returns a description of them. A run without fingerprints counts
+    as unknown, even if an earlier release in `out` has some."""
     trained_on = known_of(run)
     if trained_on is None:
         print(
-            f'{run} has no {FILE}: the images it was trained on are unknown; tools/fingerprint.py notes them',
+            f'{run} has no {FILE}: the images it was trained on are unknown; record them with tools/fingerprint.py',
             file=sys.stderr,
         )
         if known_of(out) is None:

@@ -1,11 +1,11 @@
-"""Does the grid show? Every grid that a mosaic was made on, against controls.
+"""Measures how visible each grid of a mosaic is (windows and supertiles), against controls.
 
     python tools/seam_report.py OUT --control real=IMAGE --control metaearth=OTHER_OUT
 
-OUT is what `sample.py --tiles` made. A control is a picture of the same ground, measured on OUT's grids, and told again
-as OUT's figures over its; or another mosaic, measured on its own. Of pictures, that of a mosaic of the same condition and
-seed with other windows holds the most alike texture. For what the figures mean see rsdiff/evaluation/seams.py. Writes OUT/seams.md and
-OUT/seams.json, which is also the last line.
+OUT is the output of `sample.py --tiles`. A control is an image of the same area, measured on OUT's grids, with the ratio of
+OUT's figures to those of the control in further rows; or another mosaic, measured on its own grids. The image with the most
+similar texture is that of a mosaic with the same condition and seed but other windows. rsdiff/evaluation/seams.py explains
+the figures. Writes OUT/seams.md and OUT/seams.json, which is also the last line of output.
 """
 
 import dataclasses
@@ -25,21 +25,21 @@ from rsdiff.programs import console
 from rsdiff.sampling.export.formats import open_finished
 from rsdiff.sampling.mosaic.plan import Phase, Plan
 
-CONTROL = flags.DEFINE_multi_string('control', [], 'NAME=IMAGE or NAME=OUT, any number of times.')
-STAGE = flags.DEFINE_integer('stage', None, 'Which stage; the last, if not given.', lower_bound=1)
+CONTROL = flags.DEFINE_multi_string('control', [], 'NAME=IMAGE or NAME=OUT; may be repeated.')
+STAGE = flags.DEFINE_integer('stage', None, 'Stage to measure; default: the last.', lower_bound=1)
 BANDS = flags.DEFINE_string(
-    'bands', None, 'Of a control that is a GeoTIFF, those for red, green and blue, such as 4,3,2.'
+    'bands', None, 'Bands of a control that is a GeoTIFF, for red, green and blue, such as 4,3,2.'
 )
 VALUE_RANGE = flags.DEFINE_string(
-    'value_range', None, 'Of such a control, the values for black and white, such as 0,3000.'
+    'value_range', None, 'Values of such a control that become black and white, such as 0,3000.'
 )
 BLOCK_PX = flags.DEFINE_integer(
-    'block_px', 512, 'Side of the squares that are read, and resampled for intervals.', lower_bound=128
+    'block_px', 512, 'Side of the squares that are read at a time, and resampled for intervals.', lower_bound=128
 )
 
 
 def open_mosaic(out: Path) -> tuple[Any, dict]:
-    """The array of a stage, and the settings that it was made with."""
+    """The array of the stage, and the settings of the mosaic."""
     settings, stages = open_finished(out)
     if STAGE.value and STAGE.value > len(stages):
         raise BadInput(f'--stage is {STAGE.value}; {out} has {len(stages)}')
@@ -47,11 +47,11 @@ def open_mosaic(out: Path) -> tuple[Any, dict]:
 
 
 def read_plan(settings: dict, path: Path) -> Plan:
-    """The plan of the settings of a mosaic, which are those in the file `path`. Raises BadInput where they are of none."""
+    """The plan in the settings of a mosaic, which are from the file `path`. Raises BadInput if they hold no valid plan."""
     window_px, phases = files.field(settings, 'window_px', int, path), []
     for row in files.field(settings, 'phases', list, path):
         if not isinstance(row, dict) or row.keys() != {field.name for field in dataclasses.fields(Phase)}:
-            raise BadInput(f'{path}: {str(row)[:40]!r} is no phase')
+            raise BadInput(f'{path}: {str(row)[:40]!r} is not a phase')
         sizes = {name: files.field(row, name, int, path) for name in ('steps', 'stride_px', 'crop_px', 'ramp_px')}
         offset = files.field(row, 'offset', list, path)
         if (
@@ -85,7 +85,7 @@ def grids(out: Path, settings: dict, height: int, width: int) -> list[Grid]:
 
 
 def distinct(found: list[Grid]) -> list[Grid]:
-    """Without those whose lines are another's: a plan may have a phase for each step."""
+    """Drops grids that repeat the lines of another: a plan may have one phase per step."""
     seen = {}
     for grid in found:
         seen.setdefault((tuple(grid.rows), tuple(grid.columns), grid.overlap_px), grid)
@@ -93,7 +93,7 @@ def distinct(found: list[Grid]) -> list[Grid]:
 
 
 def markdown(tables: dict[str, dict[str, dict[str, Interval]]]) -> str:
-    """A table a grid, a line an image."""
+    """One table per grid, one row per image."""
     parts = []
     for grid in dict.fromkeys(grid for rows in tables.values() for grid in rows):
         rows = {name: table[grid] for name, table in tables.items() if grid in table}
@@ -120,7 +120,7 @@ def main(out: Path) -> None:
         name, equals, path = control.partition('=')
         path = Path(path)
         if not equals or name in [job[0] for job in jobs]:
-            raise BadInput(f'--control {control}: say NAME=IMAGE or NAME=OUT, with a name of its own')
+            raise BadInput(f'--control {control}: say NAME=IMAGE or NAME=OUT, with a unique name')
         if path.is_dir():
             other, own = open_mosaic(path)
             jobs.append((name, other, distinct(grids(path, own, *other.shape[:2]))))

@@ -1,6 +1,6 @@
 #!/usr/bin/env bash
-# The test suite, in an environment of its own making. Arguments go to pytest. With PARITY=1 every extra is installed too,
-# but for those of other hardware and of no test, and the tests that need them run; otherwise they skip and say so.
+# Runs the test suite in an environment that it creates. Arguments go to pytest. With PARITY=1 it also installs all extras,
+# except those for other hardware or unused by tests, and runs the tests that need them; otherwise these skip with a reason.
 #
 #   bash tools/test.sh [pytest arguments]
 set -euo pipefail

@@ -3,10 +3,10 @@
     python tools/train_text_tower.py --images UCM --out OUT
     python tools/train_text_tower.py --images UCM --images RSICD --out OUT
 
-UCM and RSICD are image folders with `captions` and the splits train and val. The features of their images, in all eight
-orientations, are made once and kept in the user's cache, by content: that is the longer part, and it may be interrupted. Then the
-tower is trained, and of all the moments of training the one is kept that finds most in val. OUT is what `--encoder` takes;
-training.json there is also the last line.
+UCM and RSICD are image folders with `captions` and the splits train and val. First the features of their images, in all
+eight orientations, are computed and kept in the user's cache by content: this takes longest and may be interrupted. Then the
+tower is trained, and the parameters of the step with the best recall on val are kept. Pass OUT as `--encoder`;
+OUT/training.json is also the last line of output.
 """
 
 import functools
@@ -39,15 +39,13 @@ from rsdiff.models import text_tower
 from rsdiff.pretrained import weights
 from rsdiff.programs import console
 
-IMAGES = flags.DEFINE_multi_string(
-    'images', None, 'Folder with captions and splits, any number of times.', required=True
-)
+IMAGES = flags.DEFINE_multi_string('images', None, 'Folder with captions and splits; may be repeated.', required=True)
 OUT = flags.DEFINE_string('out', None, 'Folder for the tower.', required=True)
-SEED = flags.DEFINE_integer('seed', 0, 'Of everything that is drawn.')
+SEED = flags.DEFINE_integer('seed', 0, 'Random seed.')
 VIEWS = flags.DEFINE_integer('views', 8, 'Orientations of every training image.', lower_bound=1, upper_bound=8)
 STEPS = flags.DEFINE_integer('steps', 1500, 'Optimiser steps.', lower_bound=1)
-BATCH = flags.DEFINE_integer('batch', 256, 'Images a step.', lower_bound=2)
-LEARNING_RATE = flags.DEFINE_float('learning_rate', 3e-3, 'Peak.', lower_bound=0.0)
+BATCH = flags.DEFINE_integer('batch', 256, 'Images per step.', lower_bound=2)
+LEARNING_RATE = flags.DEFINE_float('learning_rate', 3e-3, 'Peak learning rate.', lower_bound=0.0)
 
 
 def main() -> None:
@@ -101,7 +99,7 @@ def captioned(split: str, views: int) -> Captioned:
 
 
 def oriented(path: AnyPath, view: int) -> np.ndarray:
-    """An image as the tower takes it, in one of its eight orientations; 0 is as it is."""
+    """An image resized for the tower, in one of its eight orientations; 0 leaves it unturned."""
     image = np.rot90(embedded.resize(read_image(path)), view % 4)
     return np.ascontiguousarray(image[:, ::-1] if view >= 4 else image)
 

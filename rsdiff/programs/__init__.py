@@ -1,4 +1,4 @@
-"""Flags and `main` of every command, above all other rooms; only scripts and entry points import it.
+"""Flags and `main` of every command: the top layer of the package. Only scripts and entry points import it.
 
-A module defines its flags when it is imported, and several have some of the same names: import one in a process.
+Each module defines its flags on import, and some modules share flag names: import only one of them per process.
 """

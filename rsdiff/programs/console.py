@@ -1,4 +1,4 @@
-"""What every program here does at its edges: one clear line for bad input, one JSON object as its last line."""
+"""Shared by all programs: one clear error line for bad input, and one JSON object as the last line of output."""
 
 import ctypes
 import errno
@@ -19,17 +19,17 @@ from rsdiff.base.files import AnyPath, write_json
 from rsdiff.base.folders import cache_folder
 from rsdiff.base.shipped import ROOT, find_config
 
-flags.disclaim_key_flags()  # what is defined here belongs to the program that asked for it
+flags.disclaim_key_flags()  # flags defined here count as flags of the calling program
 
 
 def run(main: Callable[[], None]) -> None:
-    """Parses flags, runs `main`, and turns what a person can mend into one line on stderr and an exit code: 2 for
-    `BadInput`, bad flags and files that can't be read or written, 1 for a computation that is no longer finite, 130 for Ctrl-C."""
+    """Parses flags, runs `main`, and turns errors that the user can fix into one line on stderr and an exit code: 2 for
+    `BadInput`, bad flags and files that can't be read or written, 1 for non-finite values, 130 for Ctrl-C."""
 
     def parse(argv):
         try:
             return app.parse_flags_with_usage(argv) if _asks_for_help(argv) else flags.FLAGS(argv)
-        except BadInput as error:  # a config file's
+        except BadInput as error:  # raised by a config file
             print(f'error: {error}', file=sys.stderr)
             sys.exit(2)
         except (
@@ -47,7 +47,7 @@ def run(main: Callable[[], None]) -> None:
             sys.exit(2)
 
     def guarded(argv):
-        logging.set_verbosity(logging.WARNING)  # libraries that narrate every file they write
+        logging.set_verbosity(logging.WARNING)  # some libraries log every file they write
         try:
             if len(argv) > 1:
                 raise BadInput(f'unexpected argument {argv[1]!r}; flags begin with --')
@@ -72,9 +72,9 @@ def run(main: Callable[[], None]) -> None:
 
 
 def _show_as_main(program: types.ModuleType) -> None:
-    """Makes --help show the text and the flags of `program`, whatever script or installed command has called it."""
+    """Makes --help show the docstring and flags of `program`, whichever script or installed command started it."""
     modules, called = flags.FLAGS.flags_by_module_dict(), sys.argv[0]
-    if program.__name__ in modules:  # not where it is the script itself
+    if program.__name__ in modules:  # absent if the program is itself the script
         modules[called] = modules.pop(program.__name__)
     text = program.__doc__
     if text and not called.endswith('.py'):
@@ -87,40 +87,41 @@ def _asks_for_help(argv: list[str]) -> bool:
 
 
 def define_config(help_text: str, flag_values: flags.FlagValues = flags.FLAGS) -> None:
-    """Defines --config, and with it --config.KEY=VALUE: a file, or the name of one that comes with rsdiff."""
+    """Defines --config and --config.KEY=VALUE. Its value is a config file or the name of a config shipped with rsdiff."""
     config_flags.DEFINE_config_file('config', None, help_text, flag_values, lock_config=False)
     parser: Any = flag_values['config'].parser
     load = parser.parse
 
     def parse(given):
         if str(ROOT) not in sys.path:
-            sys.path.append(str(ROOT))  # a config may import another, as configs.demo
+            sys.path.append(str(ROOT))  # a config may import another, such as configs.demo
         return load(find_config(given))
 
     parser.parse = parse
 
 
 def enable_compilation_cache() -> None:
-    """Keeps compiled programs in JAX_COMPILATION_CACHE_DIR, by default in the user's cache, so that later runs start
-    at once."""
+    """Caches compiled programs in JAX_COMPILATION_CACHE_DIR (default: the user's cache), so that later runs need not
+    compile."""
     default = cache_folder() / 'xla'
     jax.config.update('jax_compilation_cache_dir', os.environ.get('JAX_COMPILATION_CACHE_DIR', str(default)))
     jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 def share_one_heap() -> None:
-    """Lets all threads take memory from one heap. By default glibc gives each its own, in which what others freed is of no
-    use, so that a long run with many threads keeps growing. Call it before there are threads; elsewhere it does nothing."""
-    m_arena_max = -8  # of malloc.h
+    """Makes all threads allocate from one heap. By default glibc gives each thread its own heap, which cannot reuse memory
+    freed in another, so a long run with many threads keeps growing. Call it before any thread starts. No effect without
+    glibc."""
+    m_arena_max = -8  # from malloc.h
     if sys.platform == 'linux' and hasattr(libc := ctypes.CDLL(None), 'mallopt'):
         libc.mallopt(m_arena_max, 1)
 
 
 def flag_numbers(name: str, kind: type, count: int | None = None) -> tuple | None:
-    """The value of a flag that is `count` numbers, or any number of them, with commas between; None where it is not given.
+    """Value of a flag that takes `count` comma-separated numbers (any count if None), or None if the flag is not given.
 
     Raises:
-      BadInput: it is something else.
+      BadInput: the value is anything else.
     """
     text = flags.FLAGS[name].value
     try:
@@ -128,11 +129,11 @@ def flag_numbers(name: str, kind: type, count: int | None = None) -> tuple | Non
     except ValueError:
         values = ()
     if values is not None and len(values) != (count or max(len(values), 1)):
-        raise BadInput(f'--{name} is {text}; it must be {count or ""} numbers with commas between'.replace('  ', ' '))
+        raise BadInput(f'--{name} is {text}; it must be {count or ""} numbers separated by commas'.replace('  ', ' '))
     return values
 
 
 def finish(result: dict[str, Any], path: AnyPath) -> None:
-    """Prints `result` as one JSON line, the program's last, and writes the same to `path`."""
+    """Prints `result` as one JSON line, the last line of output, and writes it to `path`."""
     write_json(path, result)
     print(json.dumps(result), flush=True)

@@ -1,12 +1,12 @@
-"""Does synthetic data help? Trains classifiers on real, synthetic and both kinds of images, and on every control, and
-writes the table.
+"""Does synthetic data help? Trains classifiers on real images, synthetic images, both, and every control, and writes the
+table.
 
     python tools/downstream.py --real DIR --synthetic DIR --out DIR --encoder FOLDER --real_per_class 10 --shots 1,2,4,8,16
 
-DIR are image folders with `metadata.jsonl`: the real one with `label` and `split` (train, val, test), the synthetic one with
-`label` and `source`, the real training image each was made from. The same command continues a stopped run. `--encoder`
-takes a pretrained CLIP or SigLIP in Hugging Face's layout, or its name on the hub; `embedded`, EfficientNet-lite0 with a text
-tower that comes with the project; or `tiny`, which is trained from scratch.
+Each DIR is an image folder with `metadata.jsonl`: the real one needs `label` and `split` (train, val, test), the synthetic
+one `label` and `source`, the real training image that each was made from. Run the same command again to continue a stopped
+run. `--encoder` takes the folder of a pretrained CLIP or SigLIP in Hugging Face format, or its name on the hub; `embedded`,
+EfficientNet-lite0 with a text tower that ships with the project; or `tiny`, which is trained from scratch.
 """
 
 from pathlib import Path
@@ -25,7 +25,7 @@ from rsdiff.downstream.tuning import Recipe
 from rsdiff.programs import console
 
 TINY = 'tiny'
-# Few-shot heads take little time and have a grid; whole encoders take long, and their learning rate is customary.
+# Heads train fast, so their learning rates form a grid. Full encoders train slowly, at one customary learning rate.
 HEADS = {
     methods.LINEAR: Recipe(400, 64, (3e-4, 1e-3, 3e-3, 1e-2), (0.1, 1.0)),
     methods.CLASSIFIER: Recipe(400, 64, (1e-3, 3e-3, 1e-2, 3e-2), (0.1, 1.0)),
@@ -35,75 +35,79 @@ WHOLE_STEPS, WHOLE_BATCH, PRETRAINED_RATE, SCRATCH_RATE = 250, 32, 1e-5, 1e-3
 
 REAL = flags.DEFINE_string('real', None, 'Folder of real images with labels and splits.', required=True)
 SYNTHETIC = flags.DEFINE_string('synthetic', None, 'Folder of synthetic images with labels.', required=True)
-OUT = flags.DEFINE_string('out', None, 'Folder for the cells, the tables and the charts.', required=True)
+OUT = flags.DEFINE_string('out', None, 'Output folder for the results of each run, tables and charts.', required=True)
 ENCODER = flags.DEFINE_string(
-    'encoder', EMBEDDED, f'{TINY!r}, {EMBEDDED!r}, or a folder or hub name of a pretrained one.'
+    'encoder', EMBEDDED, f'{TINY!r}, {EMBEDDED!r}, or the folder or hub name of a pretrained encoder.'
 )
-IMAGE_SIZE_PX = flags.DEFINE_integer('image_size_px', None, f'Input side of {TINY!r}; 64 if not given.', lower_bound=16)
+IMAGE_SIZE_PX = flags.DEFINE_integer('image_size_px', None, f'Input side of {TINY!r}; default: 64.', lower_bound=16)
 METHODS = flags.DEFINE_list(
-    'methods', None, f'Of {", ".join(methods.METHODS[1:])}; if not given clip for {TINY!r}, else linear and classifier.'
+    'methods', None, f'From {", ".join(methods.METHODS[1:])}; default: clip for {TINY!r}, else linear and classifier.'
 )
-ARMS = flags.DEFINE_list('arms', list(arms.KINDS), 'What to train on.')
+ARMS = flags.DEFINE_list('arms', list(arms.KINDS), 'Training sets to compare.')
 RATIOS = flags.DEFINE_string(
-    'ratios', None, 'Synthetic images for each real one; if not given 1 to 4, as far as they reach.'
+    'ratios', None, 'Synthetic images per real image, such as 1,2; default: 1 to 4, as far as there are enough.'
 )
-SEEDS = flags.DEFINE_integer('seeds', 5, 'Runs of each arm.', lower_bound=1)
+SEEDS = flags.DEFINE_integer('seeds', 5, 'Runs per arm, each with its own seed.', lower_bound=1)
 REAL_PER_CLASS = flags.DEFINE_integer(
     'real_per_class',
     None,
-    'Draw this many real images of each class for each seed, and use only the synthetic images made from them.',
+    'For each seed, draw this many real images per class, and use only the synthetic images made from them.',
     lower_bound=1,
 )
 SHOTS = flags.DEFINE_string(
-    'shots', None, 'More such numbers, for the learning curves of real, real+synthetic and bicubic.'
+    'shots', None, 'Further values of --real_per_class, for learning curves of real, real+synthetic and bicubic.'
 )
 STEPS = flags.DEFINE_integer(
     'steps',
     None,
-    f'Optimiser steps of every arm; if not given {HEADS[methods.LINEAR].steps} '
-    f'for heads, {WHOLE_STEPS} for whole encoders.',
+    f'Optimiser steps of every arm; default: {HEADS[methods.LINEAR].steps} for heads, {WHOLE_STEPS} for full encoders.',
     lower_bound=1,
 )
 BATCH = flags.DEFINE_integer(
     'batch',
     None,
-    f'Examples a step; if not given {HEADS[methods.LINEAR].batch} for heads, {WHOLE_BATCH} for whole encoders.',
+    f'Examples per step; default: {HEADS[methods.LINEAR].batch} for heads, {WHOLE_BATCH} for full encoders.',
     lower_bound=2,
 )
 LEARNING_RATES = flags.DEFINE_string(
     'learning_rates',
     None,
-    'Peaks to choose from on val, for every method; if not given '
-    f'{PRETRAINED_RATE} for whole encoders, {SCRATCH_RATE} from scratch, a grid for heads.',
+    'Peak learning rates to choose from on val, for every method; default: '
+    f'{PRETRAINED_RATE} for full pretrained encoders, {SCRATCH_RATE} from scratch, a grid for heads.',
 )
-WEIGHT_DECAYS = flags.DEFINE_string('weight_decays', None, 'Of AdamW, to choose from on val.')
+WEIGHT_DECAYS = flags.DEFINE_string('weight_decays', None, 'Weight decays of AdamW to choose from on val.')
 REAL_FRACTION = flags.DEFINE_float(
-    'real_fraction', 0.5, 'Real share of a batch in the arms with extra images.', lower_bound=0.0, upper_bound=1.0
+    'real_fraction', 0.5, 'Share of real images per batch, in arms with extra images.', lower_bound=0.0, upper_bound=1.0
 )
 FILTER = flags.DEFINE_enum(
     'filter',
     filters.NONE,
     filters.FILTERS,
-    'Keep synthetic images that the encoder believes (cf), or that are most like a real one of their class (rf).',
+    'Keep synthetic images to whose class the encoder gives a probability above chance (cf), '
+    'or whose most similar real image has the same class (rf).',
 )
 SOFT_TARGETS = flags.DEFINE_bool(
-    'soft_targets', False, "Half of a synthetic image's label is what the encoder makes of it."
+    'soft_targets', False, "Average each synthetic image's label with the encoder's prediction."
 )
 PROMPTS = flags.DEFINE_enum(
     'prompts',
     zero_shot.TEMPLATES,
     zero_shot.PROMPTS,
-    'What class names are put into: nothing, the '
-    "encoder's own sentences, or many that also tell a state and surroundings.",
+    'Prompts for the classes: the bare name, the '
+    "encoder's own templates, or many templates that also add a state and surroundings.",
 )
-DROP_DUPLICATES = flags.DEFINE_bool('drop_duplicates', False, 'Go on without images that would leak the test split.')
-EVALUATE_ON = flags.DEFINE_enum('evaluate_on', 'test', ['val', 'test'], 'Try things out on val, report test.')
+DROP_DUPLICATES = flags.DEFINE_bool(
+    'drop_duplicates', False, 'Leave out images that would leak the test split, instead of stopping.'
+)
+EVALUATE_ON = flags.DEFINE_enum(
+    'evaluate_on', 'test', ['val', 'test'], 'Split to evaluate on: val to experiment, test to report.'
+)
 FEATURES = flags.DEFINE_string(
     'features',
     None,
-    'Folder that keeps what frozen towers make of images, which several studies may share; OUT/features if not given.',
+    'Cache folder for image features of frozen towers, which several studies may share; default: OUT/features.',
 )
-JOBS = flags.DEFINE_integer('jobs', 1, 'Processes that share the cells.', lower_bound=1)
+JOBS = flags.DEFINE_integer('jobs', 1, 'Processes that share the runs.', lower_bound=1)
 
 
 def load(name: str) -> Encoder:
@@ -115,14 +119,14 @@ def load(name: str) -> Encoder:
 
 
 def names(flag, value: list[str], known: tuple[str, ...]) -> tuple[str, ...]:
-    """The names that a flag lists, if all of them are known."""
+    """The names that a flag lists; each must be in `known`."""
     if strange := [name for name in value if name not in known]:
         raise BadInput(f'--{flag.name}: {strange[0]!r} is none of {", ".join(known)}')
     return tuple(value)
 
 
 def recipe(method: str, is_pretrained: bool) -> Recipe:
-    """The method's own, where no flag says otherwise."""
+    """The method's default recipe, with the values given as flags."""
     rate = PRETRAINED_RATE if is_pretrained else SCRATCH_RATE
     own = HEADS.get(method, Recipe(WHOLE_STEPS, WHOLE_BATCH, (rate,)))
     return Recipe(

@@ -1,14 +1,14 @@
-"""Judges images against real ones: fidelity, likeness and distribution in one table, each column with what it rewards.
+"""Evaluates images against real ones: fidelity, similarity and distribution in one table, with what each column rewards.
 
-    a generator, on real images that are made coarser, or on a sensor's pairs (`low_res_file_name` in the manifest):
+    a generator, on degraded real images, or on pairs from a sensor (`low_res_file_name` in the manifest):
         python tools/evaluate.py --checkpoint earth --pairs FOLDER:test --out OUT
-    images that are there already, found by the name of what they were made from:
+    existing images, matched by the name of the real image that they were made from:
         python tools/evaluate.py --generated DIR --generated other=DIR --reference FOLDER:test --out OUT
-    two sets that share no names:
+    two sets of images without pairs:
         python tools/evaluate.py --generated DIR --reference FOLDER --unpaired --out OUT
 
-Nearest and bicubic enlargement of the condition and the truth against itself are always in the table: the ends that any
-method lies between. OUT holds table.md, table.csv, per_image.csv, grid.png and evaluate.json, whose content is also the
+The table always includes nearest and bicubic enlargement of the condition, and the truth against itself, as the two ends of
+the scale. OUT holds table.md, table.csv, per_image.csv, grid.png and evaluate.json, whose content is also the
 last line. Run the same command again to continue; samples and features are kept.
 """
 
@@ -48,32 +48,32 @@ from rsdiff.programs import console
 SAMPLE = 'rsdiff.programs.sample'
 TRUTH, CONDITION = 'truth', 'condition'
 
-GENERATED = flags.DEFINE_multi_string('generated', [], 'DIR or NAME=DIR: images to judge, any number of times.')
+GENERATED = flags.DEFINE_multi_string('generated', [], 'DIR or NAME=DIR: images to evaluate; may be repeated.')
 CHECKPOINT = flags.DEFINE_multi_string(
-    'checkpoint', [], 'DIR or NAME=DIR: a run or a release, to sample from first; DIR may be earth or aerial.'
+    'checkpoint', [], 'DIR or NAME=DIR: a run or release to sample from; DIR may be earth or aerial; may be repeated.'
 )
-REFERENCE = flags.DEFINE_string('reference', None, 'DIR or DIR:SPLIT, the real images; --pairs is another name of it.')
-PAIRS = flags.DEFINE_string('pairs', None, 'The same as --reference.')
-OUT = flags.DEFINE_string('out', None, 'A new folder, or one that this command began to fill.', required=True)
+REFERENCE = flags.DEFINE_string('reference', None, 'DIR or DIR:SPLIT with the real images; --pairs is an alias.')
+PAIRS = flags.DEFINE_string('pairs', None, 'Alias of --reference.')
+OUT = flags.DEFINE_string('out', None, 'Output folder: new, or from an earlier run of this command.', required=True)
 UNPAIRED = flags.DEFINE_bool('unpaired', False, 'Compare --generated with --reference as sets only.')
 DEGRADATION = flags.DEFINE_enum(
-    'degradation', 'bicubic', sorted(PRESETS), 'What makes the condition, where the manifest names none.'
+    'degradation', 'bicubic', sorted(PRESETS), 'Degradation that makes the conditions that the manifest does not name.'
 )
-METRICS = flags.DEFINE_list('metrics', [column.name for column in columns.PAIRED], 'The paired measures.')
+METRICS = flags.DEFINE_list('metrics', [column.name for column in columns.PAIRED], 'Paired metrics to compute.')
 FEATURES = flags.DEFINE_list(
     'features',
     ['efflite0'],
-    'Networks to compare sets in: efflite0, the folder of a CLIP in '
-    'Hugging Face format, or for FID proper the file pt_inception-2015-12-05-6726825d.pth.',
+    'Networks whose features compare sets: efflite0, the folder of a CLIP in '
+    'Hugging Face format, or for standard FID the file pt_inception-2015-12-05-6726825d.pth.',
 )
-LIMIT = flags.DEFINE_integer('limit', None, 'Take this many references, evenly spread.', lower_bound=1)
-GSD_M = flags.DEFINE_float('gsd_m', None, 'Metres a pixel of references whose manifest does not say.')
-BANDS = flags.DEFINE_string('bands', None, 'Of GeoTIFFs, those for red, green and blue, such as 4,3,2.')
-VALUE_RANGE = flags.DEFINE_string('value_range', None, 'Of GeoTIFFs, the values for black and white, such as 0,3000.')
-STEPS = flags.DEFINE_integer('steps', 20, 'Network evaluations a sample.', lower_bound=1)
-SEED = flags.DEFINE_integer('seed', 0, 'Names the noise of samples and of conditions.')
-BATCH = flags.DEFINE_integer('batch_size', 8, 'Images at a time; changes speed only.', lower_bound=1)
-EXAMPLES = flags.DEFINE_integer('examples', 6, 'Lines of grid.png.', lower_bound=1)
+LIMIT = flags.DEFINE_integer('limit', None, 'Use at most this many references, evenly spread.', lower_bound=1)
+GSD_M = flags.DEFINE_float('gsd_m', None, 'Metres per pixel of references whose manifest does not give it.')
+BANDS = flags.DEFINE_string('bands', None, 'GeoTIFF bands for red, green and blue, such as 4,3,2.')
+VALUE_RANGE = flags.DEFINE_string('value_range', None, 'GeoTIFF values for black and white, such as 0,3000.')
+STEPS = flags.DEFINE_integer('steps', 20, 'Network evaluations per sample.', lower_bound=1)
+SEED = flags.DEFINE_integer('seed', 0, 'Random seed of samples and conditions.')
+BATCH = flags.DEFINE_integer('batch_size', 8, 'Images per batch; affects speed only.', lower_bound=1)
+EXAMPLES = flags.DEFINE_integer('examples', 6, 'Rows of grid.png.', lower_bound=1)
 
 
 def main() -> None:
@@ -116,9 +116,9 @@ def main() -> None:
 
 
 def references() -> tuple[Path, list[Entry]]:
-    """The folder of the real images, and which of them are taken."""
+    """The folder of the real images, and the entries to use."""
     if (REFERENCE.value is None) == (PAIRS.value is None):
-        raise BadInput('give --reference DIR or --pairs DIR, one of them')
+        raise BadInput('give --reference DIR or --pairs DIR, not both')
     path, split = split_of(cast(str, REFERENCE.value or PAIRS.value))
     folder, entries = Path(path), opened_entries(path, split)
     if LIMIT.value and LIMIT.value < len(entries):
@@ -134,12 +134,12 @@ def references() -> tuple[Path, list[Entry]]:
 
 
 def condition_name(truth: Entry) -> str:
-    """What the condition of `truth` is called in OUT/conditions."""
+    """File name of the condition of `truth` in OUT/conditions."""
     return str(Path(clean_name(truth.file_name)).with_suffix('.png'))
 
 
 def colours() -> dict:
-    """How raster files become RGB, as `read_image` takes it."""
+    """How raster files become RGB, as arguments of `read_image`."""
     return {
         'bands': console.flag_numbers('bands', int, 3),
         'value_range': console.flag_numbers('value_range', float, 2),
@@ -147,29 +147,29 @@ def colours() -> dict:
 
 
 def digests(folder: Path, truths: list[Entry], conditions: Path) -> list[str]:
-    """Of each truth, with the condition of its sensor if it has one, what its condition is made from, by content.
+    """Digest of the files that each condition is made from: the truth and, if there is one, the sensor's image.
 
     Raises:
-      BadInput: it is another than `conditions` were made from.
+      BadInput: these files have changed since `conditions` were made.
     """
     made, found = Made(conditions), []
     for truth in truths:
         sensor = pairs.sensor_condition(folder, truth)
         found.append('-'.join(stamp(path).sha256 for path in (truth.path, sensor) if path))
         if made.source(condition_name(truth)) not in (None, found[-1]):
-            raise BadInput(f'{truth.path}: has changed since {OUT.value} was begun; use another --out or remove it')
+            raise BadInput(f'{truth.path}: has changed since {OUT.value} was started; use another --out or remove it')
     return found
 
 
 @functools.cache
 def reduction():
-    """(image (h, w, 3), file name of the truth) → its condition, in [-1, 1]. The name alone decides what is drawn."""
+    """(image (h, w, 3), file name of the truth) → its condition, in [-1, 1]. Random draws depend on --seed and name only."""
     reduce = jax.jit(lambda image, key: degrade(image[None], key[None], PRESETS[DEGRADATION.value])[0])
     return lambda image, name: np.asarray(reduce(to_float(image), name_key(SEED.value, zlib.crc32(name.encode()))))
 
 
 def degradation(folder: Path, truths: list[Entry]) -> DegradeNamed | None:
-    """What made the conditions, as far as it is known: of a sensor's, block means (None)."""
+    """The degradation that made the conditions. None, for block means, if they are from a sensor: its own is unknown."""
     if any(pairs.sensor_condition(folder, truth) for truth in truths):
         return None
     return lambda images, names: np.stack(
@@ -178,7 +178,7 @@ def degradation(folder: Path, truths: list[Entry]) -> DegradeNamed | None:
 
 
 def named(flag: str, given: list[str]) -> dict[str, Path]:
-    """NAME=DIR → {NAME: DIR}; without a name, the folder's own."""
+    """NAME=DIR → {NAME: DIR}; NAME defaults to the name of the folder."""
     found = {}
     for value in given:
         name, equals, path = value.partition('=')
@@ -188,15 +188,15 @@ def named(flag: str, given: list[str]) -> dict[str, Path]:
         if not path.is_dir():
             raise BadInput(f'--{flag} {path}: no such folder')
         if name in found or name in (TRUTH, CONDITION, 'nearest', 'bicubic') or not name or Path(name).name != name:
-            raise BadInput(f'--{flag} {value}: {name!r} is taken or is no name; say NAME={path}')
+            raise BadInput(f'--{flag} {value}: {name!r} is taken or is not a valid name; give NAME={path}')
         found[name] = path
     return found
 
 
 def check(generated: dict[str, Path], checkpoints: dict[str, Path]) -> None:
-    """What can be wrong before anything is made."""
+    """Checks the flags before anything is made. Raises BadInput."""
     if both := {*generated} & {*checkpoints}:
-        raise BadInput(f'--generated and --checkpoint both have {both.pop()!r}; rename one by NAME=DIR')
+        raise BadInput(f'--generated and --checkpoint both have {both.pop()!r}; rename one with NAME=DIR')
     if UNPAIRED.value and (checkpoints or not FEATURES.value):
         raise BadInput('--unpaired compares folders of images by --features; --checkpoint makes pairs')
 
@@ -221,8 +221,8 @@ def settings(
 
 
 def make_conditions(folder: Path, truths: list[Entry], sources: list[str], out: Path) -> list[Pair]:
-    """Writes the condition of every truth into the image folder `out`, those of a sensor as they are. What is there, but
-    is not as it was made from `sources`, is made again."""
+    """Writes the condition of every truth into the image folder `out`; conditions from a sensor are not degraded. Existing
+    files that do not match `sources` are made again."""
     made, entries, index = [], [], Made(out)
     for truth, source in zip(tqdm(truths, unit='image', desc='conditions', dynamic_ncols=True), sources):
         name = condition_name(truth)
@@ -255,13 +255,13 @@ def make_conditions(folder: Path, truths: list[Entry], sources: list[str], out: 
 
 
 def file_gsd_m(truth: Entry) -> float | None:
-    """Metres a pixel, if the file itself says so."""
+    """Metres per pixel, if the file itself gives it."""
     with open_scene(truth.path, **colours()) as scene:
         return scene.gsd_m
 
 
 def sample(checkpoint: Path, conditions: Path, out: Path) -> None:
-    """Runs the program `sample`, whose messages and progress are shown; ends as it ends."""
+    """Runs the program `sample` and shows its messages and progress. If it fails, exits with its status."""
     command = [
         sys.executable,
         '-m',
@@ -282,7 +282,7 @@ def sample(checkpoint: Path, conditions: Path, out: Path) -> None:
 
 
 def make_rows(made: list[Pair], generated: dict[str, Path]) -> list[Row]:
-    """The rows of the table, from the least to the most."""
+    """The rows of the table, from nearest enlargement to the truth."""
     rows = [
         Row('nearest', lambda number: pairs.repeated(made[number]), len(made)),
         Row('bicubic', lambda number: pairs.enlarged(made[number]), len(made)),
@@ -300,7 +300,7 @@ def make_rows(made: list[Pair], generated: dict[str, Path]) -> list[Row]:
 
 
 def example(pair: Pair, rows: list[Row], number: int) -> dict[str, np.ndarray]:
-    """The images of one line of the grid."""
+    """The images of one row of the grid."""
     return {CONDITION: pair.read_condition()} | {
         row.name: row.read(number) for row in rows if row.paired and row.name != 'nearest'
     }

@@ -1,15 +1,17 @@
-"""Cuts folders and scenes into a dataset of chips that `train.py --config.data.source=OUT` reads fast and at random.
+"""Cuts folders and scenes into a dataset of chips that `train.py --config.data.source=OUT` reads with fast random access.
 
     python tools/prepare_data.py --source DIR:train --source SCENE.tif --validation DIR:val --reductions 1,4 --out OUT
 
-A source is an image folder, with `metadata.jsonl` or without, and after a colon which of its splits; or one image. Of a folder
-with splits DIR alone is the split train after --source, and the validation split after --validation.
-Every image is cut into chips of --size_px at each reduction (box mean), without those that have gaps, are mostly white
-or black or nearly constant, or are there already. OUT holds a TFDS dataset of ArrayRecord shards, `chips`, splits train
-and validation, training_fingerprints.npz of the images that chips for training were cut from, and prepare.json with every
-count and the size and SHA-256 of every file. Interrupted, the same command begins again, because shards are only
-written once all chips are shuffled; until then OUT holds no dataset. A finished one is not made twice, unless a file of it
-is missing or damaged.
+A source is one image or an image folder, with or without `metadata.jsonl`; DIR:SPLIT selects a split. If a folder has
+splits, DIR alone means its split train after --source, and its validation split after --validation.
+
+Every image is cut into chips of --size_px at each reduction (box mean). Chips that have gaps, are mostly white or black, are
+nearly constant, or duplicate another chip are left out. OUT then holds a TFDS dataset of ArrayRecord shards, `chips`, with
+splits train and validation; training_fingerprints.npz of the images that training chips were cut from; and prepare.json
+with all counts and the size and SHA-256 of every file.
+
+After an interruption the same command starts over, because shards are only written once all chips are shuffled; until then
+OUT holds no dataset. A finished dataset is made again only if one of its files is missing or damaged.
 """
 
 import collections
@@ -39,31 +41,30 @@ from rsdiff.programs import console
 REPORT = 'prepare.json'
 
 SPLITS = {
-    'train': flags.DEFINE_multi_string('source', None, 'DIR, DIR:SPLIT or an image, any number.', required=True),
+    'train': flags.DEFINE_multi_string('source', None, 'DIR, DIR:SPLIT or an image; may be repeated.', required=True),
     'validation': flags.DEFINE_multi_string('validation', [], 'The same, for the split validation.'),
 }
 OUT = flags.DEFINE_string('out', None, 'A local folder for the dataset.', required=True)
 SIZE_PX = flags.DEFINE_integer('size_px', 64, 'Side of a chip.', lower_bound=1)
-STRIDE = flags.DEFINE_integer('stride', None, 'From chip to chip; --size_px if not given.', lower_bound=1)
-REDUCTIONS = flags.DEFINE_string('reductions', '1', 'Chips show the image reduced by each of these.')
-GSD_M = flags.DEFINE_float('gsd_m', None, 'Metres a pixel of images that do not say it themselves.')
-BANDS = flags.DEFINE_string('bands', None, 'Bands of GeoTIFFs that become red, green, blue, counted from 1: 4,3,2.')
-VALUE_RANGE = flags.DEFINE_string('value_range', None, 'Values of GeoTIFFs that become 0 and 255: 0,3000.')
+STRIDE = flags.DEFINE_integer('stride', None, 'Pixels from chip to chip; default: --size_px.', lower_bound=1)
+REDUCTIONS = flags.DEFINE_string('reductions', '1', 'Reduction factors of the chips, such as 1,4.')
+GSD_M = flags.DEFINE_float('gsd_m', None, 'Metres per pixel of images that do not give it themselves.')
+BANDS = flags.DEFINE_string('bands', None, 'GeoTIFF bands for red, green and blue, counted from 1, such as 4,3,2.')
+VALUE_RANGE = flags.DEFINE_string('value_range', None, 'GeoTIFF values for black and white, such as 0,3000.')
 MAX_CHIPS = flags.DEFINE_integer(
     'max_chips_per_source',
     None,
-    'Of each source at most this many chips: as many at '
-    'every reduction where there are enough, evenly over the images.',
+    'Maximum number of chips per source, balanced over the reductions and spread evenly over the images.',
     lower_bound=1,
 )
-ENCODING = flags.DEFINE_enum('encoding', 'png', ['png', 'jpeg'], 'Of chips; JPEG at quality 95.')
+ENCODING = flags.DEFINE_enum('encoding', 'png', ['png', 'jpeg'], 'Encoding of chips; JPEG at quality 95.')
 LIMITS = {
-    'max_nodata': flags.DEFINE_float('max_nodata', chips.Limits.max_nodata, 'Share of pixels without data in a chip.'),
-    'max_black': flags.DEFINE_float('max_black', chips.Limits.max_black, 'Share of black ones, such as deep water.'),
-    'black_level': flags.DEFINE_integer('black_level', chips.Limits.black_level, 'Black: no channel above.'),
-    'max_white': flags.DEFINE_float('max_white', chips.Limits.max_white, 'Share of white ones, such as cloud.'),
-    'white_level': flags.DEFINE_integer('white_level', chips.Limits.white_level, 'White: no channel below.'),
-    'min_std': flags.DEFINE_float('min_std', chips.Limits.min_std, 'Least standard deviation, mean of the channels.'),
+    'max_nodata': flags.DEFINE_float('max_nodata', chips.Limits.max_nodata, 'Maximum share of pixels without data.'),
+    'max_black': flags.DEFINE_float('max_black', chips.Limits.max_black, 'Maximum share of black pixels (deep water).'),
+    'black_level': flags.DEFINE_integer('black_level', chips.Limits.black_level, 'Black: no channel above this.'),
+    'max_white': flags.DEFINE_float('max_white', chips.Limits.max_white, 'Maximum share of white pixels (cloud).'),
+    'white_level': flags.DEFINE_integer('white_level', chips.Limits.white_level, 'White: no channel below this.'),
+    'min_std': flags.DEFINE_float('min_std', chips.Limits.min_std, 'Minimum standard deviation, channel mean.'),
 }
 
 
@@ -92,7 +93,7 @@ def main() -> None:
     bands = console.flag_numbers('bands', int)
     value_range = console.flag_numbers('value_range', float, 2)
     if min(reductions) < 1 or len({*reductions}) < len(reductions):
-        raise BadInput(f'--reductions is {REDUCTIONS.value}; it must be different whole numbers from 1')
+        raise BadInput(f'--reductions is {REDUCTIONS.value}; it must be distinct whole numbers of at least 1')
     if GSD_M.value is not None and not GSD_M.value > 0:
         raise BadInput(f'--gsd_m is {GSD_M.value}; it must be a positive number of metres')
     limits = chips.Limits(**{name: flag.value for name, flag in LIMITS.items()})
@@ -128,13 +129,13 @@ def main() -> None:
                 print(f'{out} is finished', file=sys.stderr)
                 return console.finish(result, report)
             print(
-                f'{out} is not whole any more: {len(spoilt)} files are missing or damaged ({spoilt[0]}, …); it is made again',
+                f'{out}: {len(spoilt)} files are missing or damaged ({spoilt[0]}, …); making the dataset again',
                 file=sys.stderr,
             )
             report.unlink()
         elif before:
             print(
-                'an earlier run was interrupted; shards are only written once all chips are shuffled, so it begins again',
+                'an earlier run was interrupted; shards are written once all chips are shuffled, so it starts over',
                 file=sys.stderr,
             )
         shutil.rmtree(out / CHIPS, ignore_errors=True)
@@ -146,19 +147,19 @@ def main() -> None:
 
 
 def spoilt_files(out: Path, report: dict) -> list[str]:
-    """Names of the files that `report`, of a finished dataset, tells of, and that are not what they were."""
+    """Names of files that `report` lists for a finished dataset and that are missing or damaged."""
     files = field(report, 'files', dict, out / REPORT, {})
-    if not files:  # of an earlier version
+    if not files:  # from an earlier version
         return [] if prepared_folder(str(out)) else [CHIPS]
     return [name for name, expected in files.items() if not is_whole(out / name, expected)]
 
 
 def prepare(out: Path, sources: list[Source], reductions: tuple[int, ...], limits: chips.Limits) -> dict:
-    """Looks, chooses, writes; returns the counts."""
+    """Scans the images, chooses chips and writes them; returns the counts."""
     survey, chosen, found = chips.Survey(), [], []
     with tqdm(
         total=sum(len(source.images) for source in sources),
-        desc='looking',
+        desc='scanning',
         unit=' images',
         bar_format='{l_bar}{bar}| {n:.0f}/{total} [{elapsed}<{remaining}, {rate_fmt}]',
     ) as bar:
@@ -173,7 +174,7 @@ def prepare(out: Path, sources: list[Source], reductions: tuple[int, ...], limit
         if not any(chosen[i] for i, source in enumerate(sources) if source.split == split):
             raise BadInput(
                 f'no chip is left for {split}: {dict(survey.dropped)} dropped, {len(survey.unreadable)} '
-                f'images unreadable, {sum(survey.too_small.values())} times one too small for a reduction'
+                f'images unreadable, {sum(survey.too_small.values())} times an image too small for a reduction'
             )
 
     resolutions = collections.Counter()
@@ -217,7 +218,7 @@ def prepare(out: Path, sources: list[Source], reductions: tuple[int, ...], limit
 
 
 def trained_on(sources: list[Source], chosen: list[list[chips.Chip]]) -> TrainedOn:
-    """The images that chips of the split train are cut from, and what was known of those images' own making."""
+    """The images that training chips are cut from, and the known training images of generators that made those."""
     known = TrainedOn()
     for source, some in zip(sources, chosen):
         if source.split == 'train':
@@ -231,7 +232,7 @@ def trained_on(sources: list[Source], chosen: list[list[chips.Chip]]) -> Trained
 
 
 def written_files(out: Path) -> list[Path]:
-    """All that a finished dataset consists of."""
+    """All files of a finished dataset."""
     return sorted(path for path in (out / CHIPS).rglob('*') if path.is_file()) + [out / FINGERPRINTS]
 
 

@@ -1,9 +1,10 @@
-"""Turns low-resolution imagery into high-resolution imagery, 4× a stage.
+"""Turns low-resolution imagery into high-resolution imagery, 4× per stage.
 
     a canvas of any size, by sliding windows:
         python sample.py --checkpoint earth --condition IMAGE --gsd_m 118000 --stages 2 --out DIR --tiles
-        … --dry_run tells the cost; --workers 4, or this on other machines too, shares it out; --format tif,viewer exports
-    many small images, a folder with metadata.jsonl out; instead of a folder also one image:
+        … --dry_run reports the cost; --format tif,viewer exports; --workers 4 shares the work among processes, and running
+        the same command on other machines too shares it with them
+    many small images, into a folder with metadata.jsonl (FOLDER may also be one image):
         python sample.py --checkpoint runs/demo --condition FOLDER --gsd_m 29685 --out DIR --variants 5
     labelled synthetic images: degrade each training image, regenerate it five times, keep its label:
         python sample.py --checkpoint runs/demo --condition FOLDER --split train --degrade --out DIR --variants 5
@@ -41,49 +42,51 @@ from rsdiff.training.checkpoint import Trained, load_generator
 from rsdiff.training.mesh import make_mesh
 
 FLAGS = flags.FLAGS
-flags.DEFINE_string('checkpoint', None, 'A run of train.py, or released weights: a folder, earth or aerial.')
-flags.DEFINE_string('condition', None, 'An image, with --tiles of any size; without it, or a folder.')
+flags.DEFINE_string('checkpoint', None, 'A run of train.py or released weights: a folder, earth or aerial.')
+flags.DEFINE_string('condition', None, 'A low-resolution image (any size with --tiles), or without --tiles a folder.')
 flags.DEFINE_multi_string(
-    'field', [], 'NAME=VALUE, once for each other field that the network takes: a number, or with --tiles an image.'
+    'field', [], 'NAME=VALUE of a further field of the network: a number, or with --tiles an image; may be repeated.'
 )
-flags.DEFINE_string('out', None, 'A new folder, or one that this command began to fill.')
-flags.DEFINE_float('gsd_m', None, 'Metres a pixel of the condition, where its file or its manifest does not say.')
+flags.DEFINE_string('out', None, 'Output folder: new, or from an earlier run of this command.')
+flags.DEFINE_float('gsd_m', None, 'Metres per pixel of the condition, if its file or manifest does not give it.')
 flags.DEFINE_integer('stages', 1, 'How many times to enlarge 4×.')
-flags.DEFINE_integer('steps', None, "Network evaluations a window; if not given the plan's, or 20 without --tiles.")
-flags.DEFINE_integer('seed', 0, 'Names the noise; the same seed gives the same image.')
-flags.DEFINE_integer('batch_size', 16, 'Windows or images at a time. With --tiles on a CPU it changes nothing.')
+flags.DEFINE_integer('steps', None, "Network evaluations per window; default: the plan's, or 20 without --tiles.")
+flags.DEFINE_integer('seed', 0, 'Random seed; the same seed gives the same image.')
+flags.DEFINE_integer('batch_size', 16, 'Windows or images per batch. No effect with --tiles on a CPU.')
 flags.DEFINE_bool('consistency', True, 'Project each predicted image onto the condition at low frequencies.')
-flags.DEFINE_enum('consistency_scale', '4', ['4', '8', '16'], 'Compare means of so many pixels a side.')
-flags.DEFINE_float('consistency_strength', 1.0, 'How much of the projection, 0 to 1.')
-flags.DEFINE_integer('consistency_end', None, 'The step from which on it is left out; if not given, never.')
+flags.DEFINE_enum('consistency_scale', '4', ['4', '8', '16'], 'Block size of the projection in pixels.')
+flags.DEFINE_float('consistency_strength', 1.0, 'Weight of the projection, 0 to 1.')
+flags.DEFINE_integer('consistency_end', None, 'Step from which on the projection is left out; default: never.')
 flags.DEFINE_bool('tiles', False, 'Sample one canvas of any size by sliding windows.')
 TILED = 'plan phases overlap noise wrap_x supertile region dry_run workers format'.split()
 flags.DEFINE_enum('plan', 'fast', typing.get_args(PlanName), 'With --tiles: see rsdiff/sampling/mosaic/plan.py.')
-flags.DEFINE_integer('phases', None, 'With --tiles: phases of the plans fast and infinite.')
-flags.DEFINE_integer('overlap', None, 'With --tiles: pixels by which windows of the plan fast overlap.')
+flags.DEFINE_integer('phases', None, 'With --tiles: number of phases, for the plans fast and infinite.')
+flags.DEFINE_integer('overlap', None, 'With --tiles: window overlap in pixels, for the plan fast.')
 flags.DEFINE_enum('noise', 'anchored', typing.get_args(noise.Kind), 'With --tiles: see rsdiff/diffusion/noise.py.')
-flags.DEFINE_bool('wrap_x', False, 'With --tiles: the left edge follows the right one.')
+flags.DEFINE_bool('wrap_x', False, 'With --tiles: join the left and right edges, as at the dateline.')
 flags.DEFINE_integer(
-    'supertile', None, 'With --tiles: side in pixels of what is made at once; if not given 16 windows.'
+    'supertile', None, 'With --tiles: side in pixels of a supertile, the unit of work; default: 16 windows.'
 )
 flags.DEFINE_string(
-    'region', None, 'With --tiles: y,x,height,width in pixels of the result; make this alone, as a PNG.'
+    'region', None, 'With --tiles: y,x,height,width in pixels of the result; sample only this, into a PNG.'
 )
-flags.DEFINE_bool('dry_run', False, 'With --tiles: tell size, cost and time, and make nothing.')
-flags.DEFINE_integer('workers', 1, 'With --tiles: processes to share the work, on machines without accelerators.')
-flags.DEFINE_string('bands', None, 'Of a GeoTIFF, those for red, green and blue, such as 4,3,2.')
-flags.DEFINE_string('value_range', None, 'Of a GeoTIFF, the values for black and white, such as 0,3000.')
-flags.DEFINE_list('format', None, 'With --tiles: of zarr (always), png, tif, viewer; by default png while small.')
+flags.DEFINE_bool('dry_run', False, 'With --tiles: report size, cost and time, and sample nothing.')
+flags.DEFINE_integer('workers', 1, 'With --tiles: number of processes, on machines without accelerators.')
+flags.DEFINE_string('bands', None, 'GeoTIFF bands for red, green and blue, such as 4,3,2.')
+flags.DEFINE_string('value_range', None, 'GeoTIFF values for black and white, such as 0,3000.')
+flags.DEFINE_list('format', None, 'With --tiles: from zarr (always), png, tif, viewer; default: png if small enough.')
 FOLDERS = 'variants', 'split', 'degrade', 'strength', 'solver'
-flags.DEFINE_integer('variants', 1, 'Without --tiles: images to make of each.')
-flags.DEFINE_string('split', None, 'Without --tiles: take only this split of the folder.')
+flags.DEFINE_integer('variants', 1, 'Without --tiles: images to sample per input image.')
+flags.DEFINE_string('split', None, 'Without --tiles: use only this split of the folder.')
 flags.DEFINE_enum('solver', 'ddim', typing.get_args(Solver), 'Without --tiles; dpm++2m needs half the steps or fewer.')
-flags.DEFINE_bool('degrade', False, 'Without --tiles: the images are the truth; degrade them first.')
-flags.DEFINE_float('strength', 1.0, 'With --degrade: below 1, start so far from the real image, not from noise alone.')
+flags.DEFINE_bool('degrade', False, 'Without --tiles: the images are the truth; degrade them to conditions first.')
+flags.DEFINE_float(
+    'strength', 1.0, 'With --degrade: below 1, start from the real image, noised to this share of the timesteps.'
+)
 
 
 def check_flags() -> None:
-    """What can be wrong before anything is read."""
+    """Checks the flags before anything is read. Raises BadInput."""
     for name in ('checkpoint', 'condition', 'out'):
         if FLAGS[name].value is None:
             raise BadInput(f'give --{name}')
@@ -92,15 +95,15 @@ def check_flags() -> None:
         if value is not None and value < 1:
             raise BadInput(f'--{name} is {value}; it must be at least 1')
     if FLAGS.stages > MOST_STAGES:
-        raise BadInput(f'--stages is {FLAGS.stages}; it must be {MOST_STAGES} at most')
+        raise BadInput(f'--stages is {FLAGS.stages}; it must be at most {MOST_STAGES}')
     if FLAGS.gsd_m is not None:
         check_gsd_m(FLAGS.gsd_m, '--gsd_m')
     if not is_local(FLAGS.out):
-        raise BadInput(f'--out is {FLAGS.out}; what is sampled is written to a folder on this machine')
+        raise BadInput(f'--out is {FLAGS.out}; it must be a folder on this machine')
     if not 0 <= FLAGS.consistency_strength <= 1:
         raise BadInput(f'--consistency_strength is {FLAGS.consistency_strength}; it must be from 0 to 1')
     if FLAGS.region and FLAGS.format:
-        raise BadInput('--format does not go with --region, which makes a PNG and nothing else')
+        raise BadInput('--format does not go with --region, which always writes a PNG')
     for name in FOLDERS if FLAGS.tiles else TILED:
         if FLAGS[name].value != FLAGS[name].default:
             raise BadInput(f'--{name} does not go with --tiles' if FLAGS.tiles else f'--{name} needs --tiles')
@@ -114,17 +117,17 @@ def projection(trained: Trained, steps: int):
 
 
 def fields(method: Method) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """What --field gives: numbers, float32 (1,), and paths of images, each by name."""
+    """The values of --field by name: numbers, float32 (1,), and paths of images."""
     numbers, images = {}, {}
     for given in FLAGS.field:
         name, equals, value = given.partition('=')
         if not equals or not value:
             raise BadInput(f'--field {given}: give NAME=VALUE')
         if name in ('lr', 'gsd_m') or name in {*numbers, *images}:
-            raise BadInput(f'--field {name} is given twice; lr is --condition, and gsd_m --gsd_m')
+            raise BadInput(f'--field {name} is given twice; lr is --condition, and gsd_m is --gsd_m')
         field = method.fields.get(name)
         if isinstance(field, Tokens):
-            raise BadInput(f'--field {name}: this checkpoint takes tokens there, which no flag gives')
+            raise BadInput(f'--field {name}: this checkpoint takes tokens, which no flag can give')
         if isinstance(field, Spatial):
             images[name] = value
             continue
@@ -139,17 +142,17 @@ def fields(method: Method) -> tuple[dict[str, np.ndarray], dict[str, str]]:
 
 
 def noted(numbers: dict[str, np.ndarray]) -> dict[str, float]:
-    """Numbers as what a result depends on."""
+    """Numbers as entries of the provenance."""
     return {f'field_{name}': float(value[0]) for name, value in numbers.items()}
 
 
 def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
-    """A canvas, a part of it, or what it will cost."""
+    """Samples a canvas or a region of it, or estimates its cost."""
     shown = {'bands': flag_numbers('bands', int, 3), 'value_range': flag_numbers('value_range', float, 2)}
     condition = Condition(FLAGS.condition, **shown)
     region, gsd_m = flag_numbers('region', int, 4), FLAGS.gsd_m or condition.gsd_m
     if gsd_m is None:
-        raise BadInput(f'--tiles needs --gsd_m, the metres a pixel of the condition; {FLAGS.condition} does not say')
+        raise BadInput(f'--tiles needs --gsd_m, metres per pixel of the condition; {FLAGS.condition} does not give it')
     window_px = trained.config.data.size_px
     timesteps = trained.method.schedule.timesteps
     plan = make_plan(FLAGS.plan, window_px, FLAGS.steps, FLAGS.phases, FLAGS.overlap, FLAGS.seed, timesteps)
@@ -162,7 +165,7 @@ def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
     numbers, paths = fields(trained.method)
     images = {name: Condition(path, **shown) for name, path in paths.items()}
     if images and FLAGS.stages > 1:
-        raise BadInput(f'--field {next(iter(images))} is an image, of one scale; it needs --stages 1')
+        raise BadInput(f'--field {next(iter(images))} is an image, which fits one scale only; it needs --stages 1')
     provenance |= noted(numbers) | {f'field_{name}': image.digest() for name, image in images.items()}
     sampler_at = bind_windows(
         trained.method, trained.params, plan, make_mesh(), project, FLAGS.batch_size, numbers, images
@@ -177,7 +180,7 @@ def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
 
 
 def folder(trained: Trained, provenance: dict, out: Path) -> dict:
-    """Many images, each in one piece."""
+    """Samples many images, each in one piece."""
     timesteps = trained.method.schedule.timesteps
     path, mesh, steps = (
         Path(FLAGS.condition),
@@ -223,7 +226,7 @@ def main() -> None:
         print(json.dumps(result))
     elif not is_local_worker():
         summary = out / ('region.json' if FLAGS.region else 'sample.json')
-        if result.get('sampled_now') == 0 and summary.exists():  # the figures of the call that made them, not its paths
+        if result.get('sampled_now') == 0 and summary.exists():  # figures of the run that sampled, not its paths
             made = read_json(summary, 'remove it and run the same command again')
             result |= {key: made[key] for key in ('sampled_now', 'seconds', 'devices') if key in made}
         console.finish(result | provenance, summary)

@@ -1,7 +1,7 @@
 """Trains a generator: python train.py --config configs/demo.py --workdir runs/demo --config.batch_size=32
 
 Run the same command again to continue. The last line is one JSON object, also written to WORKDIR/train.json. On several
-hosts the command is the same on each; `rsdiff/training/hosts.py` says by what environment they find each other.
+hosts run the same command on each; `rsdiff/training/hosts.py` lists the environment variables that connect them.
 """
 
 from absl import flags
@@ -16,8 +16,8 @@ from rsdiff.training.loop import train
 
 FLAGS = flags.FLAGS
 console.define_config('A config file, or the name of one in configs/.')
-flags.DEFINE_string('workdir', None, 'Where checkpoints, metrics and samples go.')
-flags.DEFINE_bool('allow_config_change', False, 'Continue a run although its settings differ.')
+flags.DEFINE_string('workdir', None, 'Output folder for checkpoints, metrics and samples.')
+flags.DEFINE_bool('allow_config_change', False, 'Continue a run even if its settings differ.')
 
 
 def main() -> None:
