@@ -137,7 +137,7 @@ class JPEGConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PassConfig:
-    """One pass, its steps in this order. The first pass resizes relative to the image, the second to a quarter of it."""
+    """One pass: its steps in order. Sizes are relative to the image in the first pass, to a quarter of it in the second."""
 
     blur: BlurConfig = BlurConfig()
     resize: ResizeConfig = ResizeConfig()
