@@ -25,7 +25,7 @@ def pixel_box(west: float, south: float, east: float, north: float) -> Box:
     return Box(row(north), column(west), row(south), column(east))
 
 
-# South and Central Asia, from the Arabian Sea to the Hengduan mountains: 640 × 448 pixels that no generator is trained on.
+# South and Central Asia, from the Arabian Sea to the Hengduan mountains: 640 × 448 pixels that are never trained on.
 HELD_OUT = pixel_box(62, 14 + 2 / 15, 62 + 640 / 15, 44)
 
 # Region: (training box, test box), west, south, east, north in degrees. The two are disjoint; the generator is
@@ -62,8 +62,8 @@ def load() -> np.ndarray:
 
 
 class BlueMarble:
-    """Chips from anywhere outside the held-out and test boxes, at 1, 2 or 4 times the native pixel size; for validation,
-    only from inside the held-out box.
+    """Chips from anywhere outside the held-out and test boxes, at 1, 2 or 4 times the native pixel size; for
+    validation, only from inside the held-out box.
 
     Every square kilometre up to 72° latitude is equally likely, so rows are drawn in proportion to the cosine of their
     latitude. `example` is a pure function of its random generator, so the chips of batch n depend only on (seed, n), on

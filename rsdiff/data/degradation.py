@@ -1,8 +1,8 @@
 """Degradation of high-resolution images to low-resolution training conditions, on the device inside `jit`.
 
 Real-ESRGAN's chain (Wang et al. 2021, arXiv 2107.10833, §3): blur, resize, noise and JPEG, all applied twice, then a
-sinc filter and a resize to exactly a quarter; the sinc filter and the last JPEG come in random order. Shapes are static,
-and every random choice is made per image. Steps that a config switches off are not compiled.
+sinc filter and a resize to exactly a quarter; the sinc filter and the last JPEG come in random order. Shapes are
+static, and every random choice is made per image. Steps that a config switches off are not compiled.
 
 Three differences from the published code: A resize uses the exact ratio of the integer sizes, and area resizing the
 exact footprint, so that the image does not shift. Poisson noise assumes 256 photons at white, where the published code
@@ -137,7 +137,8 @@ class JPEGConfig:
 
 @dataclasses.dataclass(frozen=True)
 class PassConfig:
-    """One pass: its steps in order. Sizes are relative to the image in the first pass, to a quarter of it in the second."""
+    """One pass, its steps in this order. Resize factors are relative to the image in the first pass, to a quarter of it
+    in the second."""
 
     blur: BlurConfig = BlurConfig()
     resize: ResizeConfig = ResizeConfig()
@@ -155,10 +156,10 @@ DOWN = (0.0, 1.0, 0.0)
 
 @dataclasses.dataclass(frozen=True)
 class DegradationConfig:
-    """Two passes, and a resize to a quarter by `final_filter` with `final_blur`, before or after the second pass's JPEG.
+    """Two passes, and a resize to a quarter by `final_filter` and `final_blur`, before or after the second pass's JPEG.
 
-    The default is mild: the published settings of StableSR (Wang et al. 2023, arXiv 2305.07015), which are Real-ESRGAN's
-    chain with about half its noise and blur.
+    The default is mild: the published settings of StableSR (Wang et al. 2023, arXiv 2305.07015), which are
+    Real-ESRGAN's chain with about half its noise and blur.
     """
 
     first: PassConfig = PassConfig(
@@ -327,8 +328,8 @@ def _sinc(dice: Iterator, config: BlurConfig, size_px: jax.Array) -> jax.Array:
 
 
 def random_size(dice: Iterator, config: ResizeConfig, nominal: tuple[int, int]) -> tuple[tuple, tuple[int, ...]]:
-    """A random size relative to `nominal`, and the largest possible size. If only one size is possible, both are the same
-    ints; otherwise the first is two int32 scalars."""
+    """A random size relative to `nominal`, and the largest possible size. If only one size is possible, both are the
+    same ints; otherwise the first is two int32 scalars."""
     least, most = config.factors
     ranges = (max(least, 1.0), most), (least, min(most, 1.0)), (1.0, 1.0)  # up, down, keep
     possible = [limits for limits, odd in zip(ranges, config.odds) if odd > 0]
@@ -358,8 +359,8 @@ def random_noise(dice: Iterator, key, config: NoiseConfig, pixels):
 
 def poisson_quantile(mean, normal):
     """The Poisson count of mean `mean` at the quantile of the normal deviate `normal`, by the Cornish-Fisher expansion
-    (Giles 2016, ACM TOMS 42, algorithm 955). Variances are accurate to 2 % from a mean of 2 upwards, to a tenth below. A
-    rejection sampler takes 15 times as long on a CPU."""
+    (Giles 2016, ACM TOMS 42, algorithm 955). Variances are accurate to 2 % from a mean of 2 upwards, to a tenth below.
+    A rejection sampler takes 15 times as long on a CPU."""
     root = jnp.sqrt(mean)
     skew = 1 / 3 + normal**2 / 6 - (normal / 36 + normal**3 / 72) / jnp.maximum(root, 0.5)
     return jnp.where(mean > 0, jnp.maximum(jnp.floor(mean + root * normal + skew), 0), 0)

@@ -80,7 +80,7 @@ class Layer:
         self.ratio = Fraction(times) if own >= size else Fraction(1, max(times, 1))
         if own != tuple(int(side * self.ratio) for side in size):
             raise BadInput(
-                f'{name}: {own[1]}×{own[0]} px; its image has {size[1]}×{size[0]}; one must be an integer multiple of the other'
+                f'{name}: {own[1]}×{own[0]} px; its image has {size[1]}×{size[0]}; one must be a multiple of the other'
             )
         self.height, self.width = (int(side / self.ratio) for side in own)
 

@@ -273,7 +273,7 @@ def opened_entries(folder: AnyPath | str, split: str | None = None) -> list[Entr
     splits = sorted({str(entry.split) for entry in entries})
     if split is None and len(splits) > 1:
         logging.warning(
-            '%s: all %d images of its splits %s are used; name a split to use only that', folder, len(entries), ', '.join(splits)
+            '%s: all %d images of its splits %s; name one to use only that', folder, len(entries), ', '.join(splits)
         )
     return entries
 
@@ -404,7 +404,7 @@ def _listed(folder: AnyPath, manifest: AnyPath) -> list[Entry | Request]:
     if wrong := next((row for row in rows if inside and row.split not in (None, inside)), None):
         name = wrong.file_name if isinstance(wrong, Entry) else wrong.where
         raise BadInput(
-            f'{manifest}: {name} has split {wrong.split!r} by its line and {inside!r} by its folder; correct one of them'
+            f'{manifest}: {name} has split {wrong.split!r} by its line and {inside!r} by its folder; fix one of them'
         )
     some_say = any(row.split is not None for row in rows)
     # if no line has a split, the folder names of all images decide; a request has no image

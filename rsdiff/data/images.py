@@ -100,8 +100,9 @@ def resized(image: np.ndarray, height: int, width: int, resample: int) -> np.nda
 
 
 def clean_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """Pillow's bicubic resize in float32, one channel at a time, without rounding or clipping, as in the metrics of Parmar
-    et al. 2022 (arXiv 2104.11222, "clean"): uint8 (h, w, 3) → float32 (height, width, 3), [0, 255] except for overshoot."""
+    """Pillow's bicubic resize in float32, one channel at a time, without rounding or clipping, as in the metrics of
+    Parmar et al. 2022 (arXiv 2104.11222, "clean"): uint8 (h, w, 3) → float32 (height, width, 3), in [0, 255] except
+    for overshoot."""
     channels = [
         np.asarray(Image.fromarray(channel).resize((width, height), Image.Resampling.BICUBIC))
         for channel in image.astype(np.float32).transpose(2, 0, 1)
