@@ -185,9 +185,7 @@ def _is_present(field: Field, entries: Sequence[Entry], where: str) -> bool:
                     f'{where}: {field.name} of {entry.file_name} is {str(value)[:40]!r}; it must be a number'
                 )
     if having and field.channels not in (0, 1, 3):
-        raise BadInput(
-            f'{where}: the field {field.name} has {field.channels} channels; {field.key} is read as 1 or 3'
-        )
+        raise BadInput(f'{where}: the field {field.name} has {field.channels} channels; {field.key} is read as 1 or 3')
     if field.needed and lacking:
         example = f'{having[0].file_name} has one' if having else 'no row has one'
         raise BadInput(

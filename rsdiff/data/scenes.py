@@ -72,7 +72,7 @@ def open_scene(
     """
     if value_range is not None and not -math.inf < value_range[0] < value_range[1] < math.inf:
         raise BadInput(
-            f'value_range is {tuple(value_range)}; give two finite numbers, and the first value must be the '
+            f'value_range is {tuple(value_range)}; it must be two finite numbers, and the first value must be the '
             'smaller one'
         )
     try:
