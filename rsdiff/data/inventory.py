@@ -29,7 +29,7 @@ from rsdiff.data.records import RecordImages
 
 DIGEST_BYTES = 16
 BLOCK = 500  # number of files after which results are written to the cache
-# in place of a fingerprint: an image too large for one, not an image, and a file that could not be read this time
+# in place of a fingerprint: image too large for one, not an image, and file that could not be read this time
 SCENE, NO_IMAGE, UNREACHABLE = b'scene', b'', b'unreachable'
 
 
@@ -104,7 +104,7 @@ def look_at_entries(images: FolderImages, numbers: Sequence[int], show: bool = F
 
 
 def images_seen(images: FolderImages, numbers: Sequence[int], looks: Sequence[Look], name: str) -> TrainedOn:
-    """What training on the images `numbers` of the folder called `name` is trained on, from their `looks`."""
+    """The `TrainedOn` of the images `numbers` of the folder called `name`, from their `looks`."""
     names = [f'{name}/{images.entries[number].file_name}' for number in numbers]
     return _trained_on(names, [look.found for look in looks])
 
@@ -183,8 +183,7 @@ def _inherited(folders: Sequence[str]) -> TrainedOn:
 
 
 def _trained_on(names: Sequence[str], found: Sequence[bytes]) -> TrainedOn:
-    """The images with these names. Scenes and unreadable images count as unknown; files that are not images are omitted.
-    """
+    """The images with these names. Scenes and unreadable files count as unknown; what is not an image is omitted."""
     usual = [number for number, bits in enumerate(found) if len(bits) == BYTES]
     fingerprints = np.frombuffer(b''.join(found[number] for number in usual), np.uint8).reshape(-1, BYTES)
     unknown = []
