@@ -87,8 +87,8 @@ def test_a_folder_without_a_manifest_is_its_images(image_folder):
         ('[1, 2]', 'file_name'),
         ('{"file_name": "a/a0.png", "captions": 3}', 'captions is 3'),
         ('{"file_name": "a/a0.png", "split": ["train"]}', 'split is'),
-        ('{"file_name": "a\\u0000b.png"}', 'is no file name'),
-        ('{"file_name": "' + 300 * 'x' + '"}', 'is no file name'),
+        ('{"file_name": "a\\u0000b.png"}', 'is not a valid file name'),
+        ('{"file_name": "' + 300 * 'x' + '"}', 'is not a valid file name'),
         ('{', 'not JSON'),
     ],
 )

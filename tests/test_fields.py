@@ -155,12 +155,12 @@ def test_what_a_row_lacks_is_nan_and_what_is_needed_is_uint8(make):
 @pytest.mark.parametrize(
     'field, message',
     [
-        (Field('before', 3), r'no before_file_name of 1 of 2 images \(image/1.png, …\).* image/0.png has one'),
-        (Field('lr', 3, 4), r'no low_res_file_name of 2 of 2 .*no row has one'),
-        (Field('year'), r'no year of 1 of 2 images .*needs year; image/0.png has one'),
+        (Field('before', 3), r'no before_file_name for 1 of 2 images \(image/1.png, …\).* image/0.png has one'),
+        (Field('lr', 3, 4), r'no low_res_file_name for 2 of 2 .*no row has one'),
+        (Field('year'), r'no year for 1 of 2 images .*needs year; image/0.png has one'),
         (Field('sensor', needed=False), "sensor of image/0.png is 'S2'; it must be a number"),
-        (Field('before', 2, needed=False), 'before is of 2 channels'),
-        (Field('image', 3), 'image is of every crop'),
+        (Field('before', 2, needed=False), 'before has 2 channels'),
+        (Field('image', 3), 'image is part of every crop'),
     ],
 )
 def test_what_the_manifest_can_not_give_is_refused_in_one_line(make, field, message):
@@ -229,7 +229,7 @@ def test_sources_without_fields_refuse_a_network_that_needs_them(tmp_path):
     with pytest.raises(BadInput, match='the network needs before; train on a folder with before_file_name'):
         make_source(config, fields=fields)
     assert {*make_source(config, fields=fields[1:]).example(0, np.random.default_rng(0), 32)} == {'image', 'gsd_m'}
-    with pytest.raises(BadInput, match='blue_marble: has image and gsd_m alone'):
+    with pytest.raises(BadInput, match='blue_marble: has only image and gsd_m'):
         make_source(DataConfig(), fields=fields)
 
 

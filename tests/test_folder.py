@@ -102,7 +102,7 @@ def test_one_manifest_above_split_folders_takes_their_names(images):
 
 def test_a_class_that_is_called_train_is_one_if_the_manifest_says_so(images):
     folder = images('train/a.png', 'bus/b.png')
-    with pytest.raises(BadInput, match=r'train/ may be a split, and bus/b.png in none, or train/ may be a class'):
+    with pytest.raises(BadInput, match=r'train/ may be a split, with bus/b.png in none, or train/ may be a class'):
         read_folder(folder)
     lines(folder, [{'file_name': 'train/a.png', 'label': 'train'}, {'file_name': 'bus/b.png', 'label': 'bus'}])
     assert told(folder) == [('train/a.png', None, 'train'), ('bus/b.png', None, 'bus')]
@@ -121,9 +121,9 @@ def test_a_class_that_is_called_train_is_one_if_the_manifest_says_so(images):
         ),
         (
             {'train/metadata.jsonl': '{"file_name": "a.png", "split": "test"}'},
-            "'test' by its line and of 'train' by its folder",
+            "'test' by its line and 'train' by its folder",
         ),
-        ({'train/metadata.parquet': 'x'}, 'metadata.parquet: not read'),
+        ({'train/metadata.parquet': 'x'}, 'metadata.parquet: not supported'),
     ],
 )
 def test_two_readings_are_refused_with_both_named(images, files, message):
@@ -185,7 +185,7 @@ def test_the_cache_of_hugging_face(images, tmp_path):
         read_folder(tmp_path / 'cache')
     (blobs / 'deadbeef').unlink()
     (snapshot / 'train/metadata.jsonl').unlink()
-    with pytest.raises(BadInput, match='a link to nothing'):
+    with pytest.raises(BadInput, match='a broken link'):
         read_folder(snapshot)
 
 
@@ -199,7 +199,7 @@ def test_the_cache_of_hugging_face(images, tmp_path):
         (b'{"file_name": "a.png", "label": ["lake"]}', 'label is'),
         (b'{"file_name": "a.png", "label": true}', 'label is'),
         (b'{"file_name": ["a.png"]}', 'file_name'),
-        (b'{"file_name": ""}', 'is no file name'),
+        (b'{"file_name": ""}', 'is not a valid file name'),
         (b'{"file_name": "a.png", "mask_file_name": "../m.png"}', 'mask_file_name is'),
         (b'{"file_name": "x.tif"}', 'is a folder'),
         *(
@@ -290,7 +290,7 @@ def test_names_of_the_validation_split_are_one(images, name):
 
 def test_a_folder_alone_is_its_train_split_where_it_is_trained_on(images, caplog):
     folder = images('train/a.png', 'val/b.png', 'test/c.png')
-    assert [e.split for e in training_entries(folder)] == ['train'] and 'none is trained on' in caplog.text
+    assert [e.split for e in training_entries(folder)] == ['train'] and 'are training data' in caplog.text
     assert [e.split for e in validation_entries(folder)] == ['val']
     assert [e.split for e in opened_entries(folder)] == ['test', 'train', 'val'] and 'all 3 images' in caplog.text
     shutil.rmtree(folder / 'train')

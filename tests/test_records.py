@@ -99,7 +99,7 @@ def test_validation_reads_its_own_split_or_records_that_are_not_trained_on(earth
         ({'source': 'tfds:eurasia_nowhere'}, 'Dataset eurasia_nowhere not found'),
         ({'source': 'tfds:mnist'}, 'mnist: not prepared in'),
         ({'split': 'val'}, "no split 'val'; there are 'train', 'test'"),
-        ({'gsd_m': None}, 'records say no gsd_m'),
+        ({'gsd_m': None}, 'records have no gsd_m'),
     ],
 )
 def test_what_a_dataset_lacks_is_said(earth, change, message):

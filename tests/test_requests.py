@@ -149,7 +149,7 @@ def test_a_table_says_the_same(folder):
         ({'mask_file_name': 'before'}, 'mask_file_name is .* is a folder'),
         ({'mask_file_name': '../x.png'}, 'mask_file_name is .* leaves the folder'),
         ({'mask_file_name': '/etc/hostname'}, 'mask_file_name is .* leaves the folder'),
-        ({'mask_file_name': ''}, 'mask_file_name is .* is no file name'),
+        ({'mask_file_name': ''}, 'mask_file_name is .* is not a valid file name'),
         ({'mask_file_name': 3}, 'mask_file_name is .*; it must be a string'),
         ({'my mask_file_name': 'm.png'}, "'my mask_file_name' names no field"),
         ({'_file_name': 'm.png'}, "'_file_name' names no field"),
@@ -175,5 +175,5 @@ def test_a_row_with_nothing_to_go_by_is_refused(folder, row):
 
 def test_a_request_of_another_split_than_its_folder_is_refused(tmp_path):
     lines(tmp_path / 'train', {'captions': ['a lake'], 'split': 'test'})
-    with pytest.raises(BadInput, match="metadata.jsonl:1 is of 'test' by its line and of 'train' by its folder"):
+    with pytest.raises(BadInput, match="metadata.jsonl:1 has split 'test' by its line and 'train' by its folder"):
         read_requests(tmp_path)

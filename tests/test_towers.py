@@ -99,7 +99,7 @@ def test_without_a_preprocessor_the_kind_of_the_towers_decides(tmp_path):
         ({'image_mean': 0.5}, 'image_mean is 0.5; it must be three numbers'),
         ({'resample': 'sharp'}, "resample is 'sharp'"),
         ({'rescale_factor': 0}, 'rescale_factor is 0'),
-        ([], 'holds no JSON object'),
+        ([], 'not a JSON object'),
     ],
 )
 def test_a_preprocessor_that_does_not_fit_is_bad_input(tmp_path, row, message):

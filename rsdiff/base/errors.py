@@ -1,13 +1,13 @@
-"""The one exception that means: the input is wrong, not the program."""
+"""The exception for invalid input, as opposed to a bug in the program."""
 
 
 class BadInput(Exception):
     """Raised with a single line that names what is wrong, where, and what to do.
 
-    Programs turn it into that line on stderr and exit code 2 (`rsdiff.programs.console.run`).
+    Programs print that line to stderr and exit with code 2 (`rsdiff.programs.console.run`).
     """
 
 
 def one_line(error: Exception) -> str:
-    """What `error` says, without its line breaks."""
+    """The message of `error` without line breaks."""
     return ' '.join(str(error).split())

@@ -1,9 +1,9 @@
-"""Files that are whole or not there, JSON that is checked before it is believed, and what it means to be done.
+"""Atomic file writes, strict JSON parsing, and checks that a file is complete.
 
 A file gets its name only when all of its bytes are on disk: it is written under a name that no other process uses,
-flushed, and renamed; then the folder is flushed too, so that a power cut leaves the old file or the new one. So a file
-under its own name was once whole. What became of it later, by a copy that broke off or an editor, its size and SHA-256
-tell: whoever makes files keeps a `Stamp` of each and asks `is_whole` before believing in one.
+flushed, and renamed; then the folder is flushed too, so that a power cut leaves the old file or the new one. A file
+under its own name was therefore complete when it was written. Later damage, by an interrupted copy or an editor, shows
+in its size and SHA-256: code that writes files keeps a `Stamp` of each and calls `is_whole` before it trusts one.
 """
 
 import contextlib
@@ -20,9 +20,9 @@ from etils import epath
 
 from rsdiff.base.errors import BadInput, one_line
 
-# where a file or folder is: on this machine, or wherever epath can read
+# a local path, or any path that epath can read
 AnyPath = Path | epath.Path
-# deeper JSON than this is none of ours; Python's own parser would end in a RecursionError somewhere beyond
+# no JSON of this program is nested deeper; at some greater depth Python's own parser raises RecursionError
 DEEPEST_JSON = 100
 
 
@@ -33,11 +33,12 @@ def is_local(path: epath.PathLike) -> bool:
 
 @contextlib.contextmanager
 def replacing(path: epath.PathLike) -> Iterator[epath.Path]:
-    """A path to write a file to, beside `path`, with the same suffix. When the context ends well the file is flushed and
-    becomes `path`; when it ends by an exception, it is removed. No other process or thread is given the same path.
+    """Yields a temporary path beside `path`, with the same suffix, to write a file to. If the context ends normally, the
+    file is flushed and renamed to `path`; if it ends with an exception, the file is removed. No other process or thread
+    gets the same temporary path.
 
     Raises:
-      OSError: it could not be written or renamed; what was at `path` before is still there.
+      OSError: the file could not be written or renamed; the previous file at `path` is unchanged.
     """
     path = epath.Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -56,7 +57,8 @@ def replacing(path: epath.PathLike) -> Iterator[epath.Path]:
 
 @contextlib.contextmanager
 def replacing_folder(path: epath.PathLike) -> Iterator[Path]:
-    """As `replacing`, an empty folder on this machine for what is many files. A folder that is at `path` is replaced."""
+    """Like `replacing`, for a local folder of many files: yields an empty folder. An existing folder at `path` is
+    replaced."""
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     partial = path.with_name(f'.{path.name[:100]}.{uuid.uuid4().hex}.partial')
@@ -81,30 +83,30 @@ def replacing_folder(path: epath.PathLike) -> Iterator[Path]:
 
 
 def write_bytes_atomically(path: epath.PathLike, data: bytes) -> None:
-    """Writes `data` so that a reader, a crash or a power cut never sees half of it."""
+    """Writes `data` so that no reader ever sees a partial file, even after a crash or a power cut."""
     with replacing(path) as partial:
         partial.write_bytes(data)
 
 
 def write_text_atomically(path: epath.PathLike, text: str) -> None:
-    """The same for text, as UTF-8."""
+    """Like `write_bytes_atomically`, for text encoded as UTF-8."""
     write_bytes_atomically(path, text.encode('utf-8'))
 
 
 def write_json(path: epath.PathLike, value: Any) -> None:
-    """The same for a value as indented JSON."""
+    """Like `write_bytes_atomically`, for a value encoded as indented JSON."""
     write_text_atomically(path, json.dumps(value, indent=2) + '\n')
 
 
 class Stamp(NamedTuple):
-    """What a whole file is recognised by. In JSON: [size, sha256]."""
+    """Size and SHA-256 that identify a complete file. In JSON: [size, sha256]."""
 
     size: int
     sha256: str
 
 
 def stamp(path: epath.PathLike) -> Stamp:
-    """The size in bytes and the SHA-256 of the file at `path`. Raises OSError where it can't be read."""
+    """The size in bytes and the SHA-256 of the file at `path`. Raises OSError if it can't be read."""
     digest, size = hashlib.sha256(), 0
     with epath.Path(path).open('rb') as file:
         while block := file.read(1 << 20):
@@ -114,7 +116,7 @@ def stamp(path: epath.PathLike) -> Stamp:
 
 
 def is_whole(path: epath.PathLike, expected: Any) -> bool:
-    """Whether the file at `path` is there and is what `expected`, a `Stamp` or what JSON made of one, says."""
+    """Whether the file at `path` exists and matches `expected`, a `Stamp` or one read back from JSON."""
     path = epath.Path(path)
     if not isinstance(expected, (tuple, list)) or len(expected) != 2 or not path.is_file():
         return False
@@ -122,11 +124,11 @@ def is_whole(path: epath.PathLike, expected: Any) -> bool:
 
 
 def parse_json(text: str | bytes, where: str) -> Any:
-    """The value of a JSON text, a byte order mark before it allowed.
+    """The value of a JSON text, which may start with a byte order mark.
 
     Raises:
-      BadInput: it is not UTF-8 or not JSON, holds NaN, an infinity, a whole number beyond 64 bits or a string that is no
-        text (half of a surrogate pair), or is nested deeper than `DEEPEST_JSON`. The line begins with `where`.
+      BadInput: the text is not UTF-8 or not JSON, contains NaN, an infinity, an integer beyond 64 bits or an unpaired
+        surrogate, or is nested deeper than `DEEPEST_JSON`. The message begins with `where`.
     """
     try:
         if isinstance(text, bytes):
@@ -140,17 +142,17 @@ def parse_json(text: str | bytes, where: str) -> Any:
     except (UnicodeDecodeError, UnicodeEncodeError) as error:
         raise BadInput(f'{where}: not UTF-8 text ({error.reason} at position {error.start})') from None
     except RecursionError:
-        raise BadInput(f'{where}: not JSON of this program (nested too deeply)') from None
+        raise BadInput(f'{where}: not JSON of this program (too deeply nested)') from None
     except ValueError as error:
         raise BadInput(f'{where}: not JSON ({one_line(error)})') from None
     return value
 
 
 def read_json(path: epath.PathLike, advice: str = '') -> dict[str, Any]:
-    """The JSON object in the file at `path`. `advice`, such as 'remove it', ends the message.
+    """The JSON object in the file at `path`. `advice`, such as 'remove it', is appended to error messages.
 
     Raises:
-      BadInput: it is missing, can't be parsed (`parse_json`) or is no object.
+      BadInput: the file is missing, can't be parsed (`parse_json`) or is not a JSON object.
     """
     path, ending = epath.Path(path), f'; {advice}' if advice else ''
     try:
@@ -162,17 +164,18 @@ def read_json(path: epath.PathLike, advice: str = '') -> dict[str, Any]:
     except BadInput as error:
         raise BadInput(f'{error}{ending}') from None
     if not isinstance(value, dict):
-        raise BadInput(f'{path}: holds no JSON object, but {_kind(value)}{ending}')
+        raise BadInput(f'{path}: not a JSON object, but {_kind(value)}{ending}')
     return value
 
 
 def field(
     row: dict[str, Any], name: str, kind: type | tuple[type, ...], where: epath.PathLike, default: Any = ...
 ) -> Any:
-    """`row[name]`, if it is of `kind` (a bool is no int; an int is a float). A field that is missing or null is `default`.
+    """`row[name]`, checked to be of type `kind` (a bool is not an int; an int is a float). A missing or null field gives
+    `default`.
 
     Raises:
-      BadInput: it is of another type, or is missing and there is no default. The line begins with `where`.
+      BadInput: the field has another type, or is missing and has no default. The message begins with `where`.
     """
     kinds = kind if isinstance(kind, tuple) else (kind,)
     value = row.get(name)
@@ -199,12 +202,12 @@ def _kind(value: Any) -> str:
 
 
 def _no_constant(name: str) -> None:
-    raise ValueError(f'{name} is no JSON')
+    raise ValueError(f'{name} is not valid JSON')
 
 
 def _int64(digits: str) -> int:
     if len(digits) > 20 or not -(2**63) <= int(digits) < 2**64:
-        raise ValueError(f'a whole number of {len(digits)} digits')
+        raise ValueError(f'an integer of {len(digits)} digits')
     return int(digits)
 
 
@@ -215,7 +218,7 @@ def _finite(digits: str) -> float:
 
 
 def _check_json(value: Any, depth: int) -> None:
-    """Raises RecursionError for what is too deep, UnicodeEncodeError for strings that are no text."""
+    """Raises RecursionError for too deep nesting, UnicodeEncodeError for strings with unpaired surrogates."""
     if depth == 0:
         raise RecursionError
     if isinstance(value, str):

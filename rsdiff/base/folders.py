@@ -1,4 +1,4 @@
-"""Folders that programs write into: whose they are, one process at a time, and where what can be made again is kept."""
+"""Output folders, checked by their settings and locked by one process at a time, and the cache folder."""
 
 import contextlib
 import json
@@ -16,27 +16,27 @@ SETTINGS = 'settings.json'
 
 
 def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Writes the settings that the contents of `folder` depend on, or checks them against those that are there.
+    """Writes the settings that the contents of `folder` depend on, or compares them with those already there.
 
     Raises:
-      BadInput: the folder holds output of other settings (each is named), or files of someone else.
+      BadInput: the folder holds output of other settings (each is named), or files of another program.
     """
     folder = Path(folder)
     path = folder / SETTINGS
     if folder.exists() and not folder.is_dir():
         raise BadInput(f'{folder} is a file; --out needs a folder')
     folder.mkdir(parents=True, exist_ok=True)
-    # in this order: whoever has output here wrote the settings before
+    # in this order: another process writes its settings before its output
     if any(not file.name.startswith('.') for file in folder.iterdir()) and not path.exists():
         raise BadInput(f'{folder} exists and is not output of this program; use another --out')
     if not path.exists():
-        with _turn(folder / f'.{SETTINGS}.lock'):  # of several processes one writes, and the others compare
+        with _turn(folder / f'.{SETTINGS}.lock'):  # of several processes, one writes and the others compare
             if not path.exists():
                 write_json(path, settings)
     old, new = read_json(path, 'use another --out'), json.loads(json.dumps(settings))
     changed = [key for key in sorted({*old, *new}) if old.get(key) != new.get(key)]
     values = [f'{key} {old.get(key)!r} → {new.get(key)!r}' for key in changed]
-    # a digest says nothing to a person
+    # long values, such as digests, are not shown
     named = [key if len(value) > 80 else value for key, value in zip(changed, values)]
     if changed:
         raise BadInput(f'{folder} holds output of other settings ({"; ".join(named)}); use another --out or remove it')
@@ -44,7 +44,7 @@ def claim_folder(folder: Path, settings: dict[str, Any]) -> None:
 
 @contextlib.contextmanager
 def _turn(path: Path) -> Iterator[None]:
-    """One process at a time; where the file system knows no locks, all at once."""
+    """Locks `path` for one process at a time; does nothing if the file system has no locks."""
     lock = filelock.FileLock(path)
     try:
         lock.acquire()
@@ -58,17 +58,17 @@ def _turn(path: Path) -> Iterator[None]:
 
 
 class FolderLock:
-    """One process at a time in a folder, until it ends in whatever way. A bucket knows no locks; there it does nothing."""
+    """Locks a folder for one process, until it ends in any way. Does nothing in a bucket, which has no locks."""
 
     def __init__(self, folder: epath.PathLike):
         self.folder = epath.Path(folder)
         self.lock = filelock.FileLock(self.folder / '.lock') if is_local(folder) else None
 
     def acquire(self) -> None:
-        """Takes the folder, which is made if it is not there.
+        """Locks the folder, and creates it if needed.
 
         Raises:
-          BadInput: another process has it.
+          BadInput: another process holds the lock.
         """
         self.folder.mkdir(parents=True, exist_ok=True)
         try:
@@ -78,11 +78,11 @@ class FolderLock:
             raise BadInput(f'{self.folder} is in use by another process; wait for it, or use another folder') from None
 
     def release(self) -> None:
-        """Gives the folder back, if this process has it."""
+        """Releases the lock, if this process holds it."""
         if self.lock:
             self.lock.release()
 
 
 def cache_folder() -> Path:
-    """Where things are kept that can be made again."""
+    """The folder for files that can be recreated."""
     return Path(os.environ.get('XDG_CACHE_HOME', Path.home() / '.cache')) / 'rsdiff'

@@ -1,19 +1,20 @@
-"""The keys that a network's first parameters are drawn from."""
+"""The random keys for the initial parameters of a network."""
 
 from typing import TYPE_CHECKING
 
 import jax
 from flax import nnx
 
-# nnx's layers ask for an Rngs by name, and take whatever draws keys as it does
+# nnx's layers are annotated to take an Rngs, but accept any object that draws keys in the same way
 Base = nnx.Rngs if TYPE_CHECKING else object
 
 
 class Keys(Base):
-    """The keys of `nnx.Rngs(key)`, and in its place, but counted in Python.
+    """A replacement for `nnx.Rngs(key)` that draws the same keys, but counts them in Python.
 
-    nnx counts in an array. While a program is traced that array is a tracer, and nnx asks each new count for its sharding; to
-    say that it has none, JAX looks through all counts before it. The time grows with the square of the number of layers.
+    nnx counts in an array. While a program is traced, that array is a tracer, and nnx asks for the sharding of each new
+    count. To find that it has none, JAX searches all counts before it, so the time grows with the square of the number of
+    layers.
     """
 
     def __init__(self, key: jax.Array | int):

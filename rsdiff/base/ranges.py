@@ -1,18 +1,18 @@
-"""The range that a number of the settings has. What lies beyond it is a mistake, or would take all memory there is."""
+"""Range checks of numeric settings. A value out of range is a mistake, or would exhaust the memory."""
 
 from typing import Any
 
 from rsdiff.base.errors import BadInput
 
-# of what is counted in images or steps; floats count exactly as far
+# upper limit of counts of images or steps: up to here, floats represent integers exactly
 MOST = 2**53
 
 
 def check_range(config: Any, least: float, most: float, *names: str) -> None:
-    """Checks fields of a config: a number, a tuple of numbers, or None, which is in every range.
+    """Checks fields of a config: a number, a tuple of numbers, or None, which always passes.
 
     Raises:
-      BadInput: one is below `least`, above `most`, or NaN. The line begins with the field's name.
+      BadInput: a number is below `least`, above `most`, or NaN. The message begins with the field's name.
     """
     for name in names:
         value = getattr(config, name)

@@ -1,6 +1,7 @@
-"""Any whole number as a seed. JAX knows 32 bits of one, and so do grain and NumPy's older parts: 2³² would be 0.
+"""Seeds of any size. JAX, grain and the older parts of NumPy use only 32 bits of a seed: 2³² would act like 0.
 
-A seed of 32 bits means what it always did. Any other, larger or negative, is hashed, so that different ones differ.
+A seed that fits in 32 bits is used unchanged. Any other integer, larger or negative, is hashed, so that different seeds
+stay different.
 """
 
 import hashlib
@@ -12,7 +13,7 @@ BITS = 32
 
 
 def seed_key(seed: int):
-    """The typed JAX key of `seed`; of one of 32 bits it is `jax.random.key(seed)`."""
+    """The typed JAX key of `seed`; for a 32-bit seed, `jax.random.key(seed)`."""
     if 0 <= seed < 2**BITS:
         return jax.random.key(seed)
     first, *more = (int(word) for word in np.frombuffer(_digest(seed)[:16], '<u4'))
@@ -23,12 +24,12 @@ def seed_key(seed: int):
 
 
 def short_seed(seed: int) -> int:
-    """`seed` as 32 bits, for what takes no more; of one of 32 bits it is itself."""
+    """`seed` reduced to 32 bits; a 32-bit seed is returned unchanged."""
     return seed if 0 <= seed < 2**BITS else int.from_bytes(_digest(seed)[:4], 'little')
 
 
 def written_seed(seed: int) -> int | str:
-    """`seed` as our JSON keeps it, which has no numbers beyond 64 bits: those as text."""
+    """`seed` for our JSON files, which hold no integers beyond 64 bits: those become hexadecimal text."""
     return seed if -(2**63) <= seed < 2**64 else hex(seed)
 
 

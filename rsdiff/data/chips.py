@@ -1,7 +1,7 @@
-"""Images of any size cut into chips on a regular grid, at several resolutions, without those that teach nothing.
+"""Cuts images of any size into chips on a regular grid, at several resolutions, and drops useless chips.
 
-Two passes, each with one image open and one window in memory: `look` reads every window and lists the good ones, of
-which `choose` takes a share, and `examples` reads those again.
+Two passes, each with one image open and one window in memory: `look` reads every window and lists the good ones,
+`choose` selects a subset of them, and `examples` reads these again.
 """
 
 import collections
@@ -22,7 +22,7 @@ from rsdiff.data.images import box_downscale
 
 @dataclasses.dataclass(frozen=True)
 class Limits:
-    """What makes a chip useless: shares of its pixels, grey levels, and the mean standard deviation of its channels."""
+    """Limits of a useful chip: shares of its pixels, grey levels, and the mean standard deviation of its channels."""
 
     max_nodata: float = 0.0
     max_black: float = 0.5
@@ -33,7 +33,7 @@ class Limits:
 
 
 class Chip(NamedTuple):
-    """A window of image `number`, box-mean reduced; `box` in pixels of that image."""
+    """A window of image `number`, reduced by the mean over blocks; `box` in pixels of that image."""
 
     number: int
     reduction: int
@@ -41,7 +41,7 @@ class Chip(NamedTuple):
 
 
 class Survey:
-    """What `look` left out: windows dropped by reason, images too small by reduction, names of unreadable images."""
+    """What `look` excluded: windows dropped by reason, images too small by reduction, names of unreadable images."""
 
     def __init__(self):
         self.dropped: collections.Counter[str] = collections.Counter()
@@ -51,7 +51,7 @@ class Survey:
 
 
 def grid(height: int, width: int, side: int, stride: int) -> list[Box]:
-    """Squares of `side` pixels every `stride` pixels, all of them inside; a remainder at the far edges is left."""
+    """Squares of `side` pixels every `stride` pixels, all inside; a remainder at the far edges is not covered."""
     return [
         Box(y, x, y + side, x + side)
         for y in range(0, height - side + 1, stride)
@@ -60,8 +60,8 @@ def grid(height: int, width: int, side: int, stride: int) -> list[Box]:
 
 
 def flaw(chip: np.ndarray, limits: Limits) -> str | None:
-    """Why a uint8 (h, w, 3) chip is of no use: 'black' (fill, shade, deep water), 'white' (cloud, snow, saturation)
-    or 'constant'; None if it is."""
+    """Why a uint8 (h, w, 3) chip is useless: 'black' (fill, shadow, deep water), 'white' (cloud, snow, saturation) or
+    'constant'; None if it is useful."""
     if (chip.max(-1) <= limits.black_level).mean() > limits.max_black:
         return 'black'
     if (chip.min(-1) >= limits.white_level).mean() > limits.max_white:
@@ -80,11 +80,11 @@ def look(
     survey: Survey,
     progress: Callable[[float], object],
 ) -> list[Chip]:
-    """The good chips of `images`, in order of image, reduction and place; `survey` counts the others.
+    """The good chips of `images`, in order of image, reduction and position; `survey` counts the others.
 
     Args:
-      size_px, stride_px: of chips, so that a window is `reduction` times as large.
-      progress: is told fractions of an image.
+      size_px, stride_px: of the chips; a window is `reduction` times as large.
+      progress: is called with the fraction of an image done since the last call.
     """
     chips = []
     for number in range(len(images)):
@@ -121,7 +121,7 @@ def _look_at(number, scene, size_px, stride_px, reductions, limits, survey, prog
             good.append(window)
             digests.add(digest)
         progress(1 / len(windows))
-    # only now: of an image that can't be read to its end nothing is kept
+    # only now, so that nothing is kept of an image that can't be read to its end
     survey.seen |= digests
     survey.dropped += reasons
     if not windows:
@@ -130,14 +130,14 @@ def _look_at(number, scene, size_px, stride_px, reductions, limits, survey, prog
 
 
 def choose(chips: list[Chip], most: int | None) -> list[Chip]:
-    """At most `most` of `chips`: as many at every reduction where there are enough, evenly spread over the list."""
+    """At most `most` of `chips`: equal numbers per reduction if there are enough, evenly spread over the list."""
     if most is None or len(chips) <= most:
         return chips
     groups = collections.defaultdict(list)
     for chip in chips:
         groups[chip.reduction].append(chip)
     chosen, left = [], most
-    # the scarcest first, so that the others share what it leaves
+    # smallest group first, so that the larger ones share the rest
     for rank, group in enumerate(sorted(groups.values(), key=len)):
         count = min(len(group), left // (len(groups) - rank))
         chosen += [group[i * len(group) // count] for i in range(count)]
@@ -153,11 +153,11 @@ def examples(
     encoding: str,
     progress: Callable[[float], object],
 ) -> Iterator[tuple[str, dict[str, Any]]]:
-    """(key, example) of each of `chips`, in image order, as `rsdiff.data.records.write_chips` takes them.
+    """(key, example) of each of `chips`, in image order, for `rsdiff.data.records.write_chips`.
 
     Args:
-      source: the name that examples carry.
-      key: begins every key, and differs between sources.
+      source: the name of the source, stored in each example.
+      key: the prefix of every key, unique to the source.
       encoding: 'png', or 'jpeg' at quality 95.
     """
     by_image = collections.defaultdict(list)

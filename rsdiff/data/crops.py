@@ -1,4 +1,4 @@
-"""Random crops of numbered images: what image folders, prepared datasets and TFDS have in common as sources."""
+"""Random crops of numbered images: the source shared by image folders, prepared datasets and TFDS."""
 
 import contextlib
 import logging
@@ -21,24 +21,24 @@ class Images(Protocol):
     def __len__(self) -> int: ...
 
     def name(self, number: int) -> str:
-        """Where image `number` lies."""
+        """The location of image `number`."""
         ...
 
     def open(self, number: int) -> tuple[Scene, float]:
-        """Image `number` and its metres a pixel. Raises BadInput where it can't be opened."""
+        """Image `number` and its metres per pixel. Raises BadInput if it can't be opened."""
         ...
 
 
 class Crops:
-    """A source of random crops, reduced by one of `reductions` that the image is large enough for, and turned. `fields` are
-    those of the images, cut, reduced and turned alike.
+    """A source of random crops, reduced by one of `reductions` that the image is large enough for, then randomly rotated
+    and mirrored. The `fields` of an image are cropped, reduced, rotated and mirrored in the same way.
 
-    An image that can't be read, is smaller than a crop, or shows nothing but gaps is named once in the log, counted
-    in `skipped`, and replaced by the next that can be used. It is tried again whenever its turn comes: what takes its
-    place then depends on the seed and not on what was read before.
+    An image that can't be read, is smaller than a crop, or yields only crops with nodata pixels is logged once, added to
+    `skipped`, and replaced by the next usable image. It is tried again every time it is drawn, so that its replacement
+    depends only on the seed, not on what was read before.
     """
 
-    # in a row with nodata pixels, after which the image is passed over
+    # number of crops with nodata pixels in a row after which the image is skipped
     TRIES = 8
 
     def __init__(self, images: Images, reductions: tuple[int, ...], fields: Fields | None = None):
@@ -50,11 +50,11 @@ class Crops:
         return len(self.images)
 
     def name(self, index: int) -> str:
-        """Where image `index` lies."""
+        """The location of image `index`."""
         return self.images.name(index)
 
     def example(self, index: int, rng: np.random.Generator, size_px: int) -> dict[str, np.ndarray | np.float32]:
-        """A crop of image `index`, or of the next one that can be used.
+        """A crop of image `index`, or of the next usable one.
 
         Raises:
           BadInput: no image can be used.
@@ -74,12 +74,12 @@ class Crops:
             except BadInput as error:
                 self._skip(number, error)
                 reason = error
-        raise BadInput(f'none of {len(self)} images can be read at {size_px} px; the last: {reason}')
+        raise BadInput(f'none of {len(self)} images can be read at {size_px} px; last error: {reason}')
 
     def _cut(
         self, number: int, layers: list[Layer], rng: np.random.Generator, size_px: int
     ) -> tuple[int, dict[str, np.ndarray]]:
-        """The factor that a crop is reduced by, and the crop of each layer by its field."""
+        """The reduction factor of a crop, and the crop of each layer by the name of its field."""
         height, width = min(layer.height for layer in layers), min(layer.width for layer in layers)
         whole = [f for f in self.reductions if all(layer.reduction(f).denominator == 1 for layer in layers)]
         if not whole:
@@ -120,8 +120,8 @@ def _turned(crop: np.ndarray, turns: int, mirrored: bool) -> np.ndarray:
 
 
 class FolderImages:
-    """The images of a folder to train on (`rsdiff.data.folder.training_entries`), or those `entries` of it; `bands` and
-    `value_range` as `open_scene` takes them. `flag` is the one that messages advise to give the resolution by.
+    """The training images of a folder (`rsdiff.data.folder.training_entries`), or the given `entries` of it; `bands` and
+    `value_range` as in `open_scene`. `flag` is the flag for the resolution that error messages name.
 
     Raises:
       BadInput: the folder can't be read, or the resolution of its images is unknown.
@@ -139,13 +139,13 @@ class FolderImages:
     ):
         self.entries = training_entries(folder, split) if entries is None else entries
         self.default_gsd_m, self.bands, self.value_range, self.flag = gsd_m, bands, value_range, flag
-        # a raster file may know its own, which shows when it is opened
+        # a raster file may store its own, which is known once it is opened
         missing = [
             e.file_name for e in self.entries if e.gsd_m is None and e.path.suffix.lower() not in RASTER_SUFFIXES
         ]
         if gsd_m is None and missing:
             raise BadInput(
-                f'{folder}: {len(missing)} images have no gsd_m ({missing[0]}, …); say it in the manifest '
+                f'{folder}: {len(missing)} images have no gsd_m ({missing[0]}, …); set it in the manifest '
                 f'or give one for all ({self.flag})'
             )
 
@@ -157,11 +157,11 @@ class FolderImages:
         return str(self.entries[number].path)
 
     def open(self, number: int) -> tuple[Scene, float]:
-        """See `Images`. The manifest's resolution goes before the file's, and both before the folder's default."""
+        """See `Images`. The manifest's resolution takes precedence over the file's, and both over the default."""
         entry = self.entries[number]
         scene = open_scene(entry.path, self.bands, self.value_range)
         gsd_m = entry.gsd_m or scene.gsd_m or self.default_gsd_m
         if gsd_m is None:
             scene.__exit__()
-            raise BadInput(f'{entry.path}: neither it nor a manifest says its gsd_m; give one for all ({self.flag})')
+            raise BadInput(f'{entry.path}: neither it nor a manifest has its gsd_m; give one for all ({self.flag})')
         return scene, gsd_m

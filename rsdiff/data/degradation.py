@@ -1,12 +1,12 @@
-"""High resolution to low, on the device, inside `jit`: what turns an image into the condition it is trained from.
+"""Degradation of high-resolution images to low-resolution training conditions, on the device inside `jit`.
 
-Real-ESRGAN's chain (Wang et al. 2021, arXiv 2107.10833, §3): blur, resize, noise and JPEG, all of it twice, then a sinc
-filter and a resize to exactly a quarter; sinc and the last JPEG come in random order. Shapes are fixed and every random
-choice is made per image; what a config switches off is not compiled.
+Real-ESRGAN's chain (Wang et al. 2021, arXiv 2107.10833, §3): blur, resize, noise and JPEG, all applied twice, then a
+sinc filter and a resize to exactly a quarter; the sinc filter and the last JPEG come in random order. Shapes are
+static, and every random choice is made per image. Steps that a config switches off are not compiled.
 
-Three differences from the published code. A resize uses the exact ratio of whole sizes, and area its exact footprint,
-so that nothing shifts against the image. Poisson noise counts 256 photons in white, where theirs counts the image's
-distinct grey levels, rounded up to a power of two. And the input is not sharpened first.
+Three differences from the published code: A resize uses the exact ratio of the integer sizes, and area resizing the
+exact footprint, so that the image does not shift. Poisson noise assumes 256 photons at white, where the published code
+takes the image's number of distinct grey levels, rounded up to a power of two. The input is not sharpened first.
 """
 
 import dataclasses
@@ -26,7 +26,7 @@ from rsdiff.data.jpeg import LUMA, jpeg
 
 PHOTONS = 256.0  # of a white pixel, at scale 1
 
-# how many times coarser what is degraded is: what every stage of a cascade makes good
+# the downscaling factor of a degradation, and the upscaling factor of every stage of a cascade
 UPSCALE = 4
 
 
@@ -34,13 +34,13 @@ def _check_ranges(config, highest: float, *names: str) -> None:
     for name in names:
         least, most = getattr(config, name)
         if not 0 <= least <= most <= highest:
-            raise BadInput(f'{name} ({least}, {most}) is no range; give (least, most), from 0 to {highest:g}')
+            raise BadInput(f'{name} ({least}, {most}) is not a valid range; give (least, most), from 0 to {highest:g}')
 
 
 def _check_probabilities(config, *names: str) -> None:
     for name in names:
         if not 0 <= getattr(config, name) <= 1:
-            raise BadInput(f'{name} {getattr(config, name)} is no probability; give 0 to 1')
+            raise BadInput(f'{name} {getattr(config, name)} is not a probability; give 0 to 1')
 
 
 def _check_odds(config, name: str) -> None:
@@ -51,7 +51,7 @@ def _check_odds(config, name: str) -> None:
 
 @dataclasses.dataclass(frozen=True)
 class BlurConfig:
-    """A random kernel. Everything uniform in its range; a range is (least, most)."""
+    """A random blur kernel. Each parameter is uniform in its range (least, most)."""
 
     probability: float = 1.0
     kernel_px: tuple[int, int] = (7, 21)  # odd sizes
@@ -62,7 +62,7 @@ class BlurConfig:
     generalised_power: tuple[float, float] = (0.5, 4.0)
     plateau_power: tuple[float, float] = (1.0, 2.0)
     sinc: float = 0.1  # probability of a sinc kernel instead
-    # the least cutoff, radians a pixel, of kernels below 13 px and of larger ones; the most is π
+    # minimum cutoff in radians per pixel, for kernels below 13 px and for larger ones; the maximum is π
     sinc_cutoff: tuple[float, float] = (math.pi / 3, math.pi / 5)
 
     def __post_init__(self):
@@ -72,15 +72,15 @@ class BlurConfig:
         _check_probabilities(self, 'probability', 'sinc')
         _check_odds(self, 'kinds')
         if self.sigma_px[0] == 0:
-            raise BadInput(f'sigma_px {self.sigma_px} begins at 0; for no blur give it probability 0')
+            raise BadInput(f'sigma_px {self.sigma_px} begins at 0; for no blur, set probability to 0')
         if any(size % 2 == 0 for size in self.kernel_px):
             raise BadInput(f'kernel_px {self.kernel_px} are not odd')
 
 
 @dataclasses.dataclass(frozen=True)
 class FilterConfig:
-    """How to resize: odds of area, bilinear and bicubic, and whether the latter two are antialiased (torch's, and so
-    the published, are not)."""
+    """The filter of a resize: odds of area, bilinear and bicubic, and whether the latter two are antialiased (in torch,
+    and so in the published code, they are not)."""
 
     odds: tuple[float, float, float] = (1.0, 1.0, 1.0)
     antialias: bool = False
@@ -91,7 +91,7 @@ class FilterConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ResizeConfig:
-    """A random size: up, by the factors from 1; down, by those below; or kept as it is."""
+    """A random size: up, by a factor of at least 1; down, by a factor of at most 1; or unchanged."""
 
     odds: tuple[float, float, float] = (0.2, 0.7, 0.1)  # of up, down, keep
     factors: tuple[float, float] = (0.15, 1.5)
@@ -107,7 +107,7 @@ class ResizeConfig:
 
 @dataclasses.dataclass(frozen=True)
 class NoiseConfig:
-    """Gaussian, or Poisson, or for the rest of the probability none; `grey` noise is the same in all channels."""
+    """Probabilities of Gaussian and Poisson noise (else none), and of grey noise, which all channels share."""
 
     gaussian: float = 0.5
     poisson: float = 0.5
@@ -119,12 +119,12 @@ class NoiseConfig:
         _check_ranges(self, 255, 'gaussian_levels', 'poisson_scale')
         _check_probabilities(self, 'gaussian', 'poisson', 'grey')
         if self.gaussian + self.poisson > 1 + 1e-6:
-            raise BadInput(f'noise is gaussian {self.gaussian} and poisson {self.poisson}; together over 1')
+            raise BadInput(f'noise is gaussian {self.gaussian} and poisson {self.poisson}; the two sum to over 1')
 
 
 @dataclasses.dataclass(frozen=True)
 class JPEGConfig:
-    """A whole quality in a range; see `rsdiff.data.jpeg`."""
+    """JPEG of a random integer quality in a range; see `rsdiff.data.jpeg`."""
 
     probability: float = 1.0
     quality: tuple[int, int] = (30, 95)
@@ -132,12 +132,13 @@ class JPEGConfig:
     def __post_init__(self):
         _check_probabilities(self, 'probability')
         if not 1 <= self.quality[0] <= self.quality[1] <= 100:
-            raise BadInput(f'JPEG quality {self.quality} is no range in 1 to 100')
+            raise BadInput(f'JPEG quality {self.quality} is not a range within 1 to 100')
 
 
 @dataclasses.dataclass(frozen=True)
 class PassConfig:
-    """One pass, in this order. The first resizes relative to the image, the second relative to a quarter of it."""
+    """One pass, its steps in this order. Resize factors are relative to the image in the first pass, to a quarter of it
+    in the second."""
 
     blur: BlurConfig = BlurConfig()
     resize: ResizeConfig = ResizeConfig()
@@ -155,10 +156,10 @@ DOWN = (0.0, 1.0, 0.0)
 
 @dataclasses.dataclass(frozen=True)
 class DegradationConfig:
-    """Two passes; a resize to a quarter by `final_filter` and `final_blur`, before or after the second pass's JPEG.
+    """Two passes, and a resize to a quarter by `final_filter` and `final_blur`, before or after the second pass's JPEG.
 
-    The default is mild: the published numbers of StableSR (Wang et al. 2023, arXiv 2305.07015), Real-ESRGAN's chain
-    with about half its noise and blur.
+    The default is mild: the published settings of StableSR (Wang et al. 2023, arXiv 2305.07015), which are
+    Real-ESRGAN's chain with about half its noise and blur.
     """
 
     first: PassConfig = PassConfig(
@@ -178,7 +179,7 @@ class DegradationConfig:
 
 
 def _one_reduction(filter_odds: tuple[float, float, float]) -> DegradationConfig:
-    """A quarter of the size by an antialiased filter, and nothing else."""
+    """A downscale to a quarter of the size by an antialiased filter, and nothing else."""
     filter = FilterConfig(filter_odds, antialias=True)
     return DegradationConfig(
         first=PassConfig(NO_BLUR, ResizeConfig(KEEP), NO_NOISE, NO_JPEG),
@@ -207,7 +208,7 @@ REAL_ESRGAN = DegradationConfig(
         noise=NoiseConfig(gaussian_levels=(1.0, 25.0), poisson_scale=(0.05, 2.5)),
     ),
 )
-# twice a slight blur, half the size by a random filter, and noise up to half a percent of the range
+# two passes of a slight blur, a downscale by 2 with a random filter, and noise up to half a percent of the range
 LIGHT = DegradationConfig(
     first=_light_pass(0.8, ResizeConfig(DOWN, (0.5, 0.5), FilterConfig(antialias=True))),
     second=_light_pass(0.5, ResizeConfig(KEEP, filter=FilterConfig(antialias=True))),
@@ -224,11 +225,11 @@ def degrade(images, keys, config: DegradationConfig):
 
     Args:
       images: float32 (batch, h, w, 3) in [-1, 1]; h and w multiples of `UPSCALE`.
-      keys: (batch,) JAX keys, one an image, so that an image's degradation does not depend on its neighbours.
+      keys: (batch,) JAX keys, one per image, so that an image's degradation does not depend on its neighbours.
     Returns:
-      float32 (batch, h / UPSCALE, w / UPSCALE, 3), clipped to [-1, 1]; not rounded to the levels of a file.
+      float32 (batch, h / UPSCALE, w / UPSCALE, 3), clipped to [-1, 1]; not rounded to 8-bit levels.
     Raises:
-      BadInput: h or w is not a multiple of it.
+      BadInput: h or w is not a multiple of `UPSCALE`.
     """
     height, width = images.shape[1:3]
     if height % UPSCALE or width % UPSCALE:
@@ -237,7 +238,7 @@ def degrade(images, keys, config: DegradationConfig):
 
     def one(image, key):
         k_dice, k_first, k_second = jax.random.split(key, 3)
-        # every number that is drawn once an image comes from one call: a call each would take most of the compile time
+        # all scalar random numbers of an image come from one call: separate calls would take most of the compile time
         dice = iter(jax.random.uniform(k_dice, (64,)))
         canvas = Canvas(rearrange((image + 1) * 127.5, 'h w c -> c h w'), (height, width))
         canvas = _blurred_resized_noisy(canvas, dice, k_first, config.first, (height, width))
@@ -261,7 +262,7 @@ def _blurred_resized_noisy(canvas: Canvas, dice: Iterator, key, config: PassConf
 
 
 def _finished(canvas: Canvas, dice: Iterator, config: DegradationConfig, quarter: tuple[int, int]) -> Canvas:
-    """Resize and sinc filter as one step, and JPEG, in either order: others leave twisted lines, say their authors."""
+    """Resize with sinc filter, and JPEG, in either order. According to their authors, other orders twist lines."""
     jpeg_first = next(dice) < 0.5 if config.second.jpeg.probability > 0 else False
     quality_dice = [next(dice), next(dice)]
     compressed = lambda canvas: _compressed(canvas, iter(quality_dice), config.second.jpeg)
@@ -292,7 +293,7 @@ def _where(condition, yes: Canvas, no: Canvas) -> Canvas:
 
 
 def random_kernel(dice: Iterator, config: BlurConfig) -> jax.Array:
-    """A kernel of `config`, float32 (k, k) with k the largest size. `dice` gives uniform numbers in [0, 1)."""
+    """A random kernel, float32 (k, k) with k the largest size of `config`. `dice` yields uniform numbers in [0, 1)."""
     least, most = config.kernel_px
     size_px = least + 2 * jnp.floor(next(dice) * ((most - least) // 2 + 1))
     if config.sinc <= 0:
@@ -327,8 +328,8 @@ def _sinc(dice: Iterator, config: BlurConfig, size_px: jax.Array) -> jax.Array:
 
 
 def random_size(dice: Iterator, config: ResizeConfig, nominal: tuple[int, int]) -> tuple[tuple, tuple[int, ...]]:
-    """A size around `nominal`, and the largest there can be; the same ints where no other is possible, else the first
-    is two int32 scalars."""
+    """A random size relative to `nominal`, and the largest possible size. If only one size is possible, both are the
+    same ints; otherwise the first is two int32 scalars."""
     least, most = config.factors
     ranges = (max(least, 1.0), most), (least, min(most, 1.0)), (1.0, 1.0)  # up, down, keep
     possible = [limits for limits, odd in zip(ranges, config.odds) if odd > 0]
@@ -357,16 +358,16 @@ def random_noise(dice: Iterator, key, config: NoiseConfig, pixels):
 
 
 def poisson_quantile(mean, normal):
-    """The Poisson count of that mean at the same quantile as a normal deviate, by the Cornish-Fisher expansion (Giles
-    2016, ACM TOMS 42, algorithm 955). Variances are right to 2 % from a mean of 2, to a tenth below; a rejection
-    sampler cost 15 times as much on a CPU."""
+    """The Poisson count of mean `mean` at the quantile of the normal deviate `normal`, by the Cornish-Fisher expansion
+    (Giles 2016, ACM TOMS 42, algorithm 955). Variances are accurate to 2 % from a mean of 2 upwards, to a tenth below.
+    A rejection sampler takes 15 times as long on a CPU."""
     root = jnp.sqrt(mean)
     skew = 1 / 3 + normal**2 / 6 - (normal / 36 + normal**3 / 72) / jnp.maximum(root, 0.5)
     return jnp.where(mean > 0, jnp.maximum(jnp.floor(mean + root * normal + skew), 0), 0)
 
 
 def choose(die, odds: tuple[float, ...]):
-    """An index with the given odds; an int where only one is possible."""
+    """A random index with the given odds; an int if only one is possible."""
     possible = [index for index, odd in enumerate(odds) if odd > 0]
     if len(possible) == 1:
         return possible[0]
@@ -374,13 +375,13 @@ def choose(die, odds: tuple[float, ...]):
 
 
 def between(die, limits):
-    """A number in limits = (least, most), uniform as `die` is in [0, 1)."""
+    """Maps `die`, uniform in [0, 1), to limits = (least, most)."""
     least, most = limits
     return least + die * (most - least)
 
 
 def _about_one(die, limits):
-    """Below 1 in half of all cases, above it in half; uniform on each side."""
+    """Below 1 in half of all cases, above 1 in the other half; uniform on each side."""
     least, most = limits
     below, above = (least, min(1.0, most)), (max(1.0, least), most)
     return jnp.where(die < 0.5, between(2 * die, below), between(2 * die - 1, above))

@@ -1,11 +1,11 @@
-"""Fields: what a network takes beside an image and its resolution, read from the files and numbers of the image's row.
+"""Fields: inputs of a network besides an image and its resolution, read from the files and numbers of the image's row.
 
-A crop cuts the same ground from the image and from every file of its row. A file may be a whole number of times finer or
-coarser than the image; a crop then begins where a pixel of the coarsest file begins. What it cuts is reduced to the scale that
-the network takes, images by the mean, masks by one pixel of each block: a mean of class numbers is another class.
+A crop covers the same ground in the image and in every file of its row. A file may be finer or coarser than the image by
+an integer factor; a crop then begins where a pixel of the coarsest file begins. The crops are reduced to the scale that
+the network takes, images by the mean, masks by taking one pixel of each block: the mean of class indices is another class.
 
-A field that the network needs is uint8 in a batch. One that it can do without is float32 in [-1, 1], NaN in the rows that
-lack it, and is no part of the batch where every row lacks it. A number is float32, NaN where it is unknown.
+A field that the network needs is uint8 in a batch. An optional field is float32 in [-1, 1], NaN in the rows that lack it,
+and absent from the batch if every row lacks it. A number is float32, NaN where it is unknown.
 """
 
 import contextlib
@@ -26,8 +26,8 @@ OF_EVERY_CROP = 'image', 'gsd_m'
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A number, or with `channels` (1 or 3) an image of the crop's ground whose side is 1/`scale` of the crop's. `needed`: the
-    network can't do without."""
+    """A number, or with `channels` (1 or 3) an image of the crop's area whose side is 1/`scale` of the crop's. `needed`:
+    the network requires it."""
 
     name: str
     channels: int = 0
@@ -36,25 +36,25 @@ class Field:
 
     @property
     def is_mask(self) -> bool:
-        """Whether its values are numbers of classes, which have no mean."""
+        """Whether its values are class indices, which must not be averaged."""
         return self.name == 'mask' or self.name.endswith('_mask')
 
     @property
     def key(self) -> str:
-        """What rows call it."""
+        """The key of the field in manifest rows."""
         return file_key(self.name) if self.channels else self.name
 
     @property
     def dtype(self) -> type:
-        """Of its array in a batch."""
+        """The dtype of its array in a batch."""
         return np.uint8 if self.channels and self.needed else np.float32
 
     def shape(self, size_px: int) -> tuple[int, ...]:
-        """Of its array in a crop of `size_px`, a multiple of `scale`."""
+        """The shape of its array in a crop of `size_px`, a multiple of `scale`."""
         return (size_px // self.scale, size_px // self.scale, self.channels) if self.channels else ()
 
     def is_of(self, entry: Entry) -> bool:
-        """Whether the row has it, a file or a number."""
+        """Whether the row has this field, as a file or a number."""
         return self.name in (entry.files if self.channels else entry.numbers)
 
 
@@ -62,13 +62,13 @@ IMAGE = Field('image', 3)
 
 
 class Layer:
-    """The opened file of a field, by the pixels of an image that shows the same ground.
+    """The opened file of a field, addressed in pixels of an image that covers the same ground.
 
     Args:
       size: height and width of that image.
     Raises:
-      BadInput: the file's size is no whole multiple of the image's, nor the other way round; a remainder at the far edges of
-        the image, too small for one more pixel of the file, is left out.
+      BadInput: neither of the sizes of file and image is an integer multiple of the other. A remainder at the far edges of
+        the image, too small for one more pixel of the file, is ignored.
     """
 
     def __init__(self, name: str, field: Field, scene: Scene, size: tuple[int, int]):
@@ -76,32 +76,33 @@ class Layer:
         own = scene.height, scene.width
         larger, smaller = max(own, size), min(own, size)
         times = larger[0] // max(smaller[0], 1)
-        # pixels of the file a pixel of the image
+        # file pixels per image pixel
         self.ratio = Fraction(times) if own >= size else Fraction(1, max(times, 1))
         if own != tuple(int(side * self.ratio) for side in size):
             raise BadInput(
-                f'{name}: {own[1]}×{own[0]} px; its image has {size[1]}×{size[0]}, which is no whole number of times as many'
+                f'{name}: {own[1]}×{own[0]} px; its image has {size[1]}×{size[0]}; one must be a multiple of the other'
             )
         self.height, self.width = (int(side / self.ratio) for side in own)
 
     def reduction(self, factor: int) -> Fraction:
-        """How many of its pixels become one where those of the image are reduced by `factor`; below 1 it is too coarse."""
+        """The reduction of this file when the image is reduced by `factor`; below 1, the file is too coarse."""
         return factor * self.field.scale * self.ratio
 
     def nodata(self, box: Box) -> float:
-        """The share of `box`, in pixels of the image, that holds no measurement; in a mask every value is one."""
+        """The share of nodata in `box`, which is in pixels of the image; 0 for masks, where every value is valid."""
         return 0.0 if self.field.is_mask else self.scene.nodata(self._own(box))
 
     def read(self, box: Box, factor: int) -> np.ndarray:
-        """`box`, in pixels of the image, of a side that is a multiple of `factor` and the scale: uint8 (h, w, channels).
+        """The reduced pixels of `box`, uint8 (h, w, channels). `box` is in pixels of the image; its side is a multiple of
+        `factor` and the scale.
 
         Raises:
-          BadInput: it can't be read, or has colours where one channel is wanted.
+          BadInput: the file can't be read, or is in colour where one channel is expected.
         """
         pixels, block = self.scene.read(self._own(box)), int(self.reduction(factor))
         if self.field.channels == 1:
             if (pixels != pixels[..., :1]).any():
-                raise BadInput(f'{self.name}: it has colours; the field {self.field.name} is of one channel')
+                raise BadInput(f'{self.name}: it has colours; the field {self.field.name} has one channel')
             pixels = pixels[..., :1]
         if block == 1:
             return pixels
@@ -112,13 +113,13 @@ class Layer:
 
 
 class Fields:
-    """Those of the fields `wanted` that some of `entries` have. `bands` and `value_range` are as `open_scene` takes them, of
-    all files but masks.
+    """Those of the `wanted` fields that at least one of `entries` has. `bands` and `value_range` are as in `open_scene`,
+    for all files except masks.
 
     Args:
       where: the folder of the entries, for messages.
     Raises:
-      BadInput: a field that is needed is missing in a row, a number is none, or a field has other channels than files have.
+      BadInput: a needed field is missing in a row, a number is not numeric, or a field has neither 1 nor 3 channels.
     """
 
     def __init__(
@@ -133,10 +134,10 @@ class Fields:
         self.present = tuple(field for field in wanted if _is_present(field, entries, where))
 
     def open(self, number: int, scene: Scene, opened: contextlib.ExitStack) -> list[Layer]:
-        """The files of entry `number`, whose image is `scene`, open for as long as `opened` is.
+        """Opens the files of entry `number`, whose image is `scene`; `opened` closes them.
 
         Raises:
-          BadInput: one can't be opened, or does not fit the image.
+          BadInput: a file can't be opened, or does not fit the image.
         """
         layers, files = [], self.entries[number].files if self.present else {}
         for field in self.present:
@@ -149,7 +150,7 @@ class Fields:
         return layers
 
     def complete(self, number: int, cut: dict[str, np.ndarray], size_px: int) -> dict[str, np.ndarray]:
-        """The fields of entry `number` as a batch has them: what is `cut` from its files, its numbers, and NaN."""
+        """The fields of entry `number` for a batch: the crops `cut` from its files, its numbers, and NaN for others."""
         found = {}
         for field in self.present:
             if not field.is_of(self.entries[number]):
@@ -162,11 +163,11 @@ class Fields:
 
 
 def check_none_needed(wanted: Sequence[Field], where: str) -> None:
-    """Raises BadInput where a field is needed: of data that have images and gsd_m alone."""
+    """Raises BadInput if a field is needed; for data that have only images and gsd_m."""
     if needed := [field for field in wanted if field.needed]:
         names = ', '.join(field.name for field in needed)
         raise BadInput(
-            f'{where}: has image and gsd_m alone, and the network needs {names}; train on a folder with '
+            f'{where}: has only image and gsd_m, but the network needs {names}; train on a folder with '
             f'{", ".join(field.key for field in needed)} in its manifest'
         )
 
@@ -175,7 +176,7 @@ def _is_present(field: Field, entries: Sequence[Entry], where: str) -> bool:
     having = [entry for entry in entries if field.is_of(entry)]
     lacking = [entry for entry in entries if not field.is_of(entry)]
     if field.name in OF_EVERY_CROP:
-        raise BadInput(f'{field.name} is of every crop; a field needs another name')
+        raise BadInput(f'{field.name} is part of every crop; give the field another name')
     if not field.channels:
         for entry in lacking:
             value = entry.extra.get(field.name)
@@ -184,13 +185,11 @@ def _is_present(field: Field, entries: Sequence[Entry], where: str) -> bool:
                     f'{where}: {field.name} of {entry.file_name} is {str(value)[:40]!r}; it must be a number'
                 )
     if having and field.channels not in (0, 1, 3):
-        raise BadInput(
-            f'{where}: the field {field.name} is of {field.channels} channels; {field.key} is read as 1 or 3'
-        )
+        raise BadInput(f'{where}: the field {field.name} has {field.channels} channels; {field.key} is read as 1 or 3')
     if field.needed and lacking:
         example = f'{having[0].file_name} has one' if having else 'no row has one'
         raise BadInput(
-            f'{where}: the manifest has no {field.key} of {len(lacking)} of {len(entries)} images '
-            f'({lacking[0].file_name}, …), and the network needs {field.name}; {example}'
+            f'{where}: the manifest has no {field.key} for {len(lacking)} of {len(entries)} images '
+            f'({lacking[0].file_name}, …), but the network needs {field.name}; {example}'
         )
     return bool(having)

@@ -1,9 +1,9 @@
-"""Is this picture among those? Told from a few bits of each, that survive re-encoding, resizing and turning.
+"""Near-duplicate detection by image fingerprints, which survive re-encoding, resizing, rotation and mirroring.
 
-A fingerprint holds, for the picture shrunk to 16 × 16 and to 32 × 32 grey cells, whether each cell is darker than its
-right neighbour (difference hash, Krawetz 2013). Two pictures are near-duplicates if at most 10 % of the coarse bits and
-12 % of the fine ones differ, in any of the eight orientations of one of them: the coarse bits keep furrows and waves of
-different fields and seas apart, the fine ones flat water. A crop, or a tile of a larger scene, is not found.
+A fingerprint holds, for the image shrunk to 16 × 16 and to 32 × 32 grey cells, whether each cell is darker than its
+right neighbour (difference hash, Krawetz 2013). Two images are near-duplicates if at most 10 % of the coarse bits and
+12 % of the fine ones differ, in any of the eight orientations of one of them. The coarse bits distinguish the furrows and
+waves of different fields and seas, the fine bits flat water. A crop, or a tile of a larger scene, is not detected.
 """
 
 import contextlib
@@ -21,32 +21,32 @@ from PIL import Image
 from rsdiff.base.errors import BadInput, one_line
 from rsdiff.base.files import is_local, write_bytes_atomically
 
-FILE = 'training_fingerprints.npz'  # beside weights and what was sampled from them: the pictures they were trained on
-CELLS = {16: 0.10, 32: 0.12}  # a side, and the share of bits that may differ
+FILE = 'training_fingerprints.npz'  # beside weights and images sampled from them: the images that they were trained on
+CELLS = {16: 0.10, 32: 0.12}  # cells per side: the share of bits that may differ
 BYTES = sum(side * side for side in CELLS) // 8
-UNKNOWN = 'unknown'  # what is said of weights that have no such file
-LARGEST_PX = 1024  # larger images are scenes: training shows their parts, which no fingerprint finds
-MOST_BYTES = 1 << 31  # of a member of a file: thirteen million fingerprints
+UNKNOWN = 'unknown'  # reported for weights without such a file
+LARGEST_PX = 1024  # larger images are scenes: training uses parts of them, which fingerprints do not detect
+MOST_BYTES = 1 << 31  # largest member of a file to read: thirteen million fingerprints
 
 
 def fingerprint(image: np.ndarray) -> np.ndarray:
-    """uint8 (h, w, 3) → its bits, uint8 (160,)."""
+    """The fingerprint of an image, uint8 (h, w, 3) → packed bits, uint8 (160,)."""
     return _bits(_thumbnails(image))
 
 
 def orientations(image: np.ndarray) -> np.ndarray:
-    """The fingerprints of an image turned and mirrored in the eight ways of a square, uint8 (8, 160)."""
+    """The fingerprints of an image in its eight orientations, rotated and mirrored, uint8 (8, 160)."""
     thumbnails = _thumbnails(image)
     turned = [[np.rot90(grey, quarter) for grey in thumbnails] for quarter in range(4)]
     return np.stack([_bits(some) for some in turned + [[grey.T for grey in some] for some in turned]])
 
 
 def near_duplicates(queries: np.ndarray, references: np.ndarray) -> list[tuple[int, int]]:
-    """Which query is which reference.
+    """The queries that are near-duplicates of references.
 
     Args:
-      queries: uint8 (n, 8, 160), of `orientations`.
-      references: uint8 (m, 160), of `fingerprint`.
+      queries: uint8 (n, 8, 160), from `orientations`.
+      references: uint8 (m, 160), from `fingerprint`.
     Returns:
       Pairs (query, reference), in order.
     """
@@ -64,9 +64,9 @@ class TrainedOn:
     """The images that something was trained on.
 
     Attributes:
-      names: what messages call them.
-      fingerprints: of the same, uint8 (n, 160).
-      unknown: what else it was trained on, of which no fingerprints are known, a line each.
+      names: of the images with fingerprints, for messages.
+      fingerprints: of the same images, uint8 (n, 160).
+      unknown: descriptions of other training images, whose fingerprints are not known, one line each.
     """
 
     names: tuple[str, ...] = ()
@@ -74,7 +74,7 @@ class TrainedOn:
     unknown: tuple[str, ...] = ()
 
     def __add__(self, other: 'TrainedOn') -> 'TrainedOn':
-        """Both; of images with the same fingerprint, the first one's name is kept."""
+        """The union; for images with the same fingerprint, the first name is kept."""
         by_bits: dict[bytes, str] = {}
         for some in (self, other):
             for name, bits in zip(some.names, some.fingerprints):
@@ -102,15 +102,15 @@ def write_fingerprints(path: epath.PathLike, trained_on: TrainedOn) -> None:
 
 
 def read_fingerprints(path: epath.PathLike) -> TrainedOn:
-    """What `write_fingerprints` wrote.
+    """Reads a file of `write_fingerprints`.
 
     Raises:
       BadInput: the file is missing, damaged or of another kind.
     """
-    advice = 'make it again with tools/fingerprint.py'
+    advice = 'recreate it with tools/fingerprint.py'
     try:
         with epath.Path(path).open('rb') as file:
-            # read by its members: what np.load would accept besides, such as a pickle, is none of ours
+            # read member by member: np.load would also accept other contents, such as a pickle
             with zipfile.ZipFile(io.BytesIO(file.read())) as archive:
                 arrays = {
                     name.removesuffix('.npy'): _array(archive.read(name))
@@ -133,23 +133,23 @@ def read_fingerprints(path: epath.PathLike) -> TrainedOn:
         raise BadInput(f'{path}: not a file of fingerprints ({one_line(error)[:200]}); {advice}') from None
     for texts in names, unknown:
         if texts.ndim != 1 or texts.size and texts.dtype.kind != 'U':
-            raise BadInput(f'{path}: fingerprints of another kind; {advice}')
+            raise BadInput(f'{path}: fingerprints of another format; {advice}')
     if fingerprints.shape != (len(names), BYTES) or fingerprints.dtype != np.uint8:
-        raise BadInput(f'{path}: fingerprints of another kind; {advice}')
+        raise BadInput(f'{path}: fingerprints of another format; {advice}')
     return TrainedOn(tuple(names.tolist()), fingerprints, tuple(unknown.tolist()))
 
 
 def known_of(folder: epath.PathLike) -> TrainedOn | None:
-    """What the file of fingerprints in `folder` says; None where there is none. Raises BadInput as `read_fingerprints`."""
+    """The content of the fingerprint file in `folder`; None without one. Raises BadInput as `read_fingerprints`."""
     path = epath.Path(folder) / FILE
     return read_fingerprints(path) if path.exists() else None
 
 
 def add_fingerprints(folder: epath.PathLike, trained_on: TrainedOn) -> TrainedOn:
-    """Adds `trained_on` to the file of fingerprints in `folder` and returns all of it. Processes take turns.
+    """Adds `trained_on` to the fingerprint file in `folder` and returns its full content. Processes take turns.
 
     Raises:
-      BadInput: the file that is there can't be read.
+      BadInput: the existing file can't be read.
     """
     folder = epath.Path(folder)
     folder.mkdir(parents=True, exist_ok=True)
@@ -161,7 +161,7 @@ def add_fingerprints(folder: epath.PathLike, trained_on: TrainedOn) -> TrainedOn
 
 
 def carry_fingerprints(source: epath.PathLike, target: epath.PathLike) -> None:
-    """Copies the file of fingerprints of the folder `source`, if it has one, to the folder `target`, if that has none."""
+    """Copies the fingerprint file of the folder `source`, if it has one, to the folder `target`, if that has none."""
     kept = epath.Path(source) / FILE
     if kept.exists() and not (epath.Path(target) / FILE).exists():
         write_bytes_atomically(epath.Path(target) / FILE, kept.read_bytes())

@@ -1,22 +1,22 @@
-"""Image folders: images plus `metadata.jsonl`, one JSON object a line (the Hugging Face ImageFolder convention).
+"""Image folders: images plus `metadata.jsonl`, one JSON object per line (the Hugging Face ImageFolder convention).
 
-Every room that hands images to another does it through such a folder. `file_name` is relative to the manifest; the
-other keys are optional: `split`, `label`, `captions` (or `caption`, `text`), `gsd_m`, and any more, which are kept in
-`Entry.extra`. Also read: `metadata.csv` with the same columns, a manifest in each of several subfolders, and folders without
-one, in which folders called train, val or test are splits and the folders that images lie in are classes
-(`rsdiff.data.layout`). Where two readings are possible, the folder is refused.
+All parts of the program exchange images through such folders. `file_name` is relative to the manifest; the other keys are
+optional: `split`, `label`, `captions` (or `caption`, `text`), `gsd_m`, and any further keys, which are kept in
+`Entry.extra`. Also read: `metadata.csv` with the same columns, one manifest in each of several subfolders, and folders
+without a manifest, where folders called train, val or test are splits and the folders that contain images are classes
+(`rsdiff.data.layout`). An ambiguous folder is rejected.
 
-A key `<field>_file_name` names a further file of the row, such as `mask_file_name` that of the field `mask`;
-`low_res_file_name` is the field `lr`. Such names are checked as `file_name` is, and kept in `extra` like every other key:
-`files` and `numbers` are views of it, so that what is written is what was read.
+A key `<field>_file_name` names a further file of the row: `mask_file_name` is the file of the field `mask`,
+`low_res_file_name` that of the field `lr`. Such names are checked like `file_name`, and kept in `extra` like every other
+key. `files` and `numbers` are views of `extra`, so that a manifest is written as it was read.
 
-A row without `file_name` is a *request*, for an image that does not exist yet, if it has captions, a number (`gsd_m` is one)
-or a file. `read_requests` reads those rows, `read_folder` the others.
+A row without `file_name` is a *request* for an image that does not exist yet, if it has captions, a number (such as
+`gsd_m`) or a file. `read_requests` reads those rows, `read_folder` the others.
 
-What DIR means where DIR:SPLIT could be said: in what trains or notes what is trained on (train.py, tools/prepare_data.py,
-tools/fingerprint.py) the split `train`, if there are splits; in everything else all of it. Either is said in a line.
-`val`, `validation`, `valid` and `dev` are one name. What validates uses the validation split, and where there is none the
-images of `train` that `validation_share` draws by their content, which are then not trained on.
+Where DIR:SPLIT is accepted, DIR alone means: the split `train`, if there are splits, for programs that train or record
+training data (train.py, tools/prepare_data.py, tools/fingerprint.py); all images for every other program. The log says
+which. `val`, `validation`, `valid` and `dev` are one name. Validation uses the validation split; without one, it uses the
+images of `train` that `validation_share` selects by their content, which are then not trained on.
 """
 
 import csv
@@ -53,12 +53,12 @@ TRAIN, VALIDATION = 'train', 'val'
 CAPTION_FIELDS = 'captions', 'caption', 'text'
 DIGESTED = 1 << 16
 FILE_NAME = 'file_name'
-# fields whose files have a key of another name
+# fields whose keys use another name
 KEYS = {'lr': 'low_res'}
 
 
 def file_key(field: str) -> str:
-    """The key of a row that names the file of a field: 'mask' → 'mask_file_name', 'lr' → 'low_res_file_name'."""
+    """The key of a row for the file of a field: 'mask' → 'mask_file_name', 'lr' → 'low_res_file_name'."""
     return f'{KEYS.get(field, field)}_{FILE_NAME}'
 
 
@@ -72,8 +72,8 @@ def field_of(key: str) -> str | None:
 
 @dataclasses.dataclass(frozen=True)
 class Entry:
-    """One image of a folder. `gsd_m` is the ground sampling distance in metres a pixel, or None. `extra` holds the row's other
-    keys as they stand, names of files relative to `folder`."""
+    """One image of a folder. `gsd_m` is the ground sampling distance in metres per pixel, or None. `extra` holds the row's
+    other keys unchanged, file names relative to `folder`."""
 
     path: AnyPath
     file_name: str
@@ -85,28 +85,28 @@ class Entry:
 
     @property
     def folder(self) -> AnyPath:
-        """What the names of files are relative to."""
+        """The folder that file names are relative to."""
         return self.path.parents[self.file_name.count('/')]
 
     @property
     def files(self) -> dict[str, AnyPath]:
-        """The row's other files by field. They are inside the folder, and were there when it was read (but for buckets)."""
+        """The row's other files by field. They are inside the folder, and existed when it was read (except in buckets)."""
         return {field: self.folder / name for field, name in _names(self.extra).items()}
 
     @property
     def numbers(self) -> dict[str, float]:
-        """The finite numbers in `extra` by key. A text that is a number counts: the cells of a table are texts."""
+        """The finite numbers in `extra` by key. Numeric text counts, since the cells of a table are text."""
         return _numbers(self.extra)
 
     def to_json(self) -> dict[str, Any]:
-        """The manifest line of this entry; fields that are empty are left out."""
+        """The manifest line of this entry; empty fields are omitted."""
         return {FILE_NAME: self.file_name} | _to_json(self)
 
 
 @dataclasses.dataclass(frozen=True)
 class Request:
-    """A row whose image does not exist yet. Names of files in `extra` are relative to `folder`; `where` is the row's place in
-    its manifest, for messages. The rest is as in `Entry`."""
+    """A row whose image does not exist yet. File names in `extra` are relative to `folder`; `where` is the row's position
+    in its manifest, for messages. Everything else is as in `Entry`."""
 
     folder: AnyPath
     split: str | None = None
@@ -132,7 +132,7 @@ class Request:
 
 
 def as_number(value: Any) -> float | None:
-    """A finite number, or a text that is one, as a float; None of anything else."""
+    """A finite number, or text that represents one, as a float; None for anything else."""
     if isinstance(value, bool) or not isinstance(value, int | float | str):
         return None
     try:
@@ -164,35 +164,35 @@ def _to_json(row: Entry | Request) -> dict[str, Any]:
 
 def read_folder(folder: AnyPath | str, split: str | None = None) -> list[Entry]:
     """The entries of `folder`, in manifest order; without a manifest, its image files in name order.
-    An image is a folder of one.
+    A path to an image counts as a folder with one image.
 
     Args:
-      folder: a directory; local, or of a bucket (`gs://…`; etils' epath says what that needs). What the manifest of a
-        bucket names is not looked for, one request an image: what is missing shows when it is read.
+      folder: a directory, local or in a bucket (`gs://…`; see etils' epath for the requirements). Files that a manifest in
+        a bucket names are not checked, which would take one request per image: a missing file shows when it is read.
       split: keep only entries of this split, by any of its names.
     Raises:
-      BadInput: the folder is missing, empty, without such a split, holds requests alone, or can be read in two ways; a line
-        is no JSON object, names a file that is missing or outside the folder, or has a field of a wrong type or a `gsd_m` out
-        of range.
+      BadInput: the folder is missing, empty, without such a split, contains only requests, or is ambiguous; a line is not a
+        JSON object, names a file that is missing or outside the folder, or has a field of a wrong type or a `gsd_m` out of
+        range.
     """
     rows = _read_rows(folder, split)
     entries = [row for row in rows if isinstance(row, Entry)]
     if not entries:
         raise BadInput(f'{folder}: its {len(rows)} rows are requests, without "file_name"; images are needed')
     if len(entries) < len(rows):
-        _warn_once(f'{folder}: {len(rows) - len(entries)} rows are requests, without "file_name", and left out')
+        _warn_once(f'{folder}: {len(rows) - len(entries)} rows are requests, without "file_name", and are ignored')
     return entries
 
 
 def read_requests(folder: AnyPath | str, split: str | None = None) -> list[Request]:
-    """The requests in the manifests of `folder`, in their order. The rest is as in `read_folder`.
+    """The requests in the manifests of `folder`, in their order. Otherwise as `read_folder`.
 
     Raises:
-      BadInput: as `read_folder`; or there are none.
+      BadInput: as `read_folder`; or there are no requests.
     """
     requests = [row for row in _read_rows(folder, split) if isinstance(row, Request)]
     if not requests:
-        raise BadInput(f'{folder}: every row has a "file_name"; a request, for an image that is to be made, has none')
+        raise BadInput(f'{folder}: every row has a "file_name"; a request, for an image to be generated, has none')
     return requests
 
 
@@ -224,16 +224,16 @@ def _read_rows(folder: AnyPath | str, split: str | None) -> list[Entry | Request
 
 @functools.cache
 def _warn_once(line: str) -> None:
-    """A folder is read several times in a run, for its splits and by several rooms."""
+    """Logs `line` once: a run reads a folder several times."""
     logging.warning(line)
 
 
 def training_entries(folder: AnyPath | str, split: str | None = None) -> list[Entry]:
-    """What DIR or DIR:SPLIT is where it is trained on: of a folder with splits `train`, unless another is named, and that is
-    said in the log; of one without, everything.
+    """The entries of DIR or DIR:SPLIT to train on: in a folder with splits those of `train`, unless another split is named;
+    in a folder without splits all. Logs how many entries are excluded.
 
     Raises:
-      BadInput: as `read_folder`; or there are splits, and none is `train`.
+      BadInput: as `read_folder`; or there are splits, but none is `train`.
     """
     entries = read_folder(folder, split)
     splits = sorted({entry.split for entry in entries if entry.split is not None})
@@ -244,7 +244,7 @@ def training_entries(folder: AnyPath | str, split: str | None = None) -> list[En
         raise BadInput(f'{folder}: its splits are {", ".join(splits)}, and none is {TRAIN}; name the one to train on')
     if len(chosen) < len(entries):
         logging.warning(
-            '%s: the %d images of its split %s; of its %d others none is trained on',
+            '%s: the %d images of its split %s are training data; its %d other images are not',
             folder,
             len(chosen),
             TRAIN,
@@ -254,10 +254,10 @@ def training_entries(folder: AnyPath | str, split: str | None = None) -> list[En
 
 
 def validation_entries(folder: AnyPath | str, split: str | None = None) -> list[Entry]:
-    """What DIR or DIR:SPLIT is where it is validated on: of a folder with splits that called val, validation, valid or dev.
+    """The entries of DIR or DIR:SPLIT to validate on: in a folder with splits, those of val, validation, valid or dev.
 
     Raises:
-      BadInput: as `read_folder`; or there are splits, and none is for validation.
+      BadInput: as `read_folder`; or there are splits, but none for validation.
     """
     entries = read_folder(folder, split)
     return (
@@ -268,27 +268,28 @@ def validation_entries(folder: AnyPath | str, split: str | None = None) -> list[
 
 
 def opened_entries(folder: AnyPath | str, split: str | None = None) -> list[Entry]:
-    """What DIR or DIR:SPLIT is everywhere else: all of DIR; where that takes in several splits, the log says so."""
+    """The entries of DIR or DIR:SPLIT for other uses: all of DIR; logs a warning if that includes several splits."""
     entries = read_folder(folder, split)
     splits = sorted({str(entry.split) for entry in entries})
     if split is None and len(splits) > 1:
         logging.warning(
-            '%s: all %d images of its splits %s; name one to take that alone', folder, len(entries), ', '.join(splits)
+            '%s: all %d images of its splits %s; name one to use only that', folder, len(entries), ', '.join(splits)
         )
     return entries
 
 
 def validation_share(entries: list[Entry], share: float) -> list[bool]:
-    """For each of `entries` whether it is in the share to validate on. It depends on the image's own bytes alone (the size
-    of the file, its first and last 64 KiB), so that copies are on one side, and other images, names and order change nothing.
-    Of two images or more there is one at least on either side, if their bytes differ; of one, none."""
+    """For each of `entries`, whether it is in the share to validate on. This depends only on the image's own bytes (the size
+    of the file, its first and last 64 KiB), so that copies are on the same side, and other images, names and order have no
+    influence. Of two or more images whose bytes differ, at least one is on either side; a single image is not in the share.
+    """
     with ThreadPoolExecutor(16) as pool:
         digests = list(pool.map(_digest, entries))
     return drawn(digests, share)
 
 
 def drawn(digests: list[str], share: float) -> list[bool]:
-    """The same, by hexadecimal digests of the images."""
+    """Like `validation_share`, from hexadecimal digests of the images."""
     if not share or len({*digests}) < 2:
         return [False] * len(digests)
     lowest, highest = min(digests), max(digests)
@@ -297,14 +298,14 @@ def drawn(digests: list[str], share: float) -> list[bool]:
 
 
 def split_of(argument: str) -> tuple[str, str | None]:
-    """'DIR' or 'DIR:SPLIT', as tools take it → (DIR, SPLIT or None). What exists is taken as it is, colons and all."""
+    """'DIR' or 'DIR:SPLIT', as in flags → (DIR, SPLIT or None). An existing path is a DIR, even if it has colons."""
     folder, colon, split = argument.rpartition(':')
     return (folder, split) if colon and split and not epath.Path(argument).exists() else (argument, None)
 
 
 def clean_name(file_name: str) -> str:
-    """A relative POSIX name that leads nowhere outside, made of any `file_name`; of one that is such already, itself.
-    Two names may become one."""
+    """Turns any `file_name` into a relative POSIX name that stays inside its folder; one that already does is unchanged.
+    Two names may become the same."""
     parts = [
         part for part in re.split(r'[/\\]', re.sub(r'^[A-Za-z]:[/\\]', '', file_name)) if part not in ('', '.', '..')
     ]
@@ -313,22 +314,21 @@ def clean_name(file_name: str) -> str:
 
 
 def write_manifest(folder: Path | str, entries: Iterable[Entry | Request]) -> None:
-    """Writes `metadata.jsonl` into `folder` for images and files that already lie there, and for requests."""
+    """Writes `metadata.jsonl` into `folder` for images and files that already exist there, and for requests."""
     lines = [json.dumps(entry.to_json()) for entry in entries]
     write_text_atomically(Path(folder) / MANIFEST, '\n'.join(lines) + '\n')
 
 
 def file_inside(folder: AnyPath, name: str, where: str, key: str | None = None) -> AnyPath:
-    """The path of the file that a manifest of `folder` names, without '.' and '..'. That it is a link, to wherever, is the
-    file system's affair.
+    """The path of the file that a manifest of `folder` names, without '.' and '..'. It may be a link to anywhere.
 
     Raises:
-      BadInput: `name` is no file name, leads out of the folder, or is not there; the line begins with `where`, and names the
-        `key` of the row, if it is given.
+      BadInput: `name` is not a valid file name, leads out of the folder, or does not exist. The message begins with `where`,
+        and names the `key` of the row, if it is given.
     """
     said = lambda text: f'{where}: {text}' if key is None else f'{where}: {key} is {text}, which'
     if not name or '\0' in name or len(name) > 1000 or max(len(part.encode()) for part in name.split('/')) > 255:
-        raise BadInput(f'{said(repr(name[:40]) + "…")} is no file name')
+        raise BadInput(f'{said(repr(name[:40]) + "…")} is not a valid file name')
     inside = os.path.relpath(name, folder) if name.startswith('/') and is_local(folder) else os.path.normpath(name)
     if inside.startswith('/') or '://' in name or inside.split('/')[0] in ('..', '.'):
         raise BadInput(f'{said(repr(name))} leaves the folder')
@@ -356,7 +356,7 @@ def _manifest_of(folder: AnyPath) -> AnyPath | None:
 
 
 def _found(folder: AnyPath) -> list[Entry | Request]:
-    """The rows of manifests in subfolders, and of images that none of them lies above."""
+    """The rows of manifests in subfolders, and of images that are below none of these manifests."""
     images, manifests = data_files(folder)
     places = {manifest.parent: _manifest_of(manifest.parent) for manifest in manifests}
     said_by, rows = {}, []
@@ -365,7 +365,7 @@ def _found(folder: AnyPath) -> list[Entry | Request]:
             if isinstance(row, Entry):
                 other = said_by.setdefault(row.path, manifest)
                 if other != manifest:
-                    raise BadInput(f'{other} and {manifest}: both tell of {row.file_name}; keep one of them')
+                    raise BadInput(f'{other} and {manifest}: both list {row.file_name}; keep one of them')
             rows.append(row)
     names = [path.relative_to(folder).as_posix() for path in images if not {*path.parents} & {*places}]
     rows = _with_splits_of_folders(folder, rows + [Entry(folder / name, name) for name in names])
@@ -375,7 +375,7 @@ def _found(folder: AnyPath) -> list[Entry | Request]:
 
 
 def _with_splits_of_folders(folder: AnyPath, rows: list[Entry | Request]) -> list[Entry | Request]:
-    """The rows with the splits that the names of images' folders say, where no manifest says any."""
+    """The rows, with splits from the names of the images' folders where the manifest has none."""
     entries = [row for row in rows if isinstance(row, Entry)]
     if all(entry.split is not None for entry in entries):
         return rows
@@ -385,7 +385,7 @@ def _with_splits_of_folders(folder: AnyPath, rows: list[Entry | Request]) -> lis
     ):
         try:
             splits = split_folders(folder, names)
-        except BadInput:  # the manifest says which are splits, or that such a folder is a class
+        except BadInput:  # the manifest already names the splits, or has such a folder as a class
             return rows
     else:
         splits = split_folders(folder, names)
@@ -394,7 +394,7 @@ def _with_splits_of_folders(folder: AnyPath, rows: list[Entry | Request]) -> lis
 
 
 def _listed(folder: AnyPath, manifest: AnyPath) -> list[Entry | Request]:
-    """The rows of a manifest that lies in or below `folder`, their names relative to `folder`."""
+    """The rows of a manifest in or below `folder`, their file names relative to `folder`."""
     said = _csv_rows(manifest) if manifest.suffix == '.csv' else _json_rows(manifest)
     below = '' if manifest.parent == folder else f'{manifest.parent.relative_to(folder).as_posix()}/'
     rows = [_row(folder, manifest.parent, below, where, row) for where, row in said]
@@ -404,10 +404,10 @@ def _listed(folder: AnyPath, manifest: AnyPath) -> list[Entry | Request]:
     if wrong := next((row for row in rows if inside and row.split not in (None, inside)), None):
         name = wrong.file_name if isinstance(wrong, Entry) else wrong.where
         raise BadInput(
-            f'{manifest}: {name} is of {wrong.split!r} by its line and of {inside!r} by its folder; mend one of them'
+            f'{manifest}: {name} has split {wrong.split!r} by its line and {inside!r} by its folder; fix one of them'
         )
     some_say = any(row.split is not None for row in rows)
-    # what no line says is for the names of all images' folders to say; a request has no image
+    # if no line has a split, the folder names of all images decide; a request has no image
     return [
         dataclasses.replace(row, split=row.split or inside) if some_say or isinstance(row, Request) else row
         for row in rows
@@ -425,7 +425,7 @@ def _json_rows(manifest: AnyPath) -> Iterator[tuple[str, dict[str, Any]]]:
 
 
 def _csv_rows(manifest: AnyPath) -> Iterator[tuple[str, dict[str, Any]]]:
-    """Empty cells are no fields."""
+    """The rows of a CSV manifest; an empty cell is a missing field."""
     try:
         text = manifest.read_bytes().decode('utf-8-sig')
     except UnicodeDecodeError as error:
@@ -434,7 +434,7 @@ def _csv_rows(manifest: AnyPath) -> Iterator[tuple[str, dict[str, Any]]]:
     try:
         header = next(rows, [])
         if len({*header}) < len(header):
-            raise BadInput(f'{manifest}:1: its columns are {", ".join(header)[:100]!r}; none may be there twice')
+            raise BadInput(f'{manifest}:1: its columns are {", ".join(header)[:100]!r}; no column may occur twice')
         for cells in rows:
             where = f'{manifest}:{rows.line_num}'
             if not any(cells):
@@ -487,7 +487,7 @@ def _row(folder: AnyPath, place: AnyPath, below: str, where: str, row: dict[str,
 
 
 def _checked_names(place: AnyPath, where: str, row: dict[str, Any]) -> dict[str, str]:
-    """By key the names of a row's other files, relative to its manifest's folder `place`; null is no file."""
+    """The names of a row's other files by key, relative to its manifest's folder `place`; null means no file."""
     names, keys = {}, {}
     for key, name in row.items():
         field = field_of(key)

@@ -1,4 +1,4 @@
-"""Images in datasets of Hugging Face's `datasets` library, which the `hf` extra brings: of its hub, or local ones."""
+"""Images in datasets of Hugging Face's `datasets` library (the `hf` extra), from its hub or local."""
 
 import hashlib
 import io
@@ -15,11 +15,11 @@ SAVED = 'dataset_dict.json', 'state.json'
 
 
 def hub_splits(name: str) -> dict[str, Any]:
-    """The splits of the dataset `name`: one of the hub, a local folder that `datasets.load_dataset` can read, or one that
-    `save_to_disk` wrote.
+    """The splits of the dataset `name`: one on the hub, a local folder that `datasets.load_dataset` can read, or one
+    written by `save_to_disk`.
 
     Raises:
-      BadInput: the library is not there, or can't read such a dataset.
+      BadInput: the library is not installed, or can't read the dataset.
     """
     try:
         import datasets
@@ -38,12 +38,12 @@ def hub_splits(name: str) -> dict[str, Any]:
 
 
 class HubImages:
-    """The images of one split. A column `gsd_m` goes before the default; labels and captions are for those who ask.
+    """The images of one split. A column `gsd_m` takes precedence over the default; `entry` reads labels and captions.
 
     Args:
       source: 'hf:NAME', for messages.
-      splits: of `hub_splits`.
-      image, label, captions: names of columns; those of labels and captions may be missing.
+      splits: from `hub_splits`.
+      image, label, captions: column names; the columns of labels and captions may be missing.
     Raises:
       BadInput: there is no such split or column, or no resolution.
     """
@@ -70,13 +70,13 @@ class HubImages:
         if not isinstance(rows.features.get(image), datasets.Image):
             raise BadInput(
                 f'{source}: no column {image!r} of images; there are {", ".join(rows.column_names)}; '
-                'name it by --config.data.image_column'
+                'set --config.data.image_column'
             )
         if gsd_m is None and 'gsd_m' not in rows.column_names:
             raise BadInput(f'{source}: no column gsd_m; give --config.data.gsd_m')
         if not len(rows):
             raise BadInput(f'{source}: split {found!r} is empty')
-        # encoded: Pillow decodes them like any other file, and one that is broken can be named
+        # kept encoded: Pillow decodes them like any other file, and messages can name a broken one
         self.rows = rows.cast_column(image, datasets.Image(decode=False))
         self.numbers = [*range(len(rows))]
 
@@ -84,7 +84,7 @@ class HubImages:
         return len(self.numbers)
 
     def keep(self, numbers: list[int]) -> None:
-        """Leaves these images alone, numbered anew."""
+        """Keeps only these images and renumbers them."""
         self.numbers = [self.numbers[number] for number in numbers]
 
     def name(self, number: int) -> str:
@@ -100,7 +100,7 @@ class HubImages:
         return open_scene(self.name(number), file=io.BytesIO(self._encoded(number))), gsd_m
 
     def entry(self, number: int) -> Entry:
-        """What the row says of image `number`; of a class label its name."""
+        """The row of image `number` as an entry; a class label is given by name."""
         row = self._row(number)
         label, captions = row.get(self.label), row.get(self.captions) or ()
         if isinstance(label, int) and hasattr(self.rows.features[self.label], 'int2str'):
@@ -115,7 +115,7 @@ class HubImages:
         )
 
     def validation_share(self, share: float) -> list[bool]:
-        """As that of `rsdiff.data.folder`, of the images' encoded bytes."""
+        """Like `rsdiff.data.folder.validation_share`, from the images' encoded bytes."""
         return drawn([hashlib.sha256(self._encoded(number)).hexdigest() for number in range(len(self))], share)
 
     def _row(self, number: int) -> dict[str, Any]:

@@ -1,6 +1,6 @@
-"""Image files to arrays and back, and the one convention between them.
+"""Conversion between image files and arrays, and between the two value ranges in use.
 
-Outside: uint8 RGB, (height, width, 3). Inside: float32 in [-1, 1].
+Files and interfaces: uint8 RGB, (height, width, 3). Networks: float32 in [-1, 1].
 """
 
 import io
@@ -26,7 +26,7 @@ def to_uint8(image: np.ndarray) -> np.ndarray:
     """float in [-1, 1] (clipped) → uint8 in [0, 255]; the inverse of `to_float`.
 
     Raises:
-      FloatingPointError: a value is NaN or infinite, which no pixel can show.
+      FloatingPointError: a value is NaN or infinite.
     """
     values = np.asarray(image, np.float32)
     if not np.isfinite(values).all():
@@ -48,7 +48,7 @@ def read_image(
     Args:
       bands, value_range, file: see `rsdiff.data.scenes.open_scene`.
     Raises:
-      BadInput: as `open_scene`; or the pixels are broken, or too many to be held at once.
+      BadInput: as `open_scene`; or the pixels are damaged, or too many to be read at once.
     """
     with open_scene(path, bands, value_range, file) as scene:
         return scene.read(_all_of(path, scene))
@@ -60,14 +60,14 @@ def read_masked(
     value_range: tuple[float, float] | None = None,
     file: IO[bytes] | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """As `read_image`, and where there is a measurement: bool (height, width), read-only."""
+    """As `read_image`, and the mask of valid pixels: bool (height, width), read-only."""
     with open_scene(path, bands, value_range, file) as scene:
         box = _all_of(path, scene)
         return scene.read(box), scene.valid(box)
 
 
 def image_size(path: epath.PathLike) -> tuple[int, int]:
-    """Height and width of the image at `path`, upright; no pixel is decoded, so any depth will do.
+    """Height and width of the image at `path`, upright. No pixel is decoded, so any bit depth works.
 
     Raises:
       BadInput: it can't be opened.
@@ -83,7 +83,7 @@ def _all_of(path, scene) -> Box:
 
 
 def write_image(path: epath.PathLike, image: np.ndarray) -> None:
-    """Writes uint8 (height, width, 3) to `path`, in the format of its suffix, whole or not at all."""
+    """Writes uint8 (height, width, 3) to `path`, in the format of its suffix, atomically."""
     path, encoded = epath.Path(path), io.BytesIO()
     Image.fromarray(image).save(encoded, Image.registered_extensions()[path.suffix.lower()], quality=95)
     write_bytes_atomically(path, encoded.getvalue())
@@ -95,13 +95,14 @@ def bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
 
 
 def resized(image: np.ndarray, height: int, width: int, resample: int) -> np.ndarray:
-    """The same by any of Pillow's filters, by its number (`Image.Resampling`)."""
+    """Pillow's resize of a uint8 (h, w, 3) image by any of its filters (`Image.Resampling`)."""
     return np.asarray(Image.fromarray(image).resize((width, height), resample))
 
 
 def clean_bicubic(image: np.ndarray, height: int, width: int) -> np.ndarray:
-    """The same in float32 and a channel at a time, nothing rounded or clipped, as the scores of Parmar et al. 2022
-    (arXiv 2104.11222, "clean") want it: uint8 (h, w, 3) → float32 (height, width, 3), [0, 255] but for overshoot."""
+    """Pillow's bicubic resize in float32, one channel at a time, without rounding or clipping, as in the metrics of
+    Parmar et al. 2022 (arXiv 2104.11222, "clean"): uint8 (h, w, 3) → float32 (height, width, 3), in [0, 255] except
+    for overshoot."""
     channels = [
         np.asarray(Image.fromarray(channel).resize((width, height), Image.Resampling.BICUBIC))
         for channel in image.astype(np.float32).transpose(2, 0, 1)

@@ -1,8 +1,8 @@
-"""What a training set holds: a digest of each of its files, and a fingerprint of each of its images.
+"""The contents of a training set: a digest of each of its files, and a fingerprint of each of its images.
 
-Digests tell whether the data of a run that continues are those it began with; a copy of a folder has the same. Fingerprints
-(`rsdiff.data.fingerprints`) tell later what a generator was trained on. Both need every byte once. What was found is kept in
-the user's cache by path, size and modification time, so that the next start reads nothing twice.
+Digests show whether a resumed run has the data it started with; a copy of a folder has the same digests. Fingerprints
+(`rsdiff.data.fingerprints`) show later what a generator was trained on. Both require reading every byte once. The results
+are kept in the user's cache by path, size and modification time, so that the next start reads no unchanged file again.
 """
 
 import concurrent.futures
@@ -28,13 +28,13 @@ from rsdiff.data.folder import Entry
 from rsdiff.data.records import RecordImages
 
 DIGEST_BYTES = 16
-BLOCK = 500  # files between two moments at which what was found is kept
-# in place of a fingerprint: an image too large for one, what is no image, and what could not be read this time
+BLOCK = 500  # number of files after which results are written to the cache
+# in place of a fingerprint: image too large for one, not an image, and file that could not be read this time
 SCENE, NO_IMAGE, UNREACHABLE = b'scene', b'', b'unreachable'
 
 
 class Inventory(NamedTuple):
-    """`digests`: of each file, by its name in the data set, hexadecimal. `trained_on`: its images."""
+    """`digests`: hexadecimal, of each file by its name in the data set. `trained_on`: the images of the data set."""
 
     digests: dict[str, str]
     trained_on: TrainedOn
@@ -47,13 +47,13 @@ class Source(Protocol):
 
 
 def take_inventory(source: Source, name: str, show: bool = False) -> Inventory:
-    """What `source`, as `rsdiff.data.pipeline.make_source` gives it, holds.
+    """The inventory of `source`, which comes from `rsdiff.data.pipeline.make_source`.
 
     Args:
-      name: of the source in a config; its last part begins the names of images.
+      name: of the source in a config; its last part is the prefix of the image names.
       show: whether to draw a progress bar.
     Raises:
-      OSError: a file of a data set that is no folder of images can't be read.
+      OSError: a file can't be read, in a data set that is not a folder of images.
     """
     short = name.rstrip('/').rpartition('/')[2]
     if isinstance(source, BlueMarble):
@@ -81,7 +81,7 @@ def take_inventory(source: Source, name: str, show: bool = False) -> Inventory:
 
 
 class Look(NamedTuple):
-    """What was found in one file: its SHA-256, empty if it can't be read, and a fingerprint, `SCENE`, `NO_IMAGE` or
+    """The result for one file: its SHA-256, empty if it can't be read, and a fingerprint, `SCENE`, `NO_IMAGE` or
     `UNREACHABLE`."""
 
     sha256: bytes
@@ -89,7 +89,7 @@ class Look(NamedTuple):
 
 
 def look_at_entries(images: FolderImages, numbers: Sequence[int], show: bool = False) -> list[Look]:
-    """A `Look` at each of some images of a folder, of which those that have not changed are not read again."""
+    """A `Look` at each of the images `numbers` of a folder; unchanged images are not read again."""
 
     def look(number: int) -> Look:
         try:
@@ -104,14 +104,14 @@ def look_at_entries(images: FolderImages, numbers: Sequence[int], show: bool = F
 
 
 def images_seen(images: FolderImages, numbers: Sequence[int], looks: Sequence[Look], name: str) -> TrainedOn:
-    """Some images of the folder called `name`, as looked at: what a training on them is on."""
+    """The `TrainedOn` of the images `numbers` of the folder called `name`, from their `looks`."""
     names = [f'{name}/{images.entries[number].file_name}' for number in numbers]
     return _trained_on(names, [look.found for look in looks])
 
 
 def _of_fields(images: FolderImages, fields: Fields, name: str, show: bool) -> Inventory:
-    """The files and numbers of the fields that are read beside the images; a network that was shown an earlier image has seen
-    it. A mask is no picture, and its digest is all there is of it."""
+    """The inventory of the fields that are read beside the images. A network that gets an earlier image as input has seen
+    it, so images in fields have fingerprints too. Masks are not images and have only digests."""
     digests, seen = {}, TrainedOn()
     for field in fields.present:
         having = [entry for entry in fields.entries if field.is_of(entry)]
@@ -138,7 +138,7 @@ def _of_fields(images: FolderImages, fields: Fields, name: str, show: bool) -> I
 
 
 def _of_chips(images: RecordImages, folders: Sequence[str], name: str) -> TrainedOn:
-    """`tools/prepare_data.py` notes which images the chips of the split train were cut from."""
+    """The images that chips were cut from, as recorded by `tools/prepare_data.py` for the split train."""
     known = [some for some in map(known_of, folders) if some is not None]
     if not known or images.split != 'train':
         return TrainedOn(unknown=(f'what the chips of {name} ({images.split}) were cut from',))
@@ -155,7 +155,7 @@ def _of_records(images: RecordImages, name: str, show: bool) -> TrainedOn:
 
 
 def _of_others(images, name: str, show: bool) -> Inventory:
-    """Images of which nothing is known but how to open them: read at every start."""
+    """The inventory of images without files to cache results by; they are read at every start."""
 
     def look(number: int) -> Look:
         try:
@@ -178,12 +178,12 @@ def _of_others(images, name: str, show: bool) -> Inventory:
 
 
 def _inherited(folders: Sequence[str]) -> TrainedOn:
-    """What synthetic images in these folders were made from, in the end."""
+    """The training images behind the synthetic images in these folders."""
     return sum((some for some in map(known_of, folders) if some is not None), TrainedOn())
 
 
 def _trained_on(names: Sequence[str], found: Sequence[bytes]) -> TrainedOn:
-    """The images with these names; scenes are among the unknown, what is no image was not trained on."""
+    """The images with these names. Scenes and unreadable files count as unknown; what is not an image is omitted."""
     usual = [number for number, bits in enumerate(found) if len(bits) == BYTES]
     fingerprints = np.frombuffer(b''.join(found[number] for number in usual), np.uint8).reshape(-1, BYTES)
     unknown = []
@@ -217,7 +217,7 @@ def _hex(*parts: bytes) -> str:
 
 
 class _Key(NamedTuple):
-    """What was looked at, how, and in which state it was."""
+    """The path of what was read, the reading options, and its state (size and modification time)."""
 
     path: str
     how: str
@@ -225,7 +225,7 @@ class _Key(NamedTuple):
 
 
 def _key(path: epath.PathLike, how: str) -> _Key | None:
-    """The key of a file; None where its modification time is not known, so that nothing can be kept of it."""
+    """The key of a file; None if its modification time is not known, so that nothing can be cached."""
     try:
         if is_local(path):
             found = os.stat(path)
@@ -237,7 +237,7 @@ def _key(path: epath.PathLike, how: str) -> _Key | None:
 
 
 def _cached(keys: Sequence[_Key | None], items: Sequence, look: Callable[..., Look], show: bool) -> list[Look]:
-    """`look` at each of `items`, in threads, or what an earlier look found, by `keys`."""
+    """The result of `look` at each of `items`, cached by `keys`; those not in the cache are computed in threads."""
     with (
         _Cache(folders.cache_folder() / 'inventory.sqlite') as cache,
         concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool,
@@ -246,7 +246,7 @@ def _cached(keys: Sequence[_Key | None], items: Sequence, look: Callable[..., Lo
         missing = [number for number, known in enumerate(looks) if known is None]
         with tqdm(
             total=len(missing),
-            desc='looking at the training data',
+            desc='reading the training data',
             unit='file',
             dynamic_ncols=True,
             disable=not (show and missing),
@@ -255,7 +255,7 @@ def _cached(keys: Sequence[_Key | None], items: Sequence, look: Callable[..., Lo
                 block, kept = missing[first : first + BLOCK], []
                 for number, found in zip(block, pool.map(look, [items[number] for number in block])):
                     looks[number], key = found, keys[number]
-                    # not of what can't be read: it may be mended, or have been out of reach
+                    # unreadable files are not cached: they may be repaired or become reachable
                     if key and found.sha256 and found.found != NO_IMAGE:
                         kept.append((*key, *found))
                     bar.update()
@@ -264,7 +264,7 @@ def _cached(keys: Sequence[_Key | None], items: Sequence, look: Callable[..., Lo
 
 
 class _Cache:
-    """A table of looks by key in an SQLite file. It only saves time: where it can't be used, nothing is kept."""
+    """A table of looks by key in an SQLite file. It only saves time: if it can't be used, nothing is cached."""
 
     def __init__(self, path: Path):
         self.path, self.database = path, None
@@ -274,7 +274,7 @@ class _Cache:
             self.path.parent.mkdir(parents=True, exist_ok=True)
             try:
                 self.database = self._open()
-            except sqlite3.OperationalError:  # locked, or not to be written
+            except sqlite3.OperationalError:  # locked or not writable
                 pass
             except sqlite3.DatabaseError:  # damaged
                 self.path.unlink()
@@ -288,7 +288,7 @@ class _Cache:
             self.database.close()
 
     def get(self, key: _Key) -> Look | None:
-        """What was found earlier."""
+        """The cached look, if there is one."""
         try:
             row = (
                 self.database
@@ -303,7 +303,7 @@ class _Cache:
         return None
 
     def put(self, rows: list[tuple]) -> None:
-        """Keeps looks, each after its key."""
+        """Stores rows: each a key followed by its look."""
         try:
             if self.database:
                 with self.database:

@@ -1,6 +1,6 @@
-"""What a JPEG file keeps of an image, for a traced quality: as libjpeg with 4:2:0 chroma, Pillow's default.
+"""The loss of JPEG compression, for a traced quality: as libjpeg with 4:2:0 chroma, Pillow's default.
 
-ITU-T T.81 and JFIF; entropy coding loses nothing, so there is none here.
+Follows ITU-T T.81 and JFIF. Entropy coding is lossless and therefore omitted.
 """
 
 from typing import cast
@@ -43,22 +43,22 @@ LUMA = np.array([0.299, 0.587, 0.114])
 RGB_TO_YCC = np.stack([LUMA, (np.array([0, 0, 1]) - LUMA) / 1.772, (np.array([1, 0, 0]) - LUMA) / 1.402])
 YCC_TO_RGB = np.linalg.inv(RGB_TO_YCC)
 
-# the transform of a whole block, (64, 64): one matrix product where two of eight rows would be slower
+# the DCT of an 8 × 8 block as one (64, 64) matrix: two products with 8 × 8 matrices would be slower
 DCT_8 = cast(np.ndarray, scipy.fft.dct(np.eye(8), norm='ortho', axis=0))
 DCT = np.kron(DCT_8, DCT_8)
 
 
 def jpeg(canvas: Canvas, quality) -> Canvas:
-    """An RGB image compressed and read again.
+    """Compresses and decompresses an RGB image.
 
     Args:
-      canvas: three channels in [0, 255]; what is outside is clipped, then rounded to whole levels as in a file.
-      quality: an integer in 1 … 100, libjpeg's.
+      canvas: three channels in [0, 255]; values are clipped and rounded to integers, as in a file.
+      quality: libjpeg's quality, an integer in 1 … 100.
     Returns:
-      Whole levels in [0, 255].
+      Integer values in [0, 255].
     """
     _, height, width = canvas.pixels.shape
-    # up to whole blocks of the halved chroma
+    # padded to complete blocks of the subsampled chroma
     rgb = _levels(replicated(canvas, -(-height // 16) * 16, -(-width // 16) * 16))
     planes = jnp.round(_colours(RGB_TO_YCC, rgb - 128))  # luma about 128, chroma about 0, as they are coded
     luma = _coded(planes[:1], table(LUMINANCE, quality))
@@ -76,7 +76,7 @@ def table(base: np.ndarray, quality):
 
 
 def _coded(planes, steps):
-    """Planes (c, h, w) about 0, the coefficients of each 8 × 8 block rounded to multiples of `steps`; whole levels."""
+    """Quantises the DCT of each 8 × 8 block to multiples of `steps`: planes (c, h, w) about 0 → integer values."""
     blocks = rearrange(planes, 'c (h u) (w v) -> c h w (u v)', u=8, v=8)
     steps = steps.reshape(64)
     coefficients = jnp.round(jnp.matmul(blocks, DCT.T.astype(np.float32), precision=PRECISION) / steps) * steps
@@ -86,7 +86,7 @@ def _coded(planes, steps):
 
 
 def _doubled(planes, axis: int):
-    """Twice as long along `axis`: 3/4 of the nearer pixel and 1/4 of the farther, libjpeg's "fancy upsampling"."""
+    """Doubles `axis`: 3/4 of the nearer pixel plus 1/4 of the farther, libjpeg's "fancy upsampling"."""
     planes = jnp.moveaxis(planes, axis, 0)
     before = jnp.concatenate([planes[:1], planes[:-1]])
     after = jnp.concatenate([planes[1:], planes[-1:]])

@@ -12,7 +12,7 @@ def gaussian_or_plateau(canvas_px: int, size_px, sigma_x, sigma_y, angle, power,
 
     Args:
       size_px: odd, at most canvas_px.
-      sigma_x, sigma_y: in pixels, along axes turned by `angle` in radians.
+      sigma_x, sigma_y: in pixels, along axes rotated by `angle` in radians.
       power: 1 is a Gaussian; others are the generalised Gaussian, its tails heavier below 1.
     """
     x, y = _grid(canvas_px)
@@ -23,7 +23,8 @@ def gaussian_or_plateau(canvas_px: int, size_px, sigma_x, sigma_y, angle, power,
 
 
 def sinc(canvas_px: int, size_px, cutoff):
-    """The ideal circular low-pass at `cutoff` radians a pixel, ω J₁(ω r) / 2πr, cut off square: it rings."""
+    """The ideal circular low-pass filter at `cutoff` radians per pixel, ω J₁(ω r) / 2πr, truncated to a square;
+    it causes ringing."""
     x, y = _grid(canvas_px)
     r = np.hypot(x, y)
     centre = r == 0
@@ -32,13 +33,13 @@ def sinc(canvas_px: int, size_px, cutoff):
 
 
 def delta(canvas_px: int):
-    """The kernel that changes nothing."""
+    """The identity kernel."""
     return jnp.zeros((canvas_px, canvas_px)).at[canvas_px // 2, canvas_px // 2].set(1.0)
 
 
 def bessel_j1(x):
-    """J₁(x) for 0 <= x <= 50 as its integral, the mean of cos(τ - x sin τ) over τ: the midpoint rule with 48 points on
-    half a period is exact to float32 as long as J₉₅(x) is nothing."""
+    """J₁(x) for 0 <= x <= 50 from its integral, the mean of cos(τ - x sin τ) over τ: the midpoint rule with 48 points
+    on half a period is exact to float32 as long as J₉₅(x) is negligible."""
     tau = (np.arange(48, dtype=np.float32) + 0.5) * np.float32(np.pi / 48)
     return jnp.cos(tau - x[..., None] * np.sin(tau)).mean(-1)
 

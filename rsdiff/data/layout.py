@@ -1,6 +1,6 @@
-"""What in a folder is data, and what the names of its folders say: splits and classes.
+"""The data files in a folder, and the splits and classes that its folder names give.
 
-Hidden files and folders, what operating systems leave behind, and what a run of this program wrote are no data. Links are
+Hidden files and folders, leftovers of operating systems, and the output of runs of this program are not data. Links are
 followed wherever they lead: the files of Hugging Face's cache are links to its blobs.
 """
 
@@ -17,7 +17,7 @@ IMAGE_SUFFIXES = ('.jpg', '.jpeg', '.png', '.tif', '.tiff', '.jp2', '.webp', '.b
 MANIFESTS = 'metadata.jsonl', 'metadata.csv'
 UNREAD_MANIFEST = 'metadata.parquet'
 LEFT_BY_SYSTEMS = '$RECYCLE.BIN', '__MACOSX', '@eaDir'
-# the file that every run begins with, and keys of which it has one: those of other programs have none
+# the file that every run writes first, and keys of which it has at least one; files of other programs have none of them
 RUN_FILES = {
     'config.json': {'method', 'generator'},
     'settings.json': {
@@ -44,13 +44,13 @@ SPLIT_NAMES = {
 
 
 def canonical_split(name: str) -> str:
-    """The one name of a split: 'val' for val, validation, valid and dev, 'train' for training, 'test' for testing, in
-    capitals or not. Other names are their own."""
+    """The canonical name of a split: 'val' for val, validation, valid and dev, 'train' for training, 'test' for testing,
+    ignoring case. Other names are unchanged."""
     return SPLIT_NAMES.get(name.lower(), name)
 
 
 def is_run(folder: AnyPath) -> bool:
-    """Whether `folder` is what a run of this program wrote: a settings.json or config.json of ours is in it."""
+    """Whether a run of this program wrote `folder`, as shown by our settings.json or config.json in it."""
     for name, keys in RUN_FILES.items():
         if (folder / name).is_file():
             try:
@@ -62,10 +62,10 @@ def is_run(folder: AnyPath) -> bool:
 
 
 def data_files(folder: AnyPath) -> tuple[list[AnyPath], list[AnyPath]]:
-    """The image files and the manifests below the local `folder`, each in the order of their names.
+    """The image files and the manifests below the local `folder`, each sorted by name.
 
     Raises:
-      BadInput: an image is a link to nothing; a manifest is of a kind that is not read; it is Hugging Face's whole cache.
+      BadInput: an image is a broken link; a manifest has an unsupported format; the folder is Hugging Face's entire cache.
     """
     if (folder / 'blobs').is_dir() and (folder / 'snapshots').is_dir():
         found = ', '.join(sorted(path.name for path in (folder / 'snapshots').iterdir()))
@@ -73,12 +73,12 @@ def data_files(folder: AnyPath) -> tuple[list[AnyPath], list[AnyPath]]:
     images, manifests = [], []
     for path in _files(folder, (os.path.realpath(folder),), is_run(folder)):
         if path.name == UNREAD_MANIFEST:
-            raise BadInput(f'{path}: not read; write it as {MANIFESTS[0]}, or train on hf:{folder}')
+            raise BadInput(f'{path}: not supported; convert it to {MANIFESTS[0]}, or train on hf:{folder}')
         if path.name in MANIFESTS:
             manifests.append(path)
         elif path.suffix.lower() in IMAGE_SUFFIXES:
             if not path.exists():
-                raise BadInput(f'{path}: a link to nothing; restore the file or remove the link')
+                raise BadInput(f'{path}: a broken link; restore the file or remove the link')
             images.append(path)
     return sorted(images), sorted(manifests)
 
@@ -91,13 +91,13 @@ def _files(folder: AnyPath, above: tuple[str, ...], in_run: bool) -> Iterator[An
         if not item.is_dir():
             yield path
         elif (in_run and item.name == 'samples') or is_run(path):
-            logging.warning('%s: written by a run, and no data', path)
-        elif (real := os.path.realpath(path)) not in above:  # a link to a folder above would never end
+            logging.warning('%s: ignored, since a run of this program wrote it', path)
+        elif (real := os.path.realpath(path)) not in above:  # a link to a parent folder would recurse forever
             yield from _files(path, (*above, real), False)
 
 
 def manifests_beside(folder: AnyPath, names: Iterable[str]) -> list[AnyPath]:
-    """Other manifests than that of `folder`, in its subfolders and where the files `names` lie."""
+    """Manifests other than that of `folder`: in its subfolders, and in the folders of the files `names`."""
     subfolders = {Path(item.path) for item in os.scandir(folder) if item.is_dir() and not item.name.startswith('.')}
     named = {(folder / name).parent for name in names}
     places = sorted(place for place in (subfolders | named) - {folder} if not is_run(place))
@@ -105,11 +105,11 @@ def manifests_beside(folder: AnyPath, names: Iterable[str]) -> list[AnyPath]:
 
 
 def split_folders(folder: AnyPath, names: list[str]) -> list[str | None]:
-    """The split of each of the files `names` by the folder that it lies in, as in train/forest/1.png; None if no folder is
-    called like a split.
+    """The split of each of the files `names` from the names of its folders, as in train/forest/1.png; None if no folder is
+    named like a split.
 
     Raises:
-      BadInput: only some files lie in such folders, so that their names may as well be those of classes.
+      BadInput: not all files lie in such folders at the same level, so that these may as well be classes.
     """
     parts = [name.split('/')[:-1] for name in names]
     for level in range(min(map(len, parts), default=0)):
@@ -124,15 +124,15 @@ def split_folders(folder: AnyPath, names: list[str]) -> list[str | None]:
             else names[0]
         )
         raise BadInput(
-            f'{folder}: {split}/ may be a split, and {other} in none, or {split}/ may be a class or any other '
-            f'folder; say it by "split" in a {MANIFESTS[0]}, or move away what is no data'
+            f'{folder}: {split}/ may be a split, with {other} in none, or {split}/ may be a class or any other '
+            f'folder; set "split" in a {MANIFESTS[0]}, or move away files that are not data'
         )
     return [None] * len(names)
 
 
 def class_folders(names: list[str]) -> list[str | None]:
-    """The class of each of the files `names`: the folder that it lies in, the split's left out, if all lie in one alone and
-    there are two classes at least; else None, as Hugging Face's ImageFolder has it."""
+    """The class of each of the files `names`: the folder that it lies in, ignoring that of the split, if every file lies in
+    exactly one and there are at least two classes; else None. This is the rule of Hugging Face's ImageFolder."""
     parts = [name.split('/')[:-1] for name in names]
     for level in range(min(map(len, parts), default=0)):
         if all(own[level].lower() in SPLIT_NAMES for own in parts):

@@ -1,4 +1,4 @@
-"""Which images of a folder were made and are whole: a line for each, with the size and the digest of its file."""
+"""A record of the finished images of a folder: one line each, with the size and the digest of the file."""
 
 import json
 from pathlib import Path
@@ -11,8 +11,8 @@ FILE = '.made.jsonl'
 
 
 class Made:
-    """The file `.made.jsonl` of `folder`. A line that is broken, by a power cut or an editor, counts for nothing: what it
-    stood for is made again."""
+    """The file `.made.jsonl` of `folder`. A line damaged by a power cut or an editor is ignored, and its image is made
+    again."""
 
     def __init__(self, folder: Path):
         self.folder, self.rows = Path(folder), {}
@@ -26,20 +26,20 @@ class Made:
                 self.rows[row['file_name']] = row
 
     def source(self, name: str) -> Any:
-        """What `name` was made from, as `add` was told; None where it is not known."""
+        """The source of `name` as given to `add`; None if unknown."""
         return self.rows.get(name, {}).get('source')
 
     def has(self, name: str, source: str) -> bool:
-        """Whether the file `name` was made from `source` and is as it was when it was made."""
+        """Whether the file `name` was made from `source` and has not changed since."""
         row = self.rows.get(name, {})
         return row.get('source') == source and is_whole(self.folder / name, [row.get('size'), row.get('sha256')])
 
     def add(self, name: str, source: str) -> None:
-        """Notes the file `name`, which is there, as made from `source`, a digest."""
+        """Records that the existing file `name` was made from `source`, a digest."""
         size, sha256 = stamp(self.folder / name)
         self.rows[name] = {'file_name': name, 'source': source, 'size': size, 'sha256': sha256}
         with (self.folder / FILE).open('a') as file:
-            file.write(f'\n{json.dumps(self.rows[name])}')  # not behind a line that broke off
+            file.write(f'\n{json.dumps(self.rows[name])}')  # on a new line, in case the last one was cut off
 
     def keep(self, names: Iterable[str]) -> None:
         """Writes the lines of `names`, in this order, and no others."""

@@ -1,4 +1,4 @@
-"""Images that were stored lying on their side, turned upright as their EXIF orientation says."""
+"""Rotation of images to upright by their EXIF orientation."""
 
 import functools
 import logging
@@ -7,7 +7,7 @@ import numpy as np
 
 from rsdiff.base.boxes import Box
 
-# by EXIF's number: whether rows and columns are swapped, then whether rows, then whether columns are reversed
+# by EXIF orientation: whether rows and columns are swapped, then whether rows, then whether columns are reversed
 TURNS = {
     2: (False, False, True),
     3: (False, True, True),
@@ -20,7 +20,7 @@ TURNS = {
 
 
 class Turned:
-    """`scene` (`rsdiff.data.scenes.Scene`) turned upright by its EXIF orientation, one of `TURNS`."""
+    """`scene` (`rsdiff.data.scenes.Scene`) rotated upright by its EXIF orientation, one of `TURNS`."""
 
     def __init__(self, scene, orientation: int):
         self.scene, (self.swap, self.reverse_rows, self.reverse_columns) = scene, TURNS[orientation]
@@ -39,9 +39,9 @@ class Turned:
 
     @functools.cached_property
     def georeference(self) -> None:
-        """None: whether a place on Earth is meant before or after the turn, no format says."""
+        """None: no format defines whether a georeference applies before or after the rotation."""
         if self.scene.georeference:
-            logging.warning('%s: its place is not kept, since it has an EXIF orientation too', self.scene.path)
+            logging.warning('%s: its georeference is not kept, since it also has an EXIF orientation', self.scene.path)
 
     def read(self, box: Box) -> np.ndarray:
         """See `Scene`."""

@@ -1,4 +1,4 @@
-"""JPEG, PNG, WebP, BMP, and TIFF where rasterio is not installed: images that Pillow reads, decoded whole."""
+"""Images that Pillow reads and decodes in full: JPEG, PNG, WebP, BMP, and TIFF if rasterio is not installed."""
 
 import contextlib
 import functools
@@ -17,9 +17,9 @@ from rsdiff.data.rasters import import_rasterio
 
 # The images are large on purpose; Pillow's guard against decompression bombs is raised, not removed.
 Image.MAX_IMAGE_PIXELS = 1 << 30
-# twice that is where Pillow stops
+# Pillow refuses images beyond twice that limit
 MOST_PIXELS = 1 << 31
-# what Pillow raises for broken files, by format
+# what Pillow raises for broken files, depending on the format
 BROKEN = (
     OSError,
     SyntaxError,
@@ -38,14 +38,14 @@ class Picture:
     """An image file that Pillow reads, as a `rsdiff.data.scenes.Scene`. The pixels are decoded when first asked for.
 
     Args:
-      path: names it in messages, and says what lies beside it.
+      path: of the file, for messages and for the files beside it.
       file: the opened file, closed on exit.
       palette: see `rsdiff.data.scenes.open_scene`.
     Raises:
-      BadInput: it is no image, has more than 8 bits a channel, or is a TIFF that only rasterio reads rightly.
+      BadInput: it is not an image, has more than 8 bits per channel, or is a TIFF that only rasterio reads correctly.
     """
 
-    # pixel scale, control points, transformation, keys, no data
+    # pixel scale, control points, transformation, keys, nodata
     RASTER_TAGS = 33550, 33922, 34264, 34735, 42113
 
     def __init__(self, path, file: IO[bytes], palette: bool = True):
@@ -71,7 +71,7 @@ class Picture:
         return box.crop(self.pixels)
 
     def valid(self, box: Box) -> np.ndarray:
-        """See `Scene`: what is not wholly transparent."""
+        """See `Scene`: the pixels that are not fully transparent."""
         if self.image.has_transparency_data:
             self._decode()
             if self.opaque is not None:
@@ -84,21 +84,21 @@ class Picture:
 
     @functools.cached_property
     def orientation(self) -> int:
-        """EXIF's number of how it lies; 1 is upright. A TIFF is turned by Pillow."""
+        """The EXIF orientation; 1 is upright. Pillow itself rotates a TIFF."""
         return 1 if self.image.format == 'TIFF' else self._orientation()
 
     @functools.cached_property
     def gsd_m(self) -> float | None:
-        """See `Scene`: by what lies beside it."""
+        """See `Scene`: from the files beside it."""
         place, _ = self._place
         return place and places.pixel_side_m(*place, self.height, self.width)
 
     @functools.cached_property
     def georeference(self) -> dict | None:
-        """See `Scene`: by a world file with a CRS in GDAL's `.aux.xml`. Any other that lies there is logged."""
+        """See `Scene`: from a world file with a CRS in GDAL's `.aux.xml`. Any other georeference is logged."""
         place, lost = self._place
         if lost:
-            logging.warning('%s: its place on Earth is not kept: %s', self.path, lost)
+            logging.warning('%s: its georeference is not kept: %s', self.path, lost)
         return place and places.georeference(place)
 
     @functools.cached_property
@@ -108,14 +108,14 @@ class Picture:
             return None, None
         rasterio = import_rasterio()
         if rasterio is None:
-            return None, f"{beside[0]} is read by rasterio; pip install 'rsdiff-jax[geo]' brings it"
-        # GDAL's name of a format, but for JPEGs with several pictures
+            return None, f"reading {beside[0]} needs rasterio; pip install 'rsdiff-jax[geo]'"
+        # GDAL's name of the format, which Pillow uses too, except for JPEGs with several images
         driver = 'JPEG' if self.image.format == 'MPO' else self.image.format
         try:
             with rasterio.open(str(self.path), driver=driver) as dataset:
                 return places.place_of(dataset)
         except (rasterio.errors.RasterioError, ValueError):
-            return None, f'{beside[0]} can not be read with it'
+            return None, f'{beside[0]} can not be read'
 
     def _decode(self) -> None:
         if self.pixels is not None:
@@ -132,14 +132,14 @@ class Picture:
             else:
                 self.pixels = np.asarray(self.image.convert('RGB'))
         if self.image.format == 'PNG' and self._orientation() != self.orientation:
-            raise BadInput(f'{self.path}: its EXIF orientation lies behind its pixels; save it again')
+            raise BadInput(f'{self.path}: its EXIF orientation is stored after its pixels; save it again')
 
     def _orientation(self) -> int:
         try:
-            # not Pillow's own for PNG, which decodes the pixels
+            # not Pillow's getexif for PNG, which decodes the pixels
             return Image.Image.getexif(self.image).get(ExifTags.Base.Orientation, 1)
         except BROKEN:
-            # of a broken EXIF nothing is known, and the picture may be whole
+            # the EXIF data are broken, but the image may be intact
             return 1
 
     def _refuse_what_would_be_read_wrongly(self) -> None:
@@ -155,7 +155,7 @@ class Picture:
             or self.image.format == 'TIFF'
             and getattr(self.image, 'n_frames', 1) > 1
         ):
-            raise BadInput(f"{self.path}: a GeoTIFF is read by rasterio; pip install 'rsdiff-jax[geo]' brings it")
+            raise BadInput(f"{self.path}: reading a GeoTIFF needs rasterio; pip install 'rsdiff-jax[geo]'")
 
     @contextlib.contextmanager
     def _reading(self):

@@ -1,8 +1,8 @@
 """Batches for training: batch n is a pure function of (seed, n), whatever the number of hosts or threads.
 
 A *source* has a length and `example(index, rng, size_px) -> {'image', 'gsd_m', …}`. grain's `MapDataset` turns it into a
-random-access sequence of rows, row n · batch_size + i being the i-th of batch n, so that a run continues at any step
-with nothing to restore but the step itself, and hosts may share a batch's rows in any way.
+random-access sequence of rows, where row n · batch_size + i is the i-th of batch n. So a run can resume at any step with
+nothing to restore but the step itself, and hosts may share the rows of a batch in any way.
 """
 
 import dataclasses
@@ -34,18 +34,18 @@ class DataConfig:
 
     `source` is 'blue_marble', the path of an image folder, that of a dataset written by `tools/prepare_data.py`,
     'tfds:NAME', any dataset of TFDS with a feature `image`, prepared as array_record in `tfds_data_dir` (by default
-    TFDS's own place), or 'hf:NAME', a dataset of Hugging Face's hub or a local one, whose images are `image_column`.
+    TFDS's own folder), or 'hf:NAME', a dataset of Hugging Face's hub or a local one, whose images are `image_column`.
 
-    Without `split` it is the split train, of folders without splits everything. `validation_split` is what to validate on; by
-    default val, validation, valid or dev, whichever there is, and where there is none the share `validation_share` of `split`,
-    which is then not trained on: images drawn by their content (`rsdiff.data.folder.validation_share`), of datasets of TFDS
-    the last records. With a share of 0 it validates on what it trains on. One line in the log says which it is. `gsd_m` serves
-    images whose resolution no manifest, record or GeoTIFF tells. Crops are reduced by one of `reductions`, which teaches the
-    resolutions that a cascade passes through: (1, 4, 16). `bands` and `value_range` say how GeoTIFFs of other bands or more
-    than 8 bits become RGB (`rsdiff.data.scenes.open_scene`).
+    `split` defaults to the split train, or to all images of a folder without splits. `validation_split` defaults to val,
+    validation, valid or dev, whichever exists. Without any of them, validation uses the share `validation_share` of `split`,
+    which is then not trained on: images selected by their content (`rsdiff.data.folder.validation_share`), or the last
+    records of a TFDS dataset. With a share of 0, validation uses the training images. The log says in one line which images
+    are used. `gsd_m` is the default for images whose resolution is in no manifest, record or GeoTIFF. Crops are reduced by
+    one of `reductions`, so that the network learns the resolutions that a cascade passes through: (1, 4, 16). `bands` and
+    `value_range` define how GeoTIFFs with other bands or more than 8 bits become RGB (`rsdiff.data.scenes.open_scene`).
 
-    Everything may lie on any path that the operating system can open, a mounted bucket for one. Folders with a manifest
-    may also lie in a bucket that etils' epath can open (`gs://…`, with fsspec's driver for it), but not their GeoTIFFs.
+    Data may be on any path that the operating system can open, such as a mounted bucket. Folders with a manifest may also
+    be in a bucket that etils' epath can open (`gs://…`, with fsspec's driver for it), but not their GeoTIFFs.
     """
 
     source: str = 'blue_marble'
@@ -74,7 +74,7 @@ class DataConfig:
 
 
 class Source(Protocol):
-    """Where examples come from. `skipped` holds the names of images that could not be used so far."""
+    """A source of examples. `skipped` holds the names of images that could not be used so far."""
 
     skipped: set[str]
 
@@ -85,19 +85,19 @@ class Source(Protocol):
         ...
 
     def example(self, index: int, rng: np.random.Generator, size_px: int) -> dict[str, np.ndarray | np.float32]:
-        """image: uint8 (size_px, size_px, 3); gsd_m: float32 metres a pixel; and fields (`rsdiff.data.fields`)."""
+        """image: uint8 (size_px, size_px, 3); gsd_m: float32 metres per pixel; and fields (`rsdiff.data.fields`)."""
         ...
 
 
 def make_source(config: DataConfig, validation: bool = False, fields: Sequence[Field] = ()) -> Source:
-    """The source that `config` names, or its companion for validation. `fields`: what the network takes beside image and gsd_m;
-    folders with a manifest may have them.
+    """The training source that `config` names, or its validation source. `fields`: the network's inputs besides image and
+    gsd_m; folders with a manifest may have them.
 
-    Validation images are those of `config.validation_split` or what `DataConfig` says of it. Blue Marble's are chips of its
-    held-out box, land that training never sees. Of a single image they are fresh crops of the same.
+    Validation images are those of `config.validation_split`, or its default (see `DataConfig`). For Blue Marble they are
+    chips of its held-out box, which is never trained on. For a single image they are new crops of that image.
 
     Raises:
-      BadInput: there is no such folder, dataset or split, it can't be used, or it lacks a field that is needed.
+      BadInput: there is no such folder, dataset or split, it can't be used, or it lacks a needed field.
     """
     if config.source == 'blue_marble':
         check_none_needed(fields, config.source)
@@ -166,12 +166,12 @@ def _hub_images(config: DataConfig, validation: bool) -> HubImages:
 
 
 def _named_as(split: str, known) -> str | None:
-    """That of the splits `known` which is `split` by any of its names."""
+    """The split in `known` that is `split` by any of its names; None if there is none."""
     return next((name for name in known if name is not None and canonical_split(name) == split), None)
 
 
 def _validation_of(known, train: str | None) -> str | None:
-    """The split to validate on; none where it is what is trained on."""
+    """The split to validate on; None if there is none, or it is the one trained on."""
     return None if canonical_split(train or TRAIN) == VALIDATION else _named_as(VALIDATION, known)
 
 
@@ -187,7 +187,7 @@ def _say_share(validation: bool, config: DataConfig, unseen: int, count: int) ->
 
 
 def _say(validation: bool, line: str) -> None:
-    """Once for the two sources of a run."""
+    """Logs `line`, but only once for the two sources of a run."""
     if not validation:
         logging.warning(line)
 
@@ -195,14 +195,14 @@ def _say(validation: bool, line: str) -> None:
 def batches(
     source: Source, config: DataConfig, seed: int, batch_size: int, start: int = 0, mine: Sequence[int] | None = None
 ) -> Iterator[dict[str, np.ndarray]]:
-    """Batches `start`, start + 1, … without end, decoded ahead in threads.
+    """Batches `start`, start + 1, … endlessly, decoded ahead in threads.
 
     Args:
       batch_size: over all hosts.
       mine: the rows of each batch that this host reads, of 0 … batch_size - 1; by default all of them.
     Yields:
-      image: uint8 (rows, size_px, size_px, 3); gsd_m: float32 (rows,); and by name the fields of `source`, as
-      `rsdiff.data.fields` has them.
+      image: uint8 (rows, size_px, size_px, 3); gsd_m: float32 (rows,); and the fields of `source` by name, as described
+      in `rsdiff.data.fields`.
     """
     mine = range(batch_size) if mine is None else mine
     rows = _indices(source, seed).random_map(lambda index, rng: source.example(int(index), rng, config.size_px))
@@ -214,14 +214,14 @@ def batches(
 
 
 def batch_indices(source: Source, seed: int, batch_size: int, n: int) -> list[int]:
-    """The indices of `source` that global batch `n` asks for, in its order; nothing is read.
+    """The indices of `source` that global batch `n` requests, in its order; nothing is read.
 
-    An image that can't be used is replaced by a later one, and this tells the one that was asked for.
+    An unusable image is replaced by a later one, but the index here is that of the requested image.
     """
     indices = _indices(source, seed)
     return [int(cast(int, indices[row])) for row in range(n * batch_size, (n + 1) * batch_size)]
 
 
 def _indices(source: Source, seed: int) -> grain.MapDataset:
-    """Row → index of the source: every epoch in an order of its own, without end."""
+    """Row → index of the source, endlessly: every epoch is shuffled in its own order."""
     return grain.MapDataset.range(len(source)).seed(short_seed(seed)).shuffle().repeat(None)

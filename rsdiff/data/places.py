@@ -1,4 +1,4 @@
-"""Where on Earth a raster lies, and how large its pixels are there, measured on the ellipsoid of its own CRS."""
+"""The georeference of a raster, and the ground size of its pixels on the ellipsoid of its own CRS."""
 
 import json
 import math
@@ -7,15 +7,15 @@ from typing import Any
 
 import numpy as np
 
-# the most that a ground control point may lie off the affine transform that is fitted to all of them
+# the largest allowed residual of a ground control point from the affine transform fitted to all of them
 GCP_TOLERANCE_PX = 0.5
 # rasterio's CRS and affine transform
 Place = tuple[Any, Any]
 
 
 def place_of(dataset) -> tuple[Place | None, str | None]:
-    """Where the rasterio `dataset` lies: ((CRS, affine transform), None); or (None, what it says of its place and can't be
-    kept); or (None, None) where it says nothing. Ground control points count where an affine transform fits them."""
+    """The georeference of the rasterio `dataset`: ((CRS, affine transform), None); (None, reason) if it can't be kept; or
+    (None, None) if there is none. Ground control points are used if an affine transform fits them."""
     crs, transform = dataset.crs, dataset.transform
     if transform.is_identity and dataset.gcps[0]:
         return _place_by_points(*dataset.gcps)
@@ -47,12 +47,12 @@ def _place_by_points(points, crs) -> tuple[Place | None, str | None]:
 
 
 def pixel_side_m(crs, transform, height: int, width: int) -> float | None:
-    """The side in metres of a square as large on the ground as the pixel in the middle of `height` × `width` pixels.
+    """The side in metres of a square with the ground area of the centre pixel of a `height` × `width` raster.
 
     Args:
       crs, transform: rasterio's CRS, of any unit and any celestial body, and affine transform.
     Returns:
-      None where the CRS is not tied to an ellipsoid, or the middle lies outside of what it can show.
+      None if the CRS is not tied to an ellipsoid, or the centre lies outside its domain.
     """
     import rasterio.crs
     import rasterio.errors
@@ -77,7 +77,7 @@ def pixel_side_m(crs, transform, height: int, width: int) -> float | None:
     e2 = flattening * (2 - flattening)
     bend = 1 - e2 * math.sin(latitude) ** 2
     along, across = axis * (1 - e2) / bend**1.5, axis / math.sqrt(bend) * math.cos(latitude)
-    # the remainder, for a pixel on the antimeridian
+    # the remainder handles a pixel on the antimeridian
     east = [across * math.remainder((b - a) * radians, 2 * math.pi) for a, b in (longitudes[:2], longitudes[2:])]
     north = [along * (b - a) * radians for a, b in (latitudes[:2], latitudes[2:])]
     side = math.sqrt(abs(east[0] * north[1] - east[1] * north[0]))
@@ -85,7 +85,7 @@ def pixel_side_m(crs, transform, height: int, width: int) -> float | None:
 
 
 def files_beside(path) -> list[str]:
-    """The names of world files and of GDAL's `.aux.xml` beside the picture at the local `path`."""
+    """The names of world files and of GDAL's `.aux.xml` beside the image at the local `path`."""
     path = Path(path)
     suffix = path.suffix[1:]
     names = [
@@ -98,7 +98,7 @@ def files_beside(path) -> list[str]:
 
 
 def georeference(place: Place) -> dict:
-    """The CRS and transform of `place_of` as a scene gives them: {'crs': WKT, 'transform': [a, b, c, d, e, f]}."""
+    """The CRS and transform from `place_of` as in `Scene`: {'crs': WKT, 'transform': [a, b, c, d, e, f]}."""
     crs, transform = place
     return {'crs': crs.to_wkt(), 'transform': list(transform)[:6]}
 
@@ -113,14 +113,14 @@ def _is_sound(transform) -> bool:
 
 
 def _geographic(crs: dict) -> dict:
-    """The longitudes and latitudes beneath a CRS, both as PROJJSON. Raises LookupError where there are none."""
+    """The geographic CRS that a CRS is based on, both as PROJJSON. Raises LookupError if there is none."""
     while crs['type'] not in ('GeographicCRS', 'GeodeticCRS'):
         crs = crs.get('base_crs') or crs.get('source_crs') or crs['components'][0]
     return crs
 
 
 def _ellipsoid(geographic: dict) -> tuple[float, float]:
-    """Its major semi-axis in metres, and its flattening. Raises LookupError or TypeError where it is not told."""
+    """The semi-major axis in metres and the flattening of its ellipsoid. Raises LookupError or TypeError if missing."""
     shape = (geographic.get('datum') or geographic['datum_ensemble'])['ellipsoid']
     if 'radius' in shape:
         return _metres(shape['radius']), 0.0

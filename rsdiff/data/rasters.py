@@ -14,19 +14,19 @@ from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput, one_line
 from rsdiff.data import places
 
-# the window in the middle that tells which values a raster has
+# side of the central window from which a message reports the range of values
 GLANCE_PX = 512
 
 
 def import_rasterio() -> ModuleType | None:
-    """The module, or None where the `geo` extra is not installed."""
+    """The rasterio module, or None if the `geo` extra is not installed."""
     try:
         import rasterio
         import rasterio.errors
         import rasterio.warp
     except ImportError:
         return None
-    # a raster without a place on Earth is a picture, not a mistake
+    # a raster without a georeference is an ordinary image, not a mistake
     warnings.filterwarnings('ignore', category=rasterio.errors.NotGeoreferencedWarning)
     return rasterio
 
@@ -35,8 +35,8 @@ class Raster:
     """A file that rasterio reads, as a `rsdiff.data.scenes.Scene`.
 
     Args:
-      path: of the file; its name in messages where `data` is given.
-      driver: GDAL's name of the format. Left to guess, it would also read recipes that name further files.
+      path: of the file; only its name in messages if `data` is given.
+      driver: GDAL's name of the format. Without it, GDAL would also read formats that refer to other files.
       bands, value_range: see `rsdiff.data.scenes.open_scene`.
       data: the bytes of the file.
       palette: see `rsdiff.data.scenes.open_scene`.
@@ -68,7 +68,7 @@ class Raster:
             self.palette = own if palette else None
             dtype = self.dataset.dtypes[self.bands[0] - 1]
             if own is not None and not palette and dtype != 'uint8':
-                raise BadInput(f'{path}: {dtype} values of a palette; of a mask 8 bits are read')
+                raise BadInput(f'{path}: {dtype} values of a palette; a mask must have 8 bits')
             self.floating = dtype.startswith('float')
             all_valid = rasterio.enums.MaskFlags.all_valid
             self.masked = not all(all_valid in flags for flags in self.dataset.mask_flag_enums)
@@ -87,7 +87,7 @@ class Raster:
 
     @property
     def has_place(self) -> bool:
-        """Whether the file says anything of where it lies."""
+        """Whether the file has any georeference, even one that can't be kept."""
         return places.place_of(self.dataset) != (None, None)
 
     @functools.cached_property
@@ -98,10 +98,10 @@ class Raster:
 
     @functools.cached_property
     def georeference(self) -> dict | None:
-        """See `Scene`. What the file says of its place and can't be kept is logged."""
+        """See `Scene`. A georeference that can't be kept is logged."""
         place, lost = places.place_of(self.dataset)
         if lost:
-            logging.warning('%s: its place on Earth is not kept: %s', self.path, lost)
+            logging.warning('%s: its georeference is not kept: %s', self.path, lost)
         return place and places.georeference(place)
 
     def read(self, box: Box) -> np.ndarray:
@@ -117,7 +117,7 @@ class Raster:
         return np.rint(np.clip(np.nan_to_num(scaled, posinf=255), 0, 255)).astype(np.uint8)
 
     def valid(self, box: Box) -> np.ndarray:
-        """See `Scene`: rasterio's mask of the dataset, and every selected band is a finite number."""
+        """See `Scene`: set in rasterio's dataset mask, and finite in every selected band."""
         valid = np.broadcast_to(np.True_, (box.y1 - box.y0, box.x1 - box.x0))
         if self.masked:
             with self._reading(box) as window:
@@ -150,7 +150,7 @@ class Raster:
                 raise BadInput(f'{self.path}: has bands 1 to {count}; three of them are needed, not {tuple(bands)}')
             return tuple(bands)
         if names.cyan in meaning:
-            raise BadInput(f'{self.path}: its colours are those of print (CMYK); convert it to RGB first')
+            raise BadInput(f'{self.path}: its colours are CMYK; convert it to RGB first')
         colours = names.red, names.green, names.blue
         if all(colour in meaning for colour in colours):
             return tuple(meaning.index(colour) + 1 for colour in colours)
@@ -158,7 +158,7 @@ class Raster:
         return tuple(shown[:3]) if len(shown) >= 3 else (shown[0],) * 3
 
     def _palette(self) -> np.ndarray | None:
-        """The colours of the values, uint8 (n, RGBA), where the selected band holds entries of a palette."""
+        """The palette, uint8 (n, RGBA), if the selected band holds palette entries; else None."""
         names = {self.dataset.colorinterp[band - 1] for band in self.bands}
         if self.rasterio.enums.ColorInterp.palette not in names:
             return None
@@ -171,24 +171,24 @@ class Raster:
             colours = {}
         if bits > 16 or not colours:
             raise BadInput(f'{self.path}: its values are entries of a palette that is missing; convert it to RGB first')
-        # an entry without a colour is no measurement
+        # an entry without a colour counts as nodata
         palette = np.zeros((2**bits, 4), np.uint8)
         for entry, colour in colours.items():
             palette[entry] = colour
         return palette
 
     def _value_range(self, dtype: str, value_range) -> tuple[float, float] | None:
-        """What becomes 0 and 255; None where the values are 0 to 255 as they stand, whatever the caller gives for others."""
+        """The values that become 0 and 255; None if the values already are 0 to 255, whatever `value_range` is."""
         structure, own = self.dataset.tags(ns='IMAGE_STRUCTURE'), self.dataset.tags(self.bands[0], ns='IMAGE_STRUCTURE')
         if dtype.startswith('complex'):
-            raise BadInput(f'{self.path}: {dtype} values; an image holds real numbers, such as their amplitude')
+            raise BadInput(f'{self.path}: {dtype} values; an image needs real numbers, such as the amplitude')
         if dtype == 'uint8':
             brightest = 2 ** int(own.get('NBITS', 8)) - 1
             value_range = (0, brightest) if brightest < 255 else None
         elif value_range is None:
             raise BadInput(
-                f'{self.path}: {dtype} values, more than 8 bits{self._glance()}; value_range has to tell which '
-                'of them become 0 and 255, such as 0,3000 for the reflectance of Sentinel-2'
+                f'{self.path}: {dtype} values, more than 8 bits{self._glance()}; value_range must give those that '
+                'become 0 and 255, such as 0,3000 for the reflectance of Sentinel-2'
             )
         if structure.get('MINISWHITE', own.get('MINISWHITE')) == 'YES':
             low, high = value_range or (0, 255)
@@ -196,7 +196,7 @@ class Raster:
         return value_range
 
     def _glance(self) -> str:
-        """', 12 to 3456 in its middle', as far as there are values."""
+        """', 12 to 3456 in its middle'; empty if there are no valid values."""
         rows, columns = (
             (max(side // 2 - GLANCE_PX // 2, 0), min(side // 2 + GLANCE_PX // 2 + 1, side))
             for side in (self.height, self.width)

@@ -1,4 +1,4 @@
-"""Images in TFDS datasets of ArrayRecord files, read at random by `as_data_source`; TensorFlow is not needed.
+"""Images in TFDS datasets of ArrayRecord files, with random access by `as_data_source`; no TensorFlow needed.
 
 `tools/prepare_data.py` writes such datasets with `write_chips`, in TFDS's own layout under the folder that it is given:
 TFDS reads them as `tfds.builder('chips', data_dir=FOLDER)`.
@@ -26,7 +26,7 @@ CHIPS, VERSION = 'chips', '1.0.0'
 
 
 def prepared_folder(path: str) -> epath.Path | None:
-    """The folder of the dataset at `path`, or of what `tools/prepare_data.py` wrote there; None if neither is."""
+    """The folder of the dataset at `path`, or of the one `tools/prepare_data.py` wrote there; None without either."""
     top = epath.Path(path)
     for folder in (top, top / CHIPS / VERSION):
         if all((folder / name).exists() for name in INFO_FILES):
@@ -38,7 +38,7 @@ def prepared_dataset(folder) -> tfds.core.DatasetBuilder:
     """The dataset whose `dataset_info.json` lies in `folder`.
 
     Raises:
-      BadInput: its descriptions can't be read.
+      BadInput: its metadata can't be read.
     """
     try:
         return tfds.builder_from_directory(folder)
@@ -50,7 +50,7 @@ def named_dataset(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
     """The dataset that TFDS calls `name` ('name', 'name/config', 'name:version'); nothing is downloaded.
 
     Raises:
-      BadInput: TFDS has none of that name, or it has not been prepared in `data_dir`.
+      BadInput: TFDS has no dataset of that name, or it has not been prepared in `data_dir`.
     """
     place = data_dir or constants.DATA_DIR
     try:
@@ -61,14 +61,14 @@ def named_dataset(name: str, data_dir: str | None) -> tfds.core.DatasetBuilder:
         raise BadInput(f'tfds:{name}: {one_line(error)[:100]}; neither TFDS nor {place} has it') from None
     if not builder.data_path.exists():
         raise BadInput(
-            f'tfds:{name}: not prepared in {place}; tfds.builder({name!r}, file_format="array_record", '
-            'data_dir=…).download_and_prepare() does that'
+            f'tfds:{name}: not prepared in {place}; run tfds.builder({name!r}, file_format="array_record", '
+            'data_dir=…).download_and_prepare()'
         )
     return builder
 
 
 class RecordImages:
-    """The images of one split of a TFDS dataset, feature `image`; `gsd_m` serves where there is no such feature.
+    """The images of one split of a TFDS dataset, feature `image`; `gsd_m` is the default without such a feature.
 
     Raises:
       BadInput: there is no such split, no 8-bit image, no known resolution, or the files have no random access.
@@ -87,9 +87,9 @@ class RecordImages:
         if image.np_dtype != np.uint8:
             raise BadInput(f'{self.where}: its images are {image.np_dtype}; 8 bits are needed')
         if gsd_m is None and 'gsd_m' not in features:
-            raise BadInput(f'{self.where}: records say no gsd_m; give --config.data.gsd_m')
+            raise BadInput(f'{self.where}: records have no gsd_m; give --config.data.gsd_m')
         try:
-            # encoded: Pillow decodes them like any other file, and one that is broken can be named
+            # kept encoded: Pillow decodes them like any other file, and messages can name a broken one
             decoders = {'image': tfds.decode.SkipDecoding()}
             # TFDS's decorator hides the parameters
             self.records = builder.as_data_source(split, decoders=decoders)  # pyright: ignore[reportCallIssue]
@@ -112,11 +112,11 @@ class RecordImages:
         return self.length
 
     def keep(self, first: int, last: int) -> None:
-        """Leaves the records from `first` to before `last` alone, numbered anew."""
+        """Keeps only the records from `first` to before `last`, and renumbers them."""
         self.first, self.length = self.first + first, last - first
 
     def name(self, number: int) -> str:
-        """The dataset, split and record, and where `tools/prepare_data.py` had image `number` from."""
+        """The dataset, split and record of image `number`, and its origin as recorded by `tools/prepare_data.py`."""
         name = f'{self.where} {self.split}[{self.first + number}]'
         try:
             record = self._record(number)
@@ -139,14 +139,14 @@ class RecordImages:
     def _record(self, number: int) -> dict[str, Any]:
         try:
             return self.records[self.first + number]
-        except (OSError, RuntimeError, ValueError, IndexError) as error:  # the reader's, for missing and broken files
+        except (OSError, RuntimeError, ValueError, IndexError) as error:  # from the reader, for missing and broken files
             raise BadInput(
                 f'{self.where} {self.split}[{self.first + number}]: not readable ({one_line(error)[:200]})'
             ) from None
 
 
 class _Chips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
-    """Chips as TFDS writes them; made by `write_chips`. Not registered: what it wrote is read without this class."""
+    """TFDS builder of chips, for `write_chips`. Not registered: its datasets are read without this class."""
 
     name = CHIPS
     VERSION = tfds.core.Version(VERSION)
@@ -178,28 +178,29 @@ class _Chips(tfds.core.GeneratorBasedBuilder, skip_registration=True):
         return {split: generate() for split, generate in self.generators.items()}
 
     def _generate_examples(self):
-        raise NotImplementedError('each split has a generator of its own')
+        raise NotImplementedError('each split has its own generator')
 
 
 Examples = Iterable[tuple[str, dict[str, Any]]]
 
 
 def write_chips(folder: Path, splits: dict[str, Callable[[], Examples]], encoding: str) -> int:
-    """Writes a dataset below `folder`, whole or not at all: TFDS renames it into place as its last act.
+    """Writes a dataset below `folder` atomically: TFDS renames it into place as its last step.
 
-    TFDS shuffles chips by their key before it writes the first shard, so that what was interrupted is begun again.
+    TFDS shuffles chips by their key before it writes the first shard, so an interrupted run starts again from the beginning.
 
     Args:
-      splits: of each split, what yields (key, example) once called: image as encoded bytes (arrays would need
-        TensorFlow), gsd_m, label, captions, source, file_name, and box in (y0, x0, y1, x1) pixels of that file.
+      splits: for each split, a function that returns an iterable of (key, example). An example has image as encoded bytes
+        (arrays would need TensorFlow), gsd_m, label, captions, source, file_name, and box in (y0, x0, y1, x1) pixels of
+        that file.
       encoding: 'png' or 'jpeg'.
     Returns:
-      Bytes of the shards.
+      The size of the shards in bytes.
     """
     for leftover in (folder / CHIPS).glob('incomplete.*'):
         shutil.rmtree(leftover)
     tfds.disable_progress_bar()
-    # what it says speaks of downloads, of which there are none
+    # its output is about downloads, and there are none
     with tempfile.TemporaryDirectory() as downloads, contextlib.redirect_stdout(io.StringIO()):
         builder = _Chips(str(folder), splits, encoding)
         builder.download_and_prepare(download_dir=downloads)

@@ -1,8 +1,8 @@
-"""The one reader of imagery: GeoTIFF, JPEG 2000 and 16-bit PNG by rasterio (the `geo` extra), the rest by Pillow.
+"""The one reader of imagery: GeoTIFF, JPEG 2000 and 16-bit PNG by rasterio (the `geo` extra), other formats by Pillow.
 
-A raster file is never read whole: a window costs the blocks it touches. JPEG, PNG and their kind can't be entered in
-the middle, so a picture is decoded whole, once for as long as its scene is open. A scene belongs to one thread; several
-threads read the same file by each opening it.
+Rasters are read window by window: a window reads only the blocks it touches. JPEG, PNG and similar formats do not
+support partial reads, so such an image is decoded in full, once while its scene is open. A scene belongs to one thread;
+to read the same file in several threads, open it in each.
 """
 
 import math
@@ -19,7 +19,7 @@ from rsdiff.data.orientation import TURNS, Turned
 from rsdiff.data.pictures import BROKEN, Picture
 from rsdiff.data.rasters import Raster, import_rasterio
 
-# of files that may know their own resolution
+# suffixes of files that may store their own resolution
 RASTER_SUFFIXES = '.tif', '.tiff', '.jp2'
 
 
@@ -28,21 +28,21 @@ class Scene(Protocol):
 
     height: int
     width: int
-    gsd_m: float | None  # metres a pixel, if the file says so
+    gsd_m: float | None  # metres per pixel, if the file has it
     georeference: dict | None  # {'crs': WKT, 'transform': [a, b, c, d, e, f]}: x = a column + b row + c, y = d … + f
 
     def read(self, box: Box) -> np.ndarray:
-        """The pixels of `box`, uint8 (height, width, 3). Raises BadInput where they can't be read."""
+        """The pixels of `box`, uint8 (height, width, 3). Raises BadInput if they can't be read."""
         ...
 
     def valid(self, box: Box) -> np.ndarray:
-        """Where in `box` there is a measurement: bool (height, width), read-only. The rule is rasterio's mask of the dataset
-        (no data of all bands, internal and `.msk` masks, alpha), for pictures their alpha; in addition a pixel that is not
-        finite in a selected band holds none. Raises BadInput where it can't be read."""
+        """The mask of valid pixels in `box`: bool (height, width), read-only. For rasters it is rasterio's dataset mask
+        (nodata of all bands, internal and `.msk` masks, alpha), for other images their alpha. In addition, a pixel that is
+        not finite in a selected band is invalid. Raises BadInput if it can't be read."""
         ...
 
     def nodata(self, box: Box) -> float:
-        """The share of pixels in `box` that hold no measurement."""
+        """The share of pixels in `box` that are not valid."""
         ...
 
     def __enter__(self) -> 'Scene': ...
@@ -57,23 +57,22 @@ def open_scene(
     file: IO[bytes] | None = None,
     palette: bool = True,
 ) -> Scene:
-    """The image at `path`, upright and read as RGB. Its format is told by its first bytes, not by its name.
+    """Opens the image at `path`, upright and as RGB. The format is recognised by the first bytes, not by the name.
 
     Args:
       path: a local path, or one of a bucket (`gs://…`) that etils' epath can open.
-      bands: of a raster file, which become red, green and blue, counted from 1; by default those it calls so, else the
+      bands: the bands of a raster file for red, green and blue, counted from 1; by default those marked as such, else the
         first three that are not alpha, or the first one three times. Sentinel-2 in its own order: (4, 3, 2).
-      value_range: the values that become 0 and 255 of files with more than 8 bits, which need it. Files of 8 bits stay
-        as they are.
-      file: the opened file, closed with the scene, where there is no path to open; `path` is then only its name.
-      palette: whether the values of a file that has a palette become its colours. Of a mask they are numbers of classes, and
-        stay, three times alike.
+      value_range: the values that become 0 and 255, required for files with more than 8 bits. 8-bit files ignore it.
+      file: an opened file, closed with the scene, if there is no path to open; `path` is then only its name.
+      palette: whether the values of a file with a palette become its colours. If not, they stay as they are, the same in
+        all three channels: the values of a mask are class indices.
     Raises:
-      BadInput: it can't be read, has other bands, more than 8 bits and no `value_range`, or needs the `geo` extra.
+      BadInput: it can't be read, lacks the bands, has more than 8 bits and no `value_range`, or needs the `geo` extra.
     """
     if value_range is not None and not -math.inf < value_range[0] < value_range[1] < math.inf:
         raise BadInput(
-            f'value_range is {tuple(value_range)}; it is two finite numbers, and the first value must be the '
+            f'value_range is {tuple(value_range)}; it must be two finite numbers, and the first value must be the '
             'smaller one'
         )
     try:
@@ -91,11 +90,11 @@ def open_scene(
             orientation = _tag_of_orientation(opened, driver)
             data = opened.read() if file is not None or driver == 'PNG' else None
         scene = Raster(rasterio, path, driver, bands, value_range, data, palette)
-        # where a raster lies on Earth is said of its rows and columns as they are stored
+        # the georeference of a raster refers to its rows and columns as stored
         return cast(Scene, Turned(scene, orientation) if orientation in TURNS and not scene.has_place else scene)
     if driver == 'JP2OpenJPEG' or driver == 'GTiff' and bands:
         opened.close()
-        raise BadInput(f"{path}: a {driver} file is read by rasterio; pip install 'rsdiff-jax[geo]' brings it")
+        raise BadInput(f"{path}: reading a {driver} file needs rasterio; pip install 'rsdiff-jax[geo]'")
     picture = Picture(path, opened, palette)
     return cast(Scene, Turned(picture, picture.orientation) if picture.orientation in TURNS else picture)
 
@@ -106,12 +105,12 @@ def _raster_driver(start: bytes) -> str | None:
         return 'GTiff'
     if start[:12] == b'\0\0\0\x0cjP  \r\n\x87\n' or start[:4] == b'\xff\x4f\xff\x51':
         return 'JP2OpenJPEG'
-    # of a PNG, the 25th byte is how many bits a channel has
+    # the 25th byte of a PNG is its number of bits per channel
     return 'PNG' if start[:8] == b'\x89PNG\r\n\x1a\n' and start[24:25] == b'\x10' else None
 
 
 def _tag_of_orientation(file: IO[bytes], driver: str) -> int:
-    """EXIF's number, which GDAL does not heed; 1 where there is none. The file is left at its start."""
+    """The EXIF orientation, which GDAL ignores; 1 if there is none. Leaves the file at its start."""
     try:
         if driver == 'GTiff':
             start = file.read(16)

@@ -421,7 +421,7 @@ def test_train_says_what_is_wrong(trained, tmp_path, arguments, message):
         ({'--consistency_strength': '2'}, '--consistency_strength is 2'),
         ({'--format': 'png,jpg'}, "format 'jpg' is none of zarr, png, tif, viewer"),
         ({'--condition': 'deep.png'}, 'more than 8 bits'),
-        ({'--condition': 'deep.tif'}, 'value_range has to tell'),
+        ({'--condition': 'deep.tif'}, 'value_range must give'),
         ({'--condition': 'deep.tif', '--bands': '1,2,9', '--value_range': '0,9'}, 'bands'),
         ({'--gsd_m': '0'}, '--gsd_m is 0'),
         ({'--gsd_m': '-4'}, '--gsd_m is -4'),
