@@ -42,7 +42,7 @@ Solver = Literal['ddim', 'dpm++2m']
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """The coefficients of (1), each an array (steps,): `t` int32, the others float32. A slice is a contiguous subset of steps."""
+    """The coefficients of (1), each an array (steps,): `t` int32, the others float32. A slice is a run of steps."""
 
     t: jax.Array | np.ndarray
     a: jax.Array | np.ndarray
