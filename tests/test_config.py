@@ -81,7 +81,7 @@ def test_every_config_file_is_a_config(module):
         ({'data': {'reductions': (0,)}}, 'reductions'),
         ({'batch_size': 0}, 'batch_size is 0'),
         ({'accumulation': 0}, 'accumulation is 0'),
-        ({'validation': {'steps': 2000}}, 'validation.steps and bins are at most 1000'),
+        ({'validation': {'steps': 2000}}, 'validation.steps and bins must be at most 1000'),
         ({'validation': {'grid': 40}}, 'validation.grid is more'),
         ({'validation': {'examples': 0}}, r'config\.validation\.examples is 0'),
         (

@@ -16,7 +16,7 @@ from rsdiff.models.conditioning import Number, Spatial, Tokens
 
 
 def conv3x3(features_in: int, features_out: int, *, dtype, rngs: nnx.Rngs, scale: float = 1.0):
-    """A 3×3 convolution with He initialisation times `scale`; ESRGAN scales that of its dense blocks down."""
+    """A 3×3 convolution with He initialisation times `scale`, which is below 1 in ESRGAN's dense blocks."""
     init = jax.nn.initializers.variance_scaling(2.0 * scale**2, 'fan_in', 'normal')
     return nnx.Conv(features_in, features_out, (3, 3), kernel_init=init, dtype=dtype, rngs=rngs)
 

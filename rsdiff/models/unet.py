@@ -183,7 +183,7 @@ def attention_kernel(dtype) -> Literal['cudnn'] | None:
 
 
 class Stage(nnx.Module):
-    """A ResBlock, self-attention unless `head_width` is None, and cross-attention to tokens unless `token_width` is None."""
+    """A ResBlock; self-attention if `head_width` is given, and then cross-attention if `token_width` is given too."""
 
     def __init__(
         self,
