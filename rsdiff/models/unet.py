@@ -70,7 +70,7 @@ class UNetConfig:
         if wrong := [name for name in self.fields if not name.isidentifier()]:
             raise BadInput(f'{ascii(wrong[0])[:60]} is not a valid field name; use letters, digits and _')
         if twice := sorted(name for name in self.fields if sum(name in kind for kind in self._kinds) > 1):
-            raise BadInput(f'{twice[0]} is a field of two kinds; use each name only once in spatial, numbers and tokens')
+            raise BadInput(f'{twice[0]} is a field of two kinds; use each name once in spatial, numbers and tokens')
         levels = range(len(self.multipliers))
         attending = {*self.attention_levels, levels[-1]}
         if not attending <= {*levels}:
