@@ -37,7 +37,7 @@ def bind_windows(
       constants: the fields that are the same everywhere, by name, for one example: (1, …).
       images: the spatial fields that windows read besides `lr`, by name.
     Raises:
-      BadInput: as `check_condition`; or a spatial field is too coarse for windows to start at its pixels.
+      BadInput: as `check_condition`; or the scale of a spatial field does not divide `UNIT_PX`.
     """
     constants, images = constants or {}, images or {}
     whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
@@ -93,7 +93,7 @@ def _read(method: Method, name: str) -> Read:
     if not isinstance(field, Spatial):
         raise BadInput(f'{name} is given as an image; this checkpoint takes it as a {type(field).__name__.lower()}')
     if UNIT_PX % field.scale:
-        raise BadInput(f'{name} is {field.scale} times coarser than the result; windows support 1, 2 and 4 times')
+        raise BadInput(f'{name} is {field.scale} times coarser than the result; windows support factors of 1, 2 and 4')
     return Read(field.scale, UP_REACH_PX if name == 'lr' else 0)
 
 
