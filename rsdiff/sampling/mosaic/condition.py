@@ -73,7 +73,7 @@ class Condition:
         return Void(int(void), height * width, digest.hexdigest()[:16]) if void else None
 
     def digest(self) -> str:
-        """sha256 of the file's length and of evenly spaced blocks (up to 16 MB: all of it); the first 16 hex digits."""
+        """sha256 of the file's length and of evenly spaced blocks, all of a file up to 16 MB; first 16 hex digits."""
         size = os.path.getsize(self.path)
         digest = hashlib.sha256(str(size).encode())
         with open(self.path, 'rb') as file:
