@@ -67,7 +67,7 @@ def test_every_config_file_is_a_config(module):
         ({'method': {'schedule': {'beta_start': 0.5}}}, 'beta_start'),
         (
             {'method': {'schedule': {'zero_terminal_snr': True}}},
-            "'eps' can not be used with schedule.zero_terminal_snr",
+            "'eps' cannot be used with schedule.zero_terminal_snr",
         ),
         (
             {'method': {'schedule': {'zero_terminal_snr': True}, 'objective': {'prediction': 'v', 'p2_k': 0.0}}},

@@ -36,7 +36,7 @@ class DiffusionConfig:
         zero = self.schedule.zero_terminal_snr
         if zero and self.objective.prediction == 'eps':
             raise BadInput(
-                "objective.prediction 'eps' can not be used with schedule.zero_terminal_snr; use 'v' or 'x0'"
+                "objective.prediction 'eps' cannot be used with schedule.zero_terminal_snr; use 'v' or 'x0'"
             )
         if zero and self.objective.p2_gamma > 0 and not self.objective.p2_k > 0:
             raise BadInput(
