@@ -35,9 +35,7 @@ class DiffusionConfig:
     def __post_init__(self):
         zero = self.schedule.zero_terminal_snr
         if zero and self.objective.prediction == 'eps':
-            raise BadInput(
-                "objective.prediction 'eps' cannot be used with schedule.zero_terminal_snr; use 'v' or 'x0'"
-            )
+            raise BadInput("objective.prediction 'eps' cannot be used with schedule.zero_terminal_snr; use 'v' or 'x0'")
         if zero and self.objective.p2_gamma > 0 and not self.objective.p2_k > 0:
             raise BadInput(
                 f'objective.p2_k is {self.objective.p2_k}; schedule.zero_terminal_snr needs it to be positive'
