@@ -52,7 +52,7 @@ def test_every_config_file_is_a_config(module):
         ({'method': {'model': {'head_width': 48}}}, 'head_width'),
         ({'method': {'model': {'patch': 0}}}, 'patch is 0'),
         ({'method': {'model': {'attention_levels': (7,)}}}, 'attention_levels'),
-        ({'method': {'model': {'multipliers': ()}}}, 'multipliers are 0'),
+        ({'method': {'model': {'multipliers': ()}}}, 'multipliers has 0'),
         ({'method': {'model': {'dtype': 'float12'}}}, 'expected float32 or bfloat16'),
         ({'method': {'model': {'spatial': {'lr': {'scale': 2}}}}}, 'lr.scale is 2'),
         (
@@ -62,12 +62,12 @@ def test_every_config_file_is_a_config(module):
         ({'method': {'model': {'spatial': {'before': {}}}}}, 'spatial has no lr'),
         ({'method': {'model': {'spatial': {'lr': 4}}}}, r'spatial\.lr: expected a group'),
         ({'method': {'model': {'numbers': {'lr': {}}}}}, 'lr is a field of two kinds'),
-        ({'method': {'model': {'numbers': {'a b': {}}}}}, "'a b' is no name of a field"),
+        ({'method': {'model': {'numbers': {'a b': {}}}}}, "'a b' is not a valid field name"),
         ({'method': {'model': {'numbers': {'day': {'low': 1.0}}}}}, r'numbers\.day\.low is 1\.0 and high is 1\.0'),
         ({'method': {'schedule': {'beta_start': 0.5}}}, 'beta_start'),
         (
             {'method': {'schedule': {'zero_terminal_snr': True}}},
-            "'eps' can not be used with schedule.zero_terminal_snr",
+            "'eps' cannot be used with schedule.zero_terminal_snr",
         ),
         (
             {'method': {'schedule': {'zero_terminal_snr': True}, 'objective': {'prediction': 'v', 'p2_k': 0.0}}},
@@ -81,7 +81,7 @@ def test_every_config_file_is_a_config(module):
         ({'data': {'reductions': (0,)}}, 'reductions'),
         ({'batch_size': 0}, 'batch_size is 0'),
         ({'accumulation': 0}, 'accumulation is 0'),
-        ({'validation': {'steps': 2000}}, 'validation.steps and bins are at most 1000'),
+        ({'validation': {'steps': 2000}}, 'validation.steps and bins must be at most 1000'),
         ({'validation': {'grid': 40}}, 'validation.grid is more'),
         ({'validation': {'examples': 0}}, r'config\.validation\.examples is 0'),
         (
@@ -90,7 +90,7 @@ def test_every_config_file_is_a_config(module):
         ),
         ({'method': {'model': {'width': -64}}}, 'width is -64'),
         ({'method': {'model': {'blocks': 10**6}}}, 'blocks is 1000000'),
-        ({'method': {'model': {'multipliers': (1,) * 9}}}, 'multipliers are 9'),
+        ({'method': {'model': {'multipliers': (1,) * 9}}}, 'multipliers has 9'),
         ({'method': {'model': {'multipliers': (1, 0)}}}, 'multipliers is'),
         ({'method': {'model': {'multipliers': (1, 100.0)}}}, 'multipliers is'),
         ({'method': {'model': {'width': 4096, 'multipliers': (8, 8)}}}, 'parameters'),

@@ -236,9 +236,9 @@ def test_the_page_of_a_mosaic_is_no_place_for_a_script(images, tmp_path):
 @pytest.mark.parametrize(
     'formats, side, message',
     [
-        (['jpg'], 8, "format 'jpg' is none of zarr, png, tif, viewer"),
-        (['zarr', 'png'], 2501, '10004×10004 px are too many for a PNG, .* 100,000,000 at most'),
-        (['viewer'], 40_000, 'a viewer of 160000×160000 px would be .* files, more than 200,000; ask for tif'),
+        (['jpg'], 8, "format 'jpg' is not one of zarr, png, tif, viewer"),
+        (['zarr', 'png'], 2501, '10004×10004 px are too many for a PNG, .* 100,000,000 px at most'),
+        (['viewer'], 40_000, 'a viewer of 160000×160000 px would be .* files, more than 200,000; use tif'),
     ],
 )
 def test_what_can_not_be_made_is_refused_before_anything_is_sampled(formats, side, message):
@@ -283,6 +283,6 @@ def test_an_unfinished_mosaic_and_none_are_refused(mosaic, tmp_path):
     (tmp_path / 'images').mkdir()
     (tmp_path / 'images' / 'settings.json').write_text('{"mode": "folder"}')
     for path in (tmp_path / 'nowhere', tmp_path / 'other', tmp_path / 'images', mosaic / 'settings.json'):
-        with pytest.raises(BadInput, match='holds no mosaic; name the folder that sample.py --tiles has filled'):
+        with pytest.raises(BadInput, match='holds no mosaic; give the output folder of sample.py --tiles'):
             export(path)
     assert not names(mosaic)

@@ -104,13 +104,13 @@ def test_the_papers_plans_cost_what_their_overlap_says():
 @pytest.mark.parametrize(
     'options, message',
     [
-        (dict(name='slow'), "plan 'slow' is none of fast"),
+        (dict(name='slow'), "plan 'slow' is not one of fast"),
         (dict(steps=0), 'steps is 0'),
         (dict(phases=17), 'phases is 17; 12 steps'),
         (dict(overlap_px=6), 'overlap_px is 6'),
         (dict(overlap_px=64), 'overlap_px is 64'),
         (dict(name='spot', phases=2), 'plan spot has no phases'),
-        (dict(name='metaearth', overlap_px=8), 'plan metaearth has no overlap_px to set; fast has'),
+        (dict(name='metaearth', overlap_px=8), 'plan metaearth has no overlap_px; only fast has it'),
     ],
 )
 def test_impossible_numbers_are_named(options, message):

@@ -1,17 +1,17 @@
-"""Agreement of a predicted x_0 with the low-resolution image that it must explain.
+"""Consistency of a predicted x_0 with the low-resolution image.
 
     x_0 ← x_0 + w up(y - down(x_0))                                      (1)
 
-is, at w = 1, the range-space projection of DDNM (Wang et al. 2023, arXiv 2212.00490, eq. 10) for `down`, the mean over
-factor × factor blocks. Their `up` repeats each pixel, which prints the blocks; here it is a smooth interpolation, under
-which (1) is applied twice, and again at every sampling step. It removes the tint that each window would otherwise give
-itself, and leaves the detail, which `down` cannot see, to the network.
+is, at w = 1, the range-space projection of DDNM (Wang et al. 2023, arXiv 2212.00490, eq. 10) with `down` the mean over
+factor × factor blocks. Their `up` repeats each pixel, which leaves blocking artefacts; here it is a smooth interpolation,
+and (1) is applied twice at every sampling step. This removes the tint that each window would otherwise have, and leaves
+the detail, which `down` cannot see, to the network.
 
-Where the condition was made by another degradation than the mean, its finest scale says something else than `down` does.
-A larger factor compares both at a coarser one, where every degradation that keeps brightness agrees with the mean.
+If the condition was degraded otherwise than by block means, it disagrees with `down` at its finest scale. A larger factor
+compares at a coarser scale, where every degradation that preserves brightness agrees with the mean.
 
-A window knows its x_0 no further than its own edge, so `up` continues the difference there. Within two blocks of the
-edge the correction is therefore another than the neighbour's, which is for the merging of windows to make good.
+A window's x_0 ends at the window's edge, so `up` extrapolates the difference there. Within two blocks of the edge the
+correction therefore differs from the neighbouring window's; merging the windows evens this out.
 """
 
 import dataclasses
@@ -26,8 +26,8 @@ from rsdiff.diffusion.solvers import Denoise
 
 @dataclasses.dataclass(frozen=True)
 class Projection:
-    """How (1) is applied: at which `factor`, a multiple of the condition's; how much, w of `strength`; and only to
-    predictions from noise above `end`: t > end."""
+    """How (1) is applied: at scale `factor`, a multiple of the condition's; with w = `strength`; and only at timesteps
+    t > `end`."""
 
     factor: int = 4
     strength: float = 1.0
@@ -45,8 +45,8 @@ def smooth_up(y, factor: int):
     return jax.image.resize(y, (*batch, height * factor, width * factor, channels), 'bicubic')
 
 
-# What `smooth_up` sees around a pixel, in pixels of its input. Where so many more are given on each side, and their
-# enlargement cut away, the rest does not know where the crop was made.
+# Reach of `smooth_up`'s kernel, in pixels of its input. With this margin on each side, cut away after the enlargement,
+# the result does not depend on where the crop was made.
 UP_REACH_PX = 2
 
 
@@ -62,12 +62,12 @@ def inside(x, margin: int):
 
 
 def project(x0, y, factor: int | None = None, strength: float | jax.Array = 1.0, repeats: int = 2):
-    """(1), `repeats` times.
+    """Applies (1) `repeats` times.
 
     Args:
       x0: (…, h·f, w·f, c).
       y: (…, h, w, c), the condition.
-      factor: the scale of the comparison in pixels of x0, a multiple of f; by default f.
+      factor: the scale of the comparison in pixels of x0, a multiple of f; f by default.
       strength: w, a number or an array that broadcasts against x0.
     Returns:
       The shape of x0.
@@ -81,7 +81,7 @@ def project(x0, y, factor: int | None = None, strength: float | jax.Array = 1.0,
 
 
 def projected(predict: Denoise, y, projection: Projection) -> Denoise:
-    """`predict`, with what it says projected onto the condition y (…, h, w, c) as `projection` has it."""
+    """`predict`, with its output projected onto the condition y (…, h, w, c) as `projection` specifies."""
 
     def held(xt, t):
         x0 = predict(xt, t)
@@ -92,8 +92,8 @@ def projected(predict: Denoise, y, projection: Projection) -> Denoise:
 
 
 def keep_known(predict: Denoise, pixels, mask) -> Denoise:
-    """`predict`, with what is known put in its place: `pixels` (…, h, w, c) where `mask` (…, h, w, 1) is true.
+    """`predict`, with known pixels inserted: `pixels` (…, h, w, c) where `mask` (…, h, w, 1) is true.
 
-    That is the projection of DDNM for a `down` that leaves pixels out: what is unknown is drawn to fit.
+    This is DDNM's projection for a `down` that omits pixels: the unknown ones are generated to fit.
     """
     return lambda xt, t: jnp.where(mask, pixels, predict(xt, t))

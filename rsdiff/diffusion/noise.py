@@ -1,8 +1,8 @@
-"""Gaussian noise as a function of position: any crop of one infinite field, without making the rest.
+"""Gaussian noise as a function of position: any crop of one infinite field, without generating the rest.
 
-The value at (y, x) depends on the key and on (y, x) alone, by counter-based hashing (Salmon et al. 2011, the threefry
-generator of `jax.random`), so two crops agree exactly wherever they overlap, and nothing repeats, unless a period is
-asked for.
+The value at (y, x) depends only on the key and on (y, x), by counter-based hashing (Salmon et al. 2011, the threefry
+generator of `jax.random`). Two crops therefore agree exactly where they overlap, and nothing repeats unless a period is
+requested.
 """
 
 from typing import Literal
@@ -16,13 +16,13 @@ Kind = Literal['independent', 'shared', 'periodic', 'anchored']
 
 
 def crop(key, y, x, height: int, width: int, channels: int = 3, *, around: int | None = None, tile: int | None = None):
-    """Standard normal noise of the rectangle with top-left corner (y, x), float32 (height, width, channels).
+    """Standard normal noise in the rectangle with top-left corner (y, x), float32 (height, width, channels).
 
     Args:
-      key: a typed JAX key; it names the field.
+      key: a typed JAX key; it selects the field.
       y, x: int32, traced or not, negative allowed.
-      around: after how many columns one is back at the same place, if the plane is a cylinder.
-      tile: after how many rows and columns of the plane the field repeats.
+      around: the circumference in columns, if the plane is a cylinder.
+      tile: the period of the field, in rows and columns.
     """
     rows, columns = (start + jnp.arange(length, dtype=jnp.int32) for start, length in ((y, height), (x, width)))
     columns = columns if around is None else columns % around
@@ -33,14 +33,14 @@ def crop(key, y, x, height: int, width: int, channels: int = 3, *, around: int |
 
 
 def windows(kind: Kind, key, corners, window_px: int, around: int | None = None, channels: int = 3):
-    """The first noise of each window.
+    """The initial noise of each window.
 
     Args:
-      kind: 'anchored', a crop of one infinite field at the window's place, on which overlapping windows agree and which
-        never repeats; 'periodic', the same of a field that repeats every `window_px`; 'shared', one tile for all
-        windows (MetaEarth, Yu et al. 2024); 'independent', a tile of its own for each window.
+      kind: 'anchored', a crop at the window's position of one infinite field, which never repeats and on which
+        overlapping windows agree; 'periodic', likewise from a field that repeats every `window_px`; 'shared', one tile
+        for all windows (MetaEarth, Yu et al. 2024); 'independent', a separate tile for each window.
       corners: int32 (b, 2), the top-left corners.
-      around: see `crop`; windows `around` columns apart are the same.
+      around: see `crop`; windows `around` columns apart get the same noise.
     Returns:
       float32 (b, window_px, window_px, channels).
     """
@@ -58,13 +58,13 @@ def windows(kind: Kind, key, corners, window_px: int, around: int | None = None,
         if kind == 'independent':
             own = jax.random.fold_in(jax.random.fold_in(key, y), x if around is None else x % around)
             return crop(own, 0, 0, *size)
-        raise ValueError(f"noise {kind!r} is none of 'independent', 'shared', 'periodic', 'anchored'")
+        raise ValueError(f"noise is {kind!r}; it must be one of 'independent', 'shared', 'periodic', 'anchored'")
 
     return jax.vmap(one)(corners)
 
 
 def name_key(seed: int, *names: int):
-    """A key for `seed`, any integer, and a path of integers such as (stage, window). The same path always gives the same
+    """A key for `seed` (any integer) and a path of integers such as (stage, window). The same path always gives the same
     key."""
     key = seed_key(seed)
     for name in names:

@@ -1,17 +1,16 @@
-"""The training objective: corrupt, predict, weigh the error.
+"""The training objective: add noise, predict, weight the error.
 
     L = E_{x0, ε, t} [ λ_t · mean (ε̂ - ε)² ]                            (1)
     λ_t = (k + SNR_t)^-γ                                                (2)
 
-(2) is P2 weighting (Choi et al. 2022, arXiv 2204.00227); k = 1 gives λ_t = (1 - ᾱ_t)^γ where the schedule keeps the
-variance, and γ = 0 the plain loss. What
-the network predicts and where its error is measured are two choices: by (4) and (5) of `schedule`, the same
-prediction has errors in ε, v and x_0 that differ by a factor of t alone,
+(2) is P2 weighting (Choi et al. 2022, arXiv 2204.00227). k = 1 gives λ_t = (1 - ᾱ_t)^γ for a variance-preserving
+schedule; γ = 0 gives the unweighted loss. What the network predicts and where its error is measured are separate choices:
+by (4) and (5) of `schedule`, the errors of one prediction in ε, v and x_0 differ by a factor that depends on t alone,
 
     |ε̂ - ε|² = SNR_t |x̂_0 - x_0|²,   |v̂ - v|² = (α_t² + σ_t²) (1 + SNR_t) |x̂_0 - x_0|²    (3)
 
-Where SNR_t = 0, at the end of a schedule with zero terminal SNR, ε can not be what is predicted; errors of x_0 and v
-are weighed as everywhere, by nothing if measured in ε, and k has to be positive.
+Where SNR_t = 0, at the end of a schedule with zero terminal SNR, the network cannot predict ε. Errors of x_0 and v have
+their usual weight there, which is zero if the error is measured in ε, and k must be positive.
 """
 
 import dataclasses
@@ -44,20 +43,20 @@ def p2_weight(schedule: Schedule, t, k: float, gamma: float):
 
 
 def error_factor(schedule: Schedule, t, space: Prediction):
-    """|error in `space`|² over |error in x_0|², by (3), the shape of `t`."""
+    """|error in `space`|² / |error in x_0|², by (3), the shape of `t`."""
     snr = schedule.snr(t)
     return {'x0': jnp.ones_like(snr), 'v': schedule.power(t) * (1 + snr), 'eps': snr}[space]
 
 
 def stratified_timesteps(key, batch: int, timesteps: int):
-    """int32 (batch,) in [1, T]: each is uniform, together they are spread evenly, which lowers the loss's variance
+    """int32 (batch,) in [1, T]: each is uniform, and together they are evenly spaced, which lowers the variance of the loss
     (Kingma et al. 2021, arXiv 2107.00630, appendix I.1)."""
     u = (jax.random.uniform(key) + jnp.arange(batch) / batch) % 1.0
     return 1 + jnp.minimum((u * timesteps).astype(jnp.int32), timesteps - 1)
 
 
 def loss_terms(denoise: Callable, schedule: Schedule, config: ObjectiveConfig, x0, eps, t):
-    """The weighted error of (1) for each example.
+    """The weighted error in (1) for each example.
 
     Args:
       denoise: (xt, t) → prediction, the shape of xt.

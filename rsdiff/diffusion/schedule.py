@@ -1,26 +1,27 @@
 """The forward process and the changes of variable around it (Ho et al. 2020, arXiv 2006.11239).
 
-Time runs t = 0 … T as in the paper: t = 0 is the clean image, t = T nearly pure noise.
+Time runs t = 0 … T as in the paper: t = 0 is the clean image, t = T is nearly pure noise.
 
     x_t = α_t x_0 + σ_t ε,  ε ~ N(0, I)                                 (1)
     SNR_t = α_t² / σ_t²                                                 (2)
 
-A schedule is α and σ, whatever they are. Those of Ho et al. keep the variance of data that has unit variance,
+A schedule is any pair of α and σ. Those of Ho et al. preserve the variance of data with unit variance,
 
     α_t² = ᾱ_t = Π_{s≤t} (1 - β_s),  ᾱ_0 = 1,  σ_t² = 1 - ᾱ_t             (3)
 
-others add ever more noise, σ_t² ≫ 1. A network may predict ε, x_0, or v = α_t ε - σ_t x_0 (Salimans & Ho 2022, arXiv
-2202.00512). With (1) each of them gives the other two:
+others add more and more noise, σ_t² ≫ 1. A network may predict ε, x_0, or v = α_t ε - σ_t x_0 (Salimans & Ho 2022, arXiv
+2202.00512). By (1), each of them determines the other two:
 
     x_0 = (x_t - σ_t ε) / α_t = (α_t x_t - σ_t v) / (α_t² + σ_t²)        (4)
     ε   = (x_t - α_t x_0) / σ_t                                         (5)
 
-With the β of (3), α_T is not 0: training shows the network a little of x_0 at t = T, chiefly its mean, where sampling gives
-it noise of mean 0. Lin et al. (2023, arXiv 2305.08891, algorithm 1) shift and stretch α so that nothing is left,
+With the β of (3), α_T is not 0: in training, the network sees a little of x_0 at t = T, mainly its mean, whereas sampling
+starts from noise of mean 0. Lin et al. (2023, arXiv 2305.08891, algorithm 1) shift and rescale α so that α_T = 0,
 
     α_t ← (α_t - α_T) α_1 / (α_1 - α_T),  t ≥ 1                          (6)
 
-which keeps α_1. There SNR_T = 0, and ε says nothing of x_0: (4) from ε can not be used, from v it is x_0 = -v.
+which leaves α_1 unchanged. Then SNR_T = 0, and at t = T ε carries no information about x_0: (4) cannot be used with ε, and
+with v it is x_0 = -v.
 """
 
 import dataclasses
@@ -38,7 +39,7 @@ Prediction = Literal['eps', 'x0', 'v']
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
     """β rises from `beta_start` to `beta_end` over `timesteps` steps, linearly in β or in √β ('sqrt_linear').
-    `zero_terminal_snr` rescales the result by (6); it excludes the prediction of ε."""
+    `zero_terminal_snr` rescales the result by (6); it cannot be combined with predicting ε."""
 
     timesteps: int = 1000
     beta_start: float = 0.0015
@@ -59,8 +60,8 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True, eq=False)
 class Schedule:
-    """α_t² and σ_t² for t = 0 … T, float64 of shape (T + 1,); σ_0 = 0. `t` below is an int array of any shape, in [0, T],
-    and what is returned is float32 of that shape."""
+    """α_t² and σ_t² for t = 0 … T, float64 of shape (T + 1,); σ_0 = 0. In the methods, `t` is an int array of any shape, in
+    [0, T]; the result is float32 of that shape."""
 
     alpha_squared: np.ndarray
     sigma_squared: np.ndarray
@@ -72,7 +73,7 @@ class Schedule:
 
     @property
     def first_scale(self) -> float:
-        """The standard deviation of x_T, for data of unit variance: what the first noise is multiplied with."""
+        """The standard deviation of x_T, for data of unit variance: the scale of the initial noise."""
         return float(np.sqrt(self.alpha_squared[-1] + self.sigma_squared[-1]))
 
     def alpha(self, t):
@@ -84,7 +85,7 @@ class Schedule:
         return jnp.sqrt(_at(self.sigma_squared, t))
 
     def power(self, t):
-        """α_t² + σ_t², which is 1 where the variance is kept."""
+        """α_t² + σ_t², which is 1 if the schedule preserves the variance."""
         return _at(self.alpha_squared + self.sigma_squared, t)
 
     def snr(self, t):
@@ -97,12 +98,12 @@ def _at(table: np.ndarray, t):
 
 
 def one_step() -> Schedule:
-    """The schedule of a network that answers at once: at t = T = 1 there is noise alone, and x_0 is what it predicts."""
+    """The schedule of a single-step network: at t = T = 1 the input is pure noise, and the network predicts x_0."""
     return Schedule(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
 
 
 def make_schedule(config: ScheduleConfig) -> Schedule:
-    """The schedule of (3), multiplied out in float64, rescaled by (6) if the config asks for it.
+    """The schedule of (3), computed in float64, rescaled by (6) if the config asks for it.
 
     Raises:
       ValueError: the shape is unknown.
@@ -118,7 +119,7 @@ def make_schedule(config: ScheduleConfig) -> Schedule:
     if config.zero_terminal_snr:
         alpha = np.sqrt(alpha_bar)
         alpha_bar = ((alpha - alpha[-1]) * alpha[0] / (alpha[0] - alpha[-1])) ** 2
-    # ᾱ as float32 has it, so that training and solvers, one in float32 and the other not, speak of the same noise
+    # ᾱ rounded to float32, so that training (float32) and solvers (float64) use the same noise levels
     alpha_squared = np.concatenate([[1.0], alpha_bar]).astype(np.float32).astype(np.float64)
     return Schedule(alpha_squared, 1.0 - alpha_squared)
 
@@ -135,18 +136,18 @@ def add_noise(schedule: Schedule, x0, eps, t):
 
 
 def target(schedule: Schedule, kind: Prediction, x0, eps, t):
-    """What a network that predicts `kind` should say of `add_noise(schedule, x0, eps, t)`."""
+    """The training target of a network that predicts `kind` from `add_noise(schedule, x0, eps, t)`."""
     if kind == 'eps':
         return eps
     if kind == 'x0':
         return x0
     if kind == 'v':
         return like(schedule.alpha(t), x0) * eps - like(schedule.sigma(t), x0) * x0
-    raise ValueError(f"prediction {kind!r} is none of 'eps', 'x0', 'v'")
+    raise ValueError(f"prediction is {kind!r}; it must be one of 'eps', 'x0', 'v'")
 
 
 def to_x0(schedule: Schedule, kind: Prediction, prediction, xt, t):
-    """The x_0 that a prediction of `kind` at (xt, t) stands for, by (4); not finite from ε where SNR_t = 0."""
+    """The x_0 implied by a prediction of `kind` at (xt, t), by (4); not finite for ε where SNR_t = 0."""
     alpha, sigma = like(schedule.alpha(t), xt), like(schedule.sigma(t), xt)
     if kind == 'eps':
         return (xt - sigma * prediction) / alpha
@@ -154,7 +155,7 @@ def to_x0(schedule: Schedule, kind: Prediction, prediction, xt, t):
         return prediction
     if kind == 'v':
         return (alpha * xt - sigma * prediction) / like(schedule.power(t), xt)
-    raise ValueError(f"prediction {kind!r} is none of 'eps', 'x0', 'v'")
+    raise ValueError(f"prediction is {kind!r}; it must be one of 'eps', 'x0', 'v'")
 
 
 def to_eps(schedule: Schedule, x0, xt, t):

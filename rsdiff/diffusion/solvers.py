@@ -1,11 +1,11 @@
 """Samplers: from noise to image, in pure steps over `denoise(x, t) -> prediction`.
 
-Whatever the solver, its step from t to s < t is linear in what it is given,
+For every solver, the step from t to s < t is linear in its inputs,
 
     x_s = a x_t + b x̂_0 + c x̂_0' + τ z,  z ~ N(0, I)                                              (1)
 
-where x̂_0 is predicted from x_t, and x̂_0' was at the step before. A solver is therefore a table of a, b, c, τ
-(`Steps`), made in float64 from the schedule alone; any slice of it may be run, and the rest later or elsewhere.
+where x̂_0 is predicted from x_t, and x̂_0' is the prediction of the previous step. A solver is therefore a table of a, b, c,
+τ (`Steps`), computed in float64 from the schedule alone. Any slice of it can be run, and the rest later or elsewhere.
 
 The generalised reverse step (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16) has
 
@@ -16,14 +16,14 @@ The generalised reverse step (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16)
 DDPM's with the variance β̃. Nothing here needs α² + σ² = 1.
 
 DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2) solves the same equation in the half log-SNR
-λ = ln(α / σ), along which x̂_0 is extrapolated from two predictions. With h = λ_s - λ_t, h' that of the step before, and
+λ = ln(α / σ), along which x̂_0 is extrapolated from two predictions. With h = λ_s - λ_t, h' that of the previous step, and
 r = h' / h,
 
     x_s = σ_s / σ_t x_t - α_s (e^-h - 1) D,  D = (1 + 1 / 2r) x̂_0 - 1 / 2r x̂_0'                    (4)
 
-Its first step has no past, and its last goes to λ = ∞: there D = x̂_0, and (4) is DDIM.
+The first step has no previous prediction, and the last goes to λ = ∞: there D = x̂_0, and (4) is DDIM.
 
-Samplers own no randomness: the first noise, and that of each stochastic step, come in as arguments.
+Samplers draw no random numbers: the initial noise, and that of each stochastic step, are passed as arguments.
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ Solver = Literal['ddim', 'dpm++2m']
 @jax.tree_util.register_dataclass
 @dataclasses.dataclass(frozen=True)
 class Steps:
-    """The coefficients of (1), each an array (steps,): `t` int32, the others float32. A slice of it is a part of the way."""
+    """The coefficients of (1), each an array (steps,): `t` int32, the others float32. A slice is a run of steps."""
 
     t: jax.Array | np.ndarray
     a: jax.Array | np.ndarray
@@ -60,16 +60,17 @@ class Steps:
 def timestep_grid(timesteps: int, steps: int) -> np.ndarray:
     """int32 (steps + 1,) from T down to 0, quadratically spaced: the sampler goes from each entry to the next.
 
-    Even spacing would make the last jump from t = T / steps. There σ is many times the contrast of fine texture, so the
-    x_0 predicted there, which is the result, has none. Squares (Song et al. 2021, appendix D.2) end in small steps.
+    With even spacing, the last step would start at t = T / steps. There σ is many times the contrast of fine texture, so
+    the x_0 predicted there, which is the result, has none. Quadratic spacing (Song et al. 2021, appendix D.2) ends in small
+    steps.
 
     Raises:
-      ValueError: steps is not in [1, T].
+      ValueError: `steps` is not in [1, T].
     """
     if not 1 <= steps <= timesteps:
         raise ValueError(f'{steps} sampling steps; the schedule allows 1 to {timesteps}')
     index = np.arange(steps, -1, -1)
-    return np.maximum(np.rint(timesteps * (index / steps) ** 2), index).astype(np.int32)  # no step is empty
+    return np.maximum(np.rint(timesteps * (index / steps) ** 2), index).astype(np.int32)  # no two entries are equal
 
 
 def ddim(schedule: Schedule, grid: np.ndarray, eta: float = 0.0) -> Steps:
@@ -104,10 +105,10 @@ def integrate(predict: Denoise, steps: Steps, x, x0, step_noise: Callable[[jax.A
     Args:
       predict: (x, t) → x̂_0; t is int32 (batch,).
       x: (batch, height, width, channels), at the time of the first step.
-      x0: the prediction of the step before, the shape of x; of no consequence where c = 0, as in a first step.
+      x0: the prediction of the previous step, the shape of x; not used where c = 0, as in the first step.
       step_noise: t (int32 scalar, the step's start) → standard normal of x's shape; needed if τ > 0.
     Returns:
-      x after the last step, and the prediction made in it.
+      x after the last step, and the x_0 predicted in that step.
     """
 
     def step(state, now):
@@ -131,13 +132,13 @@ def sample(
     step_noise: Callable[[jax.Array], jax.Array] | None = None,
     start: int | None = None,
 ):
-    """Runs a solver from `x` at t = `start`, or T, down to t = 0.
+    """Runs a solver from `x` at t = `start` (T by default) down to t = 0.
 
     Args:
       denoise: (x, t) → prediction of `kind`; t is int32 (batch,).
-      x: (batch, height, width, channels), at T normal of standard deviation `schedule.first_scale`.
-      steps: how many network evaluations, 1 to `start`.
-      eta: η of (2), of DDIM; above 0 it needs `step_noise`.
+      x: (batch, height, width, channels); at T, normal with standard deviation `schedule.first_scale`.
+      steps: number of network evaluations, 1 to `start`.
+      eta: η of (2), for DDIM only; above 0 it needs `step_noise`.
     Returns:
       The sample, the shape of `x`.
     """

@@ -1,7 +1,7 @@
-"""What a method is: what is learnt from a batch, and what is predicted with it.
+"""The method interface: what is learned from a batch, and what is predicted from it.
 
-Every method is trained by the one loop of `rsdiff.training` and sampled by the one code of `rsdiff.sampling`; neither knows
-which it is. A method holds no arrays: parameters come in with every call, so that `jit`, `grad` and sharding see plain trees.
+All methods share the training loop in `rsdiff.training` and the samplers in `rsdiff.sampling`, which do not depend on the
+method. A method holds no arrays: parameters are passed to every call, so `jit`, `grad` and sharding see plain trees.
 """
 
 import dataclasses
@@ -18,29 +18,29 @@ from rsdiff.diffusion.solvers import Denoise
 from rsdiff.methods.codec import Codec, Targets
 from rsdiff.models.conditioning import Condition, Number, Spatial, Tokens
 
-Parameters = dict[str, Any]  # by part: nested dicts of arrays
-GENERATOR = 'generator'  # the part that samples, and the only one with averages
+Parameters = dict[str, Any]  # part → nested dict of arrays
+GENERATOR = 'generator'  # the part used for sampling, and the only one with parameter averages
 
 
 class Prepared(TypedDict):
-    """A batch as a loss takes it: what is wanted, and the condition it has to be made from."""
+    """A batch as the losses take it: the targets, and the condition to predict them from."""
 
     targets: Targets
     condition: Condition
 
 
 class Method(Protocol):
-    """One way of learning and of sampling.
+    """A training objective and how to predict with the result.
 
     Attributes:
-      parts: the networks that are trained, each with an optimiser of its own, in the order of their updates. The gradients
-        of all are taken before any is updated.
-      codec: what is diffused.
-      schedule: of the noise; `one_step()` for a network that answers at once.
-      fields: what the condition may hold, by name.
-      channels: of the image.
-      upscale: how many times finer the image is than the field `lr`.
-      dtype: what the networks compute in; parameters are float32 whatever it is.
+      parts: the trained networks, each with its own optimiser, in update order. The gradients of all parts are computed
+        before any part is updated.
+      codec: maps images to the array that is diffused, and back.
+      schedule: the noise schedule; `one_step()` for a single-step network.
+      fields: the fields that the condition may contain, by name.
+      channels: number of image channels.
+      upscale: resolution of the image relative to the field `lr`.
+      dtype: the dtype that the networks compute in; parameters are always float32.
     """
 
     @property
@@ -65,36 +65,36 @@ class Method(Protocol):
     def dtype(self) -> Any: ...
 
     def init(self, key) -> Parameters:
-        """Fresh float32 parameters of every part. Call it inside `jit` or `eval_shape`."""
+        """Freshly initialised float32 parameters of all parts. Call it inside `jit` or `eval_shape`."""
         ...
 
     def prepare(self, batch: dict[str, jax.Array], key) -> Prepared:
-        """Degrades, scales and drops: a batch as it is read → what the losses take."""
+        """Turns a batch as read into the losses' input: degrades and scales images, drops fields."""
         ...
 
     def loss(self, part: str, params: Parameters, buffers, frozen, prepared: Prepared, key) -> tuple[jax.Array, tuple]:
-        """The loss of `part`, a float32 scalar, with (metrics by name, the part's new buffers) beside it.
+        """Returns the loss of `part`, a float32 scalar, and (metrics by name, the part's new buffers).
 
         Args:
-          params: of all parts.
-          buffers: of this part: arrays that change with every step and have no gradient.
+          params: parameters of all parts.
+          buffers: buffers of this part: arrays that change with every step and have no gradient.
           frozen: networks that are not trained, by name.
         """
         ...
 
     def terms(self, params: Parameters, frozen, prepared: Prepared, key, t) -> jax.Array:
-        """The generator's loss of each example, float32 (b,), at timesteps t, int (b,), with noise from `key`."""
+        """The generator's loss for each example, float32 (b,), at timesteps t, int (b,), with noise from `key`."""
         ...
 
     def predict(self, params: Parameters, frozen, condition: Condition) -> Denoise:
-        """(z_t, t) → ẑ_0, with the condition bound."""
+        """The function (z_t, t) → ẑ_0 for a given condition."""
         ...
 
 
 @dataclasses.dataclass(frozen=True)
 class Drop:
-    """Fields that are dropped together from a share of the examples, so that the network learns to do without (Ho &
-    Salimans 2022, arXiv 2207.12598)."""
+    """Fields that are dropped together from a fraction `probability` of the examples, so that the network learns to predict
+    without them (Ho & Salimans 2022, arXiv 2207.12598)."""
 
     fields: tuple[str, ...] = ()
     probability: float = 0.1
@@ -104,8 +104,8 @@ class Drop:
 
 
 def fields_to_read(fields: dict[str, Spatial | Number | Tokens]) -> tuple[Field, ...]:
-    """Of a network's fields those that data have to bring: all but `lr`, which is made from the image, `gsd_m`, which every
-    image has, and tokens, which are no data but what a frozen network makes of them."""
+    """The network's fields that must be read from the data: all except `lr`, which is computed from the image, `gsd_m`, which
+    every image has, and tokens, which are the output of a frozen network."""
     return tuple(
         Field(name, field.channels, field.scale, not field.droppable)
         if isinstance(field, Spatial)
@@ -122,11 +122,11 @@ def prepared_batch(
     batch: dict[str, jax.Array],
     key,
 ) -> Prepared:
-    """Images as float32 in [-1, 1]; a condition of the fields that the batch has, and of `lr`, the degraded image.
+    """Images as float32 in [-1, 1], and a condition of the batch's fields and `lr`, the degraded image.
 
     Args:
       batch: `image` uint8 (b, h, w, c), and fields: uint8 or float32.
-      drops: of each example at most one happens.
+      drops: at most one of them is applied to each example.
     """
     x0 = to_float(batch['image'])
     condition = {name: to_float(batch[name]) for name in fields if name in batch}
@@ -144,5 +144,5 @@ def prepared_batch(
 
 
 def to_float(values):
-    """uint8 → float32 in [-1, 1]; other numbers as they are."""
+    """uint8 → float32 in [-1, 1]; other dtypes are returned unchanged."""
     return values.astype(jnp.float32) / 127.5 - 1.0 if values.dtype == jnp.uint8 else values

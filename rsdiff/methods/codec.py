@@ -1,8 +1,8 @@
-"""What is diffused instead of what is wanted, and the way back.
+"""Codecs: from targets to the array that is diffused, and back.
 
-A codec turns targets, a dict of arrays such as {'image': x_0}, into one array z_0, and a z_0 into targets. It may look at the
-condition. Where a window is a crop of something larger, spatial fields of the condition come with a `margin`, in pixels of
-`lr`, so that what the codec makes of them does not depend on where the crop was made.
+A codec encodes targets, a dict of arrays such as {'image': x_0}, as one array z_0, and decodes z_0 to targets. It may use the
+condition. If a window is a crop of something larger, the condition's spatial fields have a `margin`, in pixels of `lr`, so
+that the codec's result does not depend on where the crop was made.
 """
 
 import dataclasses
@@ -18,7 +18,7 @@ Targets = dict[str, jax.Array]
 
 
 class Codec(Protocol):
-    """z_0 and targets, each from the other."""
+    """Converts between targets and z_0."""
 
     def encode(self, targets: Targets, condition: Condition, margin: int = 0) -> jax.Array:
         """Targets (b, h, w, ·) → z_0."""
@@ -44,13 +44,13 @@ class IdentityConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ResidualConfig:
-    """z_0 is what the image has beyond its enlarged condition,
+    """z_0 is the image's residual with respect to its upsampled condition,
 
         z_0 = (x_0 - up(lr)) / scale                                     (1)
 
-    The schedule is made for data of unit variance. Fine texture has a twentieth of that in an image of [-1, 1], less than
-    the noise of the schedule's first step, and would be lost; as z_0 it has its place, and the colours, which (1) takes
-    out, need not be learned. `scale` is best the root mean square of x_0 - up(lr).
+    The schedule is designed for data of unit variance. Fine texture in an image of [-1, 1] has a twentieth of that, less than
+    the noise of the schedule's first step, and would be lost. The scaled residual has the right range, and the network need
+    not learn the colours, which (1) removes. The best `scale` is the root mean square of x_0 - up(lr).
     """
 
     kind: Literal['residual'] = 'residual'
@@ -68,7 +68,7 @@ class ResidualConfig:
 
 
 def enlarged(lr, height: int, margin: int):
-    """up(lr) of (1) without its margin: (b, h + 2m, w + 2m, c) → (b, height, height · w / h, c)."""
+    """up(lr) in (1), without its margin: (b, h + 2m, w + 2m, c) → (b, height, height · w / h, c)."""
     return constraints.smooth_up_inside(lr, height // (lr.shape[1] - 2 * margin), margin)
 
 

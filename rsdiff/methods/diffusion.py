@@ -1,4 +1,4 @@
-"""Diffusion: a U-Net that learns to undo noise, and is asked many times."""
+"""Diffusion: a U-Net that learns to denoise and is evaluated at many timesteps."""
 
 import dataclasses
 import functools
@@ -23,7 +23,7 @@ from rsdiff.models.unet import UNet, UNetConfig
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig:
-    """Everything that the parameters mean nothing without. `drops`: fields to drop in training; they must be droppable."""
+    """Settings needed to interpret a checkpoint's parameters. `drops`: fields to drop in training; they must be droppable."""
 
     kind: Literal['diffusion'] = 'diffusion'
     model: UNetConfig = UNetConfig()
@@ -35,9 +35,7 @@ class DiffusionConfig:
     def __post_init__(self):
         zero = self.schedule.zero_terminal_snr
         if zero and self.objective.prediction == 'eps':
-            raise BadInput(
-                "objective.prediction 'eps' can not be used with schedule.zero_terminal_snr; use 'v' or 'x0'"
-            )
+            raise BadInput("objective.prediction 'eps' cannot be used with schedule.zero_terminal_snr; use 'v' or 'x0'")
         if zero and self.objective.p2_gamma > 0 and not self.objective.p2_k > 0:
             raise BadInput(
                 f'objective.p2_k is {self.objective.p2_k}; schedule.zero_terminal_snr needs it to be positive'
@@ -51,14 +49,14 @@ class DiffusionConfig:
 
 
 def check_drops(drops: tuple[Drop, ...], fields: dict) -> None:
-    """Raises BadInput where a field is dropped that the network does not have, or can't do without."""
+    """Raises BadInput if `drops` names a field that the network does not have or that is not droppable."""
     for name in (name for drop in drops for name in drop.fields):
         if name not in fields:
             raise BadInput(f'drops has {name!r}; the network takes {", ".join(fields)}')
         if not fields[name].droppable:
             raise BadInput(f'drops has {name!r}, which is not droppable; set droppable of this field in model')
     if sum(drop.probability for drop in drops) > 1:
-        raise BadInput('drops have probabilities that add up to more than 1; at most one of them happens')
+        raise BadInput('drops: the probabilities sum to more than 1, but at most one drop is applied to each example')
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,7 +93,7 @@ class Diffusion:
 
     @functools.cached_property
     def graphdef(self):
-        """The network's structure, made without allocating a parameter."""
+        """The network's structure, built without allocating parameters."""
         return nnx.split(nnx.eval_shape(lambda: UNet(self.config.model, rngs=Keys(0))))[0]
 
     def init(self, key) -> Parameters:
@@ -105,7 +103,7 @@ class Diffusion:
         return prepared_batch(self.fields, self.degradation, self.config.drops, batch, key)
 
     def denoiser(self, params: Parameters, condition: Condition) -> Denoise:
-        """(z_t, t) → what the network says, of the objective's kind. The condition is encoded here, once."""
+        """The function (z_t, t) → network output (ε, x_0 or v, as the objective sets). Encodes the condition once, here."""
         model = nnx.merge(self.graphdef, nnx.State(params[GENERATOR]))
         encoded = model.encode(condition)
         return lambda zt, t: model(zt, t, encoded)

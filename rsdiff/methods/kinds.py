@@ -1,4 +1,4 @@
-"""Every method there is."""
+"""All methods."""
 
 from rsdiff.data.degradation import DegradationConfig
 from rsdiff.methods.base import Method
@@ -9,6 +9,6 @@ MethodConfig = DiffusionConfig | RegressionConfig
 
 
 def make_method(config: MethodConfig, degradation: DegradationConfig = DegradationConfig()) -> Method:
-    """The method that a config is of."""
+    """The method that `config` describes."""
     kinds = {DiffusionConfig: Diffusion, RegressionConfig: Regression}
     return kinds[type(config)](config, degradation)

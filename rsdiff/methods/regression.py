@@ -1,4 +1,4 @@
-"""Regression: a network that answers at once, trained by the mean absolute error. A diffusion of one step."""
+"""Regression: a single-step network trained with the mean absolute error, treated as diffusion with one step."""
 
 import dataclasses
 import functools
@@ -18,7 +18,7 @@ from rsdiff.models.rrdbnet import RRDBNet, RRDBNetConfig
 
 @dataclasses.dataclass(frozen=True)
 class RegressionConfig:
-    """An RRDBNet with an L1 loss, as ESRGAN begins (Wang et al. 2018, arXiv 1809.00219, §4.1)."""
+    """An RRDBNet with an L1 loss, as in ESRGAN's pre-training (Wang et al. 2018, arXiv 1809.00219, §4.1)."""
 
     kind: Literal['regression'] = 'regression'
     model: RRDBNetConfig = RRDBNetConfig()
@@ -64,7 +64,7 @@ class Regression:
 
     @functools.cached_property
     def graphdef(self):
-        """The network's structure, made without allocating a parameter."""
+        """The network's structure, built without allocating parameters."""
         return nnx.split(nnx.eval_shape(lambda: RRDBNet(self.config.model, rngs=Keys(0))))[0]
 
     def init(self, key) -> Parameters:

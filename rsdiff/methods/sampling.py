@@ -1,4 +1,4 @@
-"""What any method's predictions become: images, clipped, held to what is known, and whole samples."""
+"""Sampling with any method: predicted images, clipped and constrained, and complete samples."""
 
 from typing import Any, Callable
 
@@ -11,7 +11,7 @@ from rsdiff.diffusion.solvers import Denoise
 from rsdiff.methods.base import Method, Parameters
 from rsdiff.models.conditioning import Condition
 
-# (predict, the window's own condition) → predict, of images: see `diffusion.constraints`
+# (predict, the window's own condition) → predict; both predict images, see `diffusion.constraints`
 Constraint = Callable[[Denoise, Condition], Denoise]
 
 
@@ -24,20 +24,20 @@ def predictor(
     constrain: Constraint = lambda predict, condition: predict,
     frozen: Any = None,
 ) -> Denoise:
-    """`predict(zt, t)` → the z_0 predicted from it, as an image clipped and projected onto the condition.
+    """`predict(zt, t)` → the predicted z_0, clipped and projected onto the condition as an image.
 
-    A window is a crop: the network and the codec see its own pixels of the condition alone, so that near its edge what the
-    codec makes of them is not what it makes of the whole. What windows exchange has to mean the same to all of them. So z is
-    here with respect to the whole's condition, which comes with a margin, and each window translates: with d, what z_0 is
-    for the window where it is 0 for the whole,
+    A window is a crop: the network and the codec see only its own pixels of the condition. Near the window's edge, the codec
+    therefore encodes them differently than it would in the full image. But z, which windows exchange, must mean the same to
+    all of them. So here z is encoded with respect to the full image's condition, which comes with a margin, and each window
+    converts it. With d the window's encoding of the image that the full condition encodes as 0,
 
         z_0' = z_0 + d,  z_t' = z_t + α_t d                              (1)
 
     Args:
-      condition: as the method's network takes it, but for `lr`, (b, h + 2m, w + 2m, c) with m = `margin`; with m = 0 the
-        window is all there is.
-      projection: of each predicted image onto `lr`; None leaves it.
-      constrain: what else is done to each predicted image.
+      condition: as the method's network takes it, except for `lr`, (b, h + 2m, w + 2m, c) with m = `margin`; m = 0 if the
+        window is the full image.
+      projection: how to project each predicted image onto `lr`; None to skip this.
+      constrain: a further constraint on each predicted image.
     """
     inner = condition | {'lr': constraints.inside(condition['lr'], margin)}
     predict = method.predict(params, frozen, inner)
@@ -54,7 +54,7 @@ def predictor(
 
 
 def first_timestep(method: Method, strength: float) -> int:
-    """The timestep that a sample of `strength` (see `sample`) starts from, at least 1."""
+    """The timestep at which sampling with `strength` (see `sample`) starts, at least 1."""
     return max(1, round(strength * method.schedule.timesteps))
 
 
@@ -70,16 +70,16 @@ def sample(
     strength: float = 1.0,
     frozen: Any = None,
 ):
-    """One stage in one piece: from noise, or from a real image noised part of the way (SDEdit, Meng et al. 2022,
-    arXiv 2108.01073; He et al. 2023 call it real guidance), which the result then resembles.
+    """Samples one stage without windows: from noise, or from a partly noised real image, which the result then resembles
+    (SDEdit, Meng et al. 2022, arXiv 2108.01073; called real guidance by He et al. 2023).
 
     Args:
       condition: as the method's network takes it, with `lr` (b, h, w, c).
-      noise: standard normal, (b, H, W, c) of the result.
-      steps: network evaluations, at most `first_timestep(method, strength)`.
-      projection: of each predicted image onto `lr` (`diffusion.constraints`); None leaves it.
+      noise: standard normal, (b, H, W, c), the shape of the result.
+      steps: number of network evaluations, at most `first_timestep(method, strength)`.
+      projection: how to project each predicted image onto `lr` (`diffusion.constraints`); None to skip this.
       guide: float32 (b, H, W, c), the real image; needed if strength < 1.
-      strength: share of the timesteps to run; 1 starts from noise alone.
+      strength: fraction of the timesteps to run; 1 starts from pure noise.
     Returns:
       float32 (b, H, W, c), in [-1, 1].
     """

@@ -1,10 +1,10 @@
-"""What a network knows beside the noisy image: fields of a condition, encoded once, whatever the number of steps.
+"""What a network is given besides the noisy image: the fields of a condition, encoded once for all steps.
 
-A condition is a dict of arrays by field name. Each field of it is *spatial* (an image of the same ground, at a scale of its
-own), a *number* (one an example, such as metres a pixel) or *tokens* (vectors without a place, such as those of a text).
+A condition is a dict of arrays by field name. Each field is *spatial* (an image of the same area, at its own scale), a
+*number* (one per example, such as metres per pixel) or *tokens* (vectors without a position, such as those of a text).
 
-Unknown and dropped are one thing: a field that is absent from the dict, and an example of it that holds NaN, are answered
-by a learnt null. Only fields that are marked droppable have one; any other has to be given.
+Unknown and dropped fields are treated alike: a learned null embedding replaces a field that is absent from the dict, and
+any example whose values contain NaN. Only droppable fields have a null embedding; all others are required.
 """
 
 import dataclasses
@@ -22,8 +22,8 @@ Condition = dict[str, Any]  # arrays (b, …), JAX's or NumPy's
 
 @dataclasses.dataclass(frozen=True)
 class Spatial:
-    """An image (b, h / scale, w / scale, channels) of the ground that the result (b, h, w, ·) shows, encoded by `blocks` RRDBs
-    (`models.rrdbnet`) of `features` channels that grow by `growth`."""
+    """An image (b, h / scale, w / scale, channels) of the same area as the result (b, h, w, ·), encoded by `blocks` RRDBs
+    (`models.rrdbnet`) with `features` channels and growth `growth`."""
 
     channels: int = 3
     scale: int = 4
@@ -43,8 +43,8 @@ class Spatial:
 
 @dataclasses.dataclass(frozen=True)
 class Number:
-    """A number (b,), put on the timestep's axis, `low` at 0 and `high` at 1000: linearly; by its logarithm, where ratios
-    matter; or around a circle, where `high` is `low` again (a day of the year, a longitude)."""
+    """A number (b,), mapped to the range of timesteps, `low` to 0 and `high` to 1000: linearly; by its logarithm, where
+    ratios matter; or cyclically, where `high` equals `low` (a day of the year, a longitude)."""
 
     code: Literal['linear', 'log', 'cyclic'] = 'linear'
     low: float = 0.0
@@ -59,7 +59,7 @@ class Number:
 
 @dataclasses.dataclass(frozen=True)
 class Tokens:
-    """Vectors (b, n, width); a token that holds NaN is not looked at."""
+    """Vectors (b, n, width); tokens that contain NaN are masked out."""
 
     width: int = 512
     droppable: bool = False
@@ -68,21 +68,21 @@ class Tokens:
         check_range(self, 1, 16384, 'width')
 
 
-# 1 cm at 0, 1000 km at 1000: each 4× step is 75 apart
+# 1 cm maps to 0, 1000 km to 1000; stages of 4× lie 75 apart
 GSD_M = Number('log', 0.01, 1e6)
 
 
 class Encoded(NamedTuple):
-    """A condition as a network uses it at every step. What is the same for all examples has a batch of one."""
+    """An encoded condition, as the network uses it at every step. Whatever is the same for all examples has batch size 1."""
 
-    features: tuple[jax.Array, ...]  # (b, h', w', f) each, at the first level's size; of a null (1, 1, 1, f)
-    numbers: jax.Array | None  # (b, e), to be added to the timestep's vector
+    features: tuple[jax.Array, ...]  # (b, h', w', f) each, at the first level's size; a null is (1, 1, 1, f)
+    numbers: jax.Array | None  # (b, e), to be added to the timestep embedding
     tokens: tuple[jax.Array, ...]  # (b, n, d) each
-    seen: tuple[jax.Array, ...]  # bool (b, n) each: which tokens there are
+    seen: tuple[jax.Array, ...]  # bool (b, n) each: the attention mask
 
 
 def position(number: Number, values):
-    """Values (b,) on the timestep's axis: radians of 0 … 2π where cyclic, else 0 … 1000."""
+    """Values (b,) mapped to radians, 0 … 2π, if cyclic, else to the range of timesteps, 0 … 1000."""
     if number.code == 'log':
         return 1000.0 * jnp.log(values / number.low) / jnp.log(number.high / number.low)
     share = (values - number.low) / (number.high - number.low)
@@ -90,10 +90,10 @@ def position(number: Number, values):
 
 
 def given(name: str, field: Spatial | Number | Tokens, condition: Condition):
-    """The field's array, or None where a droppable one is absent.
+    """The field's array, or None if the field is droppable and absent.
 
     Raises:
-      ValueError: it is absent and can't be.
+      ValueError: the field is required and absent.
     """
     values = condition.get(name)
     if values is None and not field.droppable:
@@ -102,14 +102,14 @@ def given(name: str, field: Spatial | Number | Tokens, condition: Condition):
 
 
 def or_null(values, encode: Callable, null, axes: int, stand_in: float = 0.0):
-    """`encode` of the examples that hold no NaN, and `null` for the others.
+    """Applies `encode` to the examples without NaN, and replaces the others by `null`.
 
     Args:
-      values: (b, …), or None: then all there is is the null, in a batch of one.
+      values: (b, …), or None: then the result is the null, with batch size 1.
       encode: (b, …) → (b, …, f).
-      null: (f,), or None where the field can't be dropped; NaN then stays.
-      axes: how many axes `encode`'s result has.
-      stand_in: what `encode` sees in the place of NaN, where gradients have to stay finite.
+      null: (f,), or None if the field is not droppable; NaN then propagates.
+      axes: the number of axes of `encode`'s result.
+      stand_in: the value that replaces NaN in `encode`'s input, so that gradients stay finite.
     """
     if values is None:
         return null.reshape((1,) * (axes - 1) + null.shape)

@@ -1,7 +1,7 @@
 """RRDBNet, the residual-in-residual dense network of ESRGAN (Wang et al. 2018, arXiv 1809.00219).
 
-Parameter names are those of the Real-ESRGAN checkpoints. As a generator it ends in an enlarged RGB image; here
-`features` serves as the encoder of the low-resolution condition.
+Parameter names are those of the Real-ESRGAN checkpoints. `RRDBNet` is the full generator; `RRDBEncoder`, its part up to
+the upsampler, encodes the low-resolution condition.
 """
 
 import dataclasses
@@ -16,7 +16,7 @@ from rsdiff.models.conditioning import Number, Spatial, Tokens
 
 
 def conv3x3(features_in: int, features_out: int, *, dtype, rngs: nnx.Rngs, scale: float = 1.0):
-    """A 3×3 convolution, He-initialised, `scale` times smaller as ESRGAN starts its dense blocks."""
+    """A 3×3 convolution with He initialisation times `scale`, which is below 1 in ESRGAN's dense blocks."""
     init = jax.nn.initializers.variance_scaling(2.0 * scale**2, 'fan_in', 'normal')
     return nnx.Conv(features_in, features_out, (3, 3), kernel_init=init, dtype=dtype, rngs=rngs)
 
@@ -32,7 +32,7 @@ def nearest_up(x, factor: int):
 
 
 class ResidualDenseBlock(nnx.Module):
-    """Five densely connected convolutions; the residual is added at 0.2."""
+    """Five densely connected convolutions; the residual is scaled by 0.2."""
 
     def __init__(self, features: int, growth: int, *, dtype, rngs: nnx.Rngs):
         make = lambda n, out: conv3x3(features + n * growth, out, dtype=dtype, rngs=rngs, scale=0.1)
@@ -47,7 +47,7 @@ class ResidualDenseBlock(nnx.Module):
 
 
 class RRDB(nnx.Module):
-    """Three dense blocks in a residual of their own, again at 0.2."""
+    """Three dense blocks with an outer residual connection, again scaled by 0.2."""
 
     def __init__(self, features: int, growth: int, *, dtype, rngs: nnx.Rngs):
         make = lambda: ResidualDenseBlock(features, growth, dtype=dtype, rngs=rngs)
@@ -87,7 +87,7 @@ class RRDBEncoder(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class RRDBNetConfig:
-    """Sizes of an `RRDBNet`: 64 features that grow by 32 and 23 blocks are Real-ESRGAN's, 16,697,987 parameters."""
+    """Sizes of an `RRDBNet`. The defaults (64 features, growth 32, 23 blocks) are Real-ESRGAN's: 16,697,987 parameters."""
 
     features: int = 64
     growth: int = 32
@@ -103,12 +103,12 @@ class RRDBNetConfig:
 
     @property
     def upscale(self) -> int:
-        """How many times finer the result is than `lr`."""
+        """Resolution of the result relative to `lr`."""
         return 4
 
     @property
     def stride(self) -> int:
-        """Image sides must be multiples of this many pixels."""
+        """Image sides must be multiples of this, in pixels."""
         return self.upscale
 
     @property
@@ -118,7 +118,7 @@ class RRDBNetConfig:
 
 
 class RRDBNet(RRDBEncoder):
-    """The whole 4× network: (b, h, w, channels) → float32 (b, 4h, 4w, channels)."""
+    """The complete 4× network: (b, h, w, channels) → float32 (b, 4h, 4w, channels)."""
 
     def __init__(self, config: RRDBNetConfig = RRDBNetConfig(), *, rngs: nnx.Rngs):
         make: Any = dict(dtype=jnp.dtype(config.dtype), rngs=rngs)

@@ -1,15 +1,15 @@
-"""A small text tower, and what brings features of images into its space.
+"""A small text tower, and a projection of image features into its embedding space.
 
     text     v = unit(mean over its tokens of w_token)                         (1)
-    image    u = unit(V f + c),  f the features that an image tower made       (2)
+    image    u = unit(V f + c),  f the features from an image tower            (2)
     logits   exp(logit_scale) · u · vᵀ                                         (3)
 
-(3) is CLIP's (Radford et al. 2021, section 2.3). The rest is for a few thousand short captions, not for 400 million: on these a
-transformer finds no more than a mean of word vectors does, as in Iyyer et al. 2015 ("Deep unordered composition rivals
-syntactic methods"). The length of a word's vector is how much the word counts, their order tells nothing. A token that the mask
-leaves out is not there: that is how padding, unknown words and words dropped in training are told.
+(3) is CLIP's (Radford et al. 2021, section 2.3). The rest is designed for a few thousand short captions, not for 400 million:
+on so few, a transformer learns no more than a mean of word vectors does, as in Iyyer et al. 2015 ("Deep unordered composition
+rivals syntactic methods"). The norm of a word's vector is the word's weight; word order is ignored. Padding, unknown words
+and words dropped in training are excluded by the mask.
 
-The module is only ever a recipe: the functions below take a `Config` and a nested dict of arrays, `params`.
+The module only defines the computation: the functions below take a `Config` and a nested dict of arrays, `params`.
 """
 
 import dataclasses
@@ -30,13 +30,13 @@ LARGEST_LOGIT_SCALE = math.log(100.0)
 
 @dataclasses.dataclass(frozen=True)
 class Config:
-    """Hashable, so it may be a static argument of `jax.jit`.
+    """Sizes of the towers. Hashable, so it can be a static argument of `jax.jit`.
 
     Attributes:
       vocabulary: number of tokens.
-      length: the most tokens of a text.
+      length: maximum number of tokens per text.
       features: width of the image features.
-      dim: width of the common space.
+      dim: width of the shared embedding space.
     """
 
     vocabulary: int
@@ -48,11 +48,11 @@ class Config:
         check_range(self, 1, 1_000_000, 'vocabulary', 'length')
         check_range(self, 1, 65_536, 'features', 'dim')
         if not all(type(value) is int for value in dataclasses.astuple(self)):
-            raise BadInput(f'numbers of a text tower are whole, not {ascii(dataclasses.astuple(self))[:60]}')
+            raise BadInput(f'sizes of a text tower must be integers, not {ascii(dataclasses.astuple(self))[:60]}')
 
 
 class Towers(nnx.Module):
-    """(1) and (2), without the image tower, and the temperature."""
+    """Parameters of (1) and (2) and the temperature; the image tower is not included."""
 
     def __init__(self, config: Config, rngs: nnx.Rngs):
         self.words = nnx.Embed(config.vocabulary, config.dim, rngs=rngs)

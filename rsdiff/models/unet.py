@@ -6,9 +6,9 @@
     numbers (gsd_m …) ─ sinusoid ─ MLP ─────┴─ sum ─ scale and shift in every block
     tokens (text …) ─ linear ─ cross-attention wherever there is self-attention
 
-The wiring is MetaEarth's (Yu et al. 2024, arXiv 2405.13570); widths, blocks and heads are not published and are ours.
-One choice beside it: `patch` folds patch × patch pixels into channels at both ends (Hoogeboom et al. 2023, arXiv
-2301.11093, §3.3), which buys speed.
+The architecture is MetaEarth's (Yu et al. 2024, arXiv 2405.13570); widths, blocks and heads are not published and are ours.
+One addition: `patch` folds patch × patch pixels into channels at input and output (Hoogeboom et al. 2023, arXiv
+2301.11093, §3.3), for speed.
 """
 
 import dataclasses
@@ -35,7 +35,7 @@ MOST_PARAMETERS = 2e10
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
     """Sizes of the network, and the fields of its condition by name. Level i works at 1/(patch · 2^i) of the image size with
-    width · multipliers[i] channels; `channels` are the image's."""
+    width · multipliers[i] channels; `channels` is the number of image channels."""
 
     width: int = 64
     multipliers: tuple[int | float, ...] = (1, 1.5, 2)
@@ -57,20 +57,20 @@ class UNetConfig:
         check_range(self, 1, 256, 'channels')
         check_range(self, 0, MOST_LEVELS - 1, 'attention_levels')
         if not 1 <= len(self.multipliers) <= MOST_LEVELS:
-            raise BadInput(f'multipliers are {len(self.multipliers)}; there must be 1 to {MOST_LEVELS}')
+            raise BadInput(f'multipliers has {len(self.multipliers)} values; it must have 1 to {MOST_LEVELS}')
         if self.width * min(self.multipliers) < 1:
-            raise BadInput(f'multipliers {self.multipliers} of width {self.width} leave a level without channels')
+            raise BadInput(f'multipliers {self.multipliers} times width {self.width} leave a level without channels')
         if self.patch not in (1, 2, 4):
-            raise BadInput(f'patch is {self.patch}; it may be 1, 2 or 4')
+            raise BadInput(f'patch is {self.patch}; it must be 1, 2 or 4')
         if self.rough_parameters > MOST_PARAMETERS:
             raise BadInput(
                 f'width {self.width}, multipliers, blocks and the features, growth, blocks of spatial fields make a '
-                f'network of some {self.rough_parameters:.0e} parameters; there must be {MOST_PARAMETERS:.0e} at most'
+                f'network of about {self.rough_parameters:.0e} parameters; at most {MOST_PARAMETERS:.0e} are allowed'
             )
         if wrong := [name for name in self.fields if not name.isidentifier()]:
-            raise BadInput(f'{ascii(wrong[0])[:60]} is no name of a field; use letters, digits and _')
+            raise BadInput(f'{ascii(wrong[0])[:60]} is not a valid field name; use letters, digits and _')
         if twice := sorted(name for name in self.fields if sum(name in kind for kind in self._kinds) > 1):
-            raise BadInput(f'{twice[0]} is a field of two kinds; spatial, numbers and tokens need names of their own')
+            raise BadInput(f'{twice[0]} is a field of two kinds; use each name once in spatial, numbers and tokens')
         levels = range(len(self.multipliers))
         attending = {*self.attention_levels, levels[-1]}
         if not attending <= {*levels}:
@@ -79,7 +79,7 @@ class UNetConfig:
             raise BadInput(f'head_width {self.head_width} does not divide the width of a level with attention')
 
     def __hash__(self) -> int:
-        return hash(repr(self))  # dicts have none
+        return hash(repr(self))  # dicts are not hashable
 
     @property
     def _kinds(self):
@@ -92,36 +92,36 @@ class UNetConfig:
 
     @property
     def upscale(self) -> int:
-        """How many times finer the result is than `lr`; 1 without one."""
+        """Resolution of the result relative to `lr`; 1 without `lr`."""
         return self.spatial['lr'].scale if 'lr' in self.spatial else 1
 
     @property
     def rough_parameters(self) -> float:
-        """About as many as the network has, from its convolutions alone."""
+        """Approximate number of parameters, from the convolutions alone."""
         squares = sum((self.width * multiplier) ** 2 for multiplier in self.multipliers)
         encoders = sum(27 * field.blocks * (field.features + 4 * field.growth) ** 2 for field in self.spatial.values())
         return 27 * (2 * self.blocks + 3) * squares + encoders
 
     @property
     def stride(self) -> int:
-        """Image sides must be multiples of this many pixels."""
+        """Image sides must be multiples of this, in pixels."""
         return math.lcm(
             self.patch * 2 ** (len(self.multipliers) - 1), *(field.scale for field in self.spatial.values())
         )
 
 
 def zeros(*args, **kwargs):
-    """An initialiser: the last convolution of each residual branch starts at zero, so the block starts as identity."""
+    """Zero initialiser, for the last layer of each residual branch, so that the block starts as the identity."""
     return jax.nn.initializers.zeros(*args, **kwargs)
 
 
 def group_norm(channels: int, *, dtype, rngs: nnx.Rngs):
-    """Group normalisation with at most 32 groups; statistics are float32 whatever the dtype."""
+    """Group normalisation with at most 32 groups; statistics are float32 for every dtype."""
     return nnx.GroupNorm(channels, num_groups=math.gcd(32, channels), epsilon=1e-5, dtype=dtype, rngs=rngs)
 
 
 class ResBlock(nnx.Module):
-    """norm, SiLU, conv, norm · (1 + scale) + shift, SiLU, conv, and the skip: (b, h, w, c_in) → (b, h, w, c_out)."""
+    """norm, SiLU, conv, norm · (1 + scale) + shift, SiLU, conv, plus the skip: (b, h, w, c_in) → (b, h, w, c_out)."""
 
     def __init__(self, channels_in: int, channels_out: int, embedding: int, *, dtype, rngs: nnx.Rngs):
         self.norm1 = group_norm(channels_in, dtype=dtype, rngs=rngs)
@@ -140,7 +140,7 @@ class ResBlock(nnx.Module):
 
 
 class Attention(nnx.Module):
-    """Multi-head self-attention over all positions, with a residual: the shape of x is kept."""
+    """Multi-head self-attention over all positions, with a residual; keeps the shape of x."""
 
     def __init__(self, channels: int, head_width: int, *, dtype, rngs: nnx.Rngs):
         self.head_width = head_width
@@ -158,7 +158,7 @@ class Attention(nnx.Module):
 
 
 class CrossAttention(nnx.Module):
-    """Multi-head attention of all positions to tokens (b, n, width), with a residual: the shape of x is kept."""
+    """Multi-head cross-attention from all positions to tokens (b, n, width), with a residual; keeps the shape of x."""
 
     def __init__(self, channels: int, head_width: int, width: int, *, dtype, rngs: nnx.Rngs):
         self.head_width = head_width
@@ -176,14 +176,14 @@ class CrossAttention(nnx.Module):
 
 
 def attention_kernel(dtype) -> Literal['cudnn'] | None:
-    """cuDNN's fused kernel where there is one, on NVIDIA GPUs for half precision; elsewhere XLA's choice."""
+    """cuDNN's fused kernel where available (NVIDIA GPUs, half precision); None, XLA's choice, elsewhere."""
     backend = jax.extend.backend.get_backend()
     nvidia = backend.platform == 'gpu' and 'cuda' in backend.platform_version.lower()
     return 'cudnn' if nvidia and dtype in (jnp.bfloat16, jnp.float16) else None
 
 
 class Stage(nnx.Module):
-    """A ResBlock, and attention where the level has it, to the tokens too where there are any, vectors of `token_width`."""
+    """A ResBlock; self-attention if `head_width` is given, and then cross-attention if `token_width` is given too."""
 
     def __init__(
         self,
@@ -212,7 +212,7 @@ class Stage(nnx.Module):
 
 
 def _prefix(name: str) -> str:
-    """What the names of a spatial field's parameters begin with. `lr` and `gsd_m` keep the names of the first networks."""
+    """Prefix of a spatial field's parameter names. `lr` and `gsd_m` keep the names used in the earliest checkpoints."""
     return '' if name == 'lr' else f'{name}_'
 
 
@@ -284,13 +284,13 @@ class UNet(nnx.Module):
         self.conv_out = nnx.Conv(channels, pixels, (3, 3), kernel_init=zeros, **make)
 
     def encode(self, condition: Condition) -> Encoded:
-        """What the network makes of a condition, once for all steps.
+        """Encodes a condition, once for all steps.
 
         Args:
           condition: by the names of `config.fields`: spatial fields float32 (b, h / scale, w / scale, channels), images in
-            [-1, 1]; numbers float32 (b,), such as `gsd_m`, metres a pixel of the result; tokens float32 (b, n, width).
+            [-1, 1]; numbers float32 (b,), such as `gsd_m`, metres per pixel of the result; tokens float32 (b, n, width).
         Raises:
-          ValueError: a field that can't be dropped is absent, or there is one that the network does not take.
+          ValueError: a required field is absent, or the network does not take one of the fields.
         """
         config = self.config
         if strange := sorted({*condition} - {*config.fields}):
@@ -314,13 +314,13 @@ class UNet(nnx.Module):
                 there = ~jnp.isnan(values).any(-1)
                 tokens.append(getattr(self, f'{name}_tokens')(jnp.where(there[..., None], values, 0.0)))
                 seen.append(there)
-            if null is not None:  # one token more, seen where there is no other
+            if null is not None:  # one more token, attended to only if no other token is
                 tokens.append(null[None, None])
                 seen.append(jnp.ones((1, 1), bool) if values is None else ~there.any(-1, keepdims=True))
         return Encoded(tuple(features), sum(numbers[1:], numbers[0]) if numbers else None, tuple(tokens), tuple(seen))
 
     def _features(self, name: str, field: Spatial, image):
-        """An image at the first level's size: enlarged by convolutions, or folded as the noisy image is."""
+        """An image's features at the first level's size: upsampled by convolutions, or folded like the noisy image."""
         fold = max(1, self.config.patch // field.scale)
         folded = rearrange(image, 'b (h p) (w q) c -> b h w (p q c)', p=fold, q=fold)
         x = getattr(self, f'{_prefix(name)}encoder')(folded)
@@ -337,7 +337,7 @@ class UNet(nnx.Module):
         Args:
           xt: float32 (b, h, w, channels); h and w multiples of `config.stride`.
           t: int32 (b,) in [1, T].
-          encoded: the condition, as `encode` makes it.
+          encoded: the condition, from `encode`.
         Returns:
           float32, the shape of xt.
         """

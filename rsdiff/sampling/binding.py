@@ -1,4 +1,4 @@
-"""A trained generator as what samples windows, and whole images."""
+"""Binds a trained generator to the samplers of windows and of complete images."""
 
 from typing import Any, Iterable
 
@@ -30,14 +30,14 @@ def bind_windows(
     constants: Condition | None = None,
     images: dict[str, Any] | None = None,
 ) -> SamplerAt:
-    """gsd_m of the result → a `WindowSampler`. Each device of `mesh` takes a part of every batch, as if it were alone, so
-    that more of them change no rounding.
+    """gsd_m of the result → a `WindowSampler`. Each device of `mesh` processes its part of every batch independently, so the
+    number of devices does not affect rounding.
 
     Args:
-      constants: what of the condition is the same everywhere, by name, of one example: (1, …).
-      images: the spatial fields that windows read beside `lr`, by name.
+      constants: the fields that are the same everywhere, by name, for one example: (1, …).
+      images: the spatial fields that windows read besides `lr`, by name.
     Raises:
-      BadInput: as `check_condition`; or a spatial field is coarser than windows can begin at.
+      BadInput: as `check_condition`; or the scale of a spatial field does not divide `UNIT_PX`.
     """
     constants, images = constants or {}, images or {}
     whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
@@ -76,8 +76,8 @@ def bind_windows(
 
 
 def check_condition(method: Method, given: Iterable[str]) -> None:
-    """Raises BadInput where the method needs a field that is not given, or one is given that it does not take. `gsd_m`, which
-    is always known, may be left unused."""
+    """Raises BadInput if a required field is missing, or a given field is not one the method takes. `gsd_m` is always given,
+    and may go unused."""
     given = {*given}
     for name in sorted(given - {*method.fields} - {'gsd_m'}):
         raise BadInput(
@@ -85,7 +85,7 @@ def check_condition(method: Method, given: Iterable[str]) -> None:
         )
     for name, field in method.fields.items():
         if name not in given and not field.droppable:
-            raise BadInput(f'the condition lacks {name}, which this checkpoint needs; give it by --field')
+            raise BadInput(f'the condition lacks {name}, which this checkpoint needs; give it with --field')
 
 
 def _read(method: Method, name: str) -> Read:
@@ -93,12 +93,12 @@ def _read(method: Method, name: str) -> Read:
     if not isinstance(field, Spatial):
         raise BadInput(f'{name} is given as an image; this checkpoint takes it as a {type(field).__name__.lower()}')
     if UNIT_PX % field.scale:
-        raise BadInput(f'{name} is {field.scale} times coarser than the result; windows take 1, 2 and 4 times')
+        raise BadInput(f'{name} is {field.scale} times coarser than the result; windows support factors of 1, 2 and 4')
     return Read(field.scale, UP_REACH_PX if name == 'lr' else 0)
 
 
 def _known(method: Method, **values) -> Condition:
-    """Of what a stage knows, the fields that the method takes."""
+    """The values of the fields that the method takes."""
     return {name: value for name, value in values.items() if name in method.fields}
 
 
@@ -112,10 +112,10 @@ def bind_images(
     solver: Solver = 'ddim',
     constants: Condition | None = None,
 ) -> ImageSampler:
-    """What `images.sample_folder` takes: batches of whole images, split over the devices of `mesh`.
+    """The sampler for `images.sample_folder`: batches of complete images, split over the devices of `mesh`.
 
     Args:
-      constants: what of the condition is the same for all images, by name, of one example: (1, …).
+      constants: the fields that are the same for all images, by name, for one example: (1, …).
     Raises:
       BadInput: as `check_condition`.
     """
@@ -137,10 +137,10 @@ def bind_images(
 
 
 def steps_of(method: Method, steps: int, strength: float) -> int:
-    """How many of `steps` a sample of `strength` runs: below 1 no more than the timesteps that it passes, and at least one.
+    """The number of `steps` to run with `strength`: below 1 at most the timesteps that remain, and at least one.
 
     Raises:
-      BadInput: `strength` is not above 0, and 1 at most.
+      BadInput: `strength` is not in (0, 1].
     """
     if not 0 < strength <= 1:
         raise BadInput(f'strength is {strength}; it must be above 0, and 1 at most')
@@ -155,10 +155,10 @@ def make_projection(
     end_step: int | None = None,
     start: int | None = None,
 ) -> Projection:
-    """The projection of every step before `end_step` of `steps`, or of all.
+    """The projection for the steps before `end_step` of `steps`, or for all.
 
     Args:
-      start: the timestep that the steps lead down from; by default the last that there is.
+      start: the timestep at which sampling starts; T by default.
     Raises:
       BadInput: there are fewer timesteps than steps.
     """

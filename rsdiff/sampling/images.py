@@ -1,4 +1,4 @@
-"""Many small images, each sampled in one piece: a folder in, a folder with a manifest out."""
+"""Samples a folder of small images, each without windows, into a folder with a manifest."""
 
 import dataclasses
 import hashlib
@@ -30,13 +30,13 @@ from rsdiff.diffusion.solvers import Solver
 
 @dataclasses.dataclass(frozen=True)
 class ImageSampler:
-    """What is done to a batch of images.
+    """A function that samples a batch of images.
 
     Attributes:
       sample: (condition, noise (b, H, W, channels), real image (b, H, W, 3) or None) → (b, H, W, 3) in [-1, 1]. The condition
-        is a dict of `lr` (b, H / upscale, W / upscale, 3) in [-1, 1] and `gsd_m` (b,), metres a pixel of the result.
-      upscale: how many times finer the result is.
-      channels: of the noise, which need not be those of an image.
+        is a dict of `lr` (b, H / upscale, W / upscale, 3) in [-1, 1] and `gsd_m` (b,), metres per pixel of the result.
+      upscale: resolution of the result relative to `lr`.
+      channels: number of noise channels, which may differ from the image's.
     """
 
     sample: Callable[..., jax.Array]
@@ -46,10 +46,10 @@ class ImageSampler:
 
 @dataclasses.dataclass(frozen=True)
 class FolderSettings:
-    """How a folder is sampled. `gsd_m`, of the images given, stands in where an entry has none, and before what the file
-    itself says. `bands` and `value_range` say how raster files become RGB (`rsdiff.data.scenes.open_scene`). `degraded`:
-    the images are the truth; each variant degrades them by UPSCALE^stages first, and the result has their resolution again.
-    `strength` below 1: every stage starts part of the way from the truth, and so resembles it."""
+    """How a folder is sampled. `gsd_m`, of the input images, is used if an entry has none, in preference to the value in the
+    file itself. `bands` and `value_range`: how raster files are converted to RGB (`rsdiff.data.scenes.open_scene`).
+    `degraded`: the images are the truth; each variant first degrades them by UPSCALE^stages, and the result has their
+    resolution again. `strength` below 1: every stage starts from the partly noised truth, and so resembles it."""
 
     stages: int
     window_px: int
@@ -67,18 +67,18 @@ class FolderSettings:
 
 @dataclasses.dataclass(frozen=True)
 class _Job:
-    """One image to make."""
+    """One image to sample."""
 
     entry: Entry
     variant: int
     out_name: str
     size: tuple[int, int]  # height and width of the input
-    padded: tuple[int, int]  # and what it is mirrored up to
+    padded: tuple[int, int]  # size of the input after mirror padding
     source_sha256: str  # of the file's bytes
     gsd_m: float | None  # of the input
 
     def key(self, seed: int):
-        """Names this image's noise by what it is, not by when it is made."""
+        """The key of this image's noise, which depends on the image and variant, not on the order of sampling."""
         return noise.name_key(seed, zlib.crc32(self.entry.file_name.encode()), self.variant)
 
 
@@ -91,14 +91,13 @@ def sample_folder(
     provenance: dict[str, Any],
     show: bool = True,
 ) -> dict[str, Any]:
-    """Samples `settings.variants` images of each entry into `out`, with `metadata.jsonl`. Continues what is there.
+    """Samples `settings.variants` images of each entry into `out`, with `metadata.jsonl`. Continues an interrupted run.
 
-    Images that are there, but not as they were made, are made again. Label, captions and split are
-    kept; source, source_sha256, seed, variant, and `provenance` are noted. Images that can't be read or are too small are
-    named in the log and counted.
+    Existing images that have changed are sampled again. The manifest keeps label, captions and split, and records source,
+    source_sha256, seed, variant and `provenance`. Images that cannot be read or are too small are logged and counted.
 
     Raises:
-      BadInput: no image can be used, no gsd_m is known, two would be written under one name, or `out` holds something else.
+      BadInput: no image can be used, a gsd_m is unknown, two images would get the same name, or `out` holds something else.
     """
     start = time.monotonic()
     _check_strength(settings)
@@ -112,7 +111,7 @@ def sample_folder(
 
     made = Made(out)
     missing = [job for job in jobs if not made.has(job.out_name, job.source_sha256)]
-    # images of one padded size go through the network together, and no image sees another's size
+    # only images of the same padded size are batched, so an image's result does not depend on the sizes of others
     missing.sort(key=lambda job: job.padded)
     groups = [list(same) for _, same in itertools.groupby(missing, key=lambda job: job.padded)]
     batches = [
@@ -142,7 +141,7 @@ def sample_folder(
 
 
 def _plan(entries: list[Entry], settings: FolderSettings) -> list[_Job]:
-    """The images to make, of the entries that can be used."""
+    """The images to sample, from the usable entries."""
     jobs, reason = [], ''
     for entry in entries:
         try:
@@ -167,7 +166,7 @@ def _plan(entries: list[Entry], settings: FolderSettings) -> list[_Job]:
 
 
 def _check_names(jobs: list[_Job]) -> None:
-    """Raises BadInput where two images would be written under one name."""
+    """Raises BadInput if two images would be written under the same name."""
     names = {}
     for job in jobs:
         other = names.setdefault(job.out_name, job)
@@ -179,18 +178,18 @@ def _check_names(jobs: list[_Job]) -> None:
 
 
 def _read_sizes(entry: Entry, settings: FolderSettings) -> tuple[tuple[int, int], tuple[int, int], float | None]:
-    """The size of the input, the padded size, and metres a pixel: of the manifest, the settings, or the file."""
+    """The input's size, its padded size, and metres per pixel: from the manifest, else the settings, else the file."""
     with open_scene(entry.path, settings.bands, settings.value_range) as scene:
         gsd_m = entry.gsd_m or settings.gsd_m or scene.gsd_m
         height, width = scene.read(Box(0, 0, scene.height, scene.width)).shape[:2]
-    # A window, in the pixels of the input: of the truth, or of the condition.
+    # The size of a window in pixels of the input, which is either the truth or the condition.
     least = (
         settings.window_px * (UPSCALE ** (settings.stages - 1)) if settings.degraded else settings.window_px // UPSCALE
     )
-    # mirroring can at most double a side; a little short of a window (UC Merced has such images) is no harm
+    # mirroring can at most double a side; sides slightly below a window are fine (UC Merced has such images)
     allowed = least // 2 + 1 if settings.degraded else least
     if min(height, width) < allowed:
-        raise BadInput(f'{entry.path}: {width}×{height} px; this generator needs {allowed} px a side, a window')
+        raise BadInput(f'{entry.path}: {width}×{height} px; this generator needs {allowed} px or more per side')
     return (height, width), tuple(-(-side // least) * least for side in (height, width)), gsd_m
 
 
@@ -220,7 +219,7 @@ def _enlarge_function(sampler: ImageSampler, degradation: DegradationConfig, set
 
 
 def _sample_batch(enlarge, batch: list[_Job], settings: FolderSettings) -> list[np.ndarray]:
-    """uint8 samples of `batch`, each at its own size; images are mirrored up to the padded size, and cut back."""
+    """uint8 samples of `batch`, each at its own size: inputs are mirror-padded to the padded size, and samples cropped."""
     images = [to_float(read_image(job.entry.path, settings.bands, settings.value_range)) for job in batch]
     height, width = batch[0].padded
     padded = [
@@ -242,7 +241,7 @@ def _check_strength(settings: FolderSettings) -> None:
         raise BadInput(f'strength is {settings.strength}; it must be above 0, and 1 at most')
     if settings.strength < 1 and not settings.degraded:
         raise BadInput(
-            f'strength {settings.strength} starts from the real image, which only --degrade has; leave one of them'
+            f'strength {settings.strength} starts from the real image, which only --degrade has; add --degrade or use 1'
         )
 
 
@@ -270,7 +269,7 @@ def _manifest_row(job: _Job, out: Path, settings: FolderSettings, provenance: di
 
 
 def _evaluations(jobs: list[_Job], settings: FolderSettings) -> dict[str, Any]:
-    """Output pixels of all images, and network evaluations for each: padded pixels count, being computed."""
+    """The number of output pixels of all images, and network evaluations per output pixel, including padding."""
     scale = 1 if settings.degraded else 16**settings.stages
     pixels, padded = (scale * sum(math.prod(getattr(job, which)) for job in jobs) for which in ('size', 'padded'))
     last = settings.steps * padded / pixels

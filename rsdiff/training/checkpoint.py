@@ -1,7 +1,7 @@
-"""Checkpoints on disk. The one file that knows Orbax, and the one that knows the format of released weights.
+"""Checkpoints on disk. The only module that depends on Orbax and on the format of released weights.
 
 A run's folder holds `checkpoints/<step>/` with params, buffers, ema and opt as separate items, and `config.json`. A
-release is a folder of `config.json` and `model.safetensors` (the averaged parameters, bfloat16), as in `weights/`.
+release is a folder with `config.json` and `model.safetensors` (the averaged parameters, bfloat16), as in `weights/`.
 """
 
 import contextlib
@@ -29,17 +29,17 @@ from rsdiff.training import hosts
 from rsdiff.training.config import TrainConfig, differing_keys, former, from_dict, to_dict, upgrade
 from rsdiff.training.state import EMA
 
-PARTS = 'parts'  # beside the fingerprints: of what the items consist
+PARTS = 'parts'  # stored with the fingerprints: the names of the method's parts
 CONFIG, RELEASE = 'config.json', 'model.safetensors'
 ITEMS = ('params', 'buffers', 'ema', 'opt')
 ABSENT = errno.ENOENT, errno.ENOTDIR, errno.EISDIR
 TRANSIENT = 'UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|ABORTED|CANCELLED'
 
 
-# Orbax has every replica write a slice of every array. For small ones the slicing costs more than the writing, and that
-# while the next step waits: on eight devices, a save then blocks four times as long.
+# By default, Orbax has every replica write a slice of every array. For small arrays, slicing costs more than writing, and
+# the next step waits for it: on eight devices, a save blocks four times as long.
 def _write_small_arrays_whole() -> None:
-    # Orbax warns of any override, this one included, and does so as the module is imported
+    # Orbax warns of every override, including this one, when the module is imported
     meant = lambda record: 'overriding' not in record.getMessage()
     logger = logging.getLogger('absl')
     logger.addFilter(meant)
@@ -56,8 +56,8 @@ _write_small_arrays_whole()
 class Checkpoints:
     """The checkpoints of one run, named by their step and saved in the background.
 
-    A kill at any moment leaves whole checkpoints only: one is written under another name and renamed when it is complete, and
-    an old one is removed after that. Against files that rot or are cut off later, each holds `fingerprint`s of its items.
+    A kill at any moment leaves only complete checkpoints: each is written under a temporary name and renamed once complete,
+    and old ones are removed after that. To detect later corruption or truncation, each holds `fingerprint`s of its items.
     """
 
     def __init__(self, workdir: epath.PathLike, keep: int = 2):
@@ -70,10 +70,10 @@ class Checkpoints:
         )
 
     def save(self, state: dict[str, Any]) -> None:
-        """Begins to save; a checkpoint of this step that exists already is kept.
+        """Starts saving in the background; does nothing if this step already has a checkpoint.
 
         Raises:
-          OSError: this checkpoint, or the one before, could not be written; those that are there stay whole.
+          OSError: this checkpoint, or the previous one, could not be written; existing checkpoints stay intact.
         """
         step = int(state['step'])
         if step in self.manager.all_steps():
@@ -87,17 +87,17 @@ class Checkpoints:
             self.manager.save(step, args=ocp.args.Composite(**items, fingerprints=told))
 
     def check(self) -> None:
-        """Raises what went wrong in the background since `save`, as `save` would."""
+        """Raises an error of the background save, if there was one, as `save` would."""
         with self._writing():
             self.manager.check_for_errors()
 
     def restore_latest(self, abstract: dict[str, Any]) -> dict[str, Any] | None:
-        """The newest whole state, laid out as `abstract` says; None where there is none yet. Damaged ones that are newer
-        are named in a warning and moved to `damaged/`.
+        """The newest intact state, sharded as `abstract` specifies; None if nothing has been saved. Newer damaged checkpoints
+        are logged as warnings and moved to `damaged/`.
 
         Raises:
-          BadInput: there are checkpoints, and all are damaged.
-          OSError: the newest can't be read now, which is no damage; nothing is moved.
+          BadInput: all checkpoints are damaged.
+          OSError: the newest cannot be read now, which does not count as damage; nothing is moved.
         """
         kept = _kept(abstract)
 
@@ -117,21 +117,21 @@ class Checkpoints:
         return {'step': step, 'buffers': abstract['buffers'], **items}
 
     def _has_parts(self, step: int) -> bool:
-        """Whether a checkpoint is from a time when a method could have several parts."""
+        """Whether a checkpoint is in the format for methods with several parts."""
         told = self.manager.restore(step, args=ocp.args.Composite(fingerprints=ocp.args.JsonRestore()))
         return PARTS in told['fingerprints']
 
     def close(self) -> None:
-        """Waits for what is being saved; raises as `save` does."""
+        """Waits for the save in progress; raises as `save` does."""
         with self._writing():
             self.manager.close()
 
     def _require_space(self, needed: int) -> None:
-        """Asked beforehand: dozens of threads that find the disk full one after the other tell it less clearly."""
+        """Checks the free space before saving, for one clear error instead of dozens of threads that fail on a full disk."""
         if is_local(self.folder) and (free := shutil.disk_usage(self.folder).free) < needed:
             raise OSError(
-                f'{self.folder}: a checkpoint takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free; those '
-                'that are there are whole. Free some space and run the same command again'
+                f'{self.folder}: a checkpoint takes {needed / 1e6:.1f} MB and {free / 1e6:.1f} MB are free; '
+                'existing ones are intact. Free some space and run the same command again'
             )
 
     @contextlib.contextmanager
@@ -141,7 +141,7 @@ class Checkpoints:
         except (OSError, ValueError, RuntimeError) as error:
             raise OSError(
                 f'{self.folder}: a checkpoint could not be written ({_first_line(error)}); '
-                'those before it are whole. Run the same command again when this is mended'
+                'earlier ones are intact. Fix the cause and run the same command again'
             ) from error
 
     def _move_aside(self, steps: list[int]) -> None:
@@ -154,19 +154,19 @@ class Checkpoints:
 
 
 def _kept(state: dict[str, Any]) -> dict[str, Any]:
-    """What of a state is written: all but the step, which is the checkpoint's name, and what is empty."""
+    """The items of a state to save: all except the step, which is the checkpoint's name, and empty ones."""
     return {name: state[name] for name in ITEMS if jax.tree.leaves(state[name])}
 
 
 def _only(name: str, tree: dict[str, Any]) -> Any:
-    """An item as it was when there was but one part, with one average."""
+    """An item in the former format, with a single part and a single average."""
     return tree[GENERATOR][EMA] if name == 'ema' else tree[GENERATOR]
 
 
 @jax.jit
 def fingerprint(tree) -> jax.Array:
-    """A checksum of every bit of a tree of arrays, uint32. It does not depend on how they lie on devices, and is made
-    there: saving costs no more than reading the state once."""
+    """A checksum over every bit of a tree of arrays, uint32. It does not depend on their sharding and is computed on the
+    devices, so a save costs only one more read of the state."""
     total = jnp.uint32(0)
     for number, leaf in enumerate(jax.tree.leaves(tree)):
         bits = jax.lax.bitcast_convert_type(leaf, jnp.dtype(f'uint{8 * leaf.dtype.itemsize}'))
@@ -178,25 +178,25 @@ WHOLE, DAMAGED, UNREADABLE = range(3)
 
 
 def _newest_whole(manager: ocp.CheckpointManager, like: dict[str, Any] | Callable[[int], dict[str, Any]]):
-    """(step, items, damaged steps) of the newest checkpoint whose items are what was saved; None where there is none. All
-    processes agree: what is damaged for one is damaged.
+    """(step, items, damaged steps) of the newest checkpoint whose items match their fingerprints; None if there are none.
+    All processes agree: a checkpoint that is damaged for one is damaged for all.
 
     Raises:
       BadInput: all are damaged.
-      OSError: one can't be read, which is no damage: the next try may succeed.
+      OSError: one cannot be read, which does not count as damage: the next attempt may succeed.
     """
-    damaged, reason = [], 'another process says so'
+    damaged, reason = [], 'reported by another process'
     steps = sorted(manager.all_steps())
     while True:
         step = hosts.first_says(
             steps[-1] if steps else -1
-        )  # a folder shared by hosts may look different to them for a while
+        )  # hosts may temporarily see different contents of a shared folder
         if step < 0:
             break
         restored, error = _restore(manager, step, like)
         verdict = hosts.all_agree_on(_verdict(error, manager.directory / str(step)))
         if verdict == WHOLE:
-            # a computation of all devices, so only where all processes have got so far
+            # this computes on all devices, so only if every process has got this far
             error = _difference(restored)
             verdict = hosts.all_agree_on(WHOLE if error is None else DAMAGED)
         reason = reason if error is None else _first_line(error)
@@ -204,10 +204,10 @@ def _newest_whole(manager: ocp.CheckpointManager, like: dict[str, Any] | Callabl
             return step, {name: value for name, value in restored.items() if name in ITEMS}, damaged
         if verdict == UNREADABLE:
             raise OSError(
-                f'{manager.directory}/{step} can not be read now ({reason}); nothing was changed. Run the same '
-                'command again when this is mended'
+                f'{manager.directory}/{step} cannot be read now ({reason}); nothing was changed. Fix the cause '
+                'and run the same command again'
             ) from error
-        logging.warning('%s/%d is damaged (%s); trying the one before', manager.directory, step, reason)
+        logging.warning('%s/%d is damaged (%s); trying the previous one', manager.directory, step, reason)
         damaged.append(step)
         steps = [other for other in steps if other < step]
     if damaged:
@@ -221,20 +221,20 @@ def _newest_whole(manager: ocp.CheckpointManager, like: dict[str, Any] | Callabl
 def _restore(
     manager: ocp.CheckpointManager, step: int, like: dict[str, Any] | Callable[[int], dict[str, Any]]
 ) -> tuple[Any, Exception | None]:
-    """The items of a checkpoint as they are stored, a dict, or what stands against it."""
+    """Returns the stored items of a checkpoint, a dict, or the error that prevents reading it; the other is None."""
     try:
         wanted = like if isinstance(like, dict) else like(step)
         items = {name: ocp.args.StandardRestore(tree) for name, tree in wanted.items()}
         return manager.restore(step, args=ocp.args.Composite(**items, fingerprints=ocp.args.JsonRestore())), None
-    except jax.errors.JaxRuntimeError:  # of the devices, such as too little memory
+    except jax.errors.JaxRuntimeError:  # a device error, such as out of memory
         raise
-    # Orbax wraps what its readers meet in a bare Exception; `_verdict` looks at what is inside.
+    # Orbax wraps read errors in a bare Exception; `_verdict` examines their cause.
     except Exception as error:
         return None, error
 
 
 def _verdict(error: Exception | None, folder: epath.Path) -> int:
-    """`DAMAGED` if the files of a checkpoint can be read to their ends and yet are no checkpoint."""
+    """`DAMAGED` if all files of a checkpoint can be read, but do not form a valid checkpoint."""
     if error is None:
         return WHOLE
     if _is_of_the_system(error):
@@ -248,14 +248,14 @@ def _verdict(error: Exception | None, folder: epath.Path) -> int:
 
 
 def _is_of_the_system(error: BaseException | None) -> bool:
-    """Whether an error, or one that it was raised from, came from the system or the network and not from what was read. A
-    file that is missing from a checkpoint is damage."""
+    """Whether an error, or one of its causes, came from the system or network and not from the contents of the files. A
+    file that is missing from a checkpoint counts as damage."""
     while error is not None:
         if isinstance(error, MemoryError):
             return True
         if isinstance(error, OSError) and error.errno is not None and error.errno not in ABSENT:
             return True
-        numbers = map(int, re.findall(r'OS error (\d+)', str(error)))  # TensorStore's, which raises ValueError
+        numbers = map(int, re.findall(r'OS error (\d+)', str(error)))  # in TensorStore's ValueErrors
         if any(number not in ABSENT for number in numbers) or re.match(TRANSIENT, str(error)):
             return True
         error = error.__cause__ or error.__context__
@@ -263,7 +263,7 @@ def _is_of_the_system(error: BaseException | None) -> bool:
 
 
 def _read_all(folder: epath.Path) -> None:
-    """Reads every file below `folder`. Raises OSError where one can't be read."""
+    """Reads every file below `folder`. Raises OSError if one cannot be read."""
     for path in folder.iterdir():
         if path.is_dir():
             _read_all(path)
@@ -274,12 +274,12 @@ def _read_all(folder: epath.Path) -> None:
 
 
 def _difference(restored: dict[str, Any]) -> Exception | None:
-    """What in a restored checkpoint is not what was saved."""
+    """An error that names the restored items whose fingerprints differ from those saved, or None."""
     prints = restored['fingerprints']
     names = [name for name in ITEMS if name in restored]
     found = {name: int(fingerprint(restored[name])) for name in names}
     wrong = [name for name in names if not isinstance(prints, dict) or prints.get(name) != found[name]]
-    return ValueError(f'{", ".join(wrong)} is not what was saved') if wrong else None
+    return ValueError(f'{", ".join(wrong)} differs from what was saved') if wrong else None
 
 
 def _first_line(error: Exception) -> str:
@@ -287,12 +287,12 @@ def _first_line(error: Exception) -> str:
 
 
 def claim_workdir(workdir: epath.PathLike, config: TrainConfig, allow_changes: bool) -> None:
-    """Writes the run's config, or checks it against the one that is there.
+    """Writes the run's config, or checks it against the existing one.
 
     Raises:
-      BadInput: the folder holds a run with other settings, and `allow_changes` is not given. How often to report may
-        always change, and how long to run where the learning rate does not depend on it; what the parameters mean
-        and what a step is may never.
+      BadInput: the folder holds a run with different settings, and they may not change. Logging, checkpoint and validation
+        settings may always change, and so may `total_images` if the learning rate does not depend on it. The method and the
+        batch size may never change; all others only with `allow_changes`.
     """
     path, new = epath.Path(workdir) / CONFIG, to_dict(config)
     if path.exists():
@@ -300,10 +300,10 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig, allow_changes: b
         if config.optimizer.final_fraction == 1:
             free.add('total_images')
         kept = lambda settings: {key: value for key, value in settings.items() if key not in free}
-        old = to_dict(from_dict(TrainConfig, upgrade(read_json(path)), str(path)))  # a key that is new has its default
+        old = to_dict(from_dict(TrainConfig, upgrade(read_json(path)), str(path)))  # new keys get their defaults
         changed = differing_keys(kept(old), kept(new))
         never = [key for key in changed if key.startswith(('method.', 'batch_size '))]
-        never = [key for key in never if key.startswith('method.kind ')] or never  # which says it all
+        never = [key for key in never if key.startswith('method.kind ')] or never  # then the rest differs anyway
         if never or (changed and not allow_changes):
             advice = 'use another --workdir' if never else 'use another --workdir, or --allow_config_change'
             raise BadInput(f'{workdir} holds a run with other settings: {"; ".join(never or changed)}; {advice}')
@@ -312,7 +312,7 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig, allow_changes: b
 
 @dataclasses.dataclass(frozen=True)
 class Trained:
-    """A method ready to sample. `digest` names its parameters; `images_seen` is None where it is not recorded."""
+    """A method and its trained parameters. `digest` identifies them; `images_seen` is None if it was not recorded."""
 
     method: Method
     params: Parameters
@@ -322,11 +322,11 @@ class Trained:
 
 
 def load_generator(path: epath.PathLike) -> Trained:
-    """The averaged parameters of a run's newest checkpoint, or of a release, as float32.
+    """Loads the averaged parameters of a run's newest checkpoint, or of a release, as float32.
 
     Raises:
-      BadInput: there is no checkpoint at `path`, it does not fit the config beside it, or not all of its values are finite.
-      OSError: it can't be read now.
+      BadInput: there is no checkpoint at `path`, it does not match its config, or not all of its values are finite.
+      OSError: it cannot be read now.
     """
     path = epath.Path(path)
     if not (path / CONFIG).is_file() or not ((path / RELEASE).is_file() or (path / 'checkpoints').is_dir()):
@@ -353,10 +353,10 @@ def load_generator(path: epath.PathLike) -> Trained:
 
 
 def load_parameters(path: epath.PathLike, config: MethodConfig) -> Parameters:
-    """The averaged parameters at `path`, NumPy arrays, for a generator of `config`.
+    """The averaged parameters at `path`, as NumPy arrays, for a method of `config`.
 
     Raises:
-      BadInput: as `load_generator`, or the generator there is another.
+      BadInput: as `load_generator`; or the settings at `path` differ from `config`.
     """
     trained = load_generator(path)
     if trained.config.method.kind != config.kind:
@@ -367,8 +367,8 @@ def load_parameters(path: epath.PathLike, config: MethodConfig) -> Parameters:
 
 
 def release(trained: Trained, folder: epath.PathLike) -> None:
-    """Writes `config.json` and `model.safetensors`, bfloat16, from which `load_generator` reads. Of the paths in the
-    config, which are of one machine, the last names are kept."""
+    """Writes `config.json` and `model.safetensors`, bfloat16, for `load_generator`. Paths in the config, which are specific
+    to one machine, are reduced to their last component."""
     folder, config = epath.Path(folder), to_dict(trained.config)
     for holder, key in ((config['data'], 'source'), (config['data'], 'tfds_data_dir'), (config, 'init_from')):
         holder[key] = holder[key] and epath.Path(holder[key]).name
@@ -378,9 +378,9 @@ def release(trained: Trained, folder: epath.PathLike) -> None:
 
 
 def _restore_ema(path: epath.Path) -> tuple[dict[str, Any], int]:
-    # named, so that the items' shapes can be read before they are restored
+    # one handler per item, so that the items' shapes can be read before restoring
     handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS} | {'fingerprints': ocp.JsonCheckpointHandler()}
-    # The shapes are the checkpoint's own, the layout is this machine's: the run may have had other devices.
+    # Shapes come from the checkpoint, the sharding from this machine: the run may have used other devices.
     here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
     with ocp.CheckpointManager(
         path.resolve() / 'checkpoints', item_handlers=handlers, options=ocp.CheckpointManagerOptions(create=False)
@@ -400,8 +400,8 @@ def _restore_ema(path: epath.Path) -> tuple[dict[str, Any], int]:
 
 
 def _digest(params: dict[str, Any], config: TrainConfig) -> str:
-    """sha256 over what the parameters mean, their names and their bytes; the first 16 digits. What the parameters mean is
-    told by the settings that are not the default, by the first name of each, so that new settings change no digest."""
+    """sha256 over the method's settings and the parameters' names and bytes; the first 16 hex digits. Only settings that
+    differ from the defaults enter, under their original names, so that new settings do not change existing digests."""
     default = former(DiffusionConfig() if isinstance(config.method, DiffusionConfig) else type(config.method)())
     meaning = repr(differing_keys(default, former(config.method)))
     digest = hashlib.sha256(meaning.encode())

@@ -1,4 +1,4 @@
-"""A run's settings: frozen dataclasses inside, `ml_collections` and flags at the edge, JSON beside the checkpoint."""
+"""A run's settings: frozen dataclasses internally, `ml_collections` and flags as the interface, JSON beside checkpoints."""
 
 import dataclasses
 import difflib
@@ -23,8 +23,8 @@ LARGEST_FLOAT = 1e300
 
 @dataclasses.dataclass(frozen=True)
 class OptimizerConfig:
-    """AdamW. The learning rate rises linearly over `warmup_images`, then stays, or falls by a cosine to
-    `final_fraction` of itself at the end of the run."""
+    """AdamW. The learning rate rises linearly over `warmup_images`, then follows a cosine down to `final_fraction` of its
+    peak at the end of the run; with `final_fraction` 1 it stays constant."""
 
     learning_rate: float = 2e-4
     warmup_images: int = 1000
@@ -43,8 +43,8 @@ class OptimizerConfig:
 
 @dataclasses.dataclass(frozen=True)
 class EMAConfig:
-    """The average's half-life in images, and never more than `rampup` of the images seen so far (Karras et al. 2022,
-    arXiv 2206.00364, appendix F.1)."""
+    """The average's half-life in images, at most `rampup` times the images seen so far (Karras et al. 2022, arXiv
+    2206.00364, appendix F.1)."""
 
     half_life_images: float = 50_000
     rampup: float = 0.05
@@ -56,7 +56,7 @@ class EMAConfig:
 
 @dataclasses.dataclass(frozen=True)
 class MeshConfig:
-    """Devices as data × fsdp; `fsdp` must divide their number, `data` is the rest."""
+    """Devices as data × fsdp; `fsdp` must divide the number of devices, and `data` is the quotient."""
 
     fsdp: int = 1
 
@@ -66,8 +66,8 @@ class MeshConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ValidationConfig:
-    """Every so many images, the averaged parameters' loss on `examples` fixed images at `bins` timesteps, and samples of
-    `samples` of them (all, if there are fewer) in `steps` steps, which are judged by `measures`
+    """Validation of the averaged parameters every `every_images` images: the loss on `examples` fixed images at `bins`
+    timesteps, and samples for `samples` of them (all, if there are fewer) in `steps` steps, evaluated by `measures`
     (`rsdiff.evaluation.columns.PAIRED`); `grid` of them are shown."""
 
     every_images: int = 5_000
@@ -86,8 +86,8 @@ class ValidationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """A whole run. Progress is counted in images; an interval is rounded up to whole steps. `init_from`: a run or a release
-    of the same network, whose averaged parameters a new run starts from."""
+    """All settings of a run. Progress is counted in images; intervals are rounded up to whole steps. `init_from`: a run or a
+    release of the same network, whose averaged parameters initialise a new run."""
 
     method: MethodConfig = DiffusionConfig()
     data: DataConfig = DataConfig()
@@ -109,16 +109,16 @@ class TrainConfig:
         check_range(self, 1, MOST, 'total_images', 'log_images', 'checkpoint_images')
         model, size, timesteps = self.method.model, self.data.size_px, self.method.timesteps
         problems = [
-            ('lr' not in model.fields, 'method.model.spatial has no lr, the image to be enlarged'),
+            ('lr' not in model.fields, 'method.model.spatial has no lr, the low-resolution image to enlarge'),
             (model.upscale != UPSCALE, f'method.model.spatial.lr.scale is {model.upscale}; a stage is {UPSCALE}×'),
             (size % model.stride, f'data.size_px {size} is not a multiple of the network stride {model.stride}'),
-            # its quarter is cropped in a mosaic, and has to be whole in the condition
+            # a mosaic may crop a quarter of a window, which must be a whole number of pixels of the condition
             (size % 16, f'data.size_px {size} is not a multiple of 16'),
-            (not self.data.reductions, 'data.reductions are none; give at least one, such as 1'),
+            (not self.data.reductions, 'data.reductions is empty; give at least one, such as 1'),
             (self.batch_size % self.accumulation, 'batch_size is not a multiple of accumulation'),
             (
                 1 < timesteps < max(self.validation.steps, self.validation.bins),
-                f'validation.steps and bins are at most {timesteps}, the timesteps there are',
+                f'validation.steps and bins must be at most {timesteps}, the number of timesteps',
             ),
             (self.validation.grid > self.validation.examples, 'validation.grid is more than validation.examples'),
         ]
@@ -128,7 +128,7 @@ class TrainConfig:
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """A dataclass tree as nested dicts of plain values; of a seed what our JSON can hold."""
+    """A dataclass tree as nested dicts of plain values; the seed in a form that our JSON can store (`written_seed`)."""
     plain = {name: _plain(value) for name, value in _items(config).items()}
     return plain | {'seed': written_seed(plain['seed'])} if 'seed' in plain else plain
 
@@ -140,18 +140,18 @@ def _plain(value: Any) -> Any:
 
 
 def _items(group: Any) -> dict[str, Any]:
-    """What is in a dataclass, or a dict of them."""
+    """The fields of a dataclass, or a dict of dataclasses, by name."""
     if isinstance(group, dict):
         return group
     return {field.name: getattr(group, field.name) for field in dataclasses.fields(group)}
 
 
 def from_dict(cls: type, values: dict[str, Any], where: str = 'config') -> Any:
-    """The dataclass `cls` from nested dicts; what is not given keeps its default.
+    """The dataclass `cls` from nested dicts; missing keys keep their defaults.
 
     Raises:
-      BadInput: a key that `cls` does not have (the nearest one is named), or a value of the wrong type or out of range. The
-        line begins with `where` and the key.
+      BadInput: a key that `cls` does not have (the message suggests the closest one), or a value of the wrong type or out of
+        range. The message begins with `where` and the key.
     """
     fields = typing.get_type_hints(cls)
     fields = {f.name: fields[f.name] for f in dataclasses.fields(cls)}
@@ -167,7 +167,7 @@ def from_dict(cls: type, values: dict[str, Any], where: str = 'config') -> Any:
 
 
 def _kinds(annotation: Any) -> dict[str, type]:
-    """Of a tagged union of dataclasses, by `kind`; empty for any other type."""
+    """The members of a tagged union of dataclasses, by `kind`; empty for any other type."""
     options = typing.get_args(annotation)
     if typing.get_origin(annotation) not in (typing.Union, types.UnionType) or not all(
         map(dataclasses.is_dataclass, options)
@@ -182,12 +182,12 @@ def _group(value: Any, where: str) -> dict[str, Any]:
     return dict(value)
 
 
-# what the encoder of `lr` was set by before a condition had fields
+# former settings of the `lr` encoder, from before conditions had fields → their names today
 FORMER = {'upscale': 'scale', 'rrdb_features': 'features', 'rrdb_growth': 'growth', 'rrdb_blocks': 'blocks'}
 
 
 def upgrade(values: dict[str, Any]) -> dict[str, Any]:
-    """The settings of a run or release as they are named today, from those of any earlier version: `config.json`'s."""
+    """Converts the settings in a `config.json` of any earlier version to today's names."""
     if not isinstance(values.get('generator'), dict) or 'method' in values:
         return values
     method = values['generator'] | {'kind': 'diffusion'}
@@ -202,8 +202,8 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
 
 
 def former(method: MethodConfig) -> dict[str, Any]:
-    """The other way: a method's settings by the names that they had first, which identities are made of. What is newer has
-    its own name; what had none is left out."""
+    """The inverse: a method's settings by their original names, which digests are computed from. Newer settings keep their
+    names; those that had no counterpart are left out."""
     values = to_dict(method)
     if not isinstance(method, DiffusionConfig):
         return values
@@ -217,7 +217,7 @@ def former(method: MethodConfig) -> dict[str, Any]:
 
 
 def to_config_dict(config: TrainConfig) -> ml_collections.ConfigDict:
-    """The editable form that files in `configs/` return, with every key there and no other allowed."""
+    """The editable form that files in `configs/` return, with all keys present and no others allowed."""
     return _editable(config).lock()
 
 
@@ -228,7 +228,7 @@ def _editable(config: Any) -> ml_collections.ConfigDict:
         kind = kinds.get(name)
         if isinstance(value, dict) or dataclasses.is_dataclass(value):
             value = _editable(value)
-        elif value is None:  # told its type, so that a flag can set it
+        elif value is None:  # a placeholder with the type, so that a flag can set it
             told = next(option for option in typing.get_args(kind) if option is not type(None))
             value = config_dict.placeholder(typing.get_origin(told) or told)
         editable[name] = value
@@ -236,9 +236,9 @@ def _editable(config: Any) -> ml_collections.ConfigDict:
 
 
 def differing_keys(old: dict[str, Any], new: dict[str, Any], prefix: str = '') -> list[str]:
-    """Dotted names of the settings in which two nested dicts differ, with both values."""
+    """The settings that differ between two nested dicts: dotted names with both values."""
     rows = []
-    plain = lambda value: list(value) if isinstance(value, tuple) else value  # as JSON gives it back
+    plain = lambda value: list(value) if isinstance(value, tuple) else value  # as JSON returns it
     for key in sorted({*old, *new}):
         a, b, name = plain(old.get(key)), plain(new.get(key)), prefix + key
         if isinstance(a, dict) and isinstance(b, dict):
@@ -262,7 +262,7 @@ def _nearest(key: str, known: list[str]) -> str:
 
 
 def _checked(kind: Any, value: Any, where: str) -> Any:
-    """`value` if it is of the annotated type, lists as tuples and whole numbers as floats where asked for."""
+    """`value` if it is of the annotated type; lists are converted to tuples and integers to floats where required."""
     origin, arguments = typing.get_origin(kind), typing.get_args(kind)
     if dataclasses.is_dataclass(kind):
         return from_dict(typing.cast(type, kind), _group(value, where), where)
@@ -292,9 +292,9 @@ def _checked(kind: Any, value: Any, where: str) -> Any:
             if len(kinds) == len(value):
                 return tuple(_checked(k, v, where) for k, v in zip(kinds, value))
     elif kind is float and isinstance(value, (int, float)) and not isinstance(value, bool):
-        if -LARGEST_FLOAT <= value <= LARGEST_FLOAT:  # not NaN; and a whole number may be beyond any float
+        if -LARGEST_FLOAT <= value <= LARGEST_FLOAT:  # excludes NaN, and integers too large for a float
             return float(value)
-    elif kind is int and isinstance(value, str) and re.fullmatch('-?0x[0-9a-f]+', value):  # as `written_seed` has it
+    elif kind is int and isinstance(value, str) and re.fullmatch('-?0x[0-9a-f]+', value):  # as `written_seed` writes it
         return int(value, 16)
     elif isinstance(value, kind) and not (kind is int and isinstance(value, bool)):
         return value

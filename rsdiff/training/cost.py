@@ -1,7 +1,7 @@
-"""What a config costs, from shapes alone: multiply–accumulates and bytes. Nothing here allocates an array.
+"""The cost of a config, from shapes alone: multiply–accumulates and bytes. Nothing here allocates an array.
 
-One multiply–accumulate (MAC) is two floating point operations. Only matrix products and convolutions are counted: they
-are what a device's peak is stated for, and all else of a network is small beside them.
+One multiply–accumulate (MAC) is two floating-point operations. Only matrix products and convolutions are counted: a
+device's peak is stated for these, and the rest of a network is negligible in comparison.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ from rsdiff.training import mesh as meshes
 from rsdiff.training.config import TrainConfig
 from rsdiff.training.state import Trainer
 
-# Dense peaks in FLOP/s as the vendors' data sheets have them, by `device.device_kind`, for what JAX does by default:
-# bfloat16 with float32 sums; float32 as TF32 (NVIDIA) or as bfloat16 (TPU, where it has no peak of its own).
+# Dense peaks in FLOP/s from the vendors' data sheets, by `device.device_kind`, for JAX's default precision: bfloat16 with
+# float32 accumulation; float32 as TF32 (NVIDIA) or as bfloat16 (TPU, which has no separate float32 peak).
 PEAK_FLOPS = {
     'NVIDIA GeForce RTX 4090': {'bfloat16': 165.2e12, 'float32': 82.6e12},
     'NVIDIA A100-SXM4-40GB': {'bfloat16': 312e12, 'float32': 156e12},
@@ -40,13 +40,12 @@ PEAK_FLOPS = {
 
 
 def count_macs(program: ClosedJaxpr, padding: bool = True) -> int:
-    """The multiply–accumulates of a traced program, with every call, scan and remat inside it.
+    """The multiply–accumulates of a traced program, including every call, scan and remat inside it.
 
     Args:
-      program: of `jax.make_jaxpr(function)(*shapes)` or `jax.jit(function).trace(*shapes).jaxpr`.
-      padding: whether a convolution's products with the zeros around its input count: as papers and PyTorch's
-        `FlopCounterMode` count (True), or as XLA's cost analysis does (False). Those with the holes of a dilated input
-        never count.
+      program: from `jax.make_jaxpr(function)(*shapes)` or `jax.jit(function).trace(*shapes).jaxpr`.
+      padding: whether to count a convolution's products with its zero padding: True as papers and PyTorch's
+        `FlopCounterMode` do, False as XLA's cost analysis does. Products with the holes of a dilated input never count.
     Raises:
       ValueError: a loop of unknown length multiplies matrices.
     """
@@ -54,7 +53,7 @@ def count_macs(program: ClosedJaxpr, padding: bool = True) -> int:
 
 
 def trace_forward(config: TrainConfig) -> jax.stages.Traced:
-    """The network, its condition's encoder included, on one image of `config.data.size_px`; without tokens."""
+    """The network, including its condition encoder, on one image of `config.data.size_px`; without tokens."""
     method, size, shape = make_method(config.method), config.data.size_px, jax.ShapeDtypeStruct
     condition = {}
     for name, field in method.fields.items():
@@ -71,10 +70,10 @@ def trace_forward(config: TrainConfig) -> jax.stages.Traced:
 
 
 def trace_step(config: TrainConfig, remat: bool) -> tuple[jax.stages.Traced, Any]:
-    """One training step, degradation and optimiser included, of one image on one device; and its state as shapes.
+    """One training step, including degradation and optimiser, for one image on one device; and the shapes of its state.
 
-    A step of n images, in any number of parts, multiplies n times as much. The "model FLOPs" of an MFU are those
-    without remat, which computes things twice.
+    A step of n images takes n times as many multiply–accumulates, for any `accumulation`. The "model FLOPs" of an MFU are
+    those without remat, which recomputes activations.
     """
     model = dataclasses.replace(config.method.model, remat=remat)
     method = dataclasses.replace(config.method, model=model)
@@ -95,10 +94,10 @@ def trace_step(config: TrainConfig, remat: bool) -> tuple[jax.stages.Traced, Any
 
 
 def state_bytes(state, data: int, fsdp: int) -> dict[str, int]:
-    """Bytes on each device of a mesh of data × fsdp, which need not exist, under `mesh.tree_sharding`'s rule.
+    """Bytes per device on a mesh of data × fsdp, which need not exist, sharded by `mesh.tree_sharding`.
 
     Returns:
-      parameters, average, optimizer, gradients (laid out as the parameters are), and their total.
+      parameters, average, optimizer, gradients (sharded like the parameters), and their total.
     """
     mesh = AbstractMesh((data, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2)
 
@@ -120,7 +119,7 @@ def state_bytes(state, data: int, fsdp: int) -> dict[str, int]:
 
 
 def peak_flops(device_kind: str, dtype: str) -> float | None:
-    """The device's peak in FLOP/s for arrays of `dtype`, or None where the table does not know it."""
+    """The device's peak in FLOP/s for arrays of `dtype`, or None if it is not in the table."""
     return PEAK_FLOPS.get(device_kind, {}).get(dtype)
 
 
@@ -155,7 +154,7 @@ def _inner_jaxprs(params: dict[str, Any]) -> Iterator[Jaxpr]:
 
 
 def _convolution_macs(equation, padding: bool) -> int:
-    """Batch and channels of the output × channels that each sums over × the pairs of place and tap along each axis."""
+    """Output batch × output channels × input channels per group × (output position, tap) pairs along each axis."""
     params, numbers = equation.params, equation.params['dimension_numbers']
     lhs, kernel = (variable.aval.shape for variable in equation.invars)
     out = equation.outvars[0].aval.shape
@@ -170,7 +169,7 @@ def _convolution_macs(equation, padding: bool) -> int:
         params['rhs_dilation'],
     )
     for in_axis, tap_axis, out_axis, stride, (before, _), in_dilation, tap_dilation in axes:
-        # where each tap of each output reads, in steps of the undilated input; between two steps there is a hole
+        # the position that each tap of each output reads in the dilated input; those not divisible by in_dilation are holes
         places = [
             place * stride + tap * tap_dilation - before
             for place in range(out[out_axis])

@@ -32,21 +32,21 @@ def train(
     show: bool = True,
     judge: Judge = lambda *images: {},
 ) -> dict[str, Any]:
-    """Trains until `config.total_images`, continuing the newest whole checkpoint of `workdir` if there is one.
+    """Trains until `config.total_images`, continuing from the newest intact checkpoint in `workdir` if there is one.
 
-    SIGTERM or Ctrl-C end the run after the current step, with a checkpoint; the same call then continues it. Of several
-    processes, any that gets SIGTERM stops all, after a step on which they agree.
+    SIGTERM or Ctrl-C ends the run after the current step, with a checkpoint; the same call then continues it. With several
+    processes, SIGTERM to any of them stops all, after a step that they agree on.
 
     Args:
       workdir: a local folder or a bucket (gs://…), the same for every process.
-      judge: what else the rows about validation tell of its samples.
+      judge: computes further metrics of the validation samples.
     Returns:
-      A summary with images_seen, the newest figures, parameters, images skipped, and whether the run is finished.
+      A summary with images_seen, the newest metrics, parameters, images skipped, and whether the run is finished.
     Raises:
-      BadInput: unusable data or settings, a `workdir` of another run or in use, or only damaged checkpoints in it.
-      OSError: something could not be written; the checkpoints that are there stay whole.
-      FloatingPointError: the loss is no longer finite; the last checkpoint is kept, `nonfinite.json` names the batch.
-      KeyboardInterrupt: after Ctrl-C, with the checkpoint saved.
+      BadInput: unusable data or settings; `workdir` is in use, belongs to another run, or has only damaged checkpoints.
+      OSError: something could not be written; existing checkpoints stay intact.
+      FloatingPointError: the loss or gradient is not finite; the last checkpoint is kept, `nonfinite.json` names the batch.
+      KeyboardInterrupt: after Ctrl-C, once the checkpoint is saved.
     """
     workdir, lock = epath.Path(workdir), FolderLock(workdir)
     mesh = meshes.make_mesh(config.mesh.fsdp)
@@ -77,7 +77,7 @@ def _train(
 ) -> dict[str, Any]:
     trainer = Trainer(config, mesh)
     checkpoints = Checkpoints(workdir)
-    # Order of restore: this workdir's newest whole checkpoint, else the parameters of `init_from`, else fresh.
+    # Order of restore: this workdir's newest intact checkpoint, else the parameters of `init_from`, else a new state.
     state = checkpoints.restore_latest(trainer.abstract_state())
     if state is None:
         state = trainer.init(seed_key(config.seed))
@@ -99,14 +99,14 @@ def _train(
     losses, pending = [], None
 
     def settle(step: int, values: dict[str, jax.Array]) -> None:
-        """Fetches the metrics of a step; called one step late, so that the device always has work."""
+        """Fetches and reports the metrics of a step; called one step late, so that the device is never idle."""
         numbers = {name: float(value) for name, value in values.items()}
         loss, grad_norm = numbers['loss'], numbers['grad_norm']
-        # a gradient that is not finite has spoilt the parameters, though the loss does not show it yet
+        # a gradient that is not finite has corrupted the parameters, even if the loss is still finite
         if not math.isfinite(sum(numbers.values())):
             _write_offenders(workdir, source, config, step, loss, grad_norm)
             raise FloatingPointError(
-                f'the loss is {loss} and its gradient {grad_norm} at step {step}; the last '
+                f'the loss is {loss} and the gradient norm {grad_norm} at step {step}; the last '
                 f'checkpoint is kept, {workdir}/nonfinite.json lists the batch'
             )
         losses.append(loss)
@@ -133,7 +133,7 @@ def _train(
                 pending = (step, values)
                 checkpoints.check()
                 if due(step, config.checkpoint_images):
-                    settle(*pending)  # nothing is saved before it is known to be finite
+                    settle(*pending)  # save nothing before it is known to be finite
                     pending = None
                     checkpoints.save(state)
                 if due(step, config.validation.every_images) or step == last:
@@ -165,7 +165,7 @@ def _train(
 def _write_offenders(
     workdir: epath.Path, source: Source, config: TrainConfig, step: int, loss: float, grad_norm: float
 ) -> None:
-    """Writes `nonfinite.json`: which examples the batch of `step` was made of."""
+    """Writes `nonfinite.json`, which lists the examples in the batch of `step`."""
     indices = batch_indices(source, config.seed, config.batch_size, step - 1)
     if hosts.is_first():
         write_text_atomically(
@@ -185,9 +185,9 @@ def _write_offenders(
 
 
 class StopSignals:
-    """Within it, SIGTERM and the first Ctrl-C are questions that the loop asks after each step, `asked()`.
+    """A context in which SIGTERM and the first Ctrl-C only set a flag, `asked()`, which the loop checks after each step.
 
-    Of several processes none may stop by itself: there JAX listens for SIGTERM (`hosts.preempted`) and this does nothing.
+    With several processes, none may stop alone: JAX then handles SIGTERM (`hosts.preempted`), and this does nothing.
     """
 
     def __init__(self):
@@ -208,4 +208,4 @@ class StopSignals:
 
     def _note(self, number, _) -> None:
         self.received = number
-        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C does not wait
+        signal.signal(signal.SIGINT, signal.default_int_handler)  # a second Ctrl-C stops at once

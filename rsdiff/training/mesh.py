@@ -1,4 +1,4 @@
-"""Devices and the one rule by which arrays lie on them."""
+"""The device mesh, and the rule by which arrays are sharded on it."""
 
 from typing import Any, Iterable, Sequence, cast
 
@@ -8,7 +8,7 @@ from jax.sharding import AbstractMesh, AxisType, Mesh, NamedSharding, PartitionS
 
 from rsdiff.base.errors import BadInput
 
-# Arrays smaller than this stay whole on every device: sharding them costs more than it saves.
+# Arrays smaller than this are replicated on every device: sharding them costs more than it saves.
 MIN_SHARDED_SIZE = 2**14
 
 
@@ -21,24 +21,24 @@ def make_mesh(fsdp: int = 1, devices: Sequence[Any] | None = None) -> Mesh:
     devices = devices if devices is not None else jax.devices()
     if fsdp < 1 or len(devices) % fsdp:
         raise BadInput(f'config.mesh.fsdp is {fsdp}, which does not divide {len(devices)} devices')
-    # Auto axes: explicit ones refuse convolutions with sharded kernels.
+    # Auto axes: explicit ones do not support convolutions with sharded kernels.
     return jax.make_mesh(
         (len(devices) // fsdp, fsdp), ('data', 'fsdp'), axis_types=(AxisType.Auto,) * 2, devices=devices
     )
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """The first axis over all devices."""
+    """The first axis split over all devices."""
     return NamedSharding(mesh, PartitionSpec(('data', 'fsdp')))
 
 
 def replicated(mesh: Mesh | AbstractMesh) -> NamedSharding:
-    """Whole on every device."""
+    """A full copy on every device."""
     return NamedSharding(mesh, PartitionSpec())
 
 
 def array_sharding(mesh: Mesh | AbstractMesh, shape: tuple[int, ...]) -> NamedSharding:
-    """FSDP's rule: the largest axis that `fsdp` divides is split, small arrays are not."""
+    """The FSDP rule: split the largest axis that is divisible by `fsdp`; replicate small arrays."""
     parts = mesh.shape['fsdp']
     divisible = [axis for axis, size in enumerate(shape) if size % parts == 0]
     if parts == 1 or np.prod(shape) < MIN_SHARDED_SIZE or not divisible:
@@ -48,15 +48,15 @@ def array_sharding(mesh: Mesh | AbstractMesh, shape: tuple[int, ...]) -> NamedSh
 
 
 def tree_sharding(mesh: Mesh | AbstractMesh, shapes):
-    """`array_sharding` for every leaf of a tree of arrays or shapes: parameters, average and optimiser alike."""
+    """`array_sharding` for every leaf of a tree of arrays or shapes: parameters, averages and optimiser state alike."""
     return jax.tree.map(lambda leaf: array_sharding(mesh, leaf.shape), shapes)
 
 
 def gathered(mesh: Mesh, params, dtype):
-    """Parameters as a step computes with them: those that are split are gathered, once, as `dtype`. Their gradients, sums over
-    devices, come back split as the parameters are: reduced and scattered, not reduced on every device.
+    """Parameters for use in a step: sharded ones are gathered once, in `dtype`. Their gradients, sums over devices, are
+    returned sharded like the parameters: reduce-scattered instead of all-reduced.
 
-    Left to itself, the partitioner splits single operations as their kernels are, and exchanges activations instead.
+    By default, the partitioner would split each operation like its kernel, and exchange activations instead.
     """
 
     def gather(leaf):
@@ -76,18 +76,18 @@ def gathered(mesh: Mesh, params, dtype):
 
 
 def check_batch(mesh: Mesh, batch_size: int, accumulation: int) -> None:
-    """Raises BadInput where the devices can't share a batch, part by part, evenly."""
+    """Raises BadInput if the parts of a batch cannot be split evenly over the devices."""
     if batch_size % (mesh.size * accumulation):
         raise BadInput(f'config.batch_size {batch_size} is not a multiple of {mesh.size} devices × accumulation')
 
 
 def local_rows(mesh: Mesh, batch_size: int) -> list[int]:
-    """Which rows of a batch lie on this process's devices, in ascending order: those that it has to read."""
+    """The rows of a batch on this process's devices, in ascending order, which this process has to read."""
     slices = batch_sharding(mesh).addressable_devices_indices_map((batch_size,)).values()
     return sorted(row for (part,) in cast(Iterable[tuple[slice]], slices) for row in range(*part.indices(batch_size)))
 
 
 def put_batch(mesh: Mesh, batch: dict[str, np.ndarray]) -> dict[str, jax.Array]:
-    """The `local_rows` of a batch, NumPy, → global arrays."""
+    """Converts the `local_rows` of a batch (NumPy) to global arrays."""
     sharding = batch_sharding(mesh)
     return {name: jax.make_array_from_process_local_data(sharding, value) for name, value in batch.items()}

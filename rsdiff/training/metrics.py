@@ -1,5 +1,5 @@
-"""What a run tells: JSON lines in `metrics.jsonl`, pictures in `samples/`, TensorBoard's files where tensorboardX is
-installed (the `tensorboard` extra), and a progress bar."""
+"""Metrics of a run: JSON lines in `metrics.jsonl`, images in `samples/`, TensorBoard files if tensorboardX is installed
+(the `tensorboard` extra), and a progress bar."""
 
 import json
 import math
@@ -18,15 +18,15 @@ FILE = 'metrics.jsonl'
 
 
 class Metrics:
-    """Rows on disk and a bar on the console, counted in images. `latest` holds the newest value of each figure.
+    """Writes rows to disk and a progress bar to the console, counted in images. `latest` holds the newest value of each metric.
 
     Raises:
-      BadInput: `metrics.jsonl` holds something else.
+      BadInput: `metrics.jsonl` is not a valid metrics file.
     """
 
     def __init__(self, workdir: epath.PathLike, total_images: int, images_seen: int, show: bool):
         self.workdir = epath.Path(workdir)
-        # what an interrupted run had told beyond its last checkpoint is told again
+        # rows that an interrupted run wrote after its last checkpoint will be written again
         rows = [row for row in read_metrics(self.workdir) if row['images_seen'] <= images_seen]
         self.latest: dict[str, Any] = {key: value for row in rows for key, value in row.items()}
         self.rows = _Rows(self.workdir / FILE, [json.dumps(row) + '\n' for row in rows])
@@ -43,12 +43,12 @@ class Metrics:
         self.last = (images_seen, time.monotonic())
 
     def advance(self, images: int, loss: float) -> None:
-        """Moves the bar."""
+        """Advances the progress bar."""
         self.bar.set_postfix_str(f'loss {loss:.4f}', refresh=False)
         self.bar.update(images)
 
     def rate(self, images_seen: int) -> dict[str, float]:
-        """Images a second since the last call."""
+        """Images per second since the last call."""
         now = time.monotonic()
         images, seconds = images_seen - self.last[0], now - self.last[1]
         self.last = (images_seen, now)
@@ -71,7 +71,7 @@ class Metrics:
             self.board.add_image('samples', image, images_seen, dataformats='HWC')
 
     def close(self) -> None:
-        """Ends the bar and the files."""
+        """Closes the progress bar and the files."""
         self.bar.close()
         self.rows.close()
         if self.board:
@@ -79,7 +79,7 @@ class Metrics:
 
 
 class Silent:
-    """The `Metrics` of every process but the first: says nothing."""
+    """Replaces `Metrics` on every process but the first: reports nothing."""
 
     latest: dict[str, Any] = {}
 
@@ -88,10 +88,10 @@ class Silent:
 
 
 def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
-    """The rows of `metrics.jsonl`, none where it is missing. A last line that was cut off is left out.
+    """The rows of `metrics.jsonl`; an empty list if it is missing. A truncated last line is left out.
 
     Raises:
-      BadInput: another line is no row.
+      BadInput: another line is not a valid row.
     """
     path = epath.Path(workdir) / FILE
     if not path.exists():
@@ -101,15 +101,15 @@ def read_metrics(workdir: epath.PathLike) -> list[dict[str, Any]]:
     for number, line in enumerate(lines, 1):
         row = parse_json(line, f'{path}:{number}')
         if not isinstance(row, dict):
-            raise BadInput(f'{path}:{number}: no object; remove the line')
+            raise BadInput(f'{path}:{number}: not a JSON object; remove the line')
         field(row, 'images_seen', int, f'{path}:{number}')
         rows.append(row)
     return rows
 
 
 class _Rows:
-    """Lines that are on disk as soon as they are added, after `lines`, which replace what was there. A file in a bucket
-    can't be added to: there it is written anew each time."""
+    """Appends lines to a file, flushing each. The file starts with `lines`, which replace its former contents. A file in a
+    bucket cannot be appended to and is rewritten each time."""
 
     def __init__(self, path: epath.Path, lines: list[str]):
         self.path, self.lines = path, lines
@@ -130,7 +130,7 @@ class _Rows:
 
 
 def _tensorboard(folder: epath.Path, images_seen: int):
-    """A writer of TensorBoard's files that takes back what was told beyond `images_seen`; None without tensorboardX."""
+    """A TensorBoard writer that discards what was logged beyond `images_seen`; None without tensorboardX."""
     try:
         from tensorboardX import SummaryWriter  # here, because it imports torch wherever that is installed
     except ImportError:
@@ -139,7 +139,7 @@ def _tensorboard(folder: epath.Path, images_seen: int):
 
 
 def _finite(value: Any) -> Any:
-    """`value` as JSON has it: what is not finite, such as the PSNR of equal images, becomes null."""
+    """`value` for JSON: values that are not finite, such as the PSNR of identical images, become null."""
     if isinstance(value, dict):
         return {key: _finite(item) for key, item in value.items()}
     if isinstance(value, list):

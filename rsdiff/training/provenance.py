@@ -1,8 +1,8 @@
-"""What a run was trained on, kept beside its checkpoints.
+"""Records of a run's training data, kept beside its checkpoints.
 
-`training_data.json` holds a digest of each file of the data of now. A run that continues compares: data that have changed
-are another experiment. `training_fingerprints.npz` (`rsdiff.data.fingerprints`) holds the images of all data that the
-parameters ever saw: those of `init_from`, and those of an earlier `data.source`, too.
+`training_data.json` holds a digest of each file of the current data. A run that continues compares them: changed data are
+a different experiment. `training_fingerprints.npz` (`rsdiff.data.fingerprints`) holds fingerprints of all images that the
+parameters were ever trained on, including those of `init_from` and of an earlier `data.source`.
 """
 
 from typing import Any
@@ -22,13 +22,13 @@ FILE = 'training_data.json'
 def record_training_data(
     workdir: epath.PathLike, config: TrainConfig, source: Source, allow_changes: bool, show: bool
 ) -> None:
-    """Writes both files, or adds to the fingerprints that are there.
+    """Writes both files, adding to existing fingerprints.
 
     Args:
-      source: of `config.data`.
-      allow_changes: whether the data may be others than the run began with.
+      source: the source that `config.data` describes.
+      allow_changes: whether the data may differ from those the run started with.
     Raises:
-      BadInput: they are others, and may not be; or a file that is there can't be read.
+      BadInput: they differ and may not; or an existing file cannot be read.
     """
     workdir = epath.Path(workdir)
     inventory, path = take_inventory(source, config.data.source, show), workdir / FILE
@@ -46,7 +46,7 @@ def record_training_data(
 
 
 def differing_files(old: dict[str, Any], new: dict[str, str]) -> str:
-    """In words how the files of two data sets differ, each a digest by name; '' where they do not."""
+    """Describes how the files of two data sets (name → digest) differ; '' if they do not."""
     kinds = {
         'added': sorted({*new} - {*old}),
         'removed': sorted({*old} - {*new}),

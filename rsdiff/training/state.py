@@ -1,4 +1,4 @@
-"""The training state and its one step."""
+"""The training state and the training step."""
 
 from typing import Any
 
@@ -13,14 +13,14 @@ from rsdiff.methods.kinds import make_method
 from rsdiff.training import mesh as meshes
 from rsdiff.training.config import EMAConfig, OptimizerConfig, TrainConfig
 
-# step: int32 (); by part params and buffers: nested dicts of arrays, and opt: the optimiser's state; ema: of the generator
-# its averages by name
+# step: int32 (); params, buffers: nested dicts of arrays by part; opt: optimiser state by part; ema: the generator's
+# averages by name
 State = dict
-EMA = 'ema'  # the average that samples
+EMA = 'ema'  # the average used for sampling
 
 
 def make_optimizer(config: OptimizerConfig, batch_size: int, total_images: int) -> optax.GradientTransformation:
-    """AdamW behind gradient clipping; see `OptimizerConfig` for the learning rate's course."""
+    """Gradient clipping, then AdamW; see `OptimizerConfig` for the learning-rate schedule."""
     warmup = max(1, config.warmup_images // batch_size)
     steps = max(warmup + 1, total_images // batch_size)
     rate = optax.warmup_cosine_decay_schedule(
@@ -32,13 +32,13 @@ def make_optimizer(config: OptimizerConfig, batch_size: int, total_images: int) 
 
 
 def ema_decay(config: EMAConfig, images_seen, batch_size: int):
-    """The factor of the old average in one step: half_life = min(half_life_images, rampup · images_seen)."""
+    """The decay of the average per step, with half_life = min(half_life_images, rampup · images_seen)."""
     half_life = jnp.minimum(config.half_life_images, config.rampup * images_seen)
     return 0.5 ** (batch_size / jnp.maximum(half_life, 1e-8))
 
 
 class Trainer:
-    """Functions of the state for one config and mesh, compiled once."""
+    """The functions that act on the state, for one config and mesh, compiled once."""
 
     def __init__(self, config: TrainConfig, mesh: Mesh):
         self.config, self.mesh = config, mesh
@@ -47,7 +47,7 @@ class Trainer:
         self.shapes = jax.eval_shape(self._init, jax.random.key(0))
         self.sharding = meshes.tree_sharding(mesh, self.shapes)
         batch = meshes.batch_sharding(mesh)
-        # Initialising is many small random kernels that run once; optimising them costs far more than it gives.
+        # Initialisation consists of many small random kernels that run once; optimising them costs more than it saves.
         self.init = jax.jit(
             self._init,
             out_shardings=self.sharding,
@@ -61,25 +61,25 @@ class Trainer:
         )
 
     def abstract_state(self) -> State:
-        """Shapes, dtypes and shardings of the state, for restoring into."""
+        """Shapes, dtypes and shardings of the state, as a template for restoring."""
         return jax.tree.map(
             lambda s, sharding: jax.ShapeDtypeStruct(s.shape, s.dtype, sharding=sharding), self.shapes, self.sharding
         )
 
     def with_parameters(self, state: State, params: Parameters) -> State:
-        """`state` with other parameters of the generator, as its averages too. params: NumPy arrays."""
+        """`state` with the generator's parameters and averages replaced by `params`, NumPy arrays."""
         put = lambda sharding: jax.device_put(params[GENERATOR], sharding)
         made = {'params': state['params'] | {GENERATOR: put(self.sharding['params'][GENERATOR])}}
         averages = {name: put(sharding) for name, sharding in self.sharding['ema'][GENERATOR].items()}
         return state | made | {'ema': {GENERATOR: averages}}
 
     def average(self, state: State) -> Parameters:
-        """The parameters that sample."""
+        """The averaged parameters, used for sampling."""
         return {GENERATOR: state['ema'][GENERATOR][EMA]}
 
     def _init(self, key) -> State:
         params = self.method.init(key)
-        # the average is a copy: two names for one buffer can't both be donated
+        # the average is a copy: one buffer cannot be donated twice
         return {
             'step': jnp.zeros((), jnp.int32),
             'params': params,
@@ -89,7 +89,7 @@ class Trainer:
         }
 
     def _step(self, state: State, batch) -> tuple[State, dict[str, jax.Array]]:
-        """One update of every part from a batch (`data.pipeline.batches`). Randomness is a function of the step."""
+        """Updates every part once from a batch (`data.pipeline.batches`). Random numbers depend only on seed and step."""
         config, step = self.config, state['step']
         key = jax.random.fold_in(seed_key(config.seed), step)
         # Unrolled: a convolution's gradient inside a loop is many times slower on CPU.
@@ -101,7 +101,7 @@ class Trainer:
 
         made, metrics = dict(state, step=step + 1), {}
         for part in self.method.parts:
-            # of the parameters before any update, whichever part comes first
+            # with the parameters before any update, for every part
             value, more, grads, buffers = self._gradients(part, state, shares)
             updates, opt = self.optimizer.update(grads, state['opt'][part], state['params'][part])
             params = optax.apply_updates(state['params'][part], updates)
@@ -118,7 +118,7 @@ class Trainer:
         return made, metrics
 
     def _gradients(self, part: str, state: State, shares):
-        """The loss of a part, its metrics and its gradients, means over the shares of a batch, and its buffers after them."""
+        """A part's loss, metrics and gradients, averaged over the microbatches `shares`, and its buffers after them."""
         own, buffers = state['params'][part], state['buffers'][part]
         total: Any = None
 

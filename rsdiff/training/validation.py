@@ -1,5 +1,4 @@
-"""How good the averaged parameters are, on examples that never change: the loss by timestep, and samples to measure and to
-look at."""
+"""Validation of the averaged parameters on fixed examples: the loss by timestep, and samples to measure and inspect."""
 
 from typing import Any, Callable
 
@@ -14,22 +13,22 @@ from rsdiff.methods.sampling import sample
 from rsdiff.training import mesh as meshes
 from rsdiff.training.state import Trainer
 
-# (samples, truths, conditions), uint8 (n, h, w, 3) → a number for each image, (n,), by name
+# (samples, truths, conditions), uint8 (n, h, w, 3) → values per image, (n,), by metric name
 Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
 
 class Validation:
-    """A fixed set of examples with their conditions, timesteps and noise, the same in every run of a seed.
+    """A fixed set of examples with their conditions, timesteps and noise, the same in every run with the same seed.
 
-    The loss is that of training, at the middle of each of `bins` equal spans of t: it tells a network that has yet to
-    learn colours (large t) from one that has yet to learn texture (small t).
+    The loss is the training loss at the centre of each of `bins` equal intervals of t. It shows whether a network has yet to
+    learn colours (large t) or texture (small t).
     """
 
     def __init__(self, trainer: Trainer, source: Source):
         config, mesh = trainer.config, trainer.mesh
         self.trainer, self.config = trainer, config.validation
-        count = -(-self.config.examples // mesh.size) * mesh.size  # every device has as many
-        # a stream of its own: where the source has nothing unseen, its crops at least are not those of a training batch
+        count = -(-self.config.examples // mesh.size) * mesh.size  # the same number per device
+        # a separate stream: if the source has no held-out images, at least the crops differ from those of training batches
         batch = next(batches(source, config.data, config.seed + 1, count))
         key = seed_key(config.seed)
         prepared = jax.device_get(jax.jit(trainer.method.prepare)(batch, key))
@@ -66,13 +65,13 @@ class Validation:
         return to_uint8(np.asarray(self._sample(params, *self._sample_inputs)))
 
     def judged(self, samples: np.ndarray, judge: Judge) -> dict[str, float]:
-        """The mean of each of `judge`'s numbers over the samples, as `validation_<name>`."""
+        """The mean of each of `judge`'s metrics over the samples, as `validation_<name>`."""
         return {
             f'validation_{name}': float(np.mean(values)) for name, values in judge(samples, self.truth, self.lr).items()
         }
 
     def grid(self, samples: np.ndarray) -> np.ndarray:
-        """uint8, a line an example: bicubic condition, sample, truth."""
+        """uint8 image with one row per example: bicubic condition, sample, truth."""
         size = self.truth.shape[1]
         lines = [
             np.concatenate([bicubic(lr, size, size), sample, truth], axis=1)

@@ -419,7 +419,7 @@ def test_train_says_what_is_wrong(trained, tmp_path, arguments, message):
         ({'--plan': 'spot', '--overlap': '4'}, 'plan spot has no overlap'),
         ({'--plan': 'slow'}, 'plan'),
         ({'--consistency_strength': '2'}, '--consistency_strength is 2'),
-        ({'--format': 'png,jpg'}, "format 'jpg' is none of zarr, png, tif, viewer"),
+        ({'--format': 'png,jpg'}, "format 'jpg' is not one of zarr, png, tif, viewer"),
         ({'--condition': 'deep.png'}, 'more than 8 bits'),
         ({'--condition': 'deep.tif'}, 'value_range must give'),
         ({'--condition': 'deep.tif', '--bands': '1,2,9', '--value_range': '0,9'}, 'bands'),

@@ -1,8 +1,8 @@
-"""A stage as a Cloud-Optimised GeoTIFF: one file, in tiles, with overviews of half the size each, by means of 2×2 pixels.
+"""Writes a stage as a Cloud-Optimised GeoTIFF: one tiled file with overviews, each half the size, by 2×2 averaging.
 
-GDAL's driver makes one only by copying: https://gdal.org/en/stable/drivers/raster/cog.html. So a plain GeoTIFF is written
-first, window by window, and copied; neither the one nor the other has more of the canvas in memory than GDAL's cache. On
-disk, the copy and what it is made from take up to eight bytes a pixel.
+GDAL's driver can only create one as a copy: https://gdal.org/en/stable/drivers/raster/cog.html. So a plain GeoTIFF is
+written first, window by window, and then copied; neither holds more of the canvas in memory than GDAL's cache. On disk,
+the plain file and the copy take up to eight bytes per pixel.
 """
 
 import shutil
@@ -20,7 +20,7 @@ from rsdiff.base.files import replacing
 from rsdiff.data.scenes import import_rasterio
 from rsdiff.sampling.mosaic.store import StageArray
 
-# of the window copied at once: a multiple of the blocks of the TIFF and of the chunks of the array
+# side of the windows that are copied one at a time: a multiple of the TIFF's blocks and of the array's chunks
 WINDOW_PX = 1024
 BYTES_A_PIXEL = 8
 BLOCK_PX = 512
@@ -33,44 +33,44 @@ OPTIONS = (
     'BIGTIFF=IF_SAFER',
     'NUM_THREADS=ALL_CPUS',
 )
-# in a process of its own, since nothing interrupts GDAL while it copies
+# in a separate process, since GDAL cannot be interrupted while it copies
 COPY = """
 import sys
 from rasterio.shutil import copy
 copy(sys.argv[1], sys.argv[2], driver='COG', **dict(option.split('=') for option in sys.argv[3:]))
 """
-STALE_SECONDS = 86_400  # whoever was writing has long been killed
+STALE_SECONDS = 86_400  # the process that wrote such a file has ended
 DESCRIPTION = 'Generated imagery: detail finer than its condition is invented.'
 
 
 def need_rasterio():
-    """The module. Raises BadInput where it is not installed."""
+    """Returns the rasterio module. Raises BadInput if it is not installed."""
     rasterio = import_rasterio()
     if rasterio is None:
-        raise BadInput("a GeoTIFF is written by rasterio; pip install 'rsdiff-jax[geo]' brings it")
+        raise BadInput("GeoTIFFs are written by rasterio; pip install 'rsdiff-jax[geo]' to get it")
     return rasterio
 
 
 def write_cog(path: Path, stage: StageArray, tags: dict[str, str], show: bool = True) -> list[Path]:
-    """Writes `stage` to `path`, whole or not at all: deflated without loss, where it is on Earth if the stage says so, with an
-    internal mask if the stage has one.
+    """Writes `stage` to `path` atomically: DEFLATE-compressed, georeferenced if the stage is, with an internal mask if the
+    stage has one.
 
-    Returns `path` alone.
+    Returns a list with `path` only.
 
     Args:
-      tags: kept in the file, beside the stage's metres a pixel (`gsd_m`).
+      tags: metadata tags of the file, in addition to the stage's metres per pixel (`gsd_m`).
     Raises:
-      BadInput: rasterio is missing, the disk has less room than it may take, or it can not be written.
+      BadInput: rasterio is missing, there may not be enough disk space, or the file cannot be written.
     """
     rasterio = need_rasterio()
     need, free = BYTES_A_PIXEL * stage.height * stage.width, shutil.disk_usage(path.parent).free
     if need > free:
         raise BadInput(
-            f'{path}: may take {need:,} bytes while it is made, and {free:,} are free; make room and run the same '
-            'command again'
+            f'{path}: may take {need:,} bytes while it is made, and {free:,} are free; free some space and run the '
+            'same command again'
         )
     _remove_stale(path)
-    # a folder, since GDAL puts files of its own beside what it writes
+    # a folder, since GDAL creates further files beside its output
     partial = Path(tempfile.mkdtemp('.partial', f'.{path.name}.', path.parent))
     try:
         _write_plain(
@@ -93,7 +93,7 @@ def write_cog(path: Path, stage: StageArray, tags: dict[str, str], show: bool = 
             text=True,
         )
         if copying.returncode:
-            raise BadInput(f'{path}: could not be written ({(copying.stderr.splitlines() or ["GDAL was ended"])[-1]})')
+            raise BadInput(f'{path}: could not be written ({(copying.stderr.splitlines() or ["GDAL was killed"])[-1]})')
         with replacing(path) as whole:
             (partial / 'cog.tif').replace(whole)
     except rasterio.errors.RasterioError as error:
@@ -104,7 +104,7 @@ def write_cog(path: Path, stage: StageArray, tags: dict[str, str], show: bool = 
 
 
 def _remove_stale(path: Path) -> None:
-    """What processes that were killed a day ago or earlier have left of `path`."""
+    """Removes partial files of `path` left by processes that were killed at least a day ago."""
     for folder in path.parent.glob(f'.{path.name}.*.partial'):
         newest = max(file.stat().st_mtime for file in [folder, *folder.iterdir()])
         if newest < time.time() - STALE_SECONDS:

@@ -1,8 +1,8 @@
-"""What is made of a finished mosaic: pictures, Cloud-Optimised GeoTIFFs, a page to pan and zoom.
+"""Exports a finished mosaic: PNGs, Cloud-Optimised GeoTIFFs, a web page to pan and zoom.
 
-The Zarr array is the mosaic; all else is made from it by window and can be thrown away. Each file is written under another
-name and renamed, and noted with its digest (`exports`): what is whole is not made again, and what no longer is, is. Where
-the condition had void, pictures and tiles are transparent and GeoTIFFs masked.
+The Zarr array is the mosaic; exports are derived from it window by window and can be deleted. Each file is written under a
+temporary name and renamed, and recorded with its digest (`exports`): intact files are kept, all others are written again.
+Where the condition had void, PNGs and tiles are transparent and GeoTIFFs masked.
 """
 
 import json
@@ -26,27 +26,27 @@ from rsdiff.sampling.mosaic.store import GROUP, METADATA, StageArray, open_stage
 from rsdiff.sampling.mosaic.void import with_alpha
 
 FORMATS = 'zarr', 'png', 'tif', 'viewer'
-# A PNG beyond this many pixels helps nobody.
+# Larger PNGs, in pixels, are of no practical use.
 LARGEST_PNG = 100_000_000
 
 
 def _zoom(upscale: int) -> int:
-    """How many levels of a viewer, each twice as fine, one stage is above the one before."""
+    """The number of viewer zoom levels, each twice as fine, between one stage and the next."""
     return upscale.bit_length() - 1
 
 
 def check_formats(
     formats: Sequence[str] | None, condition_shape: Sequence[int], stages: int, upscale: int = UPSCALE
 ) -> None:
-    """Raises BadInput where `export` could not make `formats` of a mosaic of this size, or not on this machine."""
+    """Raises BadInput if `export` cannot write `formats` for a mosaic of this size, or on this machine."""
     height, width = (upscale**stages * side for side in condition_shape[:2])
     for name in formats or ():
         if name not in FORMATS:
-            raise BadInput(f'format {name!r} is none of {", ".join(FORMATS)}')
+            raise BadInput(f'format {name!r} is not one of {", ".join(FORMATS)}')
     if 'png' in (formats or ()) and height * width > LARGEST_PNG:
         raise BadInput(
-            f'{width}×{height} px are too many for a PNG, which has to be read whole; ask for {LARGEST_PNG:,} '
-            'at most by --region, or for tif'
+            f'{width}×{height} px are too many for a PNG, which is read as a whole; use tif, or --region for '
+            f'{LARGEST_PNG:,} px at most'
         )
     if 'tif' in (formats or ()):
         need_rasterio()
@@ -54,22 +54,22 @@ def check_formats(
         tiles = sum(count_tiles(condition_shape, _zoom(upscale) * stage) for stage in range(stages + 1))
         if tiles > LARGEST_VIEWER:
             raise BadInput(
-                f'a viewer of {width}×{height} px would be {tiles:,} files, more than {LARGEST_VIEWER:,}; ask for '
-                'tif, which is one file to zoom in, or for a part by --region'
+                f'a viewer of {width}×{height} px would be {tiles:,} files, more than {LARGEST_VIEWER:,}; use '
+                'tif, a single file with overviews, or a part with --region'
             )
 
 
 def export(out: Path, formats: Sequence[str] | None = None, condition: Any = None, show: bool = True) -> list[str]:
-    """Writes the stages of the finished mosaic in `out`, those that are not there yet, beside any number of processes that
-    do the same.
+    """Exports the stages of the finished mosaic in `out`. Existing exports are kept; any number of processes may do this
+    concurrently.
 
     Args:
-      formats: 'png' → stage_<n>.png; 'tif' → stage_<n>.tif; 'viewer' → viewer/index.html; 'zarr' is there already. None:
-        png where it is small enough.
-      condition: what the mosaic was made from, uint8, with a (height, width, 3) `shape` and slices, to be seen in the
+      formats: 'png' → stage_<n>.png; 'tif' → stage_<n>.tif; 'viewer' → viewer/index.html; 'zarr' exists already. None:
+        png if the mosaic is small enough.
+      condition: the image that the mosaic was made from, uint8, with a (height, width, 3) `shape` and slices, shown in the
         viewer beneath the stages.
     Returns:
-      The paths of all that was asked for.
+      The paths of all requested exports.
     Raises:
       BadInput: `out` holds no mosaic or an unfinished one; or as `check_formats`.
     """
@@ -118,24 +118,24 @@ def export(out: Path, formats: Sequence[str] | None = None, condition: Any = Non
 
 
 def valid_of(stage: StageArray) -> Callable[[Box], np.ndarray] | None:
-    """box → which of its pixels lie on valid ones of the condition, bool (height, width); None where all do."""
+    """box → whether each of its pixels is on a valid pixel of the condition, bool (height, width); None if all are."""
     if (mask := stage.mask) is None:
         return None
     return lambda box: mask[box.y0 : box.y1, box.x0 : box.x1] > 0
 
 
 def open_finished(out: Path) -> tuple[dict[str, Any], list[StageArray]]:
-    """The settings of the mosaic in `out` (`cascade.claim`) and its stages, each with its `mask`, if the condition had void.
+    """The settings of the mosaic in `out` (`cascade.claim`) and its stages, each with its `mask` if the condition had void.
 
     Raises:
-      BadInput: it is none, or unfinished, or its settings or metadata are broken.
+      BadInput: `out` holds no mosaic or an unfinished one, or its settings or metadata are damaged.
     """
     path = Path(out) / SETTINGS
     if not path.is_file():
-        raise BadInput(f'{out} holds no mosaic; name the folder that sample.py --tiles has filled')
+        raise BadInput(f'{out} holds no mosaic; give the output folder of sample.py --tiles')
     settings = read_json(path)
     if settings.get('mode') != 'tiles':
-        raise BadInput(f'{out} holds no mosaic; name the folder that sample.py --tiles has filled')
+        raise BadInput(f'{out} holds no mosaic; give the output folder of sample.py --tiles')
     stages, tile_px = (field(settings, key, int, path) for key in ('stages', 'supertile_px'))
     upscale = field(settings, 'upscale', int, path, UPSCALE)
     sides = field(settings, 'condition_px', list, path)
@@ -148,7 +148,7 @@ def open_finished(out: Path) -> tuple[dict[str, Any], list[StageArray]]:
         or not all(type(side) is int and 1 <= side <= 2**30 for side in sides)
     ):
         raise BadInput(
-            f'{path}: no mosaic has {stages} stages of {sides} px in supertiles of {tile_px} px; the file is broken'
+            f'{path}: {stages} stages of {sides} px in supertiles of {tile_px} px are invalid; the file is damaged'
         )
     (height, width), opened, missing, total = sides, [], 0, 0
     for number in range(1, stages + 1):
@@ -157,7 +157,7 @@ def open_finished(out: Path) -> tuple[dict[str, Any], list[StageArray]]:
         tiles = -(-height_px // tile_px) * -(-width_px // tile_px)
         total += tiles
         if (path / METADATA).exists():
-            metadata = read_json(path / METADATA, 'run sample.py again, as before, to write it anew')
+            metadata = read_json(path / METADATA, 'run sample.py again with the same flags to rewrite it')
             attributes = field(metadata, 'attributes', dict, path / METADATA)
             field(attributes, 'gsd_m', float, path / METADATA)
             attributes.pop('mask', None)
@@ -168,7 +168,7 @@ def open_finished(out: Path) -> tuple[dict[str, Any], list[StageArray]]:
             missing += tiles
     if missing:
         raise BadInput(
-            f'{out}: {missing:,} of {total:,} supertiles are missing; run sample.py again, as before, to make them'
+            f'{out}: {missing:,} of {total:,} supertiles are missing; run sample.py again with the same flags'
         )
     return settings, opened
 

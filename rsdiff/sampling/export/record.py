@@ -1,4 +1,4 @@
-"""What an export consists of, so that it counts as done only while all of its files are whole."""
+"""Records the files of each export, so that it counts as done only while all of them are intact."""
 
 from pathlib import Path
 from typing import Iterable
@@ -14,16 +14,16 @@ def _record(out: Path, export: Path) -> Path:
 
 
 def note_export(out: Path, export: Path, files: Iterable[Path]) -> None:
-    """Notes size and SHA-256 of the `files` that `export` of the mosaic in `out` consists of. Names are relative to `out`,
-    which may be moved."""
+    """Records size and SHA-256 of the `files` of `export`, an export of the mosaic in `out`. Names are relative to `out`, so
+    `out` can be moved."""
     write_json(_record(out, export), {path.relative_to(out).as_posix(): stamp(path) for path in files})
 
 
 def is_exported(out: Path, export: Path) -> bool:
-    """Whether `export` was noted and all of its files are what they were. Those that are not are removed."""
+    """Whether `export` was recorded and all of its files are unchanged. Files that have changed are removed."""
     try:
         noted = read_json(_record(out, export))
-    except BadInput:  # none, or cut short
+    except BadInput:  # missing or truncated
         return False
     broken = [out / name for name, expected in noted.items() if not is_whole(out / name, expected)]
     for path in broken:

@@ -1,11 +1,11 @@
-"""A page to pan and zoom a mosaic, opened from disk: a pyramid of PNG tiles a layer, shown by Leaflet.
+"""A web page to pan and zoom a mosaic, opened from disk: one pyramid of PNG tiles per layer, shown by Leaflet.
 
-All layers show the same ground. Zoom 0 is the condition, halved until one tile holds it; zoom z has 2^z as many pixels a
-side. So the condition, halved c times, has its own pixels at zoom c, and the result of stage s at zoom c + 2s:
+All layers show the same area. Zoom 0 is the condition, halved until it fits in one tile; zoom z has 2^z times as many pixels
+per side. With c halvings, the condition has its native resolution at zoom c, and the result of stage s at zoom c + 2s:
 
-    metres a pixel at zoom z = gsd_m 2^(c - z)                                                                        (1)
+    metres per pixel at zoom z = gsd_m 2^(c - z)                                                                      (1)
 
-A tile of a lower zoom is the mean over 2×2 pixels of the four tiles beneath it, of the opaque ones if there are any.
+A tile of a lower zoom level is the 2×2 mean of the four tiles beneath it, over opaque pixels only.
 """
 
 import json
@@ -23,20 +23,20 @@ from rsdiff.data.images import box_downscale, write_image
 from rsdiff.sampling.mosaic.void import with_alpha
 
 TILE_PX = 256
-# Files beyond this number are a burden to most file systems, and to whoever copies them.
+# More files than this are a burden to most file systems, and slow to copy.
 LARGEST_VIEWER = 200_000
 PAGE, LEAFLET = (Path(__file__).parent / name for name in ('viewer.html', 'leaflet'))
 
 
 class Layer(NamedTuple):
-    """An image in the viewer: uint8, with a (height, width, 3) `shape` and slices, 2^`finer` times as many pixels a side as
-    the condition."""
+    """An image in the viewer: uint8, with a (height, width, 3) `shape` and slices, and 2^`finer` times as many pixels per
+    side as the condition."""
 
     name: str
     image: Any
     gsd_m: float
     finer: int
-    valid: Callable[[Box], np.ndarray] | None = None  # box → which of its pixels to show; None: all
+    valid: Callable[[Box], np.ndarray] | None = None  # box → mask of pixels to show; None: all
 
 
 def halvings(condition_shape: Sequence[int]) -> int:
@@ -45,7 +45,7 @@ def halvings(condition_shape: Sequence[int]) -> int:
 
 
 def count_tiles(condition_shape: Sequence[int], finer: int) -> int:
-    """How many files a layer will be."""
+    """The number of files of a layer."""
     sides = [side << finer for side in condition_shape[:2]]
     return sum(
         int(np.prod([-(-side // (TILE_PX << level)) for side in sides]))
@@ -54,10 +54,10 @@ def count_tiles(condition_shape: Sequence[int], finer: int) -> int:
 
 
 class Pyramid:
-    """The tiles folder/<zoom>/<y>/<x>.png of an image whose own pixels are at `zoom`. Those that reach beyond the image are
-    transparent there, since Leaflet shows all of them at the same size; and so are pixels that are not `valid`.
+    """The tiles folder/<zoom>/<y>/<x>.png of an image whose native resolution is at `zoom`. Tiles are transparent beyond the
+    image's border, since Leaflet shows all tiles at the same size, and where pixels are not `valid`.
 
-    `files` lists the tiles as they are written or found whole."""
+    `files` lists the tiles that were written or found intact."""
 
     def __init__(
         self, folder: Path, image: Any, zoom: int, bar: tqdm, valid: Callable[[Box], np.ndarray] | None = None
@@ -66,8 +66,8 @@ class Pyramid:
         self.files: list[Path] = []
 
     def write(self, zoom: int = 0, y: int = 0, x: int = 0) -> np.ndarray:
-        """Writes a tile and all beneath it, those that are not there and whole, and returns its pixels that are in the image,
-        RGBA."""
+        """Writes a tile and all tiles beneath it, except those already intact. Returns the tile's pixels that lie in the
+        image, RGBA."""
         path = self.folder / str(zoom) / str(y) / f'{x}.png'
         rows, columns = (range(TILE_PX * n, min(TILE_PX * (n + 1), side)) for n, side in zip((y, x), self._sides(zoom)))
         finer = None
@@ -100,7 +100,7 @@ class Pyramid:
         return [-(-side // 2 ** (self.zoom - zoom)) for side in self.image.shape[:2]]
 
     def _beneath(self, zoom: int, y: int, x: int, finer: int) -> list[range]:
-        """Rows and columns of the tiles at zoom `finer` on the ground of this one."""
+        """Rows and columns of the tiles at zoom `finer` that cover the same area as this one."""
         times = 2 ** (finer - zoom)
         return [
             range(times * n, min(times * (n + 1), -(-side // TILE_PX))) for n, side in zip((y, x), self._sides(finer))
@@ -108,7 +108,7 @@ class Pyramid:
 
 
 def read_tile(path: Path) -> np.ndarray | None:
-    """A tile's pixels, RGBA; None where it is not there or not whole."""
+    """A tile's pixels, RGBA; None if it is missing or damaged."""
     try:
         with Image.open(path) as image:
             pixels = np.asarray(image.convert('RGBA'))
@@ -118,8 +118,8 @@ def read_tile(path: Path) -> np.ndarray | None:
 
 
 def halved(image: np.ndarray) -> np.ndarray:
-    """Means over the opaque ones of 2×2 pixels, RGBA, transparent where there is none; over fewer at the end of an odd
-    side."""
+    """Means of the opaque pixels in each 2×2 block, RGBA, transparent where there are none. At the end of an odd side, blocks
+    are smaller."""
     image = np.pad(image, ((0, image.shape[0] % 2), (0, image.shape[1] % 2), (0, 0)), mode='edge')
     if image[..., 3].all():
         return box_downscale(image, 2)
@@ -139,14 +139,14 @@ def write_viewer(
     georeference: dict[str, Any],
     show: bool = True,
 ) -> list[Path]:
-    """Writes folder/tiles and, when they are whole, folder/index.html, which needs nothing but this folder.
+    """Writes folder/tiles and then folder/index.html, which needs no files outside this folder.
 
-    Returns all of its files.
+    Returns all files of the viewer.
 
     Args:
-      layers: from the lowest to the uppermost, the last one the finest.
-      gsd_m: of the condition.
-      georeference: attributes of the last layer; `crs` and `transform` among them let the page tell coordinates.
+      layers: from bottom to top; the last one is the finest.
+      gsd_m: metres per pixel of the condition.
+      georeference: attributes of the last layer; with `crs` and `transform`, the page shows coordinates.
     """
     coarsest = halvings(condition_shape)
     tiles = sum(int(np.prod([-(-side // TILE_PX) for side in layer.image.shape[:2]])) for layer in layers)
@@ -167,7 +167,7 @@ def write_viewer(
         'crs': georeference.get('crs'),
         'transform': georeference.get('transform'),
     }
-    # inline, since a page on disk may not read files; and nothing in it may end the script
+    # inline, since a page opened from disk may not read files; '<' is escaped so that no text can end the script
     text = json.dumps(known).replace('<', '\\u003c')
     write_text_atomically(
         folder / 'index.html', PAGE.read_text(encoding='utf-8').replace('/* what is shown */ null', text)

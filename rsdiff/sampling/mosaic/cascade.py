@@ -1,4 +1,4 @@
-"""Stages on top of each other: each stage's canvas is the next one's condition, four times finer."""
+"""The cascade of stages: each stage's canvas, four times finer than its condition, is the condition of the next."""
 
 import dataclasses
 import time
@@ -28,16 +28,16 @@ from rsdiff.sampling.mosaic.void import FineMask, Void, with_alpha
 
 SamplerAt = Callable[[float], WindowSampler]
 
-# of a side of the canvas. Places are 32-bit numbers where noise is made; half of them leaves room for halos.
+# maximum side of the canvas. Noise is indexed by 32-bit positions; half of that range leaves room for halos.
 LARGEST_SIDE_PX = 2**30
-MOST_STAGES = 15  # of a condition of one pixel
+MOST_STAGES = 15  # for a condition of one pixel
 MOST_SUPERTILES = 2**20  # along a side
 
 
 @dataclasses.dataclass(frozen=True)
 class MosaicSettings:
-    """How a mosaic is made. `gsd_m` is the condition's; `wrap_x`: its left edge follows its right one; `supertile_px`: the
-    side of what is made, written and claimed at once; `upscale`: how many times finer each stage is."""
+    """How a mosaic is made. `gsd_m`: of the condition; `wrap_x`: the condition's left edge follows its right one;
+    `supertile_px`: side of the unit of work, which is computed, written and claimed at once; `upscale`: factor of one stage."""
 
     gsd_m: float
     stages: int
@@ -56,10 +56,10 @@ class MosaicSettings:
             raise BadInput(f'a supertile of {self.supertile_px} px; its side must be a multiple of 16')
 
     def manifest(self) -> dict[str, Any]:
-        """All of it, a key for each thing that may differ between two runs."""
+        """All settings, with one key for each that may differ between two runs."""
         flat = {key: value for key, value in dataclasses.asdict(self).items() if key != 'plan'}
         if self.upscale == UPSCALE:
-            del flat['upscale']  # as before there was another
+            del flat['upscale']  # the default was not recorded by earlier versions
         plan = dataclasses.asdict(self.plan)
         return flat | {
             'seed': written_seed(self.seed),
@@ -70,26 +70,26 @@ class MosaicSettings:
         }
 
     def stage_gsd_m(self, stage: int) -> float:
-        """Metres a pixel of the result of stage 1, 2, …"""
+        """Metres per pixel of the result of stage 1, 2, …"""
         return self.gsd_m / self.upscale**stage
 
     def check_size(self, condition_shape: tuple[int, ...]) -> None:
-        """Raises BadInput where the last stage of such a condition would have too long a side, or too many supertiles."""
+        """Raises BadInput if the last stage for a condition of this shape would be too large or have too many supertiles."""
         for name, side in zip(('high', 'wide'), condition_shape):
             side *= self.upscale**self.stages
             if side > LARGEST_SIDE_PX:
                 raise BadInput(
-                    f'{self.stages} stages make a canvas {side:,} px {name}; it may have {LARGEST_SIDE_PX:,} px a '
-                    'side at most: ask for fewer --stages or a smaller condition'
+                    f'{self.stages} stages make a canvas {side:,} px {name}; at most {LARGEST_SIDE_PX:,} px per side '
+                    'are possible: use fewer --stages or a smaller condition'
                 )
             if side > MOST_SUPERTILES * self.supertile_px:
                 raise BadInput(
                     f'a canvas {side:,} px {name} has more than {MOST_SUPERTILES:,} supertiles of {self.supertile_px} '
-                    'px along that side; ask for a larger --supertile'
+                    'px along that side; use a larger --supertile'
                 )
 
     def field(self, sampler: WindowSampler, source: Any, stage: int) -> Field:
-        """The stage over `source`, whose slices are its `lr`, and over what else the sampler reads."""
+        """The field of a stage; `source` is its `lr`, and the sampler's `images` are its other planes."""
         planes = {name: Plane(array, self.wrap_x) for name, array in {'lr': source, **sampler.images}.items()}
         return Field(sampler, self.plan, planes, name_key(self.seed, stage), self.noise)
 
@@ -97,14 +97,14 @@ class MosaicSettings:
 def lazy_mosaic(
     sampler_at: SamplerAt, condition: Any, settings: MosaicSettings, cached_bytes: int | None = 2**28
 ) -> Any:
-    """The last stage as an array that is made where it is read: nothing is stored, nothing else is made.
+    """The last stage as an array that is computed when it is read; nothing is stored on disk.
 
     Args:
       sampler_at: gsd_m of a stage's output → its `WindowSampler`.
       condition: uint8, with a (height, width, 3) `shape` and slices.
-      cached_bytes: of each stage, the supertiles kept in memory; None: nothing, and only what is read is made.
+      cached_bytes: memory per stage for a cache of supertiles; None: no cache, and only what is read is computed.
     Returns:
-      An object with `shape` whose slices [y0:y1, x0:x1] are uint8 NumPy arrays, the same as of the whole.
+      An object with `shape` whose slices [y0:y1, x0:x1] are uint8 NumPy arrays, equal to those of the full mosaic.
     """
     source = condition
     for stage in range(1, settings.stages + 1):
@@ -116,7 +116,7 @@ def lazy_mosaic(
 
 
 def sample_region(sampler_at: SamplerAt, condition: Any, settings: MosaicSettings, box: Box) -> np.ndarray:
-    """The pixels of `box` of the last stage, uint8, and of the stages before no more than they need.
+    """The pixels of `box` of the last stage, uint8; computes no more of the earlier stages than these need.
 
     Raises:
       BadInput: as `check_region`.
@@ -127,7 +127,7 @@ def sample_region(sampler_at: SamplerAt, condition: Any, settings: MosaicSetting
 
 
 def check_region(condition: Any, settings: MosaicSettings, box: Box) -> None:
-    """Raises BadInput where `box` is empty or leaves the canvas; with `wrap_x` it may go on beyond the right edge."""
+    """Raises BadInput if `box` is empty or extends beyond the canvas; with `wrap_x` it may cross the right edge."""
     height, width = (settings.upscale**settings.stages * side for side in condition.shape[:2])
     right = box.x0 + width if settings.wrap_x and box.x0 < width else width
     if not (0 <= box.y0 < box.y1 <= height and 0 <= box.x0 < box.x1 <= right):
@@ -138,19 +138,19 @@ def check_region(condition: Any, settings: MosaicSettings, box: Box) -> None:
 
 
 def claim(condition: Any, out: Path, settings: MosaicSettings, provenance: dict[str, Any]) -> None:
-    """Makes `out` this mosaic's, or checks that it is. Raises BadInput where it is not."""
+    """Claims `out` for this mosaic, or checks that it belongs to it. Raises BadInput if it does not."""
     claim_folder(
         out, settings.manifest() | {'condition_px': list(condition.shape[:2])} | _noted(condition) | provenance
     )
 
 
 def void_of(condition: Any) -> Void | None:
-    """What of a condition holds no measurement (`Condition.void`); arrays have nothing of that kind."""
+    """The void of a condition (`Condition.void`); None for plain arrays."""
     return getattr(condition, 'void', None)
 
 
 def _noted(condition: Any) -> dict[str, str]:
-    """Of a condition without void nothing is noted, as before there were masks."""
+    """The settings to record about void; none without void, as in earlier versions without masks."""
     void = void_of(condition)
     return {'void': str(void)} if void else {}
 
@@ -166,16 +166,16 @@ def save_region(
     height: int,
     width: int,
 ) -> dict[str, Any]:
-    """`sample_region` of a box at (y, x) as a PNG in `out`, which belongs to the same mosaic, or is new. It is transparent
-    where the condition has void.
+    """Writes the `sample_region` of a box at (y, x) as a PNG in `out`, which must belong to the same mosaic or be new. The PNG
+    is transparent where the condition has void.
 
     Raises:
-      BadInput: as `sample_region` and `sample_mosaic`; or it is too large for a PNG.
+      BadInput: as `sample_region` and `sample_mosaic`; or the region is too large for a PNG.
     """
     start, box = time.monotonic(), Box(y, x, y + height, x + width)
     if height * width > LARGEST_PNG:
         raise BadInput(
-            f'a region of {width}×{height} px is too large for a picture; ask for {LARGEST_PNG:,} px at most'
+            f'a region of {width}×{height} px is too large for a PNG; use --region for {LARGEST_PNG:,} px at most'
         )
     settings.check_size(condition.shape)
     check_region(condition, settings, box)
@@ -203,20 +203,21 @@ def sample_mosaic(
     show: bool = True,
     formats: Sequence[str] | None = None,
 ) -> dict[str, Any]:
-    """Enlarges `condition` 4× `settings.stages` times, into `out/mosaic.zarr/stage_<n>`, and exports it. Where the condition
-    has void, `stage_<n>_mask` beside it is 0, and 255 elsewhere.
+    """Enlarges `condition` 4× `settings.stages` times into `out/mosaic.zarr/stage_<n>`, and exports the result. If the
+    condition has void, `stage_<n>_mask` is 0 there and 255 elsewhere.
 
-    Continues what is there, beside any number of processes that were given the same, and ends when all of it is there.
+    Continues an existing mosaic, together with any number of processes given the same arguments, and returns once it is
+    complete.
 
     Args:
       sampler_at, condition: see `lazy_mosaic`.
-      provenance: what else the result depends on; kept with it and compared when continuing.
+      provenance: what else the result depends on; stored with it and compared when continuing.
       georeference: of the condition (`rsdiff.data.scenes.Scene`).
-      workers: processes to run this program in, this one included (`work.local_workers`).
+      workers: number of processes, including this one (`work.local_workers`).
       formats: see `export.export`.
     Returns:
-      pixels, seconds, and network evaluations per output pixel: `last_stage` counts those of the last stage over its
-      pixels, `all_stages` those of every stage over the same pixels; halos of supertiles included.
+      pixels, seconds, and network evaluations per output pixel of the last stage: `last_stage` counts the evaluations of the
+      last stage, `all_stages` those of all stages; halos of supertiles included.
     Raises:
       BadInput: `out` holds something else; or as `export.check_formats` and `MosaicSettings.check_size`.
     """
@@ -239,7 +240,7 @@ def sample_mosaic(
 
 
 def _make_stages(sampler_at, condition, out: Path, settings: MosaicSettings, georeference, show: bool) -> int:
-    """Returns how many supertiles were made here."""
+    """Returns the number of supertiles made by this process."""
     started_at, claims, made, source = time.time(), Claims(out / 'claims'), 0, condition
     for stage in range(1, settings.stages + 1):
         gsd_m = settings.stage_gsd_m(stage)
@@ -271,7 +272,7 @@ def _make_stages(sampler_at, condition, out: Path, settings: MosaicSettings, geo
                 made += here
                 if array.shard(tile).stat().st_mtime < started_at:
                     earlier += 1
-                    bar.initial = earlier  # it counts as done, but says nothing of the rate
+                    bar.initial = earlier  # counts as done, but not for the rate
                 else:
                     box = array.box(tile)
                     pixels += (box.y1 - box.y0) * (box.x1 - box.x0)
@@ -282,13 +283,13 @@ def _make_stages(sampler_at, condition, out: Path, settings: MosaicSettings, geo
 
 
 def _share(condition: Any) -> dict[str, float]:
-    """What is told of a condition with void: the share of its pixels."""
+    """The fraction of void pixels, to report for a condition with void."""
     void = void_of(condition)
     return {'void_share': round(void.void_pixels / void.pixels, 6)} if void else {}
 
 
 def extent(condition_shape: tuple[int, ...], settings: MosaicSettings) -> dict[str, Any]:
-    """What a mosaic will be and cost, from geometry alone, whatever its size.
+    """The size and cost of a mosaic of any size, from geometry alone.
 
     Raises:
       BadInput: as `MosaicSettings.check_size`.
@@ -317,17 +318,17 @@ def extent(condition_shape: tuple[int, ...], settings: MosaicSettings) -> dict[s
 
 
 def estimate(sampler_at: SamplerAt, condition: Any, settings: MosaicSettings) -> dict[str, Any]:
-    """`extent`, and what the mosaic will take: bytes on disk at most, bytes of memory for a supertile, and seconds of one
+    """`extent`, and estimates for the mosaic: maximum bytes on disk, bytes of memory per supertile, and seconds for one
     worker, from windows sampled twice in a corner of the first stage."""
     known, plan = extent(condition.shape, settings), settings.plan
     side = min(settings.supertile_px, max(known['height'], known['width']))
     field = settings.field(sampler_at(settings.stage_gsd_m(1)), condition, 1)
     box = Box(0, 0, plan.window_px, plan.window_px)
-    for _ in range(2):  # the first time compiles
+    for _ in range(2):  # the first call compiles
         start = time.monotonic()
         field.region(box)
         seconds = time.monotonic() - start
-    # the last batch of each phase is filled up, and takes as long as a full one
+    # the last batch of each phase is padded, and takes as long as a full one
     batch, places = field.sampler.batch, zip(*(plan.places(axis, 0, plan.window_px) for axis in (0, 1)))
     calls = sum(
         phase.steps * -(-len(rows) * len(columns) // batch) for phase, (rows, columns) in zip(plan.phases, places)

@@ -1,4 +1,4 @@
-"""The image that a mosaic is made from, on disk and of any size."""
+"""The image that a mosaic is made from: a file of any size."""
 
 import functools
 import hashlib
@@ -14,13 +14,13 @@ from rsdiff.data.scenes import open_scene
 from rsdiff.sampling.mosaic.void import REACH_PX, Void, fill
 
 _BLOCKS, _BLOCK_BYTES = 256, 1 << 16
-# of the windows in which the mask is looked through
+# size of the windows in which the mask is read
 _ROWS, _COLUMNS = 1024, 4096
 
 
 class Condition:
-    """An image file that reads like a uint8 NumPy array (height, width, 3), a raster window by window. Pixels that hold no
-    measurement are filled from those around them (`void.fill`).
+    """An image file that reads like a uint8 NumPy array (height, width, 3); rasters are read window by window. Void pixels
+    (without a measurement) are filled from those around them (`void.fill`).
 
     Args:
       bands, value_range: see `rsdiff.data.scenes.open_scene`.
@@ -32,7 +32,7 @@ class Condition:
         self, path: Path | str, bands: tuple[int, ...] | None = None, value_range: tuple[float, float] | None = None
     ):
         if not is_local(path):
-            raise BadInput(f'{path}: a mosaic is made from a file on this machine; copy it here first')
+            raise BadInput(f'{path}: a mosaic needs a local file; copy it to this machine first')
         self.path, self.scene = path, open_scene(path, bands, value_range)
         self.shape = self.scene.height, self.scene.width, 3
         self.gsd_m, self.georeference = self.scene.gsd_m, self.scene.georeference
@@ -50,15 +50,15 @@ class Condition:
         return filled[y0 - around.y0 : y1 - around.y0, x0 - around.x0 : x1 - around.x0]
 
     def valid(self, box: Box) -> np.ndarray:
-        """Which pixels of `box` hold a measurement, bool (height, width)."""
+        """Mask of the pixels of `box` that hold a measurement, bool (height, width)."""
         return self.scene.valid(box)
 
     @functools.cached_property
     def void(self) -> Void | None:
-        """What of the image holds no measurement; None where all of it does. The mask is read once, by window.
+        """Summary of the image's void pixels; None if there are none. The mask is read once, window by window.
 
         Raises:
-          BadInput: none of it does.
+          BadInput: all pixels are void.
         """
         (height, width, _), void, digest = self.shape, 0, hashlib.sha256()
         for y in range(0, height, _ROWS):
@@ -73,7 +73,7 @@ class Condition:
         return Void(int(void), height * width, digest.hexdigest()[:16]) if void else None
 
     def digest(self) -> str:
-        """sha256 of the file's length and of blocks spread evenly over it, all of it up to 16 MB; the first 16 digits."""
+        """sha256 of the file's length and of evenly spaced blocks, all of a file up to 16 MB; first 16 hex digits."""
         size = os.path.getsize(self.path)
         digest = hashlib.sha256(str(size).encode())
         with open(self.path, 'rb') as file:
@@ -84,7 +84,7 @@ class Condition:
 
 
 def scaled(georeference: dict | None, upscale: int) -> dict:
-    """Where on Earth the same image lies once it has `upscale` times as many pixels a side; {} where that is not known."""
+    """The georeference of the same image with `upscale` times as many pixels per side; {} if it is unknown."""
     if georeference is None or not georeference.get('transform'):
         return {}
     a, b, c, d, e, f = georeference['transform']

@@ -1,11 +1,12 @@
-"""One stage over the whole plane, as a pure function of place.
+"""One stage over the infinite plane, as a pure function of position.
 
-A window of a phase depends on the seed, the stage, its place, its crop of the condition and its crop of the field that
-the phase before has left; so does, phase by phase, every pixel. Any rectangle can be had by itself and is the same
-rectangle of everything, byte for byte: rectangles are what workers share out, and what an interrupted run lacks.
+A window of a phase depends on the seed, the stage, its position, its crop of the condition and its crop of the previous
+phase's field. By induction over the phases, the same holds for every pixel. Any rectangle can therefore be computed
+separately and is byte for byte the same as in the full mosaic. This is how workers divide a mosaic, and how an interrupted
+run continues.
 
-Bytes need more than mathematics: compilers choose the order of a sum by the shape of what they are given. So windows go
-through the network in calls of one shape, the last ones filled up, and are merged in the order of their places.
+Byte equality also needs a fixed order of floating-point sums, which compilers choose by the shapes of their inputs. So all
+calls to the network have the same shape, the last ones padded, and windows are merged in the order of their positions.
 """
 
 import dataclasses
@@ -32,22 +33,22 @@ Pixels = jax.Array | np.ndarray
 first_noise = jax.jit(noise.windows, static_argnums=(0, 3, 4, 5))
 
 
-# Places are 32-bit numbers where noise is made; beyond, they would begin again.
+# Noise is indexed by 32-bit positions, which would wrap around beyond this.
 LARGEST_PLACE = 2**31 - 1
-# On CPUs, windows of at most so many pixels go through the network at a time.
+# On CPUs, the maximum number of pixels in a batch of windows per device.
 CPU_BATCH_PX = 2**15
 
 
 def windows_a_call(window_px: int, batch_size: int, devices: int) -> int:
-    """How many windows every call has: on accelerators `batch_size`, rounded up so that devices share them evenly; on CPUs
-    what their caches like, whatever `batch_size` is, so that it changes no rounding."""
+    """The number of windows per call: on accelerators `batch_size`, rounded up to a multiple of `devices`; on CPUs a number
+    that suits their caches, independent of `batch_size`, which therefore does not affect rounding."""
     on_cpu = jax.default_backend() == 'cpu'
     return devices * (max(CPU_BATCH_PX // window_px**2, 1) if on_cpu else -(-batch_size // devices))
 
 
 class Read(NamedTuple):
-    """How windows read a plane: it is `scale` times coarser than the result, and `margin` of its pixels more are needed on
-    each side."""
+    """How windows read a plane that is `scale` times coarser than the result, with `margin` extra pixels of the plane on each
+    side."""
 
     scale: int = 4
     margin: int = 0
@@ -55,20 +56,20 @@ class Read(NamedTuple):
 
 @dataclasses.dataclass(frozen=True)
 class WindowSampler:
-    """What is done to a batch of windows, W × W pixels of the result each.
+    """Functions that sample a batch of windows of W × W pixels of the result each.
 
     Attributes:
       advance: (condition, x (b, W, W, channels), x0 (b, W, W, channels), steps) → (x, x0), some steps of
-        `solvers.integrate`; what x and x0 mean must not depend on the window that a pixel lies in. The condition is a dict
-        of what the windows read, by name (b, W / scale + 2 margin, W / scale + 2 margin, ·); what is the same everywhere
-        the sampler knows by itself.
+        `solvers.integrate`. The meaning of x and x0 must not depend on the window that a pixel lies in. The condition is a
+        dict of the windows' crops, by name, (b, W / scale + 2 margin, W / scale + 2 margin, ·); the sampler itself supplies
+        the fields that are the same everywhere.
       image: (condition, x after the last step) → (b, W, W, 3) in [-1, 1].
-      steps: all of them.
-      batch: b; every call has exactly so many windows.
-      reads: by name.
-      images: what is read beside `lr`, by name: anything that a `Plane` reads.
-      channels: of x, which need not be those of an image.
-      first_scale: what the first noise is multiplied with.
+      steps: all solver steps.
+      batch: b; every call has exactly this many windows.
+      reads: how each plane is read, by name.
+      images: the images read besides `lr`, by name: anything that a `Plane` can read.
+      channels: number of channels of x, which may differ from the image's.
+      first_scale: scale of the initial noise.
     """
 
     advance: Callable[[Condition, Pixels, Pixels, Steps], tuple[jax.Array, jax.Array]]
@@ -83,12 +84,12 @@ class WindowSampler:
 
 @dataclasses.dataclass(frozen=True)
 class Field:
-    """A stage: made everywhere from `planes`, by windows of `plan`. `key` names its noise.
+    """A stage, computed from `planes` by the windows of `plan`, at any position. `key` selects its noise.
 
     Args:
-      planes: by name, what the sampler reads. They show the same ground, each at its own scale.
+      planes: the planes that the sampler reads, by name. They cover the same area, each at its own scale.
     Raises:
-      BadInput: one is missing, or they are not of the same ground.
+      BadInput: one is missing, or they do not cover the same area.
     """
 
     sampler: WindowSampler
@@ -109,31 +110,32 @@ class Field:
             if other != size:
                 raise BadInput(
                     f'{first} makes a canvas of {size[1]}×{size[0]} px, and {name} one of {other[1]}×{other[0]} px; '
-                    'they must show the same ground'
+                    'they must cover the same area'
                 )
 
     @property
     def shape(self) -> tuple[int, int, int]:
-        """Height, width and channels of the canvas, which is the part of the plane that the planes' images cover."""
+        """Height, width and channels of the canvas, the area of the plane covered by the planes' images."""
         name, read = next(iter(self.sampler.reads.items()))
         return read.scale * self.planes[name].height, read.scale * self.planes[name].width, 3
 
     @property
     def around_px(self) -> int | None:
-        """The circumference of the plane, where it is a cylinder."""
+        """The circumference of the plane in pixels if it is a cylinder, else None."""
         return self.shape[1] if any(plane.wrap_x for plane in self.planes.values()) else None
 
     def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
-        """Reads like a NumPy array of `shape`, each time anew."""
+        """Reads like a NumPy array of `shape`; recomputes the pixels on each read."""
         (y0, y1, _), (x0, x1, _) = (part.indices(size) for part, size in zip(key, self.shape))
         return self.region(Box(y0, x0, y1, x1))
 
     def region(self, box: Box, count: Callable[[int], None] = lambda evaluations: None) -> np.ndarray:
-        """The pixels of `box`, which may lie anywhere, uint8. `count` is told of evaluations of windows, as they are made.
+        """The pixels of `box`, which may lie anywhere, uint8. `count` is called with the number of window evaluations as they
+        are done.
 
         Raises:
-          BadInput: it reaches further than `LARGEST_PLACE` pixels from (0, 0); around a cylinder that is no matter in x.
-          FloatingPointError: the network has left NaN or an infinity.
+          BadInput: the region extends more than `LARGEST_PLACE` pixels from (0, 0); on a cylinder this applies to y only.
+          FloatingPointError: the network's output has NaN or infinite values.
         """
         plan, sampler = self.plan, self.sampler
         rows, columns = plan.places(0, box.y0, box.y1), plan.places(1, box.x0, box.x1, self.around_px)
@@ -157,11 +159,11 @@ class Field:
                 merged.add(corners, made)
                 count(len(corners) * phase.steps)
             field, done = merged, done + phase.steps
-        assert field is not None  # a plan has a phase at least
+        assert field is not None  # a plan has at least one phase
         return to_uint8(field.values[0])
 
     def memory_bytes(self, side_px: int) -> int:
-        """Of the fields that a region of side_px × side_px holds at once: two that a phase reads, two that it leaves."""
+        """Peak memory of the fields for a region of side_px × side_px: the two that a phase reads and the two it writes."""
         reads = self.plan.reads(0, 0, side_px)
         return max(
             8 * self.sampler.channels * (read**2 + leave**2) for read, leave in zip(reads, reads[1:] + [side_px])
@@ -172,7 +174,7 @@ class Field:
             corners = np.stack([corners[:, 0], corners[:, 1] % self.around_px], 1)
         if corners.min() < -LARGEST_PLACE or corners.max() + self.plan.window_px > LARGEST_PLACE:
             raise BadInput(
-                f'the region reaches beyond {LARGEST_PLACE:,} px from the upper left corner, where noise has no places'
+                f'the region reaches beyond {LARGEST_PLACE:,} px from the upper left corner, where noise is undefined'
             )
         where = corners.astype(np.int32), self.plan.window_px, self.around_px
         x = first_noise(self.noise_kind, self.key, *where, self.sampler.channels)
@@ -180,7 +182,7 @@ class Field:
 
 
 class _Crop:
-    """The part of a plane that a region reads, in memory."""
+    """The part of a plane that a region reads, held in memory."""
 
     def __init__(self, plane: Plane, box: Box, read: Read):
         scale, margin = read
@@ -196,7 +198,7 @@ class _Crop:
 
 
 class _Merged:
-    """Fields over `box`, as the weighted means of windows at ys × xs."""
+    """Fields over `box`: weighted means of the windows at ys × xs."""
 
     def __init__(self, box: Box, ys: list[int], xs: list[int], profile: Profile, channels: tuple[int, ...]):
         self.box = box
@@ -205,7 +207,7 @@ class _Merged:
         self.values = [np.zeros((box.y1 - box.y0, box.x1 - box.x0, count), np.float32) for count in channels]
 
     def add(self, corners: list[tuple[int, int]], made: tuple[jax.Array, ...]) -> None:
-        """Adds what windows have left, of each field (≥ b, W, W, ·). The order counts, for the rounding."""
+        """Adds the windows' results for each field, (≥ b, W, W, ·). The order matters for rounding."""
         box = self.box
         for value, batch in zip(self.values, map(np.asarray, made)):
             for (y, x), window in zip(corners, batch):
@@ -222,7 +224,7 @@ class _Merged:
 
 
 class CachedField:
-    """A canvas made where it is read, in square tiles, the last `tiles` of which are kept. Reads like a NumPy array."""
+    """A canvas computed on demand in square tiles, the last `tiles` of which are cached. Reads like a NumPy array."""
 
     def __init__(self, field: Field, tile_px: int, tiles: int = 64):
         self.shape, self.tile_px = field.shape, tile_px
@@ -245,18 +247,18 @@ class CachedField:
 
 
 def _batches(ys: list[int], xs: list[int], size: int) -> Iterator[list[tuple[int, int]]]:
-    """Every (y, x), row by row."""
+    """All (y, x), row by row, in batches of `size`."""
     corners = itertools.product(ys, xs)
     return iter(lambda: list(itertools.islice(corners, size)), [])
 
 
 def moved(box: Box, y: int, x: int) -> Box:
-    """`box` as seen from (y, x)."""
+    """`box` in coordinates relative to (y, x)."""
     return Box(box.y0 - y, box.x0 - x, box.y1 - y, box.x1 - x)
 
 
 def _one_ahead(items: Iterator) -> Iterator:
-    """The items, each when the next has been asked for: a device works on it while its forerunner is fetched."""
+    """Yields each item after requesting the next, so that a device computes one while the previous one is fetched."""
     held = next(items)
     for item in items:
         yield held

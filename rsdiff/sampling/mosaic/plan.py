@@ -1,21 +1,22 @@
-"""Unbounded sampling is one algorithm; a plan is its numbers.
+"""Plans: the parameters of the algorithm for unbounded sampling.
 
-A plan runs the solver's steps in phases. In each phase the plane is cut anew into windows, each of which takes the
-phase's steps by itself, reading the field that the phase before has left; where windows of a phase overlap, what they
-leave is averaged with their weights (`windows.Profile`). The last phase leaves the image.
+A plan runs the solver's steps in phases. Each phase divides the plane into a new set of windows. Each window runs the phase's
+steps independently, starting from the previous phase's field; where windows overlap, their results are averaged with their
+weights (`windows.Profile`). The result of the last phase is the image.
 
     plan             phases         stride, in W         merge         solver
     fast             3              1 less overlap       see below     DPM-Solver++(2M)
     metaearth        1              1/2                  middle half   DDIM       Yu et al. 2024, arXiv 2405.13570
-    multidiffusion   one a step     1/2                  mean          DDIM       Bar-Tal et al. 2023, arXiv 2302.08113
-    spot             one a step     1, random offset     none          DDIM       Frolov et al. 2024, arXiv 2407.15507
+    multidiffusion   one per step   1/2                  mean          DDIM       Bar-Tal et al. 2023, arXiv 2302.08113
+    spot             one per step   1, random offset     none          DDIM       Frolov et al. 2024, arXiv 2407.15507
     infinite         3              1/2                  linear        DDIM
 
-Overlap is what costs: a stride of W/2 computes every pixel four times. `fast` has little, and spends it where it is needed.
-A network knows nothing beyond its window and draws the outermost pixels poorly. So the outer third of the overlap counts for
-nothing, and the middle one is the ramp; a hard cut there shows. How far that reaches is a matter of pixels, not of windows, so
-large windows need a smaller part. `fast` has as many phases as `infinite`, with edges that lie elsewhere in each, so that what
-an edge of one has left apart, windows of the next see whole. What each of these numbers is worth: docs/mosaic_ablation.md.
+W is the window size. Overlap dominates the cost: with a stride of W/2, every pixel is computed four times. `fast` has little
+overlap and uses it as follows. A network sees nothing beyond its window, and its outermost pixels are poor. So the outer
+third of the overlap has weight 0, and the middle third is a ramp, since a hard cut would be visible. The affected distance is
+a number of pixels, independent of the window size, so large windows need a smaller fraction. `fast` has as many phases as
+`infinite`, with window edges at different positions in each, so that an edge of one phase lies inside windows of the next.
+The effect of each of these numbers: docs/mosaic_ablation.md.
 """
 
 import dataclasses
@@ -32,9 +33,10 @@ from rsdiff.sampling.mosaic.windows import Lattice, Profile, cylinder_lattice, p
 
 PlanName = Literal['fast', 'metaearth', 'multidiffusion', 'spot', 'infinite']
 
-# Windows begin at multiples of this: no condition is coarser, so that each begins at a whole pixel of it.
+# Windows start at multiples of this. No condition is coarser, so every window starts at a pixel boundary of it.
 UNIT_PX = 4
-# In turn, in strides. Neighbours in the row differ along one axis only: half the halo of a change along both.
+# Offsets of successive phases, in strides. Each differs from the previous one along one axis only, which needs half the
+# halo of a change along both.
 OFFSETS = (0.0, 0.0), (0.0, 0.5), (0.5, 0.5), (0.5, 0.0)
 FAST_STEPS, OTHER_STEPS = 12, 50
 PHASES = 3
@@ -44,7 +46,7 @@ MOST_STEPS = 10_000
 
 @dataclasses.dataclass(frozen=True)
 class Phase:
-    """So many solver steps in windows `stride_px` apart, shifted by `offset` strides in y and x; and their weights."""
+    """`steps` solver steps in windows `stride_px` apart, shifted by `offset` strides in y and x; and the windows' weights."""
 
     steps: int
     stride_px: int
@@ -55,7 +57,7 @@ class Phase:
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """Windows of side `window_px`, and what is done with them."""
+    """The window size, the solver, and the phases."""
 
     name: PlanName
     window_px: int
@@ -64,7 +66,7 @@ class Plan:
 
     @property
     def steps(self) -> int:
-        """Network evaluations of a window that is there in every phase."""
+        """The number of solver steps over all phases."""
         return sum(phase.steps for phase in self.phases)
 
     def profile(self, phase: Phase) -> Profile:
@@ -72,16 +74,16 @@ class Plan:
         return Profile(self.window_px, phase.crop_px, phase.ramp_px)
 
     def lattice(self, phase: Phase, axis: int, around_px: int | None = None) -> Lattice:
-        """Where the phase's windows begin along y (0) or x (1); `around_px`: the circumference of a cylinder."""
+        """The start positions of the phase's windows along y (0) or x (1); `around_px`: the circumference of a cylinder."""
         if axis == 1 and around_px is not None:
             return cylinder_lattice(UNIT_PX, phase.stride_px, phase.offset[1], around_px)
         return plane_lattice(UNIT_PX, phase.stride_px, phase.offset[axis])
 
     def places(self, axis: int, a: int, b: int, around_px: int | None = None) -> list[list[int]]:
-        """Of each phase, where along an axis the windows begin that [a, b) needs.
+        """For each phase, the start positions along an axis of the windows needed for [a, b).
 
-        From the last phase back to the first: the windows that touch what has to be delivered read more than that, which
-        the phase before has to deliver.
+        Computed from the last phase back to the first: the windows that touch the required interval read a larger one, which
+        the previous phase must provide.
         """
         needed = []
         for phase in reversed(self.phases):
@@ -91,7 +93,7 @@ class Plan:
         return needed[::-1]
 
     def reads(self, axis: int, a: int, b: int) -> list[int]:
-        """Of each phase, the length in pixels of what its windows cover that [a, b) needs."""
+        """For each phase, the length in pixels covered by the windows needed for [a, b)."""
         lengths = []
         for phase in reversed(self.phases):
             lattice = self.lattice(phase, axis)
@@ -101,8 +103,8 @@ class Plan:
         return lengths[::-1]
 
     def counts(self, axis: int, begins: np.ndarray, ends: np.ndarray, around_px: int | None = None) -> list[np.ndarray]:
-        """Of each phase, how many windows along an axis each of the intervals [begin, end) needs: the lengths of `places`,
-        of many intervals at once."""
+        """For each phase, the number of windows along an axis needed for each of the intervals [begin, end): the lengths of
+        `places`, vectorised over intervals."""
         a, b, needed = begins, ends, []
         for phase in reversed(self.phases):
             lattice = self.lattice(phase, axis, around_px)
@@ -117,8 +119,8 @@ class Plan:
         tile_columns: Sequence[tuple[int, int]] | np.ndarray,
         around_px: int | None = None,
     ) -> int:
-        """Network evaluations, times pixels each, of every tile rows × columns with its halo. Rows and columns do not
-        mix, so neither do the sums: a canvas of 10^12 pixels is counted at once."""
+        """Network evaluations times pixels per window, summed over all tiles of rows × columns with their halos. Rows and
+        columns are independent, so the sum factorises: a canvas of 10^12 pixels takes no time to count."""
         (tops, bottoms), (lefts, rights) = (np.asarray(tiles, np.int64).T for tiles in (tile_rows, tile_columns))
         rows, columns = self.counts(0, tops, bottoms), self.counts(1, lefts, rights, around_px)
         each = [phase.steps * int(m.sum()) * int(n.sum()) for phase, m, n in zip(self.phases, rows, columns)]
@@ -126,13 +128,13 @@ class Plan:
 
 
 def cut(side_px: int, tile_px: int) -> np.ndarray:
-    """Where tiles of `tile_px` along a side begin and end: int64 (tiles, 2)."""
+    """Start and end of the tiles of `tile_px` along a side: int64 (tiles, 2)."""
     begins = np.arange(0, side_px, tile_px)
     return np.stack([begins, np.minimum(begins + tile_px, side_px)], 1)
 
 
 def hull(rows: list[int], columns: list[int], window_px: int) -> Box:
-    """The rectangle that windows at rows × columns cover."""
+    """The rectangle covered by the windows at rows × columns."""
     return Box(rows[0], columns[0], rows[-1] + window_px, columns[-1] + window_px)
 
 
@@ -145,24 +147,24 @@ def make_plan(
     seed: int = 0,
     timesteps: int | None = None,
 ) -> Plan:
-    """One of the plans above, its numbers overridden where they are given.
+    """One of the plans above, with its parameters overridden by those given.
 
     Args:
       window_px: W, a multiple of 16.
-      phases: of `fast` and `infinite`.
-      overlap_px: of windows of `fast`, a multiple of 4.
-      seed: of the offsets of `spot`.
-      timesteps: how many the method has; where `steps` is not given, there are no more than that.
+      phases: for `fast` and `infinite`.
+      overlap_px: overlap of windows, for `fast`; a multiple of 4.
+      seed: for the offsets of `spot`.
+      timesteps: the method's number of timesteps, which limits the default of `steps`.
     Raises:
-      BadInput: a number is not possible, or the plan has no such number.
+      BadInput: a value is out of range, or the plan does not have this parameter.
     """
     whole = lambda pixels: math.ceil(pixels / UNIT_PX) * UNIT_PX
     if name not in get_args(PlanName):
-        raise BadInput(f'plan {name!r} is none of {", ".join(get_args(PlanName))}')
+        raise BadInput(f'plan {name!r} is not one of {", ".join(get_args(PlanName))}')
     for number, value, plans in (('phases', phases, ('fast', 'infinite')), ('overlap_px', overlap_px, ('fast',))):
         if value is not None and name not in plans:
             raise BadInput(
-                f'plan {name} has no {number} to set; {" and ".join(plans)} {"have" if plans[1:] else "has"}'
+                f'plan {name} has no {number}; only {" and ".join(plans)} {"have" if plans[1:] else "has"} it'
             )
     if steps is None:
         steps = min(FAST_STEPS if name == 'fast' else OTHER_STEPS, timesteps or MOST_STEPS)
@@ -201,5 +203,5 @@ def make_plan(
 
 
 def _fraction(*names: int) -> float:
-    """A number in [0, 1) that looks random and depends on its names alone."""
+    """A pseudorandom number in [0, 1) that depends only on `names`."""
     return int.from_bytes(hashlib.sha256(repr(names).encode()).digest()[:4]) / 2**32

@@ -1,4 +1,4 @@
-"""An image continued over the whole plane, so that a canvas has no border: mirrored, or in x around."""
+"""Extends an image over the infinite plane, so that a canvas has no border: by mirroring, or periodically in x."""
 
 from typing import Any
 
@@ -9,27 +9,27 @@ from rsdiff.base.errors import BadInput
 
 
 class Plane:
-    """Reads an image at any place.
+    """Reads an image at any position of the plane.
 
     Args:
-      array: anything with a (height, width, 3) shape whose slices `np.asarray` understands: NumPy, tensorstore,
+      array: anything with a (height, width, 3) shape whose slices `np.asarray` accepts: NumPy, tensorstore,
         `field.CachedField`.
-      wrap_x: what lies beyond the right edge is the left one; else, and in y always, the image is mirrored there
-        without repeating its border.
+      wrap_x: whether the left edge follows the right one. Otherwise, and always in y, the image is mirrored at its edges
+        without repeating the border pixels.
     """
 
     def __init__(self, array: Any, wrap_x: bool = False):
         self.array, self.wrap_x = array, wrap_x
         self.height, self.width = array.shape[:2]
         if min(self.height, self.width) < 1:
-            raise BadInput(f'the condition has {self.width}×{self.height} px')
+            raise BadInput(f'the condition is empty: {self.width}×{self.height} px')
 
     def crop(self, box: Box) -> np.ndarray:
         """The pixels of `box`, (box's height, box's width, 3)."""
         rows = mirrored(np.arange(box.y0, box.y1), self.height)
         columns = np.arange(box.x0, box.x1)
         columns = columns % self.width if self.wrap_x else mirrored(columns, self.width)
-        # piece by piece: what is far apart in the image may lie side by side here
+        # piece by piece: adjacent pixels of the plane may be far apart in the image
         return np.concatenate([np.concatenate([self._read(y, x) for x in runs(columns)], 1) for y in runs(rows)])
 
     def _read(self, rows: np.ndarray, columns: np.ndarray) -> np.ndarray:
@@ -45,7 +45,7 @@ def mirrored(index: np.ndarray, size: int) -> np.ndarray:
 
 
 def runs(index: np.ndarray) -> list[np.ndarray]:
-    """`index` cut into pieces that go up, or down, by ones."""
+    """`index` split into runs of consecutive ascending or descending values."""
     pieces = []
     while len(index):
         step = -1 if len(index) > 1 and index[1] < index[0] else 1

@@ -1,10 +1,10 @@
-"""Mosaics on disk: a Zarr v3 group, in it an array a stage, whose shards are the supertiles. Where the condition had void,
-each stage has another array beside it, its mask, with the same supertiles.
+"""Mosaics on disk: a Zarr v3 group with one array per stage, whose shards are the supertiles. If the condition has void, each
+stage has a second array, its mask, with the same supertiles.
 
-A shard is a file. It appears whole or not at all, and has one writer, so that what exists is what is done; within it are
-chunks small enough for a viewer. At its end stands the index of its chunks (Zarr v3, ZEP 2): offset and length of each,
-and a checksum. A file that was cut short, by a disk that filled up or a copy that broke off, does not end in its index. Each
-chunk has a checksum too, so that what has rotted on disk is told when it is read, and not shown.
+A shard is a file. It is written atomically by one writer, so a shard that exists is finished; it contains chunks small enough
+for a viewer. It ends with the index of its chunks (Zarr v3, ZEP 2): offset and length of each, and a checksum. A file that was
+truncated, by a full disk or an interrupted copy, does not end with its index. Each chunk has a checksum too, so corruption on
+disk raises an error on reading instead of going unnoticed.
 """
 
 import json
@@ -27,7 +27,7 @@ _MISSING = 2**64 - 1
 
 
 def make_group(path: Path, attributes: dict[str, Any]) -> None:
-    """Writes the group's metadata, unless the same are there."""
+    """Writes the group's metadata, unless they are unchanged."""
     expected = {'zarr_format': 3, 'node_type': 'group', 'attributes': json.loads(json.dumps(attributes))}
     try:
         there = read_json(path / METADATA)
@@ -40,7 +40,7 @@ def make_group(path: Path, attributes: dict[str, Any]) -> None:
 def open_stage(
     out: Path, stage: int, height: int, width: int, tile_px: int, attributes: dict[str, Any], masked: bool
 ) -> 'StageArray':
-    """The array of a stage of the mosaic in `out`, and its `mask`, made where they are not there."""
+    """Opens the array of a stage of the mosaic in `out`, and its `mask`; creates those that are missing."""
     name = f'stage_{stage}'
     mask_name = f'{name}_mask'
     array = StageArray(out / GROUP / name, height, width, tile_px, attributes | ({'mask': mask_name} if masked else {}))
@@ -53,11 +53,11 @@ def open_stage(
 
 
 class StageArray:
-    """uint8 (height, width, 3) on disk, written supertile by supertile, (i, j) counted from the top left. It reads like a
-    NumPy array, by window. With `bands` None it is uint8 (height, width).
+    """uint8 (height, width, 3) on disk, written by supertiles with indices (i, j) from the top left. Slices read like those of
+    a NumPy array. With `bands` None it is uint8 (height, width). Truncated metadata are rewritten.
 
     Raises:
-      BadInput: another array is there. Metadata that are cut short are written anew.
+      BadInput: there is a different array at `path`.
     """
 
     def __init__(
@@ -107,26 +107,26 @@ class StageArray:
             ) from None
 
     def tiles(self) -> Iterator[tuple[int, int]]:
-        """Every supertile, row by row; none is kept in memory."""
+        """Iterates over the indices of all supertiles, row by row, without storing them."""
         rows, columns = (-(-side // self.tile_px) for side in (self.height, self.width))
         return ((i, j) for i in range(rows) for j in range(columns))
 
     def count(self) -> int:
-        """How many supertiles there are."""
+        """The number of supertiles."""
         return -(-self.height // self.tile_px) * -(-self.width // self.tile_px)
 
     def box(self, tile: tuple[int, int]) -> Box:
-        """Its pixels; the last ones are cut at the border of the canvas."""
+        """The pixels of a supertile; those at the border are clipped to the canvas."""
         y, x = (n * self.tile_px for n in tile)
         return Box(y, x, min(y + self.tile_px, self.height), min(x + self.tile_px, self.width))
 
     def shard(self, tile: tuple[int, int]) -> Path:
-        """Its file."""
+        """The file of a supertile."""
         inside = [str(tile[0]), str(tile[1]), '0']
         return self.path.joinpath('c', *inside[: len(self.shape)])
 
     def is_done(self, tile: tuple[int, int]) -> bool:
-        """Whether its file is there, and as long as the index at its end says."""
+        """Whether the supertile's file exists and has the length given by the index at its end."""
         index_bytes = 16 * self.chunks + 4
         try:
             with self.shard(tile).open('rb') as file:
@@ -141,20 +141,20 @@ class StageArray:
         return sum(length for length in lengths if length != _MISSING) + index_bytes == size
 
     def is_all_done(self, tile: tuple[int, int]) -> bool:
-        """The same of it and of its mask, if it has one."""
+        """Whether the supertile is done, and so is its mask, if there is one."""
         return self.is_done(tile) and (self.mask is None or self.mask.is_done(tile))
 
     def write(self, tile: tuple[int, int], pixels: np.ndarray) -> None:
-        """Writes a whole supertile, uint8; it is on disk when this returns, and else nothing of it.
+        """Writes a complete supertile, uint8, atomically; it is on disk when this returns.
 
         Raises:
           OSError: with the system's reason, such as a full disk.
         """
         box = self.box(tile)
         if not self.is_done(tile):
-            self.shard(tile).unlink(missing_ok=True)  # cut short, it could not be opened to be replaced
+            self.shard(tile).unlink(missing_ok=True)  # a truncated shard cannot be opened for replacement
         try:
-            # without the transaction, each chunk would be added to the file by itself
+            # without a transaction, each chunk would be written to the file separately
             with ts.Transaction() as transaction:
                 self.array.with_transaction(transaction)[box.y0 : box.y1, box.x0 : box.x1] = pixels
         except ValueError as error:
@@ -167,7 +167,7 @@ class StageArray:
         """The pixels of [y0:y1, x0:x1], uint8.
 
         Raises:
-          BadInput: a shard has rotted; it is named.
+          BadInput: a shard is corrupted; the message names it.
         """
         try:
             return self.array[key].read().result()
@@ -179,11 +179,11 @@ class StageArray:
             raise
 
     def read(self) -> np.ndarray:
-        """Everything, in memory."""
+        """The complete array, in memory."""
         return self[:, :]
 
     def _remove_broken_metadata(self) -> None:
-        """They follow from the settings, so that they can be written anew."""
+        """Removes truncated metadata, which can be rewritten from the settings."""
         path = self.path / METADATA
         try:
             parse_json(path.read_bytes(), str(path))
@@ -198,6 +198,6 @@ class StageArray:
             self.array[box.y0 : box.y1, box.x0 : box.x1].read().result()
         except ValueError as error:
             raise BadInput(
-                f'{self.shard(tile)}: damaged ({one_line(error)[:120]}); remove it and run the command again that '
-                'made it'
+                f'{self.shard(tile)}: damaged ({one_line(error)[:120]}); remove it and run the command again to '
+                'recreate it'
             ) from None

@@ -1,12 +1,12 @@
-"""Pixels of a condition that hold no measurement: filled from their surroundings, and kept as a mask.
+"""Void: pixels of a condition without a measurement, which are filled from their surroundings and recorded in a mask.
 
-A generator has to be given something there, and what it is given reaches some way into the ground beside it. So the void
-goes on as what surrounds it: a mean of the valid pixels v around, near ones far heavier than distant ones,
+The generator needs an input at these pixels, and their values influence the output some distance beyond them. So void is
+filled with a mean of the surrounding valid pixels v, in which near pixels weigh far more than distant ones,
 
     fill(p) = (Σ_k 16^(K-k) Σ_{|q - p| <= 2^k} v(q) + g G) / (Σ_k 16^(K-k) N_k(p) + g),  k = 0 … K                   (1)
 
-with N_k the number of valid pixels in the square of side 2^(k+1) + 1, and G a grey, to which it fades where valid pixels are
-few or far. All sums are of whole numbers: the value depends on the place alone, not on the rectangle that is read.
+with N_k the number of valid pixels in the square of side 2^(k+1) + 1, and G a grey to which the fill fades where valid pixels
+are few or far away. All sums are over integers: the value depends on the position alone, not on the rectangle that is read.
 """
 
 from typing import Any, NamedTuple
@@ -17,12 +17,12 @@ from rsdiff.base.boxes import Box
 from rsdiff.sampling.mosaic.plane import Plane
 
 LEVELS = 7
-REACH_PX = 2 ** (LEVELS - 1)  # 2^K of (1): no pixel further away counts
+REACH_PX = 2 ** (LEVELS - 1)  # 2^K of (1): pixels further away have no influence
 GREY, GREY_WEIGHT = 128, 1024
 
 
 class Void(NamedTuple):
-    """How many of a condition's `pixels` are void, at least one, and a digest of which."""
+    """The number of void pixels (at least one) among a condition's `pixels`, and a digest of the mask."""
 
     void_pixels: int
     pixels: int
@@ -37,12 +37,12 @@ def fill(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
     Args:
       pixels: uint8 (h, w, 3).
-      valid: bool (h, w). Of what is beyond the borders of both, nothing counts.
+      valid: bool (h, w). Pixels beyond the borders have no influence.
     Returns:
       uint8 (h, w, 3), `pixels` where they are valid.
     """
     ys, xs = np.nonzero(~valid)
-    # sums over the rectangle above and to the left, with a row and a column of zeros before the first
+    # integral image: sums over the rectangle above and to the left, with a leading row and column of zeros
     values = np.dstack([np.where(valid[..., None], pixels, 0), valid]).astype(np.int64)
     sums = np.pad(values, ((1, 0), (1, 0), (0, 0))).cumsum(0).cumsum(1)
     above = np.full((len(ys), 3), GREY_WEIGHT * GREY, np.int64)
@@ -61,13 +61,13 @@ def fill(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
 
 
 def with_alpha(pixels: np.ndarray, valid: np.ndarray) -> np.ndarray:
-    """RGBA of RGB (h, w, 3) uint8: opaque where `valid` (h, w), and else transparent and black, so that nothing is shown."""
+    """Converts RGB (h, w, 3) uint8 to RGBA: opaque where `valid` (h, w), transparent and black elsewhere."""
     return np.dstack([np.where(valid[..., None], pixels, 0), np.where(valid, 255, 0)]).astype(np.uint8)
 
 
 class FineMask:
-    """Which pixels of a stage lie on valid pixels of `condition`, which has `valid(box)`: each stands for `upscale` times
-    `upscale` of them."""
+    """The validity mask of a stage. Each pixel of `condition`, which has `valid(box)`, covers `upscale` × `upscale` pixels of
+    the stage."""
 
     def __init__(self, condition: Any, upscale: int, wrap_x: bool = False):
         self.condition, self.upscale = condition, upscale
@@ -75,12 +75,12 @@ class FineMask:
         self.plane = Plane(self, wrap_x)
 
     def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
-        """Of the condition's own pixels."""
+        """The mask at the condition's resolution."""
         (y0, y1, _), (x0, x1, _) = (part.indices(size) for part, size in zip(key, self.shape))
         return self.condition.valid(Box(y0, x0, y1, x1))
 
     def region(self, box: Box) -> np.ndarray:
-        """Of the pixels of `box` of the stage: bool (height, width)."""
+        """The mask of `box` in the stage: bool (height, width)."""
         times = self.upscale
         y0, x0 = box.y0 // times, box.x0 // times
         coarse = self.plane.crop(Box(y0, x0, -(-box.y1 // times), -(-box.x1 // times)))

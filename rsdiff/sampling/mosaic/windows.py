@@ -1,14 +1,15 @@
-"""Sliding windows over an infinite plane: pure geometry along one axis, since rows and columns do not mix.
+"""Sliding windows over an infinite plane: pure geometry along one axis, since rows and columns are independent.
 
-The windows of a lattice begin at
+The windows of a lattice start at
 
     p(i) = u ⌊(i L + s) / n⌋,  i ∈ ℤ                                     (1)
 
-u is a pixel of the condition, so that every window is a whole crop of it. On the plane n = 1: windows lie L apart,
-shifted by s. Around a cylinder of circumference C = u L they lie C / n apart, rounded, and p(i + n) = p(i) + C.
+u is the size of a pixel of the condition, so that every window covers whole pixels of it. On the plane, n = 1: windows are
+u L apart, shifted by s units. Around a cylinder of circumference C = u L they are C / n apart, rounded, and p(i + n) =
+p(i) + C.
 
-A window counts with weights that depend on the place in it alone: nothing in the outer `crop` pixels of each side, then
-rising over `ramp` pixels, then 1. Where windows overlap, weights are divided by their sum.
+A window's weights depend only on the position within it: 0 in the outer `crop` pixels of each side, then rising over `ramp`
+pixels, then 1. Where windows overlap, the weights are divided by their sum.
 """
 
 import math
@@ -20,21 +21,21 @@ Integers = TypeVar('Integers', int, np.ndarray)  # one, or an array of int64
 
 
 class Profile(NamedTuple):
-    """The weights of a window of `window_px` along one axis."""
+    """The weights of a window of size `window_px` along one axis."""
 
     window_px: int
     crop_px: int
     ramp_px: int
 
     def weights(self) -> np.ndarray:
-        """float64 (window_px,). Ramps of two windows that overlap by `ramp_px` add to 1."""
+        """float64 (window_px,). The ramps of two windows that overlap by `ramp_px` sum to 1."""
         from_edge = np.arange(self.window_px) + 0.5 - self.crop_px
         from_edge = np.minimum(from_edge, from_edge[::-1])
         return np.where(from_edge > 0, np.minimum(from_edge / max(self.ramp_px, 0.5), 1), 0)
 
 
 class Lattice(NamedTuple):
-    """The places p(i) of (1): u, L, n and s."""
+    """The positions p(i) of (1): u, L, n and s."""
 
     unit_px: int
     length: int
@@ -46,11 +47,11 @@ class Lattice(NamedTuple):
         return self.unit_px * ((i * self.length + self.shift) // self.count)
 
     def numbers(self, a: Integers, b: Integers, profile: Profile) -> tuple[Integers, Integers]:
-        """Of the windows whose weights are not all zero in [a, b), the first i and the one after the last."""
+        """The range of windows with nonzero weights in [a, b): the first i, and one past the last."""
         return self._first_above(a - profile.window_px + profile.crop_px), self._first_above(b - 1 - profile.crop_px)
 
     def touching(self, a: int, b: int, profile: Profile) -> list[int]:
-        """Where those windows begin, ascending; never none."""
+        """The start positions of those windows, ascending; at least one."""
         return [self.position(i) for i in range(*self.numbers(a, b, profile))]
 
     def _first_above(self, pixel: Integers) -> Integers:
@@ -66,7 +67,7 @@ def plane_lattice(unit_px: int, stride_px: int, offset: float) -> Lattice:
 
 
 def cylinder_lattice(unit_px: int, stride_px: int, offset: float, around_px: int) -> Lattice:
-    """As few windows around `around_px`, a multiple of `unit_px`, as are at most `stride_px` apart."""
+    """The fewest windows at most `stride_px` apart around a circumference of `around_px`, a multiple of `unit_px`."""
     length = around_px // unit_px
     return Lattice(unit_px, length, -(-around_px // stride_px), math.floor(offset * length))
 
