@@ -260,7 +260,7 @@ REFUSED = {
         {'ratios': (1, 3)},
         "1:3 needs 6 synthetic images of class 'lake' for seed 0, there are 4 of its real images",
     ),
-    'a filter that knows nothing': ({'filter': 'cf'}, 'has seen nothing by which it could filter'),
+    'a filter that knows nothing': ({'filter': 'cf'}, 'is not pretrained'),
     'ratio 0': ({'ratios': (0, 1)}, 'must be at least 1'),
     'no arm': ({'kinds': ()}, 'nothing to compare'),
 }
