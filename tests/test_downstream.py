@@ -167,7 +167,7 @@ def test_what_the_generator_was_trained_on_may_not_be_scored(folders, encoder):
 def test_settings_are_not_chosen_by_a_picture_that_is_scored(folders, encoder):
     copy_picture(folders[0], 'lake/test0.png', 'lake/val0.png')
     with pytest.raises(
-        BadInput, match='lake/val0.png, by which settings are chosen, is the same picture as lake/test0.png'
+        BadInput, match='validation image lake/val0.png is the same picture as evaluated lake/test0.png'
     ):
         load_task(*folders, encoder)
     task = load_task(*folders, encoder, drop_duplicates=True)
