@@ -73,7 +73,7 @@ ANSWERS = (
     Shown('p, Holm', lambda answer: p_text(answer['p_holm'])),
     Shown('answer', lambda answer: answer['verdict'], number=False),
     Shown('best without', lambda answer: answer['control'] or 'real', number=False),
-    Shown('gain over best without, points', lambda answer: _change(answer['over_control'] or answer, '')),
+    Shown('gain over that, points', lambda answer: _change(answer['over_control'] or answer, '')),
 )
 CLASS_COLUMNS = (
     Shown('class', lambda row: row['class'], number=False),
