@@ -162,7 +162,7 @@ class ClipEncoder:
         return towers.logits(self.config, params, images, texts)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Pads to the longest text for a CLIP, and to the tower's full length for a SigLIP, which attends to padding."""
+        """Pads to the longest text for a CLIP, to the tower's full length for a SigLIP, which attends to padding."""
         whole = self.config.attends_padding
         # Both SigLIPs expect lower case; not every tokenizer published with SigLIP 2 converts to it.
         tokens = self.tokenizer(
