@@ -258,7 +258,7 @@ REFUSED = {
     ),
     'more synthetic images than there are': (
         {'ratios': (1, 3)},
-        "1:3 needs 6 synthetic images of class 'lake' for seed 0, there are 4 of its real images",
+        "1:3 needs 6 synthetic images of class 'lake' for seed 0, there are 4 made from its real images",
     ),
     'a filter that knows nothing': ({'filter': 'cf'}, 'is not pretrained'),
     'ratio 0': ({'ratios': (0, 1)}, 'must be at least 1'),
