@@ -48,7 +48,7 @@ UPSCALE = 4
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """An arm; `ratio` is the number of extra images for each real one."""
+    """An arm; `ratio` is the number of extra images per real image."""
 
     kind: str
     ratio: int
@@ -64,7 +64,7 @@ class Arm:
 
 
 def arms_of(kinds: tuple[str, ...], ratios: tuple[int, ...]) -> tuple[Arm, ...]:
-    """The arms of these kinds. 'real+synthetic' has every ratio, 'real' 0, 'bicubic' 1, and the others the largest, R."""
+    """The arms of these kinds. 'real+synthetic' has every ratio, 'real' 0, 'bicubic' 1, the others the largest, R."""
     own = {REAL: (0,), BOTH: sorted(ratios), BICUBIC: (1,)}
     return tuple(Arm(kind, ratio) for kind in KINDS if kind in kinds for ratio in own.get(kind, (max(ratios),)))
 
