@@ -167,7 +167,7 @@ def test_what_the_generator_was_trained_on_may_not_be_scored(folders, encoder):
 def test_settings_are_not_chosen_by_a_picture_that_is_scored(folders, encoder):
     copy_picture(folders[0], 'lake/test0.png', 'lake/val0.png')
     with pytest.raises(
-        BadInput, match='lake/val0.png, by which settings are chosen, is the same picture as lake/test0.png'
+        BadInput, match='validation image lake/val0.png is the same picture as evaluated lake/test0.png'
     ):
         load_task(*folders, encoder)
     task = load_task(*folders, encoder, drop_duplicates=True)
@@ -258,9 +258,9 @@ REFUSED = {
     ),
     'more synthetic images than there are': (
         {'ratios': (1, 3)},
-        "1:3 needs 6 synthetic images of class 'lake' for seed 0, there are 4 of its real images",
+        "1:3 needs 6 synthetic images of class 'lake' for seed 0, there are 4 made from its real images",
     ),
-    'a filter that knows nothing': ({'filter': 'cf'}, 'has seen nothing by which it could filter'),
+    'a filter that knows nothing': ({'filter': 'cf'}, 'is not pretrained'),
     'ratio 0': ({'ratios': (0, 1)}, 'must be at least 1'),
     'no arm': ({'kinds': ()}, 'nothing to compare'),
 }

@@ -1,19 +1,19 @@
-"""What each arm of a comparison trains on: real images drawn by the seed, and extra ones.
+"""The training images of each arm of a comparison: real images drawn by the seed, and extra ones.
 
-    real                  nothing extra
-    synthetic             the R synthetic images of each drawn real one, and no real image
-    real+synthetic 1:r    r synthetic images of each drawn real one                    r = 1 … R
+    real                  no extra images
+    synthetic             R synthetic images per drawn real image, and no real images
+    real+synthetic 1:r    r synthetic images per drawn real image                      r = 1 … R
 
-and the controls, without which a gain means nothing:
+and the controls that a gain must be compared with:
 
-    real repeated         each real image R times more: is it the number of examples?
-    augmented             R other views of each: flipped, turned, cropped, of other colours
+    real repeated         each real image R more times: does the number of examples explain a gain?
+    augmented             R augmented views of each: flipped, rotated, cropped, colour-jittered
     mixup, cutout, cutmix R of each (`rsdiff.downstream.augment`)
-    bicubic               each real image 4 times coarser and enlarged: what a generator was given, without what it added
-    random labels         as real+synthetic 1:R, the synthetic images' labels shuffled: do the images' labels matter?
+    bicubic               each real image downsampled by 4 and enlarged: a generator's input, without what it adds
+    random labels         as real+synthetic 1:R, with the labels of the synthetic images shuffled: do they matter?
 
-With K shots the seed draws K real images of each class, and everything extra comes from those: all arms of a seed stand on
-the same K·classes pictures. The training (`tuning.batches`) knows real and extra examples, and no arm.
+With K shots, the seed draws K real images of each class, and all extra images come from those: all arms of a seed use
+the same K·classes pictures. Training (`tuning.batches`) distinguishes real and extra examples, but not arms.
 """
 
 import dataclasses
@@ -40,7 +40,7 @@ REAL, SYNTHETIC, BOTH, REPEATED, AUGMENTED, MIXUP, CUTOUT, CUTMIX, BICUBIC, RAND
     'bicubic',
     'random labels',
 )
-# no image at all: what the encoder knows by itself
+# no training images: the encoder as it is
 UNTRAINED = 'untrained'
 FROM_SYNTHETIC = SYNTHETIC, BOTH, RANDOM_LABELS
 UPSCALE = 4
@@ -48,7 +48,7 @@ UPSCALE = 4
 
 @dataclasses.dataclass(frozen=True)
 class Arm:
-    """An arm; `ratio` is the number of extra images for each real one."""
+    """An arm; `ratio` is the number of extra images per real image."""
 
     kind: str
     ratio: int
@@ -59,25 +59,25 @@ class Arm:
 
     @property
     def slug(self) -> str:
-        """The name as part of a file name."""
+        """The name in a form for file names."""
         return self.name.replace(' 1:', '_1to').replace(' ', '_')
 
 
 def arms_of(kinds: tuple[str, ...], ratios: tuple[int, ...]) -> tuple[Arm, ...]:
-    """The arms of these kinds; only 'real+synthetic' has every ratio, the others the largest, R."""
+    """The arms of these kinds. 'real+synthetic' has every ratio, 'real' 0, 'bicubic' 1, the others the largest, R."""
     own = {REAL: (0,), BOTH: sorted(ratios), BICUBIC: (1,)}
     return tuple(Arm(kind, ratio) for kind in KINDS if kind in kinds for ratio in own.get(kind, (max(ratios),)))
 
 
 @dataclasses.dataclass(frozen=True)
 class Examples:
-    """What one arm trains on with one seed.
+    """The training examples of one arm and one seed.
 
     Attributes:
       pixels: uint8 (n, size, size, 3), real images first.
       labels: float32 (n, classes); each row sums to 1.
-      captions: of each; a view has its image's, a mix those of both.
-      real: how many of them are real images.
+      captions: of each example; a view has the captions of its image, a mix those of both images.
+      real: number of real images.
     """
 
     pixels: np.ndarray
@@ -90,15 +90,15 @@ class Examples:
 
 
 def examples(task: Task, arm: Arm, shots: int | None, seed: int, screen: Screen | None = None) -> Examples:
-    """The examples of one arm, a function of its arguments alone.
+    """The training examples of one arm; they depend only on the arguments.
 
     Args:
-      shots: real images of each class, K; or None: all of them.
-      screen: what filters the synthetic images, of which fewer than the ratio asks may be left, and softens their labels; if
-        anything does.
+      shots: real images per class, K; None: all of them.
+      screen: filters the synthetic images, which may leave fewer than the ratio requires, and softens their labels;
+        None: no filter and no softening.
     Raises:
-      BadInput: a class has fewer real images than K, or fewer synthetic ones than the ratio asks, or none after
-        filtering; K is given and a synthetic image does not say what it was made from.
+      BadInput: a class has fewer real images than K, fewer synthetic ones than the ratio requires, or none after
+        filtering; or K is given and the manifest does not say what a synthetic image was made from.
     """
     one_hot = np.eye(len(task.classes), dtype=np.float32)
     if arm.kind == UNTRAINED:
@@ -129,14 +129,14 @@ def examples(task: Task, arm: Arm, shots: int | None, seed: int, screen: Screen 
 
 
 def check(task: Task, arm: Arm, shots: int | None, seed: int) -> None:
-    """Raises what `examples` would, before any filter, without making them."""
+    """Raises the errors of `examples`, except those after filtering, without making the examples."""
     real = draw(task, shots, seed)
     if arm.kind in FROM_SYNTHETIC:
         made_from(task, real, arm.ratio, shots, seed)
 
 
 def draw(task: Task, shots: int | None, seed: int) -> Images:
-    """The real images of a seed: `shots` of each class, or all."""
+    """The real images of a seed: `shots` per class, or all."""
     if shots is None:
         return task.train
     drawn = []
@@ -151,13 +151,13 @@ def draw(task: Task, shots: int | None, seed: int) -> Images:
 
 
 def made_from(task: Task, real: Images, ratio: int, shots: int | None, seed: int) -> Images:
-    """For each class `ratio` times as many synthetic images as `real` has: the first of each source before the second of
-    any; then, in an order that the seed draws, those that were made from no real image."""
+    """For each class, `ratio` times as many synthetic images as `real` has. The first one of every source comes before
+    the second of any; images without a named source come last, in an order drawn by the seed."""
     made, wanted = task.synthetic, {*real.names}
     if shots is not None and None in made.sources:
         raise BadInput(
-            f'{made.folder}: {made.names[made.sources.index(None)]} has no "source"; a number of real images of '
-            'each class means something only if what each synthetic image was made from is known (null: from none)'
+            f'{made.folder}: {made.names[made.sources.index(None)]} has no "source"; to limit the real images per '
+            'class, every synthetic image must name the image it was made from (null: from none)'
         )
     order = np.random.default_rng([3, seed]).permutation(len(made))
     free = [i for i in order if made.sources[i] in (None, NO_SOURCE)]
@@ -168,20 +168,20 @@ def made_from(task: Task, real: Images, ratio: int, shots: int | None, seed: int
         if len(members) < count:
             raise BadInput(
                 f'{made.folder}: 1:{ratio} needs {count} synthetic images of class {name!r} for seed {seed}, there '
-                f'are {len(members)} of its real images; make more variants, or ask for smaller --ratios'
+                f'are {len(members)} made from its real images; make more variants, or use smaller --ratios'
             )
         chosen.append(members[:count])
     return made.take(np.concatenate(chosen))
 
 
 def largest_ratio(task: Task) -> int:
-    """How many synthetic images of each real one there are in every class."""
+    """The largest number of synthetic images per real image that every class has."""
     counts = [np.bincount(images.labels, minlength=len(task.classes)) for images in (task.synthetic, task.train)]
     return max(1, int((counts[0] // counts[1]).min()))
 
 
 def _views(arm: Arm, real: Images, one_hot: np.ndarray, seed: int) -> Examples:
-    """`arm.ratio` further examples from each real image, each a function of seed, name and number alone but for the other
+    """`arm.ratio` extra examples from each real image. Each depends only on seed, name and number, apart from the other
     image of a mix."""
     pixels, captions = [real.pixels[:0]], []
     labels: list[Any] = [one_hot[:0]]
@@ -213,7 +213,7 @@ def _coarse(real: Images, index: int, generator: np.random.Generator) -> tuple[n
     return bicubic(box_downscale(image, UPSCALE), *real.pixels.shape[1:3]), {index: 1.0}
 
 
-# (real images, index of one, generator) → (another view of it, the real images that are in it with their shares)
+# (real images, index of one, generator) → (a view of it, {index of a real image in the view: its share})
 VIEWS = {
     REPEATED: _alone(lambda image, generator: image),
     AUGMENTED: _alone(augment.view),

@@ -1,12 +1,12 @@
-"""Other views of a real image: what costs nothing, and what a generator has to do better than.
+"""Standard augmentations of a real image: the inexpensive baselines that a generator has to beat.
 
-    view      one of the eight orientations, a crop of half to all of the area, other colours; the label stays
+    view      one of the eight orientations, a crop of half to all of the area, colour jitter; same label
     mixup     λ a + (1 − λ) b                            label λ y_a + (1 − λ) y_b, λ ~ U(0, 1)          (1)
-    cutout    a with a square of mean colour in it       the label stays                                 (2)
+    cutout    a with a square of mean colour in it       same label                                      (2)
     cutmix    a with a rectangle of b in it              as (1), λ the share of a's pixels left          (3)
 
 (1) Zhang et al. 2018 (arXiv 1710.09412) with α = 1; (2) DeVries & Taylor 2017 (arXiv 1708.04552), a square of half the
-side whose centre lies anywhere; (3) Yun et al. 2019 (arXiv 1905.04899), α = 1. All take and return uint8 (n, n, 3).
+side with its centre anywhere; (3) Yun et al. 2019 (arXiv 1905.04899), α = 1. All take and return uint8 (n, n, 3).
 """
 
 import numpy as np
@@ -18,7 +18,7 @@ CUT_SIDE = 0.5
 
 
 def view(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
-    """Flipped, turned, cropped and of other brightness, contrast and saturation."""
+    """Randomly flipped, rotated and cropped, with random brightness, contrast and saturation."""
     transpose, upside_down, mirror = generator.random(3) < 0.5
     turned = image.swapaxes(0, 1) if transpose else image
     turned = turned[:: -1 if upside_down else 1, :: -1 if mirror else 1]
@@ -55,7 +55,7 @@ def cutmix(a: np.ndarray, b: np.ndarray, generator: np.random.Generator) -> tupl
 
 
 def _window(n: int, share: float, generator: np.random.Generator) -> tuple[slice, slice]:
-    """A square of `share` of the side n around a point anywhere; what lies outside is cut off."""
+    """A square with side `share` × n around a random point, clipped to the image."""
     half = share * n / 2
     rows, columns = (
         slice(max(0, round(centre - half)), min(n, round(centre + half))) for centre in generator.uniform(0, n, 2)

@@ -1,5 +1,5 @@
-"""The charts of the report. Colours are those of Okabe & Ito, which colour-blind readers tell apart, and stay with an arm in
-every chart; nothing is told by colour alone."""
+"""The charts of the report. Colours are the colour-blind-safe palette of Okabe & Ito; an arm has the same colour in
+every chart, and no information is conveyed by colour alone."""
 
 from collections import Counter
 from typing import Any, Literal, NamedTuple, Sequence, cast
@@ -30,14 +30,14 @@ BANDS = 'real repeated', 'augmented'
 MARKERS = {REAL: 'o', SYNTHETIC: 's', MIXTURE: 'D', 'bicubic': '^', 'augmented': 'v', 'real repeated': 'P'}
 FONT_PT, SMALL_PT, DOTS_AN_INCH = 10, 8.5, 150
 GRID = '#E3E3E3'
-# more classes than this and numbers in a confusion matrix can't be read
+# with more classes, numbers in a confusion matrix are illegible
 NUMBERED_CLASSES = 12
 
 Summary = dict[str, Any]
 
 
 class Chart(NamedTuple):
-    """`alternative` says what it shows to who can't see it."""
+    """`alternative` is the alternative text, for readers who can't see the chart."""
 
     figure: Figure
     title: str
@@ -45,8 +45,7 @@ class Chart(NamedTuple):
 
 
 def draw(summary: Summary, cells: Sequence[dict[str, Any]]) -> dict[str, Chart]:
-    """The charts that these rows can fill, by the name of their file: `accuracy`, `ratio`, `learning_curve`, `confusion` and
-    `per_class`."""
+    """The charts that have data, by file name: `accuracy`, `ratio`, `learning_curve`, `confusion` and `per_class`."""
     made = {
         'accuracy': accuracy(summary, cells),
         'ratio': ratio_curve(summary),
@@ -58,7 +57,7 @@ def draw(summary: Summary, cells: Sequence[dict[str, Any]]) -> dict[str, Chart]:
 
 
 def accuracy(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart:
-    """Bars of accuracy with intervals and every seed as a dot; beside them the gain over `real`. A panel a method."""
+    """Bars of accuracy with intervals and a dot per seed; beside them the gain over `real`. One panel per method."""
     panels = list(_all_arms(summary).values())
     figure = Figure(figsize=(9, 0.9 + sum(0.34 * len(rows) + 0.55 for rows in panels)), layout='constrained')
     grid = figure.subplots(
@@ -85,7 +84,7 @@ def accuracy(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart:
                 linewidth=0.6,
                 zorder=3,
             )
-            # an interval of few seeds may end beyond 100 %
+            # an interval from few seeds may extend beyond 100 %
             end = min(100, max([100 * row['accuracy'] + half, *own]))
             bars.annotate(
                 _percent(row['accuracy'], row['accuracy_ci95']),
@@ -126,7 +125,7 @@ def accuracy(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart:
 
 
 def ratio_curve(summary: Summary) -> Chart | None:
-    """Accuracy over the number of synthetic images for each real one, with the controls as bands."""
+    """Accuracy against the number of synthetic images per real image, with the controls as bands."""
     panels = {
         method: sorted(_by_ratio(rows), key=lambda row: row['ratio'] or 0)
         for method, rows in _all_arms(summary).items()
@@ -157,7 +156,7 @@ def ratio_curve(summary: Summary) -> Chart | None:
         _curve(axes, ratios, curve, MIXTURE)
         _curve(axes, [0], [row for row in curve if row['arm'] == REAL], REAL)
         axes.set_xticks(ratios)
-        axes.set_xlabel('synthetic images for each real one', fontsize=FONT_PT)
+        axes.set_xlabel('synthetic images per real image', fontsize=FONT_PT)
         axes.set_title(setting_text(curve[0]), loc='left', fontsize=FONT_PT)
         told.append(
             f'{setting_text(curve[0])}: '
@@ -166,11 +165,12 @@ def ratio_curve(summary: Summary) -> Chart | None:
             )
         )
     _legend_below(figure)
-    return Chart(figure, 'Accuracy by ratio', f'Accuracy over synthetic images for each real one. {"; ".join(told)}.')
+    return Chart(figure, 'Accuracy by ratio', f'Accuracy by synthetic images per real image. {"; ".join(told)}.')
 
 
 def learning_curve(summary: Summary) -> Chart | None:
-    """Accuracy over real images a class, for `real`, the mixture that has most numbers of them, and the plainest controls."""
+    """Accuracy against real images per class: `real`, `synthetic`, the simplest controls, and the mixture that was
+    trained with the most different numbers of real images."""
     classes, panels = len(summary['classes']), {}
     for method in dict.fromkeys(row['method'] for row in summary['rows']):
         rows = [row for row in summary['rows'] if row['method'] == method]
@@ -189,13 +189,13 @@ def learning_curve(summary: Summary) -> Chart | None:
     for axes, (method, (per_class, curves)) in zip(grid, panels.items()):
         for number, (arm, rows) in enumerate(curves.items()):
             if rows:
-                shift = 1.025 ** (number - 2)  # intervals of equal places would hide one another
+                shift = 1.025 ** (number - 2)  # intervals at equal places would overlap
                 _curve(axes, [per_class[row['shots']] * shift for row in rows], rows, arm)
         axes.set_xscale('log')
         places = sorted({*per_class.values()})
         axes.set_xticks(places, [f'{place:.0f}' for place in places])
         axes.minorticks_off()
-        axes.set_xlabel('real images a class', fontsize=FONT_PT)
+        axes.set_xlabel('real images per class', fontsize=FONT_PT)
         axes.set_title(method, loc='left', fontsize=FONT_PT)
         told += [
             f'{method}, {arm}: '
@@ -204,11 +204,11 @@ def learning_curve(summary: Summary) -> Chart | None:
             if rows
         ]
     _legend_below(figure)
-    return Chart(figure, 'Learning curve', f'Accuracy over real images a class. {"; ".join(told)}.')
+    return Chart(figure, 'Learning curve', f'Accuracy by real images per class. {"; ".join(told)}.')
 
 
 def confusion(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart | None:
-    """Confusions of `real` and of the arm that the headline is about, in per cent of the true class, and their difference."""
+    """Confusion matrices of `real` and of the headline's arm, in per cent of the true class, and their difference."""
     headline, classes = summary['headline'], summary['classes']
     if headline is None:
         return None
@@ -232,13 +232,14 @@ def confusion(summary: Summary, cells: Sequence[dict[str, Any]]) -> Chart | None
     return Chart(
         figure,
         f'Confusions, {setting_text(headline)}',
-        f'Confusion matrices of {REAL} and {headline["arm"]}, and their difference. On the diagonal it is from '
-        f'{difference[lost, lost]:+.1f} points ({classes[lost]}) to {difference[gained, gained]:+.1f} ({classes[gained]}).',
+        f'Confusion matrices of {REAL} and {headline["arm"]}, and their difference, which on the diagonal ranges from '
+        f'{difference[lost, lost]:+.1f} points ({classes[lost]}) to '
+        f'{difference[gained, gained]:+.1f} ({classes[gained]}).',
     )
 
 
 def per_class(summary: Summary) -> Chart | None:
-    """What the arm that the headline is about changes for each class, in recall and in F1."""
+    """Changes of recall and F1 of each class with the headline's arm."""
     headline = summary['headline']
     if headline is None:
         return None
@@ -265,7 +266,7 @@ def per_class(summary: Summary) -> Chart | None:
 
 
 def colour(arm: str) -> str:
-    """Of an arm, whatever its ratio."""
+    """The colour of an arm, whatever its ratio."""
     return COLOURS.get(MIXTURE if is_mixture(arm) else arm, '#404040')
 
 
@@ -279,7 +280,7 @@ def _draw_gains(axes: Axes, rows: Sequence[dict[str, Any]]) -> None:
 
 
 def _gain_mark(axes: Axes, y: float, gain: float, low: float, high: float, arm: str) -> None:
-    """A dot with its interval, which is hollow where the interval holds 0."""
+    """A dot with its interval; the dot is hollow if the interval contains 0."""
     sure = low > 0 or high < 0
     axes.plot([100 * low, 100 * high], [y, y], color=colour(arm), linewidth=2.2, solid_capstyle='butt', zorder=2)
     axes.plot(
@@ -288,7 +289,8 @@ def _gain_mark(axes: Axes, y: float, gain: float, low: float, high: float, arm: 
 
 
 def _limit_gains(axes: Axes, panels: Sequence[Sequence[dict[str, Any]]]) -> None:
-    """Random labels lose so much that on their scale nothing else could be told apart: they are cut off, and say so."""
+    """Sets the range of the gains without random labels, whose large losses would hide all other differences. Gains
+    below the range are written out."""
     shown = [
         100 * row[key]
         for rows in panels
@@ -354,8 +356,8 @@ def _matrix(panel: Axes, values: np.ndarray, classes: Sequence[str], title: str,
 
 
 def _matrix_panels(classes: Sequence[str], titles: Sequence[str]) -> tuple[Figure, list[Axes]]:
-    """Square panels in a row, or, where numbers would not fit into the cells, one below the other, with room for every name.
-    The places are in inches: the automatic layouts of matplotlib cut off what lies around axes of a fixed aspect."""
+    """Square panels with room for every class name: in a row, or, if numbers do not fit into the cells, in a column.
+    Positions are in inches: matplotlib's automatic layouts cut off labels around axes of a fixed aspect."""
     names = max(_width_inches(_short(name), SMALL_PT - 1) for name in classes)
     side = max(1.4, 0.19 * len(classes), *(_width_inches(title, FONT_PT) + 0.1 for title in titles))
     left, below, above, bar = 0.5 + names, 0.55 + names, 0.4, 0.95
@@ -376,7 +378,7 @@ def _matrix_panels(classes: Sequence[str], titles: Sequence[str]) -> tuple[Figur
 
 
 def _width_inches(text: str, font_pt: float) -> float:
-    """Of a line of text; a dollar is measured as a letter, since names are no formulas."""
+    """The width of a line of text; a dollar sign is measured as a letter, because names are not formulas."""
     return TextPath((0, 0), text.replace('$', 'S') + '.', size=font_pt).get_extents().width / 72
 
 
@@ -393,7 +395,7 @@ def _side_inches(panel: Axes) -> float:
 
 
 def _side_by_side(panels: int) -> tuple[Figure, Sequence[Axes]]:
-    """Panels two to a row, the most whose letters can be read on a page."""
+    """Panels two to a row, the most that are legible on a page."""
     columns, rows = min(2, panels), -(-panels // 2)
     figure = Figure(figsize=(max(5.6, 4.5 * columns), 3.6 * rows + 0.6), layout='constrained')
     grid = list(figure.subplots(rows, columns, squeeze=False).flat)
@@ -407,7 +409,7 @@ def _side_by_side(panels: int) -> tuple[Figure, Sequence[Axes]]:
 
 
 def _legend_below(figure: Figure) -> None:
-    """One legend for all panels, where it hides no curve."""
+    """One legend for all panels, below them, where it hides no curve."""
     handles = {}
     for axes in figure.axes:
         for handle, label in zip(*axes.get_legend_handles_labels()):
@@ -425,7 +427,7 @@ def _plain(axes: Axes, grid: Literal['both', 'x', 'y']) -> None:
 
 
 def _all_arms(summary: Summary) -> dict[str, list[dict[str, Any]]]:
-    """For each method the rows of the comparison of all arms; where a method has none, of its last."""
+    """For each method, the rows of the setting with all arms, or of its last setting if there is none."""
     found = {}
     for row in summary['rows']:
         found.setdefault(row['method'], {}).setdefault(row['shots'], []).append(row)
@@ -443,7 +445,7 @@ def _key(row: dict[str, Any]) -> tuple:
 
 
 def _short(name: str) -> str:
-    """A class name that leaves room for the chart; its end stays, as numbered names differ there alone."""
+    """A class name shortened to leave room for the chart; its end is kept, because numbered names differ only there."""
     return name if len(name) <= 24 else f'{name[:15]}…{name[-8:]}'
 
 

@@ -1,19 +1,20 @@
-"""Trains every arm with every seed, in every way of tuning, and keeps each result: a stopped comparison goes on where it was.
+"""Trains every arm with every seed and method, and saves each result: a stopped comparison continues where it stopped.
 
-    out/settings.json                                  what all cells share; it may not change within one folder
+    out/settings.json                                  settings shared by all cells; they may not change within a folder
     out/cells/<method>/<arm>_k<K>_seed<n>.json         one finished cell
-    out/features                                       features of frozen towers, by content
+    out/features                                       features of frozen towers, keyed by content
 
-A cell is a function of what settings.json holds, its method's recipe, its arm, number of real images and seed, so any number
-of processes make the same cells in any order. Arms differ in their images alone. A cell chooses its hyper-parameters on
-validation; then the images that scores are computed on are read, once. Methods:
+A cell depends only on settings.json, its method's recipe, its arm, number of real images and seed, so any number of
+processes produce the same cells in any order. Arms differ only in their images. A cell chooses its hyper-parameters on
+the validation split; only then is the model applied, once, to the images that scores are computed on. Methods:
 
-    zero_shot       the encoder and its prompts, before any step; its one arm is `untrained`
-    linear          a line through frozen features, from nothing
-    classifier      the same, from the prompts (He et al. 2023)
-    clip            the whole encoder by its contrastive loss, classified by its prompts
-    cross_entropy   the image tower and a head by their cross-entropy
-    captions        a text tower on frozen features, by captions; measured by retrieval as well (`rsdiff.downstream.problems.retrieval`)
+    zero_shot       the encoder and its prompts, untrained; its only arm is `untrained`
+    linear          a linear head on frozen features, initialised with zeros
+    classifier      a linear head on frozen embeddings, initialised from the prompts (He et al. 2023)
+    clip            the whole encoder, by its contrastive loss; classifies by its prompts
+    cross_entropy   the image tower and a linear head, by cross-entropy
+    captions        a text tower on frozen features, by captions; also measured by retrieval
+                    (`rsdiff.downstream.problems.retrieval`)
 """
 
 import dataclasses
@@ -47,20 +48,21 @@ ON_CURVE = arms.REAL, arms.BOTH, arms.BICUBIC
 
 @dataclasses.dataclass(frozen=True)
 class Study:
-    """What is compared.
+    """The methods, arms and seeds to compare.
 
     Attributes:
-      recipes: of every method but 'zero_shot', by its name; its keys are the methods.
-      kinds: of arms, of `arms.KINDS`.
-      ratios: synthetic images for each real one, of 'real+synthetic'; the largest is that of the other arms.
-      real_per_class: real images of each class in the comparison of all arms; None: all there are.
-      shots: more numbers of real images, for the learning curves of real, real+synthetic (largest ratio) and bicubic.
-      seeds: number of seeds, from 0.
-      filter: of `filters.FILTERS`, for synthetic images.
-      soft_targets: whether labels of synthetic images are softened by the encoder's own judgement.
-      prompts: of `zero_shot.PROMPTS`, what class names are put into: for 'zero_shot', as the start of 'classifier' and
-        'cross_entropy', in training by 'clip', and for what `filter` and `soft_targets` judge by.
-      evaluate_on: the split that `task.evaluation` is.
+      recipes: method name → recipe, for every method except 'zero_shot'; its keys are the methods.
+      kinds: kinds of arms, from `arms.KINDS`.
+      ratios: synthetic images per real image in 'real+synthetic'; the other arms use the largest ratio.
+      real_per_class: real images per class in the comparison of all arms; None: all images.
+      shots: further numbers of real images per class, for the learning curves of real, real+synthetic (largest ratio)
+        and bicubic.
+      seeds: number of seeds, counted from 0.
+      filter: filter for synthetic images, one of `filters.FILTERS`.
+      soft_targets: whether labels of synthetic images are softened by the encoder's own predictions.
+      prompts: prompt set for class names, one of `zero_shot.PROMPTS`. 'zero_shot', `filter` and `soft_targets` classify
+        by it, 'classifier' and 'cross_entropy' are initialised from it, and 'clip' trains with it.
+      evaluate_on: the split of `task.evaluation`.
     """
 
     recipes: dict[str, Recipe]
@@ -82,7 +84,7 @@ class Study:
             raise BadInput('nothing to compare: give at least one method, arm and ratio')
 
     def cells(self) -> list['Cell']:
-        """What is to be made; a seed's cells of one arm are neighbours, having the same features."""
+        """All cells; those of one seed and arm are adjacent, because they share features."""
         untrained = [Cell(ZERO_SHOT, Arm(UNTRAINED, 0), 0, seed) for seed in range(self.seeds)]
         every = arms.arms_of(self.kinds, self.ratios)
         curve = tuple(arm for arm in arms.arms_of(self.kinds, (max(self.ratios),)) if arm.kind in ON_CURVE)
@@ -98,7 +100,7 @@ class Study:
 
 @dataclasses.dataclass(frozen=True)
 class Cell:
-    """One training: of `arm` with `shots` real images of each class (None: all), tuned by `method`."""
+    """One training run of `method` on `arm`, with `shots` real images per class (None: all)."""
 
     method: str
     arm: Arm
@@ -114,20 +116,21 @@ class Cell:
 def compare(
     task: Task, encoder: Encoder, study: Study, out: Path | str, jobs: int = 1, features: Path | str | None = None
 ) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Runs the cells that are not there yet.
+    """Runs the cells that are not finished yet.
 
     Args:
-      jobs: processes that share the cells: this program that often, with the same arguments (`work.local_workers`).
-      features: the folder of features, which several studies may share, instead of out/features.
+      jobs: number of processes that share the cells, each running this program with the same arguments
+        (`work.local_workers`).
+      features: folder for features, which several studies may share; out/features if not given.
     Returns:
-      (settings, cells). Each cell has `method`, `arm`, `shots`, `ratio` (extra images for each real one), `seed`, `steps`,
-      `real_images`, `extra_images`, `accuracy`, `macro_f1`, `confusion` (true × predicted), `predictions` (class indices of
-      the evaluated images, in their order), `final_loss`, `learning_rate` and `weight_decay` (as chosen),
-      `validation_score` (accuracy; of 'captions' mean recall), `seconds`, `training_seconds` and `digest`. Those of 'captions'
-      have `hits` as well, for each direction that of the evaluated images at each k of `recall.KS`.
+      (settings, cells). Each cell has `method`, `arm`, `shots`, `ratio` (extra images per real image), `seed`, `steps`,
+      `real_images`, `extra_images`, `accuracy`, `macro_f1`, `confusion` (true × predicted), `predictions` (class
+      indices of the evaluated images, in their order), `final_loss`, `learning_rate` and `weight_decay` (as chosen),
+      `validation_score` (accuracy; mean recall for 'captions'), `seconds`, `training_seconds` and `digest`. Cells of
+      'captions' also have `hits`: for each direction, the hit of each evaluated image at each k of `recall.KS`.
     Raises:
-      BadInput: `out` holds a comparison with other settings or other images; or as `arms.examples`; or settings are to be
-        chosen, and there is no validation split; or captions are missing.
+      BadInput: `out` holds a comparison with other settings or other images; or for the reasons given in
+        `arms.examples`; or settings must be chosen but there is no validation split; or captions are missing.
     """
     out, cells, encoder = Path(out), study.cells(), zero_shot.with_prompts(encoder, study.prompts)
     fixed = {
@@ -168,13 +171,13 @@ def compare(
             end_without_parent()
             bar.set_postfix_str(cell.name, refresh=False)
             bar.update()
-    # `share_out` has ended: every cell is there
+    # once `share_out` ends, every cell is finished
     finished = cast(list[dict[str, Any]], [laboratory.read(cell) for cell in cells])
     return _settings(task, study, fixed, finished), finished
 
 
 class _Laboratory:
-    """Makes cells and finds those that are made."""
+    """Runs cells and reads finished ones."""
 
     def __init__(
         self, task: Task, encoder: Encoder, study: Study, fixed: dict[str, Any], out: Path, features: Path | str
@@ -206,9 +209,9 @@ class _Laboratory:
         return self.out / 'cells' / f'{cell.name}.json'
 
     def read(self, cell: Cell) -> dict[str, Any] | None:
-        """A finished cell, or None where there is none, or one that is not as it was written.
+        """A finished cell, or None if it is missing, damaged or altered.
 
-        A cell of before there was `content_sha256` is believed if its scores follow from its predictions.
+        A cell written before `content_sha256` existed is accepted if its scores follow from its predictions.
         """
         path = self.path(cell)
         if not path.exists():
@@ -216,13 +219,13 @@ class _Laboratory:
         try:
             row = read_json(path)
         except BadInput as error:
-            logging.warning('%s; made again', error)
+            logging.warning('%s; running this cell again', error)
             return None
         if isinstance(row.get('digest'), str) and row['digest'] != self.digests[cell.method]:
             raise BadInput(f'{path}: belongs to a comparison with other settings; remove it, or use another --out')
         content = row.pop('content_sha256', None)
         if not (self._scores_follow(cell, row) if content is None else content == _content_sha256(row)):
-            logging.warning('%s: not as it was written; made again', path)
+            logging.warning('%s: damaged or altered; running this cell again', path)
             return None
         return row
 
@@ -234,13 +237,13 @@ class _Laboratory:
         return all(row.get(name) == value for name, value in found.items())
 
     def prepare(self, cells: list[Cell]) -> None:
-        """Computes the features that cells need, once, before several processes each begin to."""
+        """Computes the features that the cells need, so that parallel processes do not each compute them."""
         frozen = dict.fromkeys((cell.arm, cell.shots, cell.seed) for cell in cells if cell.method in methods.FROZEN)
         for arm, shots, seed in tqdm(frozen, desc='features', unit='arm', dynamic_ncols=True):
             self.towers(seed)(self.examples(arm, shots, seed).pixels)
 
     def run(self, cell: Cell) -> None:
-        """Trains a cell, chooses, evaluates, and writes it."""
+        """Trains a cell, chooses the best candidate, evaluates it and writes the result."""
         started = time.monotonic()
         row = {
             'digest': self.digests[cell.method],
@@ -254,7 +257,7 @@ class _Laboratory:
         recipe = self.study.recipes.get(cell.method)
         best, score, seconds = problem.fit(examples, self.task.validation if recipe else None, cell.seed)
         if not np.isfinite(best.losses).all():
-            raise FloatingPointError(f'cell {cell.name}: the loss is no longer finite; use a lower --learning_rates')
+            raise FloatingPointError(f'cell {cell.name}: the loss is no longer finite; use lower --learning_rates')
         row |= {
             'steps': recipe.steps if recipe else 0,
             'real_images': examples.real,
@@ -275,12 +278,13 @@ class _Laboratory:
 
 
 def _check(task: Task, study: Study, cells: list[Cell], problems: dict[str, Problem]) -> None:
-    """Raises now what would otherwise stop cell 14 of 15."""
+    """Raises input errors before the first cell, not in the middle of the run."""
     for method, recipe in study.recipes.items():
         if len(recipe.candidates) > 1 and task.validation is None:
             raise BadInput(
                 f'{task.train.folder}: no image has split {VALIDATION!r}, on which {method} chooses between '
-                f'{len(recipe.candidates)} settings; make one, or give one of --learning_rates and --weight_decays'
+                f'{len(recipe.candidates)} settings; add a validation split, or give a single value for each of '
+                '--learning_rates and --weight_decays'
             )
     for problem in problems.values():
         problem.check(task)
@@ -291,7 +295,7 @@ def _check(task: Task, study: Study, cells: list[Cell], problems: dict[str, Prob
 
 
 def _settings(task: Task, study: Study, fixed: dict[str, Any], cells: list[dict[str, Any]]) -> dict[str, Any]:
-    """What a report says of the whole."""
+    """Settings and statistics of the whole comparison, for the report."""
     splits = {
         'train': task.train,
         'synthetic': task.synthetic,
@@ -305,7 +309,7 @@ def _settings(task: Task, study: Study, fixed: dict[str, Any], cells: list[dict[
             key: {str(value): count for value, count in sorted(Counter(cell[key] for cell in own).items())}
             for key in ('learning_rate', 'weight_decay')
         }
-        # The median leaves out those that waited for the compiler.
+        # The median ignores the cells that waited for the compiler.
         speed[method] = round(
             float(np.median([len(recipe.candidates) * cell['steps'] / cell['training_seconds'] for cell in own])), 1
         )
@@ -325,5 +329,5 @@ def _settings(task: Task, study: Study, fixed: dict[str, Any], cells: list[dict[
 
 
 def _content_sha256(row: dict[str, Any]) -> str:
-    """Of a cell, what changes with any of its figures."""
+    """A checksum of a cell that changes with any of its figures."""
     return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()

@@ -1,10 +1,11 @@
-"""The encoder of machines that reach no hub: EfficientNet-lite0, ImageNet's, and a small text tower trained on captions.
+"""An encoder for machines without access to a model hub: EfficientNet-lite0 and a small text tower trained on captions.
 
-Its image tower (`rsdiff.pretrained.efficientnet`, PyPI's) has seen ImageNet and not one caption; `tools/train_text_tower.py` trains
-a line from its features into a common space, and the text tower that meets them there (`rsdiff.models.text_tower`), on the
-captions of a few thousand aerial images. It is no CLIP: it knows the words of those captions and no other.
+The image tower (`rsdiff.pretrained.efficientnet`, from PyPI) was trained on ImageNet, without captions.
+`tools/train_text_tower.py` trains a linear layer from its features into a joint embedding space, and the text tower
+(`rsdiff.models.text_tower`), on the captions of a few thousand aerial images. It is not a CLIP: it knows only the words
+of those captions.
 
-A folder of it holds `config.json`, `tokenizer.json` and `model.safetensors`, all but the image tower.
+Its folder contains `config.json`, `tokenizer.json` and `model.safetensors`: everything but the image tower.
 """
 
 import dataclasses
@@ -33,15 +34,15 @@ CONFIG, WEIGHTS, TOKENIZER = 'config.json', 'model.safetensors', 'tokenizer.json
 IMAGE_TOWER, TEXT_TOWER = 'image_tower', 'text_tower'
 UNKNOWN, START = '<unknown>', '<start>'
 PLURAL = 's'
-# How the captions that it has read begin; of 'satellite' and 'imagery' it knows nothing.
+# How its training captions begin; 'satellite' and 'imagery' are not in its vocabulary.
 TEMPLATES = '{}.', 'there is a {}.', 'it is a {}.', 'this is a {}.'
-# A word that fewer captions have is more often a slip of the pen than a word.
+# Words that occur less often are mostly typing errors.
 LEAST_COUNT = 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Embedded:
-    """An `Encoder`; its parameters are {'image_tower': …, 'text_tower': …}, whatever the seed the pretrained ones."""
+    """An `Encoder`; its parameters are {'image_tower': …, 'text_tower': …}, the pretrained ones for every seed."""
 
     name: str
     digest: str
@@ -62,7 +63,7 @@ class Embedded:
         return _image_features(params[IMAGE_TOWER], pixels)
 
     def image_network(self, params: dict[str, Any]) -> Network:
-        """`image_features`, of images that `resize` made, for `features_of`; the text tower has no part in it."""
+        """`image_features` of images from `resize`, for `features_of`; the text tower is not used."""
         return _image_network(params[IMAGE_TOWER])
 
     def project(self, params: dict[str, Any], features: jax.Array) -> jax.Array:
@@ -82,10 +83,10 @@ class Embedded:
 
 
 def embedded_encoder(folder: Path | str = FOLDER) -> Embedded:
-    """The encoder with the text tower in `folder`, by default the one that comes with the project.
+    """The encoder with the text tower in `folder`, by default the one shipped with the project.
 
     Raises:
-      BadInput: the folder is not there or not whole, or EfficientNet-lite0 is not installed.
+      BadInput: the folder is missing or incomplete, or EfficientNet-lite0 is not installed.
     """
     folder = Path(folder)
     if not (folder / CONFIG).is_file():
@@ -97,7 +98,7 @@ def embedded_encoder(folder: Path | str = FOLDER) -> Embedded:
         config = text_tower.Config(**field(row, 'config', dict, folder / CONFIG))
         trained_on = ', '.join(field(row, 'trained_on', list, folder / CONFIG))
     except TypeError as error:
-        raise BadInput(f'{folder / CONFIG}: not of a text tower ({one_line(error)[:120]})') from None
+        raise BadInput(f'{folder / CONFIG}: not the config of a text tower ({one_line(error)[:120]})') from None
     except BadInput as error:
         raise BadInput(
             str(error) if str(error).startswith(str(folder)) else f'{folder / CONFIG}: config.{error}'
@@ -117,11 +118,11 @@ def embedded_encoder(folder: Path | str = FOLDER) -> Embedded:
 
 
 def named_encoder(name: str) -> Encoder:
-    """What is in the folder `name`: a text tower as `save` writes it, or a CLIP (`load_encoder`); 'embedded', where no folder
-    has this name, is the one that comes with the project.
+    """The encoder in the folder `name`: a text tower written by `save`, or a CLIP (`load_encoder`). If no folder is
+    called 'embedded', this name stands for the encoder shipped with the project.
 
     Raises:
-      BadInput: it is none of these, or can't be used.
+      BadInput: `name` is none of these, or can't be loaded.
     """
     if name == EMBEDDED and not Path(name).exists():
         return embedded_encoder()
@@ -138,7 +139,7 @@ def save(
     tokenizer: Tokenizer,
     trained_on: Sequence[str],
 ) -> None:
-    """Writes what `embedded_encoder` reads; `params` are those of the text tower and of the line into its space."""
+    """Writes the files that `embedded_encoder` reads; `params` are those of the text tower and the image projection."""
     folder = Path(folder)
     weights.write_safetensors(folder / WEIGHTS, weights.flatten(params))
     write_text_atomically(folder / TOKENIZER, tokenizer.to_str(pretty=True) + '\n')
@@ -153,7 +154,7 @@ def resize(image: np.ndarray) -> np.ndarray:
 
 
 def image_tower() -> Network:
-    """The image tower alone, for `features_of`: images that `resize` made → features, 1280 wide.
+    """The image tower alone, for `features_of`: images from `resize` → features, 1280 wide.
 
     Raises:
       BadInput: EfficientNet-lite0 is not installed.
@@ -162,14 +163,14 @@ def image_tower() -> Network:
 
 
 def train_tokenizer(captions: Iterable[str], least_count: int = LEAST_COUNT) -> Tokenizer:
-    """The words of captions, each as likely as it is frequent: a unigram model (Kudo 2018, arXiv 1804.10959).
+    """A unigram model (Kudo 2018, arXiv 1804.10959) of the words of captions, weighted by their frequency.
 
-    A word that is not among them is read as the likeliest sequence of words that spells it, 'parkinglot' as 'parking lot'. The s
-    at the end of a word is a word of its own, so that who has read of freeways knows a freeway. Case, accents and punctuation
-    do not count.
+    An unknown word is split into the most likely sequence of known words that spells it, 'parkinglot' into 'parking
+    lot'. A final s is a separate token, so that 'freeways' in the captions also covers 'freeway'. Case, accents and
+    punctuation are ignored.
 
     Args:
-      least_count: of the captions that must have a word.
+      least_count: how often a word must occur in the captions.
     Raises:
       BadInput: no word is frequent enough.
     """
@@ -189,21 +190,21 @@ def train_tokenizer(captions: Iterable[str], least_count: int = LEAST_COUNT) -> 
         for word in tokenizer.normalizer.normalize_str(caption).split()
         for part in _stem_and_plural(word)
     )
-    # nor are single letters words, but for these two: they would spell anything
+    # single letters are no tokens, except these two: they could spell any word
     kept = sorted(
         (word for word, count in words.items() if count >= least_count and (len(word) > 1 or word in ('a', PLURAL))),
         key=lambda word: (-words[word], word),
     )
     if not kept:
-        raise BadInput(f'no word occurs {least_count} times in the captions; there is nothing to learn')
+        raise BadInput(f'no word occurs {least_count} times in the captions; more captions are needed')
     score = {word: math.log(words[word] / words.total()) for word in kept}
     tokenizer.model = models.Unigram([(UNKNOWN, 0.0), (START, 0.0), *score.items()], unk_id=0)
     return tokenizer
 
 
 def tokenize(tokenizer: Tokenizer, texts: Sequence[str], length: int) -> tuple[np.ndarray, np.ndarray]:
-    """Texts → ids and mask, int32 (texts, the longest, at most `length`). A text begins with START; a word that is spelt by
-    no sequence of known words is left out."""
+    """Texts → ids and mask, int32 (texts, length of the longest, at most `length`). A text begins with START; words
+    that no sequence of known words spells are left out."""
     unknown, start = tokenizer.token_to_id(UNKNOWN), tokenizer.token_to_id(START)
     rows = []
     for encoding in tokenizer.encode_batch(list(texts), add_special_tokens=False):

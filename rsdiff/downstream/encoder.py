@@ -1,4 +1,4 @@
-"""What the downstream task fine-tunes, an image tower and a text tower; and a CLIP or a SigLIP as such."""
+"""Encoders for the downstream task: an image tower and a text tower, such as those of a CLIP or a SigLIP."""
 
 import dataclasses
 import hashlib
@@ -32,14 +32,14 @@ TOKENIZER_FILES = 'vocab.json', 'tokenizer.json', 'spiece.model'
 
 
 class Encoder(Protocol):
-    """An image tower and a text tower, with what stands before them; a frozen dataclass.
+    """An image tower and a text tower, with their preprocessing; a frozen dataclass.
 
     Attributes:
-      name: what reports call it.
-      digest: changes when anything that decides its embeddings changes.
-      pretrained: the parameters to start from, or None: then they are drawn anew for every seed.
-      templates: sentences that a class name is put into.
-      image_size_px: side of the images that its image tower takes.
+      name: its name in reports.
+      digest: changes when anything that affects its embeddings changes.
+      pretrained: the initial parameters, or None if every seed has its own random ones.
+      templates: sentences that class names are put into.
+      image_size_px: side of the images that the image tower takes.
     """
 
     __dataclass_fields__: ClassVar[dict[str, Any]]
@@ -72,11 +72,11 @@ class Encoder(Protocol):
         ...
 
     def image_network(self, params: dict[str, Any]) -> Network:
-        """`image_features` with these parameters, of images that `resize` made, for `features_of`."""
+        """`image_features` with these parameters, of images from `resize`, for `features_of`."""
         ...
 
     def project(self, params: dict[str, Any], features: jax.Array) -> jax.Array:
-        """What `image_features` gives → embeddings of unit length, float32 (batch, dim)."""
+        """Output of `image_features` → embeddings of unit length, float32 (batch, dim)."""
         ...
 
     def encode_images(self, params: dict[str, Any], pixels: jax.Array) -> jax.Array:
@@ -84,15 +84,15 @@ class Encoder(Protocol):
         ...
 
     def encode_texts(self, params: dict[str, Any], ids: Any, mask: Any) -> jax.Array:
-        """What `tokenize` gives → embeddings of unit length, float32 (batch, dim)."""
+        """Output of `tokenize` → embeddings of unit length, float32 (batch, dim)."""
         ...
 
     def logits(self, params: dict[str, Any], images: jax.Array, texts: jax.Array) -> jax.Array:
-        """Embeddings (n, dim) and (m, dim) → what the encoder was trained to score their fit by, (n, m)."""
+        """Embeddings (n, dim) and (m, dim) → the matching scores that the encoder was trained with, (n, m)."""
         ...
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Texts → ids and mask, int32 (texts, length); longer than the text tower takes is cut off."""
+        """Texts → ids and mask, int32 (texts, length); texts too long for the text tower are cut off."""
         ...
 
 
@@ -102,7 +102,7 @@ class ClipEncoder:
 
     Attributes:
       image_mean, image_std: channel statistics for pixels in [0, 1].
-      resample: Pillow's number of the filter that `resize` uses.
+      resample: Pillow's code for the filter that `resize` uses.
     """
 
     name: str
@@ -130,7 +130,7 @@ class ClipEncoder:
         return resized(image, self.image_size_px, self.image_size_px, self.resample)
 
     def normalise(self, images: jax.Array) -> jax.Array:
-        """uint8 (batch, size, size, 3) → float32, as the image tower takes them."""
+        """uint8 (batch, size, size, 3) → float32, the input of the image tower."""
         return towers.normalise_images(images.astype('float32') / 127.5 - 1.0, self.image_mean, self.image_std)
 
     def image_features(self, params: dict[str, Any], pixels: jax.Array) -> jax.Array:
@@ -162,9 +162,9 @@ class ClipEncoder:
         return towers.logits(self.config, params, images, texts)
 
     def tokenize(self, texts: Sequence[str]) -> tuple[np.ndarray, np.ndarray]:
-        """Of a CLIP as long as the longest text, of a SigLIP, which sees its padding, as long as its tower takes."""
+        """Pads to the longest text for a CLIP, to the tower's full length for a SigLIP, which attends to padding."""
         whole = self.config.attends_padding
-        # Both SigLIPs read lower case only; not every tokenizer that is published with SigLIP 2 makes it.
+        # Both SigLIPs expect lower case; not every tokenizer published with SigLIP 2 converts to it.
         tokens = self.tokenizer(
             [text.lower() for text in texts] if whole else list(texts),
             truncation=True,
@@ -179,21 +179,20 @@ class ClipEncoder:
 
 
 def load_encoder(name: Path | str) -> ClipEncoder:
-    """A pretrained CLIP or SigLIP in Hugging Face's layout: config, weights, tokenizer and, if it is there,
-    preprocessing.
+    """A pretrained CLIP or SigLIP in Hugging Face's layout: config, weights, tokenizer and, optionally, preprocessing.
 
     Args:
       name: a folder, or a name on the hub, from where it is downloaded once.
     Raises:
-      BadInput: there is no such, a file is missing or unreadable, or the files do not fit each other; the message says
-        which.
+      BadInput: `name` does not exist, a file is missing or unreadable, or the files do not match; the message names
+        the cause.
     """
     folder = hub.folder_of(name)
     config, params = towers.load(folder)
     tokenizer = load_tokenizer(folder, config)
     preprocessing = towers.load_preprocessing(folder, config)
     digest = weights.digest(params, config.to_json(), preprocessing, len(tokenizer), TEMPLATES)
-    # The hub's cache calls its folders by their hashes.
+    # The folders of the hub's cache are named by hashes.
     called = folder.resolve().name if Path(name).is_dir() else str(name)
     return ClipEncoder(called, digest, config, tokenizer, params, TEMPLATES, **preprocessing)
 
@@ -202,7 +201,7 @@ def load_tokenizer(folder: Path, config: towers.Config) -> 'PreTrainedTokenizerB
     """The tokenizer of a Hugging Face folder.
 
     Raises:
-      BadInput: there is none, its package is not installed, or it has ids that the text tower does not.
+      BadInput: it is missing, its package is not installed, or it has more ids than the text tower.
     """
     if not any((folder / file).is_file() for file in TOKENIZER_FILES):
         raise BadInput(f'{folder}: no tokenizer ({", or ".join(TOKENIZER_FILES)})')
@@ -219,13 +218,14 @@ def load_tokenizer(folder: Path, config: towers.Config) -> 'PreTrainedTokenizerB
         )
     if len(tokenizer) > config.text_config.vocab_size:
         raise BadInput(
-            f'{folder}: the tokenizer has {len(tokenizer)} tokens, the text tower {config.text_config.vocab_size}'
+            f'{folder}: the tokenizer has {len(tokenizer)} tokens, the text tower only {config.text_config.vocab_size}'
         )
     return tokenizer
 
 
 def transformers() -> Any:
-    """The library, for its tokenizers. Imported when first needed, as that takes seconds; it would advise to install PyTorch."""
+    """The library, for its tokenizers. It is imported on first use because that takes seconds; its advice to install
+    PyTorch is silenced."""
     os.environ.setdefault('TRANSFORMERS_NO_ADVISORY_WARNINGS', '1')
     import transformers
 
@@ -233,25 +233,25 @@ def transformers() -> Any:
 
 
 def made_tokenizer(make: Callable[[], Any], where: Path) -> Any:
-    """`make()`, of a library that reads what is at `where`.
+    """`make()`, which calls a library to read the tokenizer at `where`.
 
     Raises:
-      BadInput: the library can't.
+      BadInput: the library can't read it.
     """
     try:
         return make()
     except MemoryError:
         raise
-    # tokenizers has no class of its own for what it raises; transformers lets out whatever a broken file makes of it
+    # tokenizers has no exception class of its own; transformers passes on whatever exception a damaged file causes
     except Exception as error:
-        raise BadInput(f'{where}: its tokenizer is not read ({one_line(error)[:160]})') from None
+        raise BadInput(f'{where}: cannot read the tokenizer ({one_line(error)[:160]})') from None
 
 
 def tiny_encoder(image_size_px: int, patch_px: int = 16, width: int = 64, layers: int = 3) -> ClipEncoder:
-    """A small CLIP, randomly initialised, whose tokens are bytes: for machines without any pretrained weights.
+    """A small, randomly initialised CLIP whose tokens are bytes: for machines without any pretrained weights.
 
-    It knows nothing before training, and all that it knows after comes from the images it was given; its accuracies
-    compare training sets with each other, never with those of a pretrained CLIP.
+    It learns only from the images it is given. Its accuracies compare training sets with each other; they are not
+    comparable with those of a pretrained CLIP.
 
     Args:
       image_size_px: side of its input; a multiple of `patch_px`.
@@ -280,14 +280,14 @@ def tiny_encoder(image_size_px: int, patch_px: int = 16, width: int = 64, layers
         projection_dim=width,
     )
     name = f'tiny CLIP from scratch (width {width}, {layers} layers, {patch_px} px patches)'
-    # It has read no sentence, so a sentence around the class name would only be bytes to learn to ignore.
+    # Without pretraining, a sentence around the class name would only be bytes that it must learn to ignore.
     templates = ('{}',)
     digest = hashlib.sha256(json.dumps([config.to_json(), templates]).encode()).hexdigest()
     return ClipEncoder(name, digest, config, tokenizer, None, templates)
 
 
 def byte_tokenizer() -> 'CLIPTokenizer':
-    """CLIP's tokenizer before any merge: 256 bytes, the same at the end of a word, and the two special tokens."""
+    """CLIP's tokenizer without merges: 256 bytes, the same 256 at the end of a word, and the two special tokens."""
     letters = sorted(ByteLevel.alphabet())
     tokens = letters + [f'{letter}</w>' for letter in letters] + ['<|startoftext|>', '<|endoftext|>']
     return transformers().CLIPTokenizer(vocab={token: index for index, token in enumerate(tokens)}, merges=[])

@@ -1,13 +1,13 @@
-"""Which synthetic images to believe, and how far: He et al. 2023 (arXiv 2210.07574, section 3).
+"""Which synthetic images to keep, and how far to trust their labels: He et al. 2023 (arXiv 2210.07574, section 3).
 
-    CF   CLIP filtering: keep an image if its prompts say so better than chance, p(own class) > 1 / classes       (1)
-    RF   real filtering: keep an image if, of the drawn real images, the one most like it is of its class        (2)
+    CF   CLIP filtering: keep an image if prompts classify it better than chance, p(own class) > 1 / classes     (1)
+    RF   real filtering: keep an image if its nearest neighbour among the drawn real images has its class        (2)
 
     soft targets:  ½ CE(softmax(teacher / 2), student) + ½ CE(label, student)
                    = CE(½ softmax(teacher / 2) + ½ label, student)                                               (3)
 
-since a cross-entropy is linear in its target; so a soft target is a label like any other, and no loss of its own. The
-teacher, as the judge of (1), is the encoder with its prompts, before any training.
+since a cross-entropy is linear in its target. A soft target is therefore a label like any other and needs no loss of
+its own. The teacher, like the classifier in (1), is the encoder with its prompts, before any training.
 """
 
 from typing import Callable
@@ -25,12 +25,12 @@ TEACHER_TEMPERATURE = 2.0
 
 
 class Screen:
-    """One filter, with soft targets or without.
+    """One filter, with or without soft targets.
 
     Args:
       features: uint8 (n, size, size, 3) → embeddings of unit length by the encoder's pretrained tower.
     Raises:
-      BadInput: the encoder knows nothing that it could judge by.
+      BadInput: the encoder is not pretrained.
     """
 
     def __init__(
@@ -43,8 +43,8 @@ class Screen:
     ):
         if encoder.pretrained is None:
             raise BadInput(
-                f'{encoder.name} has seen nothing by which it could filter images or soften labels; give '
-                '--encoder a pretrained one, or leave out --filter and --soft_targets'
+                f'{encoder.name} is not pretrained and can neither filter images nor soften labels; give --encoder a '
+                'pretrained one, or leave out --filter and --soft_targets'
             )
         head = text_classifier(encoder, classes)(encoder.pretrained)
         self.features, self.kind, self.soft_targets = features, kind, soft_targets
@@ -63,7 +63,7 @@ class Screen:
         return made.take(np.flatnonzero(believed))
 
     def soften(self, made: Images, labels: np.ndarray) -> np.ndarray:
-        """Labels (n, classes) → the targets of (3), if they are to be soft."""
+        """Labels (n, classes) → the soft targets of (3); unchanged without `soft_targets`."""
         if not self.soft_targets:
             return labels
         return (labels + np.asarray(jax.nn.softmax(self.teacher(made.pixels) / TEACHER_TEMPERATURE, axis=1))) / 2

@@ -1,7 +1,7 @@
-"""Held-out pictures among those that something was trained on: what would make a table a lie.
+"""Finds held-out pictures among training images: leakage that would invalidate the results.
 
-A picture is recognised by its pixels, and by a fingerprint that survives re-encoding, resizing and turning
-(`rsdiff.data.fingerprints`). Two of them are the same picture if either agrees.
+A picture is recognised by its pixels, and by a fingerprint that survives re-encoding, resizing and rotation
+(`rsdiff.data.fingerprints`). Two images are the same picture if either matches.
 """
 
 import concurrent.futures
@@ -19,7 +19,7 @@ from rsdiff.data.images import read_image
 
 @dataclasses.dataclass(frozen=True)
 class HeldOut:
-    """Pictures that nothing may learn from.
+    """Pictures that must not be trained on.
 
     Attributes:
       names: file names relative to their folder.
@@ -32,11 +32,11 @@ class HeldOut:
     orientations: np.ndarray
 
     def among(self, fingerprints: np.ndarray, hashes: Sequence[str] = ()) -> dict[int, str]:
-        """Which of some pictures are held-out ones: index → name of the held-out picture.
+        """Which of the given pictures are held out: index → name of the held-out picture.
 
         Args:
-          fingerprints: of those pictures, uint8 (n, 160).
-          hashes: of the same, if they are known.
+          fingerprints: of the given pictures, uint8 (n, 160).
+          hashes: of their pixels, if known.
         """
         near = {other: self.names[own] for own, other in near_duplicates(self.orientations, fingerprints)}
         names = dict(zip(self.hashes, self.names))
@@ -44,7 +44,7 @@ class HeldOut:
 
 
 def recognisable(entries: Iterable[Entry]) -> HeldOut:
-    """The pictures of some entries.
+    """The pictures of `entries`, with their hashes and fingerprints.
 
     Raises:
       BadInput: one of them can't be read.
@@ -60,11 +60,11 @@ def recognisable(entries: Iterable[Entry]) -> HeldOut:
 
 
 def known_to_the_generator(synthetic: Path | str, pictures: HeldOut) -> dict[str, str]:
-    """Those of the pictures that the generator of the folder `synthetic` was trained on, if the folder says on what:
-    name → the generator's name of it.
+    """The pictures that the generator of the folder `synthetic` was trained on, if the folder lists its training
+    images: name → the generator's name of the picture.
 
     Raises:
-      BadInput: the folder's file of fingerprints is spoilt.
+      BadInput: the folder's fingerprint file is damaged.
     """
     known = known_of(synthetic)
     if known is None:
@@ -76,11 +76,11 @@ def known_to_the_generator(synthetic: Path | str, pictures: HeldOut) -> dict[str
 
 
 def generator_trained_on(synthetic: Path | str) -> str:
-    """What the generator of the folder `synthetic` was trained on, in words; 'unknown', perhaps with the reason, where the
-    folder does not say it or not all of it, and held-out images may be among it.
+    """A description of what the generator of the folder `synthetic` was trained on. It contains 'unknown', possibly
+    with a reason, if the folder lists no or not all training images, so that held-out images may be among them.
 
     Raises:
-      BadInput: the folder's file of fingerprints is spoilt.
+      BadInput: the folder's fingerprint file is damaged.
     """
     return str(known_of(synthetic) or UNKNOWN)
 

@@ -1,4 +1,4 @@
-"""Every way of tuning by its name: what is trained, and the problem that it is fitted to."""
+"""Training methods by name: what each one trains, and the problem that it is fitted to."""
 
 from rsdiff.downstream.encoder import Encoder
 from rsdiff.downstream.problems.base import Problem
@@ -19,10 +19,10 @@ ZERO_SHOT, LINEAR, CLASSIFIER, CLIP, CROSS_ENTROPY, CAPTIONS = METHODS = (
 PURPOSES = {
     ZERO_SHOT: 'the encoder and its prompts, untrained',
     LINEAR: 'a linear classifier on frozen features',
-    CLASSIFIER: 'the same, which begins as the prompts (He et al. 2023)',
-    CLIP: 'the whole encoder by its contrastive loss, classified by its prompts',
-    CROSS_ENTROPY: 'the image tower and a linear classifier by their cross-entropy',
-    CAPTIONS: 'a text tower, and a line to it from frozen features, on captions; classified by its prompts',
+    CLASSIFIER: 'a linear classifier on frozen embeddings, initialised from the prompts (He et al. 2023)',
+    CLIP: 'the whole encoder, by its contrastive loss; classifies by its prompts',
+    CROSS_ENTROPY: 'the image tower and a linear classifier, by cross-entropy',
+    CAPTIONS: 'a text tower, and a linear layer from frozen features to it, on captions; classifies by its prompts',
 }
 FROZEN = LINEAR, CLASSIFIER, CAPTIONS
 

@@ -1,13 +1,13 @@
-"""A comparison as files, all from one summary.
+"""Writes a comparison to files, all from one summary.
 
-    table.csv table.md table.tex    a row for each (method, arm, number of real images)
+    table.csv table.md table.tex    one row per (method, arm, number of real images)
     per_class.csv                   recall and F1 of each row and class, with their changes against `real`
-    retrieval.csv                   recalls of each row that was trained on captions, if any was
+    retrieval.csv                   recalls of each row that was trained on captions, if there is one
     accuracy.png ratio.png learning_curve.png confusion.png per_class.png
-    report.html                     all of it on a page that needs no other file, with images beside their sources
+    report.html                     all of the above on one self-contained page, with images beside their sources
     report.json                     every figure, setting and cell; predictions stay in cells/
 
-Nothing is trained here: the report of finished cells can be written again.
+Nothing is trained here: the report can be rewritten from finished cells.
 """
 
 import io
@@ -29,24 +29,24 @@ from rsdiff.evaluation.tables import Shown
 
 TEMPLATE = Path(__file__).parent / 'report.html'
 
-# what an arm is there for; of a mixture the ratio is in its name
+# the purpose of each arm; the ratio of a mixture is in its name
 PURPOSES = {
-    'real': 'the baseline: real images alone',
-    'synthetic': 'generated images alone: how far they can stand in for real ones',
-    'real+synthetic': 'the question: real images and n generated ones for each',
-    'real repeated': 'as many more images, all of them the same: what more draws of the same do',
-    'augmented': 'other views of the real images, turned, cropped and of other colours: what a few lines of code do',
+    'real': 'the baseline: real images only',
+    'synthetic': 'generated images only: how well can they replace real ones?',
+    'real+synthetic': 'the arm under test: real images and n generated ones for each',
+    'real repeated': 'the same real images repeated: does the number of training examples explain a gain?',
+    'augmented': 'the real images flipped, rotated, cropped and colour-jittered: what does plain augmentation achieve?',
     'mixup': 'blends of two images and their labels (Zhang et al. 2018)',
-    'cutout': 'images with a square left out (DeVries & Taylor 2017)',
-    'cutmix': 'images with a patch of another, labels in proportion (Yun et al. 2019)',
-    'bicubic': 'real images made coarser and enlarged by interpolation: what the generator was given, without what it added',
-    'random labels': 'the mixture with the labels of its generated images shuffled: do they matter?',
-    'untrained': 'the encoder before any step',
+    'cutout': 'images with a square masked out (DeVries & Taylor 2017)',
+    'cutmix': 'images with a patch from another image, labels in proportion (Yun et al. 2019)',
+    'bicubic': 'real images downsampled and enlarged by interpolation: the generator input, without the detail it adds',
+    'random labels': 'the mixture with the labels of its generated images shuffled: do these labels matter?',
+    'untrained': 'the encoder before training',
 }
 COLUMNS = (
     Shown('method', lambda row: row['method'], number=False),
     Shown('training images', lambda row: row['arm'], number=False),
-    Shown('real a class', lambda row: shots_text(row['shots'])),
+    Shown('real images per class', lambda row: shots_text(row['shots'])),
     Shown('real', lambda row: str(row['real_images'])),
     Shown('extra', lambda row: str(row['extra_images'])),
     Shown('steps', lambda row: str(row['steps'])),
@@ -64,7 +64,7 @@ RETRIEVAL_COLUMNS = (
     *COLUMNS[-2:],
     *(Shown(f'{name} %', lambda row, name=name: f'{100 * row[name]:.1f}') for name in RECALLS),
 )
-# on the page, where the rows of a setting stand together under its name
+# for the page, where rows are grouped under the name of their setting
 GROUPED = COLUMNS[1:2] + COLUMNS[3:]
 ANSWERS = (
     Shown('setting', setting_text, number=False),
@@ -94,15 +94,15 @@ def write_report(
     real: Path | str,
     synthetic: Path | str,
 ) -> dict[str, Any]:
-    """Writes the files above into `out` and returns `summarise`'s object without its `per_class`.
+    """Writes the files above to `out`; returns `summarise`'s result and `generator_trained_on`, without `per_class`.
 
     Args:
-      settings, cells: of `compare`.
+      settings, cells: as returned by `compare`.
       labels: int (images,), the true classes of the evaluation images.
       dropped: names of the images that were left out.
-      real, synthetic: the folders that were compared.
+      real, synthetic: the image folders that were compared.
     Raises:
-      BadInput: a folder or an image of it can't be read.
+      BadInput: a folder or one of its images can't be read.
     """
     out = Path(out)
     summary: dict[str, Any] = summarise(settings, cells, labels, dropped) | {
@@ -139,7 +139,7 @@ def write_report(
 
 
 def markdown(summary: dict[str, Any]) -> str:
-    """The answer, the table that people paste into a paper, and what its numbers are."""
+    """The answer, the table with its caption, what the generator was trained on, and retrieval if it was measured."""
     answer = f'{summary["headline"]["text"]}\n\n' if summary['headline'] else ''
     every = f'{tables.markdown(ANSWERS, summary["answers"])}\n' if len(summary['answers']) > 1 else ''
     table = (
@@ -152,34 +152,35 @@ def markdown(summary: dict[str, Any]) -> str:
 
 
 def caption(summary: dict[str, Any]) -> str:
-    """What the numbers of the table are."""
+    """The caption of the results table."""
     seeds = {row['seeds'] for row in summary['rows']}
     spread = 'one seed, no interval' if seeds == {1} else f'mean ± 95 % t-interval over {_range(seeds)} seeds'
     return (
-        f'{summary["encoder"]}, {summary["evaluate_on"]} split after the last step: {summary["evaluation_images"]} images of '
-        f'{len(summary["classes"])} classes, chance {100 * summary["chance"]:.1f} %; {spread}. Gains are paired by seed and '
-        'image; their 95 % intervals and p are of a bootstrap of test images and seeds together; Holm corrects over '
-        'the arms of a method and number of real images.'
+        f'{summary["encoder"]}, {summary["evaluate_on"]} split after the last step: '
+        f'{summary["evaluation_images"]} images of {len(summary["classes"])} classes, '
+        f'chance {100 * summary["chance"]:.1f} %; {spread}. Gains are paired by seed and image; their 95 % intervals '
+        'and p come from a joint bootstrap of test images and seeds; Holm corrects over the arms of each method and '
+        'number of real images.'
     )
 
 
 def trained_on_text(summary: dict[str, Any]) -> str:
-    """Whether held-out images can have been among those that the generator was trained on."""
+    """What the generator was trained on, and whether that may include evaluated images."""
     trained_on = summary['generator_trained_on']
     if UNKNOWN in trained_on:
         return (
-            f'The generator was trained on: {trained_on}. Whether images of the {summary["evaluate_on"]} split were among '
-            'them can not be told.'
+            f'The generator was trained on: {trained_on}. It cannot be determined whether this included images of the '
+            f'{summary["evaluate_on"]} split.'
         )
-    return f'The generator was trained on: {trained_on}, none of which is scored here.'
+    return f'The generator was trained on: {trained_on}, none of which is evaluated here.'
 
 
 def retrieval_caption(summary: dict[str, Any]) -> str:
-    """What the numbers of the table of retrieval are."""
+    """The caption of the retrieval table."""
     return (
-        f'Captions and images of the {summary["evaluate_on"]} split find each other: an image has found a caption that was written '
-        'for it, or a caption its image, if it is among the first k; what scores alike comes in random order. The mean recall '
-        'is the mean of the six, and what gains and p are of.'
+        f'Retrieval between images and captions of the {summary["evaluate_on"]} split: an image query is a hit if a '
+        'caption written for it is among the first k results, a caption query if its image is; ties are in random '
+        'order. The mean recall is the mean of the six recalls; gains and p refer to it.'
     )
 
 
@@ -193,7 +194,7 @@ def page(
     real: Path | str,
     synthetic: Path | str,
 ) -> str:
-    """`report.html`: whatever comes from data is escaped."""
+    """The text of `report.html`; all values that come from data are escaped."""
     classes, headline = summary['classes'], summary['headline']
     environment = jinja2.Environment(
         autoescape=True, undefined=jinja2.StrictUndefined, trim_blocks=True, lstrip_blocks=True
@@ -234,7 +235,7 @@ def _purpose(arm: str) -> str:
 
 
 def _flat(values: dict[str, Any], before: str = '') -> list[tuple[str, str]]:
-    """Nested settings as (name, text); names of what is nested are joined by points."""
+    """Nested settings as (name, text) pairs; nested names are joined by dots."""
     found = []
     for key, value in values.items():
         if isinstance(value, dict):

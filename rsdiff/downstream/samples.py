@@ -1,4 +1,4 @@
-"""What stands behind a table: the images themselves, where they come from, and what their manifests say."""
+"""Sample images for the report, their sources, and what the manifests record about them."""
 
 import base64
 import io
@@ -14,21 +14,22 @@ from rsdiff.data.images import read_image
 THUMBNAIL_PX = 128
 MOST_THUMBNAILS = 600
 SOURCES_A_CLASS, VARIANTS_A_SOURCE = 3, 4
-# fields of a manifest that differ from image to image, and say nothing of the set
+# manifest fields that differ from image to image and do not describe the set
 OF_ONE_IMAGE = {'source', 'source_sha256', 'variant'}
 MOST_VALUES = 3
 
 
 class Strip(NamedTuple):
-    """A real image and what was made from it: (file name, data URI) each. `source` is None where the manifest names none."""
+    """A real image and the images made from it, each (file name, data URI). `source` is None if it is not known."""
 
     source: tuple[str, str] | None
     made: tuple[tuple[str, str], ...]
 
 
 def strips(real: Path | str, synthetic: Path | str, classes: Sequence[str]) -> dict[str, list[Strip]]:
-    """Samples of each class beside their sources, evenly spread over the manifest, in as many thumbnails as a page can carry:
-    with very many classes, of the first ones only.
+    """Samples of each class beside their sources, evenly spread over the manifest.
+
+    There are at most `MOST_THUMBNAILS` thumbnails: with very many classes, only the first ones have samples.
 
     Raises:
       BadInput: a folder or an image can't be read.
@@ -54,12 +55,12 @@ def strips(real: Path | str, synthetic: Path | str, classes: Sequence[str]) -> d
 
 
 def provenance(real: Path | str, synthetic: Path | str, classes: Sequence[str]) -> dict[str, Any]:
-    """What the manifests say: numbers of images by class, how many real ones the synthetic ones come from, and each field that
-    the synthetic ones have in common, such as the digest of their generator.
+    """Summary of the manifests: images per class, the number of real images that the synthetic ones were made from, and
+    the other fields of the synthetic images, such as the digest of their generator.
 
     Returns:
-      {'counts': a row for each class, 'sources': how many, 'from_none': images whose source is null, 'without_source': images
-      that have no such field, 'fields': name → what it says}.
+      {'counts': one row per class, 'sources': number of distinct sources, 'from_none': number of images whose source is
+      null, 'without_source': number of images without this field, 'fields': name → its values as text}.
     """
     originals, made = read_folder(real), read_folder(synthetic)
     splits = list(dict.fromkeys(entry.split for entry in originals))
@@ -83,7 +84,7 @@ def provenance(real: Path | str, synthetic: Path | str, classes: Sequence[str]) 
 
 
 def data_uri(encoded: bytes, kind: str) -> str:
-    """`encoded` as what an <img> of a page without files shows; `kind` is 'png' or 'jpeg'."""
+    """`encoded` as a data URI for an <img>; `kind` is 'png' or 'jpeg'."""
     return f'data:image/{kind};base64,{base64.b64encode(encoded).decode()}'
 
 
@@ -96,7 +97,7 @@ def _thumbnail(entry: Entry) -> tuple[str, str]:
 
 
 def _spread(values: Sequence[Any], count: int) -> list[Any]:
-    """`count` of them, or all, evenly spaced."""
+    """`count` evenly spaced values, or all if there are fewer."""
     count = min(count, len(values))
     return [values[number * len(values) // count] for number in range(count)]
 

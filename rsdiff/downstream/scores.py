@@ -1,4 +1,4 @@
-"""Scores of predicted classes, and how far they can be trusted."""
+"""Scores of predicted classes, and their confidence intervals."""
 
 import numpy as np
 from numpy.typing import ArrayLike

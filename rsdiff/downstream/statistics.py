@@ -1,31 +1,31 @@
-"""Is an arm better than `real`, or were the seeds and the test images kind to it?
+"""Is an arm better than `real`, or is the difference due to the choice of seeds and test images?
 
-Both arms classify the same N test images with the same S seeds; a seed means the same initial parameters and the same
-drawn real images. The gain is a difference of scores, such as accuracy or the F1 of a class, averaged over seeds:
+Both arms classify the same N test images with the same S seeds; a seed fixes the initial parameters and the drawn real
+images. The gain is a difference of scores, such as accuracy or the F1 of a class, averaged over seeds:
 
     gain = 1/S Σ_s g_s,      g_s = score(treatment, seed s) − score(baseline, seed s)                                (1)
 
-It would be another with other seeds, and another with other test images; reporting one source alone overstates what is
-known (Bouthillier et al. 2021, arXiv 2103.03098). A draw r of the bootstrap renews both:
+The gain varies with the seeds and with the test images; reporting only one of these sources of variance overstates the
+certainty (Bouthillier et al. 2021, arXiv 2103.03098). Each bootstrap draw r resamples both:
 
     gain*_r = 1/S Σ_s g_s(images of draw r) + t_r · sd(g_1 … g_S) / √S                                               (2)
 
-* Images are resampled with replacement, the same for both arms and all seeds: the paired bootstrap of Koehn 2004
-  (ACL W04-3250). Each class keeps its number, as a test split fixes it, so that no draw lacks a class.
-* Seeds are resampled parametrically: t_r is drawn from Student's t with S − 1 degrees of freedom. Drawing five seeds with
-  replacement is too narrow by √(4/5) and has no heavy tails (Hesterberg 2015, arXiv 1411.5279); Student's have the width that
-  so few seeds deserve.
+* Images are resampled with replacement, identically for both arms and all seeds: the paired bootstrap of Koehn 2004
+  (ACL W04-3250). The number of images per class stays fixed, as in the test split, so that no draw lacks a class.
+* Seeds are resampled parametrically: t_r is drawn from Student's t with S − 1 degrees of freedom. Resampling five seeds
+  with replacement is too narrow by √(4/5) and has no heavy tails (Hesterberg 2015, arXiv 1411.5279); Student's t has
+  the right width for so few seeds.
 
-With one seed (2) is Koehn's bootstrap. Where images do not matter it is the paired t-test. What a seed does to an image
-alone enters through both terms, which errs to the side of caution, by less than resampling rows and columns would (Owen 2007,
-"The pigeonhole bootstrap", Annals of Applied Statistics 1).
+With one seed, (2) is Koehn's bootstrap. If images have no effect, it is the paired t-test. Seed-image interactions
+enter through both terms, which makes the interval conservative, but less so than resampling rows and columns would
+(Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1).
 
-The null is that the gain is 0. The interval holds the middle 95 % of the draws, and
+The null hypothesis is a gain of 0. The interval contains the middle 95 % of the draws, and
 
     p = min(1, 2 (1 + min(#{gain*_r ≤ 0}, #{gain*_r ≥ 0})) / (draws + 1))                                            (3)
 
-inverts it: p < 0.05 where the interval excludes 0, up to one draw (Efron & Tibshirani 1993, §12 and §15.4; the added ones keep
-p above 0, Davison & Hinkley 1997, §4.2). What is compared with the same baseline is corrected together by `holm`.
+inverts it: p < 0.05 where the interval excludes 0, up to one draw (Efron & Tibshirani 1993, §12 and §15.4; the added
+ones keep p above 0, Davison & Hinkley 1997, §4.2). `holm` corrects all comparisons with the same baseline together.
 """
 
 import dataclasses
@@ -42,13 +42,13 @@ DRAWS_AT_ONCE = 1000
 
 @dataclasses.dataclass(frozen=True)
 class Change(Interval):
-    """A gain with its 95 % interval and its two-sided p of no gain."""
+    """A gain with its 95 % interval and the two-sided p of no gain."""
 
     p: float = 1.0
 
 
 class Changes(NamedTuple):
-    """What an arm changes: over all, and for each class."""
+    """The changes due to an arm, overall and for each class."""
 
     accuracy: Change
     macro_f1: Change
@@ -57,17 +57,17 @@ class Changes(NamedTuple):
 
 
 class PairedBootstrap:
-    """Draws of test images, shared by all that is compared on them.
+    """Bootstrap draws of test images, shared by all comparisons on them.
 
     Args:
       labels: int (images,), the true classes.
-      classes: how many there are.
+      classes: number of classes.
     """
 
     def __init__(self, labels: np.ndarray, classes: int, draws: int = DRAWS, seed: int = 0):
         self.labels, self.classes, self.draws = np.asarray(labels), classes, draws
         generator = np.random.default_rng([0, seed])
-        # how often each draw has each image
+        # how often each draw contains each image
         self.counts = np.empty((len(self.labels), draws), np.uint16)
         for first in range(0, draws, DRAWS_AT_ONCE):
             some = slice(first, min(first + DRAWS_AT_ONCE, draws))
@@ -101,28 +101,29 @@ class PairedBootstrap:
         """Equations 1 to 3 for scores that are means over images.
 
         Args:
-          baseline, treatment: (seeds, images, scores), what each image scores; row s of both has the same seed.
+          baseline, treatment: (seeds, images, scores), the scores of each image; row s of both has the same seed.
         """
         gained = treatment - baseline
         return self._changes(gained.mean(1), self.counts.T @ gained.mean(0) / len(self.labels))
 
     def _changes(self, found: np.ndarray, drawn: np.ndarray) -> list[Change]:
-        """(2) and (3) from gains (seeds, scores) and their means in the draws of images (draws, scores)."""
+        """(2) and (3), from gains (seeds, scores) and their means in each draw of images (draws, scores)."""
         seeds = len(found)
         if seeds > 1:
             generator = np.random.default_rng(self.generator_seed)
             student = cast(np.ndarray, stats.t.rvs(seeds - 1, size=self.draws, random_state=generator))
             drawn = drawn + student[:, None] * found.std(0, ddof=1) / np.sqrt(seeds)
         low, high = np.percentile(drawn, (2.5, 97.5), axis=0)
-        # rounding must not put a 0 on one side
+        # a tolerance, so that rounding errors do not move a 0 to one side
         beyond = np.minimum((drawn <= 1e-12).sum(0), (drawn >= -1e-12).sum(0))
         p = np.minimum(1.0, 2 * (1 + beyond) / (self.draws + 1))
         return [Change(*map(float, numbers)) for numbers in zip(found.mean(0), low, high, p)]
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Adjusted p of hypotheses that are tested together: the chance of any false rejection stays below the level that they
-    are compared with (Holm 1979). The k-th smallest of m is multiplied by m − k + 1, and none is less than a smaller one's."""
+    """Adjusted p of hypotheses that are tested together: the probability of any false rejection stays below the level
+    that they are compared with (Holm 1979). The k-th smallest of m is multiplied by m − k + 1; results never decrease
+    with k."""
     order = np.argsort(p_values, kind='stable')
     factors = np.arange(len(order), 0, -1)
     adjusted = np.empty(len(order))
@@ -131,13 +132,13 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _resample(generator: np.random.Generator, n: int, draws: int) -> np.ndarray:
-    """(draws, n): how often n draws of n things with replacement have each."""
+    """(draws, n): how often each of n items occurs in n draws with replacement."""
     chosen = generator.integers(0, n, (draws, n)) + n * np.arange(draws)[:, None]
     return np.bincount(chosen.ravel(), minlength=draws * n).reshape(draws, n)
 
 
 def _scores(labels: np.ndarray, predictions: np.ndarray, classes: int, counts: np.ndarray | None = None) -> np.ndarray:
-    """(seeds, 2 + 2 classes[, draws]): accuracy, macro-F1, recall and F1 of each class, with each image counted `counts`
+    """(seeds, 2 + 2 classes[, draws]): accuracy, macro-F1, recall and F1 of each class. Each image counts `counts`
     times, (images, draws), or once."""
     seeds, images = predictions.shape
     once = counts is None
@@ -150,7 +151,7 @@ def _scores(labels: np.ndarray, predictions: np.ndarray, classes: int, counts: n
         select = sparse.csr_array(
             (np.ones(chosen.sum(), np.float32), (rows[chosen], image[chosen])), shape=(seeds * classes, images)
         )
-        return (select @ counts).reshape(seeds, classes, -1).astype(np.float64)  # whole numbers until here
+        return (select @ counts).reshape(seeds, classes, -1).astype(np.float64)  # integers up to here
 
     right = summed(cell, (predictions == labels).ravel())
     predicted = summed(cell, np.ones(len(cell), bool))

@@ -1,7 +1,7 @@
-"""The cells of a comparison as the rows of its table, and the answer they give.
+"""Turns the cells of a comparison into the rows of its table and an answer.
 
-A row is a (method, arm, shots); what is compared together, a setting, is a (method, shots): its arms differ in their images
-alone, and each is compared with its `real` by `rsdiff.downstream.statistics`.
+A row is a (method, arm, shots). A setting is a (method, shots): its arms differ only in their images, and each is
+compared with the setting's `real` by `rsdiff.downstream.statistics`.
 """
 
 from typing import Any, Iterator, Sequence, cast
@@ -26,16 +26,16 @@ def summarise(
     """Every figure of the report.
 
     Args:
-      settings, cells: of `compare`. Cells of a comparison that is not finished will do; what is paired is the seeds that an
-        arm and `real` both have.
+      settings, cells: as returned by `compare`. The comparison need not be finished; an arm is compared on the seeds
+        that it shares with `real`.
       labels: int (images,), the true classes of the evaluation images, in the order of the predictions.
       dropped: names of images that were left out.
     Returns:
-      `rows`, one for each (method, arm, shots), with means over seeds and half the widths of their 95 % t-intervals
-      (`*_ci95`, None with one seed), and the gains over `real` with intervals and p of seeds and test images (None for `real`,
-      for what saw no image, and where there is no `real`); `per_class`, one for each row and class; `retrieval`, one for each row
-      whose cells have `hits`, its gains and p being of the mean recall; `answers`, one for each setting; `headline`, that of the
-      first method with `real_per_class` real images, where all arms are compared.
+      `rows`, one per (method, arm, shots), with means over seeds, half the widths of their 95 % t-intervals (`*_ci95`,
+      None with one seed), and gains over `real` with intervals and p over seeds and test images (None for `real`, for
+      arms without training images, and where `real` is missing); `per_class`, one per row and class; `retrieval`, one
+      per row whose cells have `hits`, with gains and p of the mean recall; `answers`, one per setting; `headline`, the
+      answer of the first method with `real_per_class` real images, where all arms are compared.
     """
     classes = settings['classes']
     bootstrap = PairedBootstrap(labels, len(classes))
@@ -93,23 +93,23 @@ def p_text(p: float) -> str:
 
 
 def shots_text(shots: int | None) -> str:
-    """Real images a class, as people say it."""
+    """The number of real images per class as text; None is 'all'."""
     return 'all' if shots is None else str(shots)
 
 
 def setting_text(row: dict[str, Any]) -> str:
-    """'linear, 8 real images a class', 'linear, all real images'."""
+    """'linear, 8 real images per class', 'linear, all real images'."""
     images = 'image' if row['shots'] == 1 else 'images'
-    return f'{row["method"]}, {shots_text(row["shots"])} real {images}{"" if row["shots"] is None else " a class"}'
+    return f'{row["method"]}, {shots_text(row["shots"])} real {images}{"" if row["shots"] is None else " per class"}'
 
 
 def is_mixture(arm: str) -> bool:
-    """Whether real and synthetic images are both in it."""
+    """Whether the arm has both real and synthetic images."""
     return arm.startswith(MIXTURE)
 
 
 def _settings(settings: dict[str, Any], cells: Sequence[Cell]) -> Iterator[list[Cell]]:
-    """The cells by method, in the order that they were asked for, and within by growing number of real images."""
+    """The cells of each setting: by method, in the order requested, then by increasing number of real images."""
     met = list(dict.fromkeys([*settings.get('methods', ()), *(cell['method'] for cell in cells)]))
     for method in met:
         own = [cell for cell in cells if cell['method'] == method]
@@ -211,12 +211,12 @@ def _hits(cell: Cell) -> np.ndarray:
 
 
 def _answer(bootstrap: PairedBootstrap, arms: dict[str, list[Cell]], rows: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """What one setting says: its best arm with synthetic images, the one whose interval begins highest, against `real`, and
-    against the best arm without them."""
+    """The answer of one setting: its best arm with synthetic images (the highest lower end of the gain's interval)
+    against `real`, and against the best arm without synthetic images."""
     judged = {row['arm']: row for row in rows if row['gain'] is not None}
     mixtures = [arm for arm in judged if is_mixture(arm)] or [arm for arm in judged if arm == SYNTHETIC] or [*judged]
     best = max(mixtures, key=lambda arm: judged[arm]['gain_low'])
-    # the controls that beat `real`: else the best arm without generated images is `real` itself
+    # the controls that beat `real`; if there are none, the best arm without generated images is `real` itself
     controls = [
         arm for arm in judged if not is_mixture(arm) and arm not in (SYNTHETIC, RANDOM) and judged[arm]['gain'] > 0
     ]

@@ -1,7 +1,7 @@
 """A classification task from two image folders: real images with splits, and synthetic ones made from them.
 
-What is checked here is what would make a table a lie: a held-out image, or anything made from one, among the images that
-the classifier or the generator was trained on, or a test image among those that settings are chosen by.
+The checks here find leakage that would invalidate the results: a held-out image, or anything made from one, among the
+images that the classifier or the generator was trained on, or a test image among those that settings are chosen on.
 """
 
 import concurrent.futures
@@ -31,13 +31,13 @@ class Images:
     Attributes:
       pixels: uint8 (n, size, size, 3).
       labels: int32 (n,), indices into the task's classes.
-      folder: where their files are.
-      names: file names relative to it.
-      sources: for each synthetic image the name of the real image it was made from; `NO_SOURCE` if its manifest says that
-        it was made from none (`"source": null`), and None if it does not say.
-      captions: of each image, none where its manifest has none.
+      folder: the folder of their files.
+      names: file names relative to `folder`.
+      sources: for each synthetic image, the name of the real image it was made from; `NO_SOURCE` if its manifest says
+        that there is none (`"source": null`), and None if its manifest has no `source`.
+      captions: of each image; empty if its manifest has none.
       hashes: of the decoded pixels before resizing.
-      fingerprints: of the same, uint8 (n, 160).
+      fingerprints: of the same pixels, uint8 (n, 160).
     """
 
     pixels: np.ndarray
@@ -72,23 +72,24 @@ class Images:
         return self.take(np.flatnonzero([name not in names for name in self.names])) if names else self
 
     def digest(self) -> str:
-        """Changes with any pixel, name, label, source or caption."""
+        """A hash that changes with any pixel, name, label, source or caption."""
         rows = [self.names, self.labels.tolist(), self.sources, self.captions, self.hashes]
         return hashlib.sha256(json.dumps(rows).encode()).hexdigest()
 
 
 @dataclasses.dataclass(frozen=True)
 class Task:
-    """What the arms of a comparison share.
+    """The classes and images that all arms of a comparison share.
 
     Attributes:
       classes: the labels, sorted.
       train: real training images.
-      synthetic: images made from training images, the first of each before the second of any, and so on.
-      validation: the images that settings are chosen by, or None.
-      evaluation: the images that scores are computed on, after all that.
-      dropped: names of images that were left out so that no held-out picture is learnt from: real training images, what
-        was made from them, and held-out images that the generator or the validation split has.
+      synthetic: images made from training images, the first one of every source before the second of any, and so on.
+      validation: the images that settings are chosen on, or None.
+      evaluation: the images that scores are computed on, after settings are chosen.
+      dropped: names of images that were left out to prevent leakage: training and synthetic images that are copies of
+        held-out ones, synthetic images made from such copies, held-out images that the generator was trained on, and
+        validation images that are copies of evaluated ones.
     """
 
     classes: tuple[str, ...]
@@ -102,28 +103,28 @@ class Task:
 def load_task(
     real: Path | str, synthetic: Path | str, encoder: Encoder, evaluate_on: str = 'test', drop_duplicates: bool = False
 ) -> Task:
-    """Reads both folders and refuses what would not be a fair comparison.
+    """Reads both folders, and raises if they do not allow a fair comparison.
 
     Args:
-      real: a folder whose manifest gives every image a `label` and a `split` (train, test, perhaps val).
-      synthetic: a folder whose manifest gives every image a `label` and, to be checked, a `source`: the `file_name`
-        of the real training image it was made from, or null if from none. With a file `training_fingerprints.npz`, it
-        also says what its generator was trained on.
-      encoder: decides the size the images are read at.
-      evaluate_on: the split to score on; try things out on 'val', and report 'test'.
-      drop_duplicates: go on without the images that would leak, instead of stopping at them.
+      real: a folder whose manifest gives every image a `label` and a `split` (train, test, optionally val).
+      synthetic: a folder whose manifest gives every image a `label` and, for the leakage checks, a `source`: the
+        `file_name` of the real training image it was made from, or null if there is none. An optional file
+        `training_fingerprints.npz` lists the images that the generator was trained on.
+      encoder: determines the size at which images are read.
+      evaluate_on: the split to score; use 'val' for experiments, and report 'test'.
+      drop_duplicates: leave out the images that would leak instead of raising.
     Raises:
       BadInput: a label or a split is missing; the folders' classes differ; a class has no image to train on or to
-        score on; a synthetic image has a source that is unknown, held out or of another class; a held-out picture is
-        among the training images, the synthetic ones, or those that the generator was trained on, or an evaluated one
-        among those of the validation split.
+        score; a synthetic image has a source that is unknown, held out or of another class; a held-out picture is
+        among the training images, the synthetic images, or those that the generator was trained on, or an evaluated
+        picture is in the validation split.
     """
     evaluate_on = canonical_split(evaluate_on)
     splits, made = _real_splits(real, evaluate_on), _made(synthetic)
     classes = tuple(sorted({*_labels(splits[TRAIN])}))
     if len(classes) < 2:
         raise BadInput(
-            f'{real}: the train split has one class, {", ".join(map(repr, classes))}; there is nothing to tell apart'
+            f'{real}: the train split has one class, {", ".join(map(repr, classes))}; at least two are needed'
         )
     scored = {split for split in (VALIDATION, evaluate_on) if split in splits}
     for split in sorted(scored):
@@ -155,7 +156,7 @@ def load_task(
 
 
 def _without_leaks(task: Task, held_out: dict[str, HeldOut], evaluate_on: str, drop: bool) -> Task:
-    """The task without the images that would leak; it stops at them unless they are to be dropped."""
+    """The task without the images that would leak; raises BadInput if there are any and `drop` is false."""
     real, synthetic = task.train.folder, task.synthetic.folder
     copies, made_copies, known, chosen_by = {}, {}, {}, {}
     for pictures in held_out.values():
@@ -175,13 +176,13 @@ def _without_leaks(task: Task, held_out: dict[str, HeldOut], evaluate_on: str, d
             for name, other in known.items()
         ),
         *(
-            f'{real}: {name}, by which settings are chosen, is the same picture as {other}, which is scored'
+            f'{real}: validation image {name} is the same picture as evaluated {other}'
             for name, other in chosen_by.items()
         ),
     ]
     if lines and not drop:
         more = f' (and {len(lines) - 1} more like it)' if len(lines) > 1 else ''
-        raise BadInput(f'{lines[0]}{more}; mend the folders, or leave such images out with --drop_duplicates')
+        raise BadInput(f'{lines[0]}{more}; fix the folders, or leave such images out with --drop_duplicates')
     for line in lines:
         logging.warning('%s; left out', line)
     from_copies = {name for name, source in zip(task.synthetic.names, task.synthetic.sources) if source in copies}
@@ -199,7 +200,7 @@ def _without_leaks(task: Task, held_out: dict[str, HeldOut], evaluate_on: str, d
 
 
 def _named(images: Images, pictures: HeldOut) -> dict[str, str]:
-    """Names of the images that are held-out pictures, and of those."""
+    """The images that are held-out pictures: image name → name of the held-out picture."""
     return {images.names[i]: name for i, name in pictures.among(images.fingerprints, images.hashes).items()}
 
 
@@ -220,13 +221,15 @@ def _real_splits(real: Path | str, evaluate_on: str) -> dict[str, list[Entry]]:
 
 
 def _made(synthetic: Path | str) -> list[Entry]:
-    """Its entries, the first variant of each source before the second."""
+    """The folder's entries, the first variant of each source before the second."""
     entries = read_folder(synthetic)
     for entry in entries:
         if entry.label is None:
             raise BadInput(f'{synthetic}: {entry.file_name} has no label')
         if entry.split not in (None, TRAIN):
-            raise BadInput(f'{synthetic}: {entry.file_name} has split {entry.split!r}; synthetic images only train')
+            raise BadInput(
+                f'{synthetic}: {entry.file_name} has split {entry.split!r}; synthetic images are for training only'
+            )
     seen, turns = Counter(), []
     for entry in entries:
         source = str(_source(entry))
@@ -236,7 +239,7 @@ def _made(synthetic: Path | str) -> list[Entry]:
 
 
 def _labels(entries: list[Entry]) -> list[str]:
-    """One for each entry, all of which have one."""
+    """The label of each entry; every entry has one."""
     return [entry.label for entry in entries if entry.label is not None]
 
 
@@ -275,14 +278,14 @@ def _check_sources(real: list[Entry], made: list[Entry], synthetic: Path | str) 
         if source.split != TRAIN:
             raise BadInput(
                 f'{synthetic}: {entry.file_name} was made from {name}, a {source.split} image; '
-                'only training images may be expanded'
+                'only training images may be sources'
             )
         stated = entry.extra.get('source_sha256')
         if stated is not None and name not in digests:
             digests[name] = hashlib.sha256(source.path.read_bytes()).hexdigest()
         if stated is not None and stated != digests[name]:
             raise BadInput(
-                f'{synthetic}: {entry.file_name} was made from another file than the {name} that is there now'
+                f'{synthetic}: {entry.file_name} was made from another version of {name}; source_sha256 does not match'
             )
         if source.label != entry.label:
             raise BadInput(
@@ -292,7 +295,7 @@ def _check_sources(real: list[Entry], made: list[Entry], synthetic: Path | str) 
 
 
 def _source(entry: Entry) -> str | None:
-    """What the manifest says: a name, `NO_SOURCE` for null, None for nothing."""
+    """The source given in the manifest: a name, `NO_SOURCE` for null, None if the field is missing."""
     if 'source' not in entry.extra:
         return None
     return NO_SOURCE if entry.extra['source'] is None else entry.extra['source']

@@ -1,10 +1,11 @@
-"""What every way of tuning shares: the recipe, the batches, the optimiser, and the one training loop.
+"""Shared by all training methods: the recipe, the batches, the optimiser and the training loop.
 
-A batch has real and extra examples in fixed shares, as He et al. 2023 (arXiv 2210.07574, section 3.2) weigh them equally,
-so that no arm drowns its real images in extra ones. Steps, batch and shares are the same for every arm. Learning rate and weight
-decay each training chooses for itself, from one grid for all arms, on the validation split (`problems.base.choose`). Were they
-chosen for the arm `real` and forced on the others, a gain would also measure how badly that choice suits them; this way every arm
-is at its best, had as many tries as any other, and a cell depends on no other cell.
+A batch has real and extra examples in fixed shares, as He et al. 2023 (arXiv 2210.07574, section 3.2) weigh them
+equally, so that in no arm the real images are outweighed by extra ones. Steps, batch size and shares are the same for
+every arm. Each training run chooses its own learning rate and weight decay on the validation split, from one grid for
+all arms (`problems.base.choose`). If they were chosen for the arm `real` and imposed on the others, a gain would also
+measure how badly they suit the others. This way, every arm is at its best, has as many tries as any other, and no cell
+depends on another.
 """
 
 import dataclasses
@@ -25,14 +26,14 @@ B2, EPS = 0.98, 1e-6
 
 @dataclasses.dataclass(frozen=True)
 class Recipe:
-    """How every arm is trained, whatever its images. Its fields are part of what a cell is known by.
+    """How every arm is trained, whatever its images. Its fields are part of a cell's digest.
 
     Attributes:
       steps: optimiser steps.
-      batch: examples a step.
-      learning_rates: peaks of a cosine with 10 % warm-up, to choose from.
-      weight_decays: of matrices, not of biases, scales or the temperature; to choose from.
-      real_fraction: share of real images in a batch, for an arm that has both kinds.
+      batch: examples per step.
+      learning_rates: peaks of a cosine schedule with 10 % warm-up, to choose from.
+      weight_decays: to choose from; applied to matrices, not to biases, scales or the temperature.
+      real_fraction: share of real images in a batch, for arms with both kinds.
     """
 
     steps: int
@@ -45,7 +46,7 @@ class Recipe:
         if not self.candidates or min(self.learning_rates) <= 0 or min(self.weight_decays) < 0:
             raise BadInput(
                 f'learning rates {self.learning_rates} must be above 0, and weight decays '
-                f'{self.weight_decays} not below'
+                f'{self.weight_decays} must not be below 0'
             )
 
     @property
@@ -55,7 +56,7 @@ class Recipe:
 
 
 class State(NamedTuple):
-    """Parameters, the optimiser's moments, and the average of the parameters over steps, if there is to be one."""
+    """Parameters, the optimiser's state, and the average of the parameters over steps, if requested."""
 
     params: Any
     moments: Any
@@ -63,11 +64,11 @@ class State(NamedTuple):
 
 
 class Training:
-    """A loss and its optimiser, compiled once for all that has the same shapes.
+    """A loss and its optimiser, compiled once for all inputs of the same shapes.
 
     Args:
-      loss: (params, key, *batch) → a scalar; the key is the step's own.
-      half_life: steps after which a moment counts half in the average of parameters; None: no average.
+      loss: (params, key, *batch) → a scalar; every step has its own key.
+      half_life: half-life, in steps, of the average of parameters; None: no average.
       eps: of AdamW.
     """
 
@@ -104,12 +105,12 @@ class Training:
         seed: int,
         watch: Callable[[int, State, jax.Array], None] | None = None,
     ) -> tuple[Any, np.ndarray]:
-        """One step for each batch.
+        """Takes one step per batch.
 
         Args:
           candidate: learning rate and weight decay.
-          seed: of the steps' keys.
-          watch: called after every step with its number from 1, the state and the loss.
+          seed: for the keys of the steps.
+          watch: called after every step with its number, counted from 1, the state and the loss.
         Returns:
           (parameters after the last step, loss of every step).
         """
@@ -129,16 +130,16 @@ class Training:
         index: np.ndarray,
         seed: int,
     ) -> tuple[Any, np.ndarray]:
-        """`fit` of all candidates at once with the batches (*data, row of `index`), in one compiled loop: for steps that take
-        less time than their start. Results have an axis of candidates in front."""
+        """`fit` for all candidates at once, with the batches (*data, row of `index`), in one compiled loop: for steps
+        that take less time than their dispatch. Results have a leading axis of candidates."""
         grid = tuple(np.array(values, np.float32) for values in zip(*candidates))
         return jax.device_get(self._grid(grid, params, seed_key(seed), data, index))
 
 
 def batches(real: int, extra: int, recipe: Recipe, seed: int) -> np.ndarray:
-    """Which examples each step takes, int32 (steps, batch): the real ones, numbers below `real`, before the extra ones.
+    """Example indices of each step, int32 (steps, batch): the real ones, below `real`, before the extra ones.
 
-    Each kind is passed through in shuffled epochs. The real ones are drawn alike whatever is extra.
+    Both kinds are drawn in shuffled epochs. The order of the real ones does not depend on the extra ones.
     """
     share = recipe.real_fraction if real and extra else float(real > 0)
     n_real = round(recipe.batch * share)
@@ -148,7 +149,7 @@ def batches(real: int, extra: int, recipe: Recipe, seed: int) -> np.ndarray:
 
 
 def epochs(n: int, steps: int, batch: int, seed: int | list[int]) -> np.ndarray:
-    """Numbers below `n`, int (steps, batch): one shuffled pass after another."""
+    """Indices below `n`, int (steps, batch): one shuffled pass after another."""
     generator, count = np.random.default_rng(seed), steps * batch
     passes = [generator.permutation(n) for _ in range(-(-count // max(n, 1)))]
     return np.concatenate([np.arange(0), *passes])[:count].reshape(steps, batch)
@@ -157,7 +158,8 @@ def epochs(n: int, steps: int, batch: int, seed: int | list[int]) -> np.ndarray:
 def optimizer(
     recipe: Recipe, learning_rate: jax.Array | float, weight_decay: jax.Array | float, eps: float = EPS
 ) -> optax.GradientTransformation:
-    """AdamW with a cosine; both numbers may be traced, so that one compiled step serves all candidates."""
+    """AdamW with a cosine schedule; learning rate and weight decay may be traced, so that one compiled step serves all
+    candidates."""
     warm_up = max(1, recipe.steps // 10)
     shape = optax.warmup_cosine_decay_schedule(0.0, 1.0, warm_up, max(recipe.steps, warm_up + 1))
 

@@ -1,11 +1,11 @@
 """Classification by prompts: the nearest class name wins (Radford et al. 2021, section 3.1).
 
-A class may be put in words in three ways, `PROMPTS`:
+There are three sets of prompts, `PROMPTS`:
 
-    names        the class name and nothing else ("B" of He et al. 2023, arXiv 2210.07574)
-    templates    the encoder's own sentences around the name; their mean is the class
-    enhanced     many sentences, of a view, a state and surroundings each ("LE" there). He et al. let a language model write
-                 them; here they are templates, the same for every class, and no model is asked
+    names        the class name alone ("B" of He et al. 2023, arXiv 2210.07574)
+    templates    the encoder's own sentences around the name; a class is the mean of their embeddings
+    enhanced     many sentences that combine a view, a state and surroundings ("LE" there). He et al. generate them with
+                 a language model; here they are templates, the same for every class
 """
 
 import dataclasses
@@ -42,7 +42,7 @@ def prompt_templates(encoder: Encoder, prompts: str = TEMPLATES) -> tuple[str, .
     """The sentences of one of `PROMPTS`, with {} for the class name.
 
     Raises:
-      BadInput: there is no such set.
+      BadInput: `prompts` is not one of `PROMPTS`.
     """
     if prompts not in PROMPTS:
         raise BadInput(f'prompts {prompts!r}; there are {", ".join(PROMPTS)}')
@@ -51,7 +51,7 @@ def prompt_templates(encoder: Encoder, prompts: str = TEMPLATES) -> tuple[str, .
 
 
 def with_prompts(encoder: Encoder, prompts: str) -> Encoder:
-    """The encoder with the sentences of one of `PROMPTS` as its own."""
+    """The encoder with the sentences of one of `PROMPTS` as its templates."""
     return dataclasses.replace(encoder, templates=prompt_templates(encoder, prompts))
 
 
@@ -64,22 +64,22 @@ def prompt_tokens(encoder: Encoder, classes: Sequence[str], prompts: str = TEMPL
 
 
 def read_alike(encoder: Encoder, classes: Sequence[str]) -> list[str]:
-    """The class names that the encoder can't tell from another one, as a small vocabulary may have no word of them."""
+    """The class names with the same tokens as another one, which a small vocabulary can cause."""
     tokens = np.stack(prompt_tokens(encoder, classes, NAMES))[:, 0]
     _, number, count = np.unique(tokens, axis=1, return_inverse=True, return_counts=True)
     return [name for name, times in zip(classes, count[number.ravel()]) if times > 1]
 
 
 def warn_of_names_read_alike(encoder: Encoder, classes: Sequence[str]) -> None:
-    """Says which, if any."""
+    """Logs a warning if the encoder can't distinguish some class names."""
     if alike := read_alike(encoder, classes):
-        logging.warning('%s reads these class names alike: %s', encoder.name, ', '.join(alike))
+        logging.warning('%s cannot distinguish these class names: %s', encoder.name, ', '.join(alike))
 
 
 def class_embeddings(
     encoder: Encoder, params: dict[str, Any], ids: jax.Array | np.ndarray, mask: jax.Array | np.ndarray
 ) -> jax.Array:
-    """(templates, classes, length) → (classes, dim): the mean over templates of unit vectors, made a unit vector."""
+    """(templates, classes, length) → (classes, dim): the mean over templates of unit vectors, normalised again."""
     length = ids.shape[-1]
     embeddings = encoder.encode_texts(params, ids.reshape(-1, length), mask.reshape(-1, length))
     mean = embeddings.reshape(*ids.shape[:2], -1).mean(0)
@@ -90,8 +90,8 @@ def text_classifier(encoder: Encoder, classes: Sequence[str]) -> Callable[[dict[
     """The prompts as a linear classifier of image embeddings.
 
     Returns:
-      A compiled function, params → {'weight': (dim, classes), 'bias': (classes,)}, with which an embedding x gets the
-      encoder's own logits, x · weight + bias: these are affine in it.
+      A compiled function, params → {'weight': (dim, classes), 'bias': (classes,)}. For an embedding x, x · weight +
+      bias are the encoder's own logits, which are affine in x.
     """
     ids, mask = prompt_tokens(encoder, classes)
 
@@ -106,8 +106,8 @@ def text_classifier(encoder: Encoder, classes: Sequence[str]) -> Callable[[dict[
 
 
 def in_batches(function: Callable[[np.ndarray], jax.Array], pixels: np.ndarray, batch: int = 64) -> np.ndarray:
-    """`function` of many images, a batch at a time. The last batch is filled up by repeating images, so that there is one
-    shape to compile."""
+    """Applies `function` to many images, a batch at a time. The last batch is filled up with repeated images, so that
+    only one shape is compiled."""
     rows = np.resize(np.arange(len(pixels)), -(-len(pixels) // batch) * batch)
     found = [function(pixels[part]) for part in rows.reshape(-1, batch)]
     return np.concatenate([np.asarray(part) for part in found])[: len(pixels)]

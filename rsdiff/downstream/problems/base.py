@@ -1,7 +1,7 @@
-"""What a comparison knows of a downstream problem: how it is fitted, and what is measured of it.
+"""The interface of a downstream problem: how a model is fitted, and how it is scored.
 
-What chooses never gets to see a test image: `fit` takes the validation images and hands on a model, which is only then shown the
-images that scores are computed on.
+Model selection never sees a test image: `fit` takes the validation images and returns a model, which only then is
+applied to the images that scores are computed on.
 """
 
 import dataclasses
@@ -17,12 +17,12 @@ Model = TypeVar('Model')
 
 @dataclasses.dataclass(frozen=True)
 class Fitted(Generic[Model]):
-    """One candidate, trained.
+    """One trained candidate.
 
     Attributes:
-      model: what its problem needs of it, such as a function from pixels to logits.
-      losses: of every step, or of every few; of none where nothing was trained.
-      seconds: what its training took.
+      model: the model in the form that its problem needs, such as a function from pixels to logits.
+      losses: of every step, or of every few steps; empty if nothing was trained.
+      seconds: training time.
     """
 
     learning_rate: float
@@ -33,25 +33,25 @@ class Fitted(Generic[Model]):
 
 
 class Problem(Protocol):
-    """One method's way to a model, and the model's scores."""
+    """Fits a model by one method, and scores it."""
 
     def check(self, task: Task) -> None:
-        """Raises BadInput where the task's images lack what the problem needs, such as captions."""
+        """Raises BadInput if the task's images lack something that the problem needs, such as captions."""
         ...
 
     def fit(self, examples: Examples, validation: Images | None, seed: int) -> tuple[Fitted[Any], float | None, float]:
-        """The best candidate, its score on the validation images, and the seconds that training took."""
+        """The best candidate, its score on the validation images, and the training time in seconds."""
         ...
 
     def statistics(self, fitted: Fitted[Any], images: Images) -> dict[str, Any]:
-        """What the model makes of each image, as JSON keeps it; it reads the pixels once."""
+        """The model's output for each image, in a form that JSON can store; reads the pixels once."""
         ...
 
     def scores(self, statistics: dict[str, Any], images: Images) -> dict[str, Any]:
-        """What follows from the statistics alone.
+        """The scores, computed from the statistics alone.
 
         Raises:
-          BadInput: they are not of these images.
+          BadInput: the statistics do not match the images.
         """
         ...
 
@@ -59,8 +59,8 @@ class Problem(Protocol):
 def choose(
     candidates: Iterable[Fitted[Model]], score: Callable[[Fitted[Model]], tuple[float, ...]] | None
 ) -> tuple[Fitted[Model], float | None, float]:
-    """The candidate of the highest score, the first of equals; the first number of its score; and the seconds that all took.
-    Without a score the first one wins."""
+    """The candidate with the highest score (the first one if tied), the first number of its score, and the training
+    time of all candidates in seconds. Without `score`, the first candidate."""
     best, best_score, seconds = None, (-np.inf,), 0.0
     for candidate in candidates:
         seconds += candidate.seconds

@@ -1,10 +1,10 @@
-"""Which of the task's classes an image is of.
+"""Classification of images into the task's classes.
 
 With soft labels y_i the loss is
 
     −mean_i Σ_c y_ic log softmax_c(s_ic)                                                              (1)
 
-Candidates are chosen by the accuracy on the validation images; equal ones by (1).
+Candidates are chosen by the accuracy on the validation images; (1) breaks ties.
 """
 
 from typing import Any, Callable, Iterable
@@ -26,14 +26,14 @@ class Classification:
     """A `Problem`.
 
     Args:
-      candidates: (examples, seed) → the candidates of a grid, trained one after the other or already.
+      candidates: (examples, seed) → the trained candidates of a grid; an iterator may train them one by one.
     """
 
     def __init__(self, classes: tuple[str, ...], candidates: Callable[[Examples, int], Iterable[Fitted[Logits]]]):
         self.classes, self.candidates = classes, candidates
 
     def check(self, task: Task) -> None:
-        """A task has labels."""
+        """Needs only labels, which every task has."""
 
     def fit(
         self, examples: Examples, validation: Images | None, seed: int
@@ -52,13 +52,13 @@ def class_scores(statistics: dict[str, Any], labels: np.ndarray, classes: int) -
     """`accuracy`, `macro_f1` and `confusion` (true × predicted) of `predictions`.
 
     Raises:
-      BadInput: these are not a class for each label.
+      BadInput: `predictions` is not a list of one valid class per label.
     """
     predictions = statistics.get('predictions')
     if not isinstance(predictions, list) or len(predictions) != len(labels):
-        raise BadInput(f'predictions are not those of {len(labels)} images')
+        raise BadInput(f'predictions are not a list of {len(labels)} class indices')
     if not all(type(one) is int and 0 <= one < classes for one in predictions):
-        raise BadInput(f'predictions are not all of {classes} classes')
+        raise BadInput(f'predictions are not all indices of {classes} classes')
     confusion = scores.confusion_matrix(labels, np.array(predictions), classes)
     return {
         'accuracy': scores.accuracy(confusion),

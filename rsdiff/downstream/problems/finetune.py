@@ -1,17 +1,17 @@
 """Fine-tunes a whole encoder on labelled images, in one of two ways.
 
-By CLIP's own symmetric loss, both towers. A batch has images u_i with labels y_ic, and one text v_c for each class: its name
-in a template drawn for the step. With s_ic = exp(logit_scale) · u_i · v_c,
+Contrastive: CLIP's symmetric loss trains both towers. A batch has images u_i with labels y_ic, and one text v_c per
+class: its name in a template drawn for the step. With s_ic = exp(logit_scale) · u_i · v_c,
 
     image → text:   mean over i of  −Σ_c y_ic log softmax_c(s_ic)                                    (1)
     text → image:   mean over the batch's classes c of  −Σ_i q_ci log softmax_i(s_ic),
                     q_ci = y_ic / Σ_j y_jc                                                          (2)
 
-and the loss is the mean of (1) and (2). It is the contrastive loss of Radford et al. 2021 where images of the same
-class are all positives of their text instead of each other's negatives (Khosla et al. 2020, supervised contrastive
-learning); (1) is the classifier that prompts make.
+and the loss is the mean of (1) and (2). It is the contrastive loss of Radford et al. 2021, except that images of the
+same class are all positives of their text instead of each other's negatives (Khosla et al. 2020, supervised contrastive
+learning); (1) is the cross-entropy of the classifier that prompts define.
 
-By cross-entropy, the image tower and a head that begins as the prompts' classifier (`zero_shot.text_classifier`).
+Cross-entropy: trains the image tower and a linear head initialised from the prompts (`zero_shot.text_classifier`).
 """
 
 import time
@@ -33,7 +33,7 @@ class WholeTuner:
     """Trains one encoder on one set of classes; the step is compiled once for all arms, seeds and candidates.
 
     Args:
-      by_prompts: the contrastive loss, not a head's cross-entropy.
+      by_prompts: whether to use the contrastive loss instead of a head's cross-entropy.
     """
 
     def __init__(self, encoder: Encoder, classes: tuple[str, ...], recipe: Recipe, by_prompts: bool):
@@ -59,7 +59,7 @@ class WholeTuner:
         self._head_logits = jax.jit(lambda params, pixels: _head_logits(encoder, params, pixels))
 
     def candidates(self, examples: Examples, seed: int) -> Iterator[Fitted[Logits]]:
-        """Each of the grid, trained when it is asked for."""
+        """Each candidate of the grid, trained when it is requested."""
         for candidate in self.recipe.candidates:
             started = time.monotonic()
             params, losses = self.train(examples, candidate, seed)
@@ -70,7 +70,7 @@ class WholeTuner:
 
         Args:
           candidate: learning rate and weight decay.
-          seed: decides initial parameters (where they are not pretrained), order, orientations and templates.
+          seed: determines initial parameters (if not pretrained), order, orientations and templates.
         Returns:
           (parameters after the last step, loss of every step).
         """
@@ -102,7 +102,7 @@ def contrastive_loss(logits: jax.Array, labels: jax.Array) -> jax.Array:
 
 
 def turned(key: jax.Array, pixels: jax.Array) -> jax.Array:
-    """Each image of (batch, n, n, 3) in one of the eight orientations of a square; there is no up in a nadir view."""
+    """Each image of (batch, n, n, 3) in a random one of the eight orientations of a square; nadir views have no up."""
     transpose, upside_down, mirror = jax.random.bernoulli(key, shape=(3, len(pixels), 1, 1, 1))
     pixels = jnp.where(transpose, pixels.swapaxes(1, 2), pixels)
     pixels = jnp.where(upside_down, pixels[:, ::-1], pixels)

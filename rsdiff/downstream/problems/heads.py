@@ -1,12 +1,12 @@
-"""Classifiers on what a frozen image tower makes of images: s = W z + b.
+"""Linear classifiers on the output of a frozen image tower: s = W z + b.
 
-    linear       W = 0 at first; z are the tower's features before any projection (Radford et al. 2021, section 3.2) less the
-                 examples' mean, over the mean of their deviations
-    classifier   z is the embedding, and W and b such that s is, at first, what the encoder scores its prompts by: for a CLIP
-                 exp(logit_scale) times the text embeddings (He et al. 2023, arXiv 2210.07574, section 3.1)
-    zero shot    the same, before any step
+    linear       W is initialised with 0; z are the tower's features before any projection (Radford et al. 2021, section
+                 3.2) minus the examples' mean, divided by the mean of their standard deviations
+    classifier   z is the embedding; W and b are initialised so that s are the encoder's scores of its prompts: for a
+                 CLIP, exp(logit_scale) times the text embeddings (He et al. 2023, arXiv 2210.07574, section 3.1)
+    zero shot    the same, untrained
 
-Features are computed once; then a step is two small matrix products, and all candidates of a grid take it at once.
+Features are computed once. A step is then two small matrix products, and all candidates of a grid are trained at once.
 """
 
 import functools
@@ -28,7 +28,7 @@ from rsdiff.downstream.zero_shot import text_classifier
 
 
 class Towers:
-    """The frozen tower of every seed: one for all where the encoder is pretrained."""
+    """The frozen tower of every seed; a pretrained encoder has a single one for all seeds."""
 
     def __init__(self, encoder: Encoder, cache: Path | str):
         def tower(seed):
@@ -45,7 +45,7 @@ class HeadTuner:
     """Trains heads on frozen features.
 
     Args:
-      from_text: `classifier`, not `linear`.
+      from_text: whether to train `classifier` instead of `linear`.
     """
 
     def __init__(self, encoder: Encoder, classes: tuple[str, ...], recipe: Recipe, towers: Towers, from_text: bool):
@@ -58,7 +58,7 @@ class HeadTuner:
         self._training = Training(loss, recipe)
 
     def candidates(self, examples: Examples, seed: int) -> list[Fitted[Logits]]:
-        """A head for each of the grid."""
+        """A trained head for each candidate of the grid."""
         features = self.towers(seed) if self._text_head else self.towers(seed).features
         x = features(examples.pixels)
         mean, deviation = np.zeros(x.shape[1], np.float32), np.float32(1)
@@ -69,7 +69,7 @@ class HeadTuner:
             mean, deviation = x.mean(0), x.std(0).mean()
         z = (x - mean) / deviation
         index = batches(examples.real, len(examples) - examples.real, self.recipe, seed)
-        # few shapes to compile, whatever the arms' numbers of examples
+        # padding to a power of two: few shapes to compile, whatever the number of examples of each arm
         room = 1 << (len(z) - 1).bit_length()
         data = tuple(np.pad(values, ((0, room - len(values)), (0, 0))) for values in (z, examples.labels))
         started = time.monotonic()
@@ -86,13 +86,13 @@ class HeadTuner:
 
 
 class Untrained:
-    """The encoder and its prompts, before any step."""
+    """The encoder and its prompts, untrained."""
 
     def __init__(self, encoder: Encoder, classes: tuple[str, ...], towers: Towers):
         self.encoder, self.towers, self._head = encoder, towers, text_classifier(encoder, classes)
 
     def candidates(self, examples: Examples, seed: int) -> list[Fitted[Logits]]:
-        """The one that there is."""
+        """The only candidate."""
         head = jax.device_get(self._head(self.encoder.initial_params(seed)))
         return [Fitted(0.0, 0.0, lambda pixels: _logits(head, self.towers(seed)(pixels)), np.zeros(0), 0.0)]
 

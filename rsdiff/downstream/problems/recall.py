@@ -1,21 +1,22 @@
-"""Does a caption find its image, and an image its captions? Recall at k, where scores may tie.
+"""Image-caption retrieval in both directions: recall at k, where scores may tie.
 
-A query is a hit at k if any of its relevant items is among the k of the highest score. Captions repeat, word for word, from one
-image to the next ('There is a piece of farmland'), and what is equal scores equally, so that the k are not determined. A hit is
-then a probability: the items of one score come in random order. Let `above` items score more than the best relevant one, and
-`tied` as much, of which `right` are relevant. Then k − above places are drawn from `tied` without repetition:
+A query is a hit at k if any of its relevant items is among the k with the highest scores. Captions repeat verbatim
+across images ('There is a piece of farmland'), and equal captions score equally, so that the top k are not determined.
+A hit is then a probability: tied items are in random order. Let `above` items score higher than the best relevant one,
+and `tied` items equally high, of which `right` are relevant. Then k − above places are drawn from `tied` without
+replacement:
 
     P(hit at k) = 1 − C(tied − right, k − above) / C(tied, k − above),   0 if above ≥ k                   (1)
 
-Nothing is won by scoring everything alike: (1) of constant scores is exactly chance.
+Constant scores have no advantage: for them, (1) is exactly chance.
 
-What is relevant can be said in two ways, and both are measured:
+Relevance has two definitions, and both are measured:
 
-    'own'     an image's captions are those that were written for it, as the literature counts. Of images with the same
-              captions nobody can tell which was meant; the best that any scores can reach is therefore below 1
-    'words'   any caption that reads like one of the image's is right, whichever image it was written for
+    'own'     the captions written for an image are relevant to it, as in the literature. Images with the same captions
+              cannot be distinguished, so the best possible recall is below 1
+    'words'   any caption with the text of one of the image's captions is relevant, whichever image it was written for
 
-Intervals are 95 %, from drawing the images that ask, with all their captions, anew; what is searched stays whole.
+Intervals are 95 %, from resampling the images, each with all its queries; the searched items are not resampled.
 """
 
 import dataclasses
@@ -37,7 +38,7 @@ RULES = OWN, WORDS = 'own', 'words'
 
 @dataclasses.dataclass(frozen=True)
 class Recall:
-    """Recall at `k`, by the rule `rule`, and what constant scores would have."""
+    """Recall at `k` by the relevance rule `rule`, and the recall of constant scores (chance)."""
 
     direction: str
     rule: str
@@ -59,7 +60,7 @@ def captions_of(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
     """The captions of each image.
 
     Raises:
-      BadInput: an image has none; the first is named.
+      BadInput: an image has none; the message names the first.
     """
     for entry in entries:
         require_captions(entry.path, entry.captions)
@@ -67,19 +68,19 @@ def captions_of(entries: Sequence[Entry]) -> list[tuple[str, ...]]:
 
 
 def require_captions(path: AnyPath, captions: Sequence[str]) -> None:
-    """Raises BadInput with the image's name if it has none."""
+    """Raises BadInput with the image's name if it has no captions."""
     if not any(caption.strip() for caption in captions):
         raise BadInput(f'{path}: no captions in the manifest; retrieval needs at least one for each image')
 
 
 def recalls(images: np.ndarray, texts: np.ndarray, captions: Sequence[Sequence[str]], seed: int = 0) -> list[Recall]:
-    """Every direction, rule and k.
+    """Recall for every direction, rule and k.
 
     Args:
       images: unit vectors (n, dim).
-      texts: unit vectors (all captions, dim), image by image. Rows that are equal tie.
+      texts: unit vectors (all captions, dim), image by image. Equal rows tie.
       captions: those of each of the n images, at least one.
-      seed: of the intervals.
+      seed: for the resampling of the intervals.
     """
     return [
         Recall(direction, rule, k, _interval(values, asks, seed), float(expected))
@@ -89,8 +90,8 @@ def recalls(images: np.ndarray, texts: np.ndarray, captions: Sequence[Sequence[s
 
 
 def hits_of_images(images: np.ndarray, texts: np.ndarray, captions: Sequence[Sequence[str]]) -> dict[str, np.ndarray]:
-    """Each direction, by the rule 'own' → (len(KS), n): the mean hit of the queries that belong to each image. Arguments as
-    those of `recalls`, which these average to where all images have as many captions."""
+    """Each direction, by the rule 'own' → (len(KS), n): the mean hit of the queries that belong to each image.
+    Arguments as in `recalls`, whose values are the means of these if all images have the same number of captions."""
     return {
         direction: np.stack([np.bincount(asks, values) / np.bincount(asks) for values in hits(scores, right)])
         for rule, direction, scores, right, asks in _questions(images, texts, captions)
@@ -101,7 +102,7 @@ def hits_of_images(images: np.ndarray, texts: np.ndarray, captions: Sequence[Seq
 def _questions(
     images: np.ndarray, texts: np.ndarray, captions: Sequence[Sequence[str]]
 ) -> Iterator[tuple[str, str, np.ndarray, np.ndarray, np.ndarray]]:
-    """Every rule and direction with scores and relevance (queries, items), and the image that each query belongs to."""
+    """For every rule and direction: scores and relevance (queries, items), and the image that each query belongs to."""
     owner = np.repeat(np.arange(len(captions)), [len(own) for own in captions])
     number = {words: index for index, words in enumerate(dict.fromkeys(words for own in captions for words in own))}
     of_text = np.array([number[words] for own in captions for words in own])
@@ -110,7 +111,7 @@ def _questions(
     reads[owner, of_text] = True
     relevant = {OWN: own, WORDS: reads[:, of_text]}
 
-    # Equal columns of a product of matrices need not be equal to the last bit; columns that are taken twice are.
+    # A matrix product may give equal columns different last bits; copies of a distinct column are exactly equal.
     distinct, back = np.unique(texts, axis=0, return_inverse=True)
     scores = (images @ distinct.T)[:, back.ravel()]
     for rule, right in relevant.items():
@@ -119,11 +120,11 @@ def _questions(
 
 
 def hits(scores: np.ndarray, relevant: np.ndarray, ks: Sequence[int] = KS) -> np.ndarray:
-    """(1) of every query.
+    """(1) for every query.
 
     Args:
       scores: (queries, items), higher is better.
-      relevant: bool, the same shape; every query has one at least.
+      relevant: bool, the same shape; every query has at least one relevant item.
     Returns:
       (len(ks), queries), probabilities.
     """
@@ -139,7 +140,7 @@ def mean_recall(found: Sequence[Recall], rule: str = OWN) -> float:
 
 
 def markdown(found: Sequence[Recall]) -> str:
-    """A line for each direction and rule; percentages with intervals, chance behind them."""
+    """A table with one line per direction and rule: percentages with intervals, each followed by chance."""
     lines = [
         f'| query | relevant | {" | ".join(f"R@{k}, % | chance" for k in KS)} |',
         '|---|---|' + '---:|' * (2 * len(KS)),
@@ -152,13 +153,13 @@ def markdown(found: Sequence[Recall]) -> str:
 
 
 def _cell(found: Recall) -> str:
-    # those of `recalls` have an interval
+    # results of `recalls` always have an interval
     value, low, high = (100 * cast(float, x) for x in (found.recall.value, found.recall.low, found.recall.high))
     return f'{value:.1f} ({low:.1f} to {high:.1f}) | {100 * found.chance:.2f}'
 
 
 def _interval(values: np.ndarray, asks: np.ndarray, seed: int) -> Interval:
-    """The mean of `values` (queries,) with its interval; `asks` are the images that the queries belong to."""
+    """The mean of `values` (queries,) with its interval; `asks` is the image that each query belongs to."""
     total, count = np.bincount(asks, values), np.bincount(asks)
     drawn = np.random.default_rng(seed).integers(0, len(count), (RESAMPLES, len(count)))
     means = total[drawn].sum(1) / count[drawn].sum(1)

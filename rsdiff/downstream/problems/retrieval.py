@@ -1,9 +1,10 @@
-"""Images find their captions and captions their images, on the features of a frozen tower.
+"""Image-caption retrieval in both directions, on the features of a frozen tower.
 
-What is trained, from nothing, is a linear layer from the features into a common space and a text tower of word vectors
-(`text_training`). So all that is known of words is learnt from the arm's captions, whatever else the encoder has read; and every
-arm of a seed has the same words, as it has the same captions. Candidates, and the moment of training that is kept, are chosen by
-the mean recall on the validation images. The tower also classifies, by its prompts.
+A linear layer from the features into a joint space and a text tower of word vectors are trained from scratch
+(`text_training`). All knowledge of words thus comes from the arm's captions, whatever text the encoder was trained on;
+and all arms of a seed know the same words, because they have the same captions. Candidates, and the training step whose
+parameters are kept, are chosen by the mean recall on the validation images. The text tower also classifies, by its
+prompts.
 """
 
 import time
@@ -32,7 +33,7 @@ DECIMALS = 6
 
 
 class Matcher(NamedTuple):
-    """A frozen tower's features of uint8 (n, size, size, 3); a text tower, its image projection; their mean recall."""
+    """A frozen tower's features of uint8 (n, size, size, 3), a text tower with image projection, their mean recall."""
 
     features: Callable[[np.ndarray], np.ndarray]
     encoder: Embedded
@@ -48,8 +49,8 @@ class Retrieval:
     def check(self, task: Task) -> None:
         if task.validation is None:
             raise BadInput(
-                f'{task.train.folder}: no image has split {VALIDATION!r}, on which captions chooses the moment of '
-                'training that is kept; make one'
+                f'{task.train.folder}: no image has split {VALIDATION!r}, on which captions chooses the parameters to '
+                'keep; add a validation split'
             )
         for images in (task.train, task.synthetic, task.validation, task.evaluation):
             for name, captions in zip(images.names, images.captions):
@@ -59,14 +60,14 @@ class Retrieval:
         self, examples: Examples, validation: Images | None, seed: int
     ) -> tuple[Fitted[Matcher], float | None, float]:
         if validation is None:
-            raise ValueError('there are no validation images to choose on')
+            raise ValueError('captions needs validation images to choose on')
         return choose(self._candidates(examples, validation, seed), _score)
 
     def _candidates(self, examples: Examples, validation: Images, seed: int) -> Iterator[Fitted[Matcher]]:
         features = self.towers(seed).features
         training = Captioned(features(examples.pixels)[:, None], examples.captions)
         judged = Captioned(features(validation.pixels)[:, None], validation.captions)
-        # each caption once, or arms with more examples would know more words
+        # each caption once: otherwise arms with more examples would know more words
         tokenizer = train_tokenizer(sorted({words for own in examples.captions for words in own}), least_count=1)
         config = text_tower.Config(tokenizer.get_vocab_size(), features=training.features.shape[2])
         index = batches(examples.real, len(examples) - examples.real, self.recipe, seed)
@@ -93,7 +94,7 @@ class Retrieval:
         }
 
     def scores(self, statistics: dict[str, Any], images: Images) -> dict[str, Any]:
-        """Those of the classes; recalls are means of `hits`."""
+        """The scores of the classification; recalls are means of `hits`."""
         return class_scores(statistics, images.labels, len(self.classes))
 
 

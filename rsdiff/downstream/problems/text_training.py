@@ -1,17 +1,17 @@
-"""Trains a text tower, and the line from image features into its space, on captioned images.
+"""Trains a text tower, and a linear projection of image features into its space, on captioned images.
 
-A step takes B images f_i, each in one of its views, and for each one of its captions c_i. Captions repeat from image to image, so
-that c_j is right for image i wherever it is also one of the captions of i:
+A step takes B images f_i, each in one of its views, and one caption c_i of each. Captions repeat across images, so c_j
+is also correct for image i if it is one of the captions of i:
 
     p_ij = [c_j is a caption of i] / #{k : c_k is a caption of i},   q_ij the same over i
     loss = mean_i −½ Σ_j p_ij log softmax_j(s_ij)  +  mean_j −½ Σ_i q_ij log softmax_i(s_ij)         (1)
 
-with s the logits. Without repetitions it is CLIP's loss (Radford et al. 2021); with them it is supervised contrastive learning
-(Khosla et al. 2020, arXiv 2004.11362), as captions are the labels.
+with s the logits. Without repeated captions it is CLIP's loss (Radford et al. 2021); with them it is supervised
+contrastive learning (Khosla et al. 2020, arXiv 2004.11362), with captions as labels.
 
-A few thousand captions are soon known by heart. Against that, words are left out of captions and features set to zero at random
-(each still has its mean: what is kept grows by 1 / (1 − p)), and of all the moments of a run the one is kept whose average of
-parameters finds most on the validation images (`recall.mean_recall`).
+A few thousand captions are quickly overfitted. Two measures limit this: dropout of words and of features (kept features
+are scaled by 1 / (1 − p), which preserves the mean), and checkpoint selection: of all validations of a run, the
+averaged parameters with the highest mean recall on the validation images are kept (`recall.mean_recall`).
 """
 
 import dataclasses
@@ -31,13 +31,13 @@ from rsdiff.models import text_tower
 
 WORD_DROPOUT, FEATURE_DROPOUT = 0.3, 0.5
 HALF_LIFE, VALIDATE_EVERY = 100.0, 100
-# of AdamW; that of the other trainings is larger
+# of AdamW; the other trainings use a larger one
 EPS = 1e-8
 
 
 @dataclasses.dataclass(frozen=True)
 class Captioned:
-    """Features of images (n, views, width), the first view the image as it is, and the captions of each."""
+    """Image features (n, views, width), the first view being the unchanged image, and the captions of each image."""
 
     features: np.ndarray
     captions: Sequence[Sequence[str]]
@@ -60,27 +60,27 @@ def train(
     """Trains from random parameters.
 
     Args:
-      config: its vocabulary is the tokenizer's.
+      config: its vocabulary must be the tokenizer's.
       candidate: learning rate and weight decay.
       batches: int (recipe.steps, batch), the images of each step.
-      seed: decides everything else that is drawn.
-      validate_every: steps between validations; there is one after the last step as well.
-      feature_dropout: the share of features that is left out.
-      half_life: steps after which a moment counts half in the average of parameters.
+      seed: determines all other random numbers.
+      validate_every: steps between validations; the last step is always validated.
+      feature_dropout: the share of features that are dropped.
+      half_life: half-life, in steps, of the average of parameters.
     Returns:
-      (the parameters that did best on the validation images, for features as they are; a row for each validation with
+      (the parameters with the best validation score, for features without standardisation; one row per validation with
       `step`, `loss` and `mean_recall`).
     """
     count, views, width = training.features.shape
     mean = training.features.reshape(-1, width).mean(0, dtype=np.float64)
-    deviation = max(training.features.reshape(-1, width).std(0, dtype=np.float64).mean(), 1e-6)  # all may be alike
+    deviation = max(training.features.reshape(-1, width).std(0, dtype=np.float64).mean(), 1e-6)  # all may be equal
     texts = list(dict.fromkeys(words for own in training.captions for words in own))
     ids, mask = tokenize(tokenizer, texts, config.length)
     number = {words: index for index, words in enumerate(texts)}
     belongs = np.zeros((count, len(texts)), bool)
     for row, own in zip(belongs, training.captions):
         row[[number[words] for words in own]] = True
-    # every image has as many columns as the one with most captions; those with fewer have theirs more often
+    # every image has as many columns as the one with the most captions; those with fewer repeat theirs
     most = max(map(len, training.captions))
     captions = np.stack([np.resize([number[words] for words in own], most) for own in training.captions])
     data = jax.device_put(
@@ -127,7 +127,7 @@ def train(
 
 
 def caption_loss(logits: jax.Array, right: jax.Array) -> jax.Array:
-    """(1): logits (images, texts), and which text is right for which image, at least one in every row and column."""
+    """(1): logits (images, texts), and which text is correct for which image, at least one in every row and column."""
     to_text = (right * jax.nn.log_softmax(logits, axis=1)).sum(1) / right.sum(1)
     to_image = (right * jax.nn.log_softmax(logits, axis=0)).sum(0) / right.sum(0)
     return -(to_text.mean() + to_image.mean()) / 2
@@ -154,7 +154,7 @@ class _Judge:
 
 
 def _folded(params: dict[str, Any], mean: np.ndarray, deviation: float) -> dict[str, Any]:
-    """The same for features as they are: V (f − mean) / deviation + c = V' f + c'."""
+    """The same parameters for features without standardisation: V (f − mean) / deviation + c = V' f + c'."""
     line = params['image_projection']
     kernel = np.float64(line['kernel']) / deviation
     return params | {
