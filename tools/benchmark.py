@@ -237,7 +237,9 @@ class Checkout:
         print(steps, file=self.process.stdin, flush=True)
         line = self.process.stdout.readline()
         if not line:
-            raise BadInput(f'--against {self.folder}: its process ended with exit code {self.process.wait()}; see above')
+            raise BadInput(
+                f'--against {self.folder}: its process ended with exit code {self.process.wait()}; see above'
+            )
         return float(line)
 
     def compare(self, rounds: list[list[float]], our_macs: int) -> dict[str, Any]:

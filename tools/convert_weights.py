@@ -30,7 +30,7 @@ ARCHITECTURE = flags.DEFINE_string(
 TOKENIZER = flags.DEFINE_string(
     'tokenizer',
     'openai/clip-vit-base-patch32',
-    "A folder or hub name to take the tokenizer from, if the checkpoint has none.",
+    'A folder or hub name to take the tokenizer from, if the checkpoint has none.',
 )
 OUT = flags.DEFINE_string('out', None, 'The folder to write.', required=True)
 

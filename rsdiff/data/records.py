@@ -139,7 +139,12 @@ class RecordImages:
     def _record(self, number: int) -> dict[str, Any]:
         try:
             return self.records[self.first + number]
-        except (OSError, RuntimeError, ValueError, IndexError) as error:  # from the reader, for missing and broken files
+        except (
+            OSError,
+            RuntimeError,
+            ValueError,
+            IndexError,
+        ) as error:  # from the reader, for missing and broken files
             raise BadInput(
                 f'{self.where} {self.split}[{self.first + number}]: not readable ({one_line(error)[:200]})'
             ) from None
