@@ -431,7 +431,7 @@ def table(group: str, rows: list[tuple[Cell, dict[str, Any]]], references: dict[
         'band',
         'worst',
         'overlap',
-        'evaluations a px',
+        'evaluations per px',
         'CPU s',
     ]
     lines = [f'| {group} | {" | ".join(heads)} |', '|---' + '|---:' * len(heads) + '|']
