@@ -15,10 +15,10 @@ from rsdiff.evaluation.comparison import Table
 from rsdiff.evaluation.interval import Interval
 
 REWARDS = {
-    'blur': 'error, pixel by pixel: blur wins it',
-    'likeness': 'nearness to the truth as it is seen',
-    'invention': 'texture like that of real images, wherever it lies: invention wins it',
-    'agreement': 'agreement with the condition; nothing finer counts',
+    'blur': 'error per pixel (favours blur)',
+    'likeness': 'perceived similarity to the truth',
+    'invention': 'texture like that of real images, at any position (favours invention)',
+    'agreement': 'agreement with the condition (ignores finer detail)',
 }
 GAP_PX, HEAD_PX = 4, 22
 
