@@ -101,7 +101,7 @@ def frechet_distance(real: np.ndarray, generated: np.ndarray, groups: int = GROU
       groups: G of (4); 0 or 1 for no interval.
       seed: for drawing the groups.
     Raises:
-      BadInput: a set has fewer than two images, the widths differ, or a feature is not finite. All metrics raise it.
+      BadInput: a set has fewer than two images, widths differ, or a feature is not finite. All metrics raise it.
     """
     sets = _samples(real, generated, groups, seed)
     centre = sets[0].x.mean(0)
@@ -116,8 +116,8 @@ def frechet_distance(real: np.ndarray, generated: np.ndarray, groups: int = GROU
 
 
 def kernel_distance(real: np.ndarray, generated: np.ndarray, groups: int = GROUPS, seed: int = 0) -> Estimate:
-    """KID, (2) without the pairs of an image with itself, over all pairs of images instead of random subsets; not scaled.
-    Arguments and errors as for `frechet_distance`."""
+    """KID, (2) without the pairs of an image with itself, over all pairs of images instead of random subsets; not
+    scaled. Arguments and errors as for `frechet_distance`."""
     sets = _samples(real, generated, groups, seed)
     width = sets[0].x.shape[1]
     kernel = lambda x, y: (x @ y.T / width + 1) ** 3
