@@ -40,7 +40,7 @@ C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 def checked_pairs(
     images: np.ndarray, truth: np.ndarray, least_px: int = 1, who: str = 'this measure'
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both batches as float64; sides must be at least `least_px`, which messages attribute to the measure `who`.
+    """Both batches as float64. `who` is the measure that needs sides of at least `least_px`.
 
     Raises:
       ValueError: the shapes differ, or are not (n, h, w, c).

@@ -245,8 +245,8 @@ def overlap(strip: Strip, overlap_px: int) -> np.ndarray:
 
 
 def repetition(strip: Strip) -> np.ndarray:
-    """Σ r(x) (r(x + L) - mean of r(x + L ± 8, ± 16)) and Σ r² over the smoother half of the ground. r is the image minus
-    its mean over 5 × 5 px, and L the spacing of the lines."""
+    """Σ r(x) (r(x + L) - mean of r(x + L ± 8, ± 16)) and Σ r² over the smoother half of the ground. r is the image
+    minus its mean over 5 × 5 px, and L the spacing of the lines."""
     lines, pixels = strip.lines, strip.pixels
     period = int(np.median(np.diff(lines))) if len(lines) > 1 else 0
     if not 2 * UNIT_PX < period < pixels.shape[1] - 4 * UNIT_PX:
