@@ -1,9 +1,9 @@
-"""CLIPScore: does a sample look like its truth to a network that knows what images show?
+"""CLIPScore: the similarity of a sample and its truth in the embeddings of an image encoder.
 
-Here, as in satlas-super-resolution, it is the cosine of two *image* embeddings, not of an image and a caption (Hessel
-et al. 2021). It depends on the encoder as much as on the images: name the encoder with every figure. And since
-unrelated images have cosines far from 0 as well, give the floor beside it: the same cosine between samples and the
-truths of *other* samples. A score says something by how far above the floor it is.
+As in satlas-super-resolution, it is the cosine of two *image* embeddings, not of an image and a caption (Hessel et al.
+2021). It depends on the encoder as much as on the images, so name the encoder with every score. Unrelated images also
+have cosines far from 0, so report the floor with the score: the same cosine between samples and the truths of *other*
+samples. Only the margin above the floor is meaningful.
 """
 
 import numpy as np
@@ -12,27 +12,28 @@ from rsdiff.base.errors import BadInput
 
 
 def embedding_similarity(a: np.ndarray, b: np.ndarray) -> np.ndarray:
-    """The cosine of each pair, float64 (n,).
+    """The cosine similarity of each pair, float64 (n,).
 
     Args:
-      a, b: (n, d), row i of both from one pair of images, not necessarily of unit length.
+      a, b: embeddings (n, d), not necessarily of unit length; row i of both belongs to pair i.
     Raises:
       ValueError: the shapes differ or are not (n, d).
-      BadInput: an embedding is not finite, or of length 0.
+      BadInput: an embedding is not finite, or has length 0.
     """
     if a.shape != b.shape or a.ndim != 2:
-        raise ValueError(f'shapes {a.shape} and {b.shape}; two arrays (n, d) alike are compared')
+        raise ValueError(f'shapes {a.shape} and {b.shape}; two arrays of the same shape (n, d) are needed')
     return (_unit(a) * _unit(b)).sum(1)
 
 
 def shuffled_floor(a: np.ndarray, b: np.ndarray, seed: int) -> np.ndarray:
-    """The cosine of each row of `a` with a row of `b` that is not its own, float64 (n,); their mean is the floor.
+    """The cosine similarity of each row of `a` and a row of `b` of another pair, float64 (n,); the floor is their mean.
 
-    The rows stand in a circle in random order, which `seed` alone determines, and each meets the next one's truth.
+    The pairs are arranged in a circle in random order, which depends only on `seed`, and each row of `a` is compared
+    with the truth of its neighbour.
 
     Raises:
       ValueError: as `embedding_similarity`.
-      BadInput: likewise, or there is only one pair.
+      BadInput: as `embedding_similarity`, or there are fewer than two pairs.
     """
     if len(b) < 2:
         raise BadInput(f'{len(b)} pair of images cannot be shuffled; the floor needs two or more')
@@ -47,5 +48,5 @@ def _unit(rows: np.ndarray) -> np.ndarray:
     lengths = np.linalg.norm(rows, axis=-1)
     good = np.isfinite(lengths) & (lengths > 0)
     if not good.all():
-        raise BadInput(f'embedding {np.argmin(good)} of {len(rows)} is zero or not finite; look at its image')
+        raise BadInput(f'embedding {np.argmin(good)} of {len(rows)} is zero or not finite; check its image')
     return rows / lengths[:, None]

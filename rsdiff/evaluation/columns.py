@@ -1,14 +1,13 @@
-"""The columns of the evaluation table: what each measures, which way is better, and what it rewards.
+"""The columns of the evaluation table: what each measures, which direction is better, and what it rewards.
 
-Super-resolution and generation are different questions. Where many images explain a condition, the mean of them all has
-the least error, and is blurred; an image with the texture of one of them is further from the truth, and looks right. So a
-column says what it can be won by:
+Super-resolution and generation are different tasks. If many images are consistent with a condition, their mean has the
+smallest error, but is blurred; an image with the texture of one of them has a larger error, but looks realistic. So
+each column states what it rewards:
 
-* blur: error against the truth, pixel by pixel. The mean of all plausible images wins, none of which it resembles.
-* likeness: nearness to the truth as a network sees it, which texture in the right places helps.
-* invention: whether the images, as a set, could be real ones. Texture counts, wherever it lies; the truth of each image
-  does not enter.
-* agreement: whether the image averages to its condition. Says nothing about what is finer.
+* blur: pixel-wise error against the truth. The mean of all plausible images wins, though it resembles none of them.
+* likeness: perceptual similarity to the truth; texture in the right places helps.
+* invention: whether the images, as a set, could be real. Texture counts wherever it is; it need not match the truth.
+* agreement: whether the downscaled image matches its condition. Finer detail does not count.
 """
 
 import dataclasses
@@ -19,7 +18,7 @@ Rewards = Literal['blur', 'likeness', 'invention', 'agreement']
 
 @dataclasses.dataclass(frozen=True)
 class Column:
-    """`digits` are those after the point that a table shows."""
+    """A column; `digits` is the number of decimals in tables."""
 
     name: str
     better: Literal['higher', 'lower', 'near 1']
@@ -29,7 +28,7 @@ class Column:
 
     @property
     def heading(self) -> str:
-        """'psnr dB ↑'."""
+        """The heading in tables, such as 'psnr dB ↑'."""
         arrow = {'higher': '↑', 'lower': '↓', 'near 1': '→1'}[self.better]
         return ' '.join(filter(None, (self.name, self.unit, arrow)))
 
@@ -49,7 +48,7 @@ PAIRED = (
 
 
 def similarity(extractor: str) -> tuple[Column, Column]:
-    """Cosine of the embeddings of sample and truth, and of sample and another's truth: what likeness begins from."""
+    """Cosine of the embeddings of sample and truth, and its floor: that of sample and another sample's truth."""
     return (
         Column(f'similarity_{extractor}', 'higher', 'likeness'),
         Column(f'similarity_{extractor}_floor', 'lower', 'likeness'),
@@ -57,7 +56,7 @@ def similarity(extractor: str) -> tuple[Column, Column]:
 
 
 def distribution(extractor: str) -> tuple[Column, ...]:
-    """Those of two sets of features."""
+    """The columns that compare two sets of features."""
     return (
         Column(f'fd_{extractor}', 'lower', 'invention', digits=2),
         Column(f'kid_{extractor}', 'lower', 'invention', digits=5),

@@ -1,6 +1,6 @@
-"""One table of several ways to make images for the same truths: paired measures, and distances between the sets.
+"""One table that compares methods on the same truths: paired measures, and distances between the sets of images.
 
-Everything is read image by image when its turn comes, so that a folder may be larger than memory.
+Images are read only when they are needed, so that a folder may be larger than memory.
 """
 
 import collections
@@ -26,11 +26,11 @@ LEAST_FOR_NEIGHBOURS = 8
 
 @dataclasses.dataclass(frozen=True)
 class Row:
-    """Images that one method made.
+    """The images of one method.
 
     Attributes:
-      read: number → uint8 (h, w, 3).
-      paired: whether image n is for pair n.
+      read: image number → uint8 (h, w, 3).
+      paired: whether image n belongs to pair n.
     """
 
     name: str
@@ -60,15 +60,15 @@ def compare(
     batch_size: int = 8,
     show: bool = True,
 ) -> Table:
-    """Measures every row against the pairs and against the row named `truth`.
+    """Compares every row with the pairs and with the row named `truth`.
 
     Args:
-      rows: one of them is the truth; its name is `truth`.
-      measure: of `paired_measures(measure_names)`.
-      extractors: whose features the sets are compared in; not where a set is a single image, which a warning then tells.
-      cache: a folder where features are kept by the content of their image.
+      rows: one of them has the name `truth` and holds the truths.
+      measure: the result of `paired_measures(measure_names)`.
+      extractors: compute the features of the sets; not used, with a warning, if a set has fewer than two images.
+      cache: a folder where features are stored by the hash of their image.
     Raises:
-      BadInput: an image can't be read or has another size than its truth.
+      BadInput: an image can't be read or differs from its truth in size, or two rows have the same name.
     """
     names = [row.name for row in rows]
     if len({*names}) < len(names):
@@ -81,7 +81,7 @@ def compare(
             values[row.name] |= {name: mean_interval(numbers) for name, numbers in per_image[row.name].items()}
     if extractors and min(row.count for row in rows) < 2:
         extractors = ()
-        warnings.append('a single image is no set: there are no distances between features')
+        warnings.append('a set has only a single image, so no distances between features are computed')
     for extractor in extractors:
         features = {
             row.name: features_of(
@@ -107,8 +107,8 @@ def compare(
 
 
 def distances(real: np.ndarray, generated: np.ndarray) -> dict[str, distribution.Estimate]:
-    """What there is between two sets of features: CMMD of embeddings of unit length alone, and what counts neighbours of
-    sets that have some."""
+    """Distances between two sets of features: CMMD only for embeddings of unit length, and neighbour measures only for
+    sets of at least `LEAST_FOR_NEIGHBOURS` images."""
     found = {'fd': distribution.frechet_distance(real, generated), 'kid': distribution.kernel_distance(real, generated)}
     if np.allclose(np.linalg.norm(real, axis=1), 1, atol=1e-3):
         found['cmmd'] = distribution.cmmd(real, generated)
@@ -138,7 +138,7 @@ def measure_row(
 
 
 def _batches(row: Row, pairs: Sequence[Pair], batch_size: int) -> Iterator[tuple[list[int], list[np.ndarray]]]:
-    """Numbers, and their images, truths and conditions: batches of one size, which go out when full."""
+    """Yields (numbers, [images, truths, conditions]) in batches of one image size, each as soon as it is full."""
     waiting = collections.defaultdict(list)
     for number, pair in enumerate(pairs):
         triple = row.read(number), pair.read_truth(), pair.read_condition()
@@ -155,7 +155,7 @@ def _stacked(group) -> tuple[list[int], list[np.ndarray]]:
 
 
 def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
-    """The mean, and a 95 % interval from resampling the images. Images that have no value do not count."""
+    """The mean and its 95 % interval, by bootstrap over the images. Images without a value (NaN) are left out."""
     values = values[~np.isnan(values)]
     mean = float(np.mean(values)) if len(values) else np.nan
     if len(values) < 2 or not np.isfinite(mean):
@@ -165,7 +165,7 @@ def mean_interval(values: np.ndarray, seed: int = 0) -> Interval:
 
 
 def summary(table: Table) -> dict[str, Any]:
-    """The table as plain values for JSON."""
+    """The table as JSON-serialisable values."""
     return {
         'columns': [dataclasses.asdict(column) for column in table.columns],
         'rows': {

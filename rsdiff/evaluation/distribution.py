@@ -1,42 +1,42 @@
-"""How far apart two sets of images are, real X and generated Y, as sets of features (`rsdiff.evaluation.features`).
+"""Distances between two sets of images, real X and generated Y, as sets of features (`rsdiff.evaluation.features`).
 
-Fréchet distance (Heusel et al. 2017, arXiv 1706.08500), of the Gaussians with the means and covariances of the sets:
+Fréchet distance (Heusel et al. 2017, arXiv 1706.08500) between the Gaussians with the sets' means and covariances:
 
     FD = |μ − ν|² + tr Σ + tr Ω − 2 tr (Σ Ω)^½                                                       (1)
 
-With any factor of Σ = FᵀF the last trace is that of (F Ω Fᵀ)^½, a symmetric matrix whose eigenvalues are not negative:
-singular covariances need no care.
+With any factor of Σ = FᵀF, the last trace is that of (F Ω Fᵀ)^½, a symmetric matrix without negative eigenvalues, so
+that singular covariances need no special treatment.
 
-Maximum mean discrepancy (Gretton et al. 2012), for a kernel k:
+Maximum mean discrepancy (Gretton et al. 2012) with a kernel k:
 
     MMD² = mean k(x, x') + mean k(y, y') − 2 mean k(x, y)                                               (2)
 
-KID (Bińkowski et al. 2018, arXiv 1801.01401) has k = (x·y / d + 1)³ and leaves out the pairs of an image with itself, which
-makes it unbiased, and so at times negative. CMMD (Jayasumana et al. 2024, arXiv 2401.09603) has k = exp(−|x − y|² / 2σ²),
-σ = 10, on CLIP's unit vectors, keeps these pairs, and is 1000 times (2).
+KID (Bińkowski et al. 2018, arXiv 1801.01401) has k = (x·y / d + 1)³ and leaves out the pairs of an image with itself,
+which makes it unbiased and sometimes negative. CMMD (Jayasumana et al. 2024, arXiv 2401.09603) has
+k = exp(−|x − y|² / 2σ²), σ = 10, on CLIP's unit vectors, keeps these pairs, and is 1000 times (2).
 
-Nearest neighbours. Let B_k(x) be the ball around x that reaches to its k-th nearest neighbour in its own set.
+Nearest neighbours. B_k(x) is the ball around x whose radius is the distance to its k-th nearest neighbour in its set.
 
     precision   share of Y in any B_3(x)             (Kynkäänniemi et al. 2019, arXiv 1904.06991)       (3)
     recall      share of X in any B_3(y)
-    density     mean over Y of the number of B_5(x) that hold it, over 5   (Naeem et al. 2020, arXiv 2002.09797)
-    coverage    share of X whose B_5(x) holds any of Y
+    density     mean over Y of the number of B_5(x) that contain it, over 5   (Naeem et al. 2020, arXiv 2002.09797)
+    coverage    share of X whose B_5(x) contains any of Y
 
-Intervals. The bootstrap draws images twice, which here is not harmless: it lowers the rank of covariances, puts neighbours
-at distance zero, and so moves all of these numbers, not only spreads them. So images are left out, not repeated: a
-jackknife over G random groups (Shao & Wu 1989). With θ from all images and θ_g from all but those of group g of both sets,
+Intervals. The bootstrap draws some images twice, which biases all of these numbers: it lowers the rank of covariances
+and puts neighbours at distance zero. So images are left out instead: a jackknife over G random groups (Shao & Wu 1989).
+With θ from all images and θ_g from all but those of group g of both sets,
 
     s² = (G − 1)/G · Σ_g (θ_g − mean θ_g)²,   θ ± t_{0.975, G−1} · s                                    (4)
 
-with the square roots of FD and CMMD for θ, which are distances and less skewed. Where θ is not nearly linear in the images
-s² errs to the large side (Efron & Stein 1981), for the neighbours by about half. A share is never given less than Wilson's
-interval for as many independent draws, as (4) has no width where all images agree.
+For FD and CMMD, θ is the square root, which is a distance and less skewed. If θ is not nearly linear in the images, s²
+is too large (Efron & Stein 1981), for the neighbour measures by about half. The interval of a share always contains
+Wilson's interval for the same number of independent draws, because (4) has width 0 if all images agree.
 
-Such an interval covers, about 95 times in 100, the mean of this estimate over sets of this size, if the images of a set
-were drawn independently; less often if few images of heavy tails decide, as they may with KID. Bias is not in it: all but
-KID depend on the numbers of images, so compare only equal numbers. The sums behind these numbers are sums over groups or
-pairs of groups, so that G + 1 of them cost little more than one. Rows n of two sets of one size are in one group, so that
-images generated from real ones may stand beside them.
+The interval contains, about 95 times in 100, the mean of the estimate over sets of this size, if the images of a set
+were drawn independently; less often if a few images in heavy tails dominate, as they may with KID. It does not include
+bias: all but KID depend on the number of images, so compare only equal numbers. The estimates are computed from sums
+over groups or pairs of groups, so that G + 1 estimates cost little more than one. Rows n of two sets of equal size are
+in the same group, so that generated images may be paired with the real ones they were generated from.
 """
 
 import dataclasses
@@ -52,19 +52,19 @@ from rsdiff.base.errors import BadInput
 GROUPS = 20
 CMMD_SIGMA, CMMD_SCALE = 10.0, 1000.0
 PRECISION_NEIGHBOURS, DENSITY_NEIGHBOURS = 3, 5
-# Rows of a matrix of pairs that are in memory at once.
+# Number of rows of a pairwise matrix in memory at once.
 BLOCK = 512
 
 
 @dataclasses.dataclass(frozen=True)
 class Estimate:
-    """A number and its interval (4).
+    """An estimate and its interval (4).
 
     Attributes:
-      value: from all images.
-      low, high: None where a set has fewer images than groups, or no groups were asked for.
-      n_real, n_generated: images.
-      warning: what should be said beside the number, or None.
+      value: the estimate from all images.
+      low, high: None if a set has fewer images than groups, or no groups were requested.
+      n_real, n_generated: numbers of images.
+      warning: to be reported with the value, or None.
     """
 
     value: float
@@ -77,31 +77,31 @@ class Estimate:
 
 @dataclasses.dataclass(frozen=True)
 class _Sample:
-    """Features (n, d), in the order of their groups, and where each group lies."""
+    """Features (n, d), sorted by group, and the slice of each group."""
 
     x: np.ndarray
     groups: tuple[slice, ...]
 
     def counts(self) -> np.ndarray:
-        """How many there are: of all, without group 0, without group 1, …"""
+        """Number of rows: of all, without group 0, without group 1, …"""
         return _without(np.array([group.stop - group.start for group in self.groups]))
 
     def blocks(self):
-        """(group, rows) over all rows."""
+        """Yields (group, slice of rows) until all rows are covered."""
         for number, group in enumerate(self.groups):
             for start in range(group.start, group.stop, BLOCK):
                 yield number, slice(start, min(start + BLOCK, group.stop))
 
 
 def frechet_distance(real: np.ndarray, generated: np.ndarray, groups: int = GROUPS, seed: int = 0) -> Estimate:
-    """(1). It falls with the number of images; below as many as features are wide it says more of the number than of them.
+    """(1). It decreases with the number of images; below the feature width, it depends mainly on that number.
 
     Args:
       real, generated: features (n, d) and (m, d).
       groups: G of (4); 0 or 1 for no interval.
-      seed: draws the groups.
+      seed: for drawing the groups.
     Raises:
-      BadInput: fewer than two images, of two widths, or a feature that is not finite. So do all functions here.
+      BadInput: a set has fewer than two images, widths differ, or a feature is not finite. All metrics raise it.
     """
     sets = _samples(real, generated, groups, seed)
     centre = sets[0].x.mean(0)
@@ -116,8 +116,8 @@ def frechet_distance(real: np.ndarray, generated: np.ndarray, groups: int = GROU
 
 
 def kernel_distance(real: np.ndarray, generated: np.ndarray, groups: int = GROUPS, seed: int = 0) -> Estimate:
-    """KID, (2) without the pairs of an image with itself, over all pairs of images instead of random subsets of them; not
-    multiplied by anything. Arguments and errors as for `frechet_distance`."""
+    """KID, (2) without the pairs of an image with itself, over all pairs of images instead of random subsets; not
+    scaled. Arguments and errors as for `frechet_distance`."""
     sets = _samples(real, generated, groups, seed)
     width = sets[0].x.shape[1]
     kernel = lambda x, y: (x @ y.T / width + 1) ** 3
@@ -132,11 +132,11 @@ def cmmd(real: np.ndarray, generated: np.ndarray, groups: int = GROUPS, seed: in
     """CMMD, 1000 times (2). Arguments as for `frechet_distance`.
 
     Raises:
-      BadInput: also when the features are not of unit length, as CLIP's embeddings are.
+      BadInput: as `frechet_distance`, or the features are not of unit length, as CLIP's embeddings are.
     """
     sets = _samples(real, generated, groups, seed)
     if any(abs(np.linalg.norm(sample.x, axis=1) - 1).max() > 1e-3 for sample in sets):
-        raise BadInput('CMMD takes the embeddings of a CLIP, of unit length; these are other features')
+        raise BadInput('CMMD takes the embeddings of a CLIP model, of unit length; these features are not')
     kernel = lambda x, y: np.exp(-_square_distances(x, y) / (2 * CMMD_SIGMA**2))
     return _estimate(CMMD_SCALE * _discrepancy(sets, kernel), sets, is_square=True)
 
@@ -145,7 +145,7 @@ def neighbours(real: np.ndarray, generated: np.ndarray, groups: int = GROUPS, se
     """Precision, recall, density and coverage, (3). Arguments as for `frechet_distance`.
 
     Raises:
-      BadInput: also when a set has too few images to have five neighbours with any group left out.
+      BadInput: as `frechet_distance`, or a set has too few images for five neighbours when a group is left out.
     """
     sets = _samples(real, generated, groups, seed)
     for name, sample in zip(('real', 'generated'), sets):
@@ -175,11 +175,11 @@ def neighbours(real: np.ndarray, generated: np.ndarray, groups: int = GROUPS, se
 
 
 def _samples(real: np.ndarray, generated: np.ndarray, groups: int, seed: int) -> tuple[_Sample, _Sample]:
-    """Both sets, checked and put in random groups; in one if there are too few images for `groups`."""
+    """Both sets, checked and divided into random groups; one group if there are too few images for `groups`."""
     sets = {'real': np.asarray(real, np.float64), 'generated': np.asarray(generated, np.float64)}
     for name, x in sets.items():
         if x.ndim != 2 or len(x) < 2:
-            raise BadInput(f'{name}: features {x.shape}; a distribution needs two images at least')
+            raise BadInput(f'{name}: features {x.shape}; a distribution needs two or more images')
         if not np.isfinite(x).all():
             raise BadInput(f'{name}: not all features are finite')
     x, y = sets.values()
@@ -201,7 +201,7 @@ def _without(sums: np.ndarray) -> np.ndarray:
 
 
 def _without_pairs(sums: np.ndarray) -> np.ndarray:
-    """The same for sums over pairs, (G, G) → (1 + G,): neither of a pair in the group."""
+    """`_without` for sums over pairs of groups, (G, G) → (1 + G,): without all pairs that contain the group."""
     total = sums.sum()
     return np.array([total, *(total - sums.sum(0) - sums.sum(1) + np.diag(sums) if len(sums) > 1 else [])])
 
@@ -214,12 +214,12 @@ def _estimate(
     draws: int | None = None,
     warning: str | None = None,
 ) -> Estimate:
-    """(4) of the number from all images and those without each group.
+    """The estimate with its interval (4), from `values`: of all images, and without each group.
 
     Args:
-      bounds: between which it lies.
-      is_square: of a distance.
-      draws: how many images it is the share of, if it is one.
+      bounds: the range of the value.
+      is_square: whether it is the square of a distance.
+      draws: the number of images, if the value is a share of them.
     """
     thetas = np.sqrt(values.clip(0)) if is_square else values.clip(*bounds)
     low = high = None
@@ -236,7 +236,7 @@ def _estimate(
 
 
 def _moments(sample: _Sample, centre: np.ndarray):
-    """(mean, covariance) of all, and without each group. Differences to `centre` keep the sums from cancelling."""
+    """Yields (mean, covariance) of all rows, and without each group. Subtracting `centre` avoids cancellation."""
     parts = [sample.x[group] - centre for group in sample.groups]
     means = _without(np.array([part.sum(0) for part in parts])) / sample.counts()[:, None]
     total = sum(part.T @ part for part in parts)
@@ -246,7 +246,7 @@ def _moments(sample: _Sample, centre: np.ndarray):
 
 
 def _gaussian_distance(mu: np.ndarray, sigma: np.ndarray, nu: np.ndarray, omega: np.ndarray) -> float:
-    """(1), with the pivoted Cholesky factor, which covariances of any rank have."""
+    """(1), with the pivoted Cholesky factor, which exists for covariances of any rank."""
     upper, pivots, rank, _ = scipy.linalg.lapack.dpstrf(sigma)  # pyright: ignore[reportAttributeAccessIssue]
     factor = np.zeros((rank, len(sigma)))
     factor[:, pivots - 1] = np.triu(upper)[:rank]
@@ -259,7 +259,8 @@ def _discrepancy(
     kernel: Callable[[np.ndarray, np.ndarray], np.ndarray],
     own: list[np.ndarray] | None = None,
 ) -> np.ndarray:
-    """(2) from all images, and without each group; if the sums of k(x, x) and k(y, y) are given, without these pairs."""
+    """(2) from all images, and without each group. If `own`, the sums of k(x, x) and k(y, y), is given, the pairs of an
+    image with itself are left out."""
     x, y = sets
     sums = []
     for first, second in (x, x), (y, y), (x, y):
@@ -275,7 +276,7 @@ def _discrepancy(
 
 
 def _radii(sample: _Sample) -> np.ndarray:
-    """Squared radii of B_3 and B_5, (2, 1 + G, n): among all, and without each group."""
+    """Squared radii of B_3 and B_5, (2, 1 + G, n): among all images, and without each group."""
     count = len(sample.groups)
     nearest = np.full((len(sample.x), count, DENSITY_NEIGHBOURS), np.inf)
     for number, rows in sample.blocks():
@@ -295,7 +296,7 @@ def _radii(sample: _Sample) -> np.ndarray:
 
 
 def _square_distances(x: np.ndarray, y: np.ndarray) -> np.ndarray:
-    """(n, d) and (m, d) → (n, m). What rounding leaves between equal rows counts as nothing."""
+    """(n, d) and (m, d) → (n, m). Rounding errors between equal rows are set to 0."""
     lengths = np.sum(x**2, 1)[:, None] + np.sum(y**2, 1)
     squares = lengths - 2 * x @ y.T
     return np.where(squares > 1e-12 * lengths, squares, 0)

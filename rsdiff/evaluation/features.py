@@ -1,13 +1,13 @@
-"""What a trained network sees in images, as vectors: the ground on which distributions of images are compared.
+"""Feature vectors of images from a trained network, for comparing distributions of images.
 
-An `Extractor` is all that the rest needs to know of a network. There are three kinds:
+`Extractor` is the interface to a network. There are three kinds:
 
     efflite0       EfficientNet-lite0, ImageNet, 1280 wide; its weights come with the `metrics` extra
-    inception      the Inception-v3 of FID, 2048 wide, from the user's file of weights
-    clip_tower     the image tower of any CLIP or SigLIP in a folder, unit vectors, as CMMD wants them
+    inception      the Inception-v3 of FID, 2048 wide, from the user's weights file
+    clip_tower     the image tower of any CLIP or SigLIP in a folder; unit vectors, as CMMD requires
 
-Images of any size are squeezed to the square that the network takes, aspect ratio or not: ImageNet's networks by the
-clean bicubic filter (`rsdiff.data.images.clean_bicubic`), CLIP by the filter on 8 bits that it was trained with.
+Images of any size are resized to the network's square input, whatever their aspect ratio: for ImageNet networks by the
+clean bicubic filter (`rsdiff.data.images.clean_bicubic`), for CLIP by the 8-bit filter that it was trained with.
 """
 
 import concurrent.futures
@@ -28,9 +28,9 @@ from rsdiff.data.images import clean_bicubic, read_image, resized
 from rsdiff.pretrained import efficientnet, towers, weights
 from rsdiff.pretrained import inception as inception_model
 
-# How many images at a time the caches of a CPU hold the activations of.
+# Number of images whose activations fit into the caches of a CPU.
 CPU_CHUNK = 4
-# Images whose features make a file of the cache.
+# Number of images per file of the feature cache.
 SHARD = 512
 
 Image = Path | str | np.ndarray | Callable[[], np.ndarray]
@@ -39,9 +39,9 @@ Image = Path | str | np.ndarray | Callable[[], np.ndarray]
 class Extractor(Protocol):
     """
     Attributes:
-      name: what reports call it.
-      width: of its features.
-      digest: changes when anything that decides its features changes: weights, or how pixels come to the network.
+      name: the name in reports.
+      width: the number of features per image.
+      digest: changes with anything that affects the features: the weights, or the preprocessing of pixels.
     """
 
     @property
@@ -63,8 +63,8 @@ class Network:
     """An `Extractor` of a network.
 
     Attributes:
-      params: its parameters.
-      resize: uint8 (h, w, 3) → the pixels that it takes, [0, 255], (size, size, 3).
+      params: the network's parameters.
+      resize: uint8 (h, w, 3) → the network's input pixels, [0, 255], (size, size, 3).
       forward: (params, pixels (n, size, size, 3)) → features (n, width).
     """
 
@@ -78,7 +78,7 @@ class Network:
     def __call__(self, images: Sequence[np.ndarray]) -> np.ndarray:
         with concurrent.futures.ThreadPoolExecutor() as pool:
             pixels = np.stack(list(pool.map(self.resize, images)))
-        # Whole chunks, of one program: what is made of an image does not depend, to the bit, on how many there are.
+        # Whole chunks through one program: an image's features are bit-identical, whatever the number of images.
         whole = np.resize(np.arange(len(pixels)), -(-len(pixels) // CPU_CHUNK) * CPU_CHUNK)
         return np.asarray(self._compiled(self.params, pixels[whole]), np.float32)[: len(pixels)]
 
@@ -91,7 +91,7 @@ class Network:
 
 
 def efflite0() -> Network:
-    """EfficientNet-lite0's pooled features. What stands on them is no FID; call it fd_efflite0.
+    """EfficientNet-lite0's pooled features. A distance computed with them is not FID; call it fd_efflite0.
 
     Raises:
       BadInput: its weights are not installed.
@@ -100,21 +100,21 @@ def efflite0() -> Network:
 
 
 def inception(path: Path | str) -> Network:
-    """The features of FID proper, with the clean resize.
+    """The features of the original FID, with the clean resize.
 
     Args:
       path: pytorch-fid's weights (`rsdiff.pretrained.inception`).
     Raises:
-      BadInput: the file is not these.
+      BadInput: the file does not hold these weights.
     """
     return _imagenet('inception', inception_model, inception_model.load_params(path))
 
 
 def clip_tower(folder: Path | str) -> Network:
-    """The image embeddings of the CLIP or SigLIP in `folder`, of unit length; its name is the folder's.
+    """The image embeddings of the CLIP or SigLIP in `folder`, of unit length; the extractor has the folder's name.
 
     Raises:
-      BadInput: the folder holds no whole one (`rsdiff.pretrained.towers.load`).
+      BadInput: the folder holds no complete model (`rsdiff.pretrained.towers.load`).
     """
     config, params = towers.load(folder)
     preprocessing = towers.load_preprocessing(folder, config)
@@ -137,7 +137,7 @@ def clip_tower(folder: Path | str) -> Network:
 
 
 def named_extractor(name: str) -> Network:
-    """'efflite0', or the CLIP or SigLIP in the folder `name`, or Inception-v3 with the weights in the file `name`.
+    """The extractor 'efflite0', the CLIP or SigLIP in the folder `name`, or Inception-v3 with the weights file `name`.
 
     Raises:
       BadInput: it is none of these, or can't be used.
@@ -148,7 +148,7 @@ def named_extractor(name: str) -> Network:
         return clip_tower(name)
     if Path(name).is_file():
         return inception(name)
-    raise BadInput(f'features {name!r}: neither efflite0, nor the folder of a CLIP, nor a file of Inception weights')
+    raise BadInput(f'features {name!r}: neither efflite0, nor the folder of a CLIP, nor a file with Inception weights')
 
 
 def _imagenet(name: str, model: Any, params: dict[str, Any]) -> Network:
@@ -170,26 +170,26 @@ def features_of(
     batch_size: int = 32,
     show: bool = True,
 ) -> np.ndarray:
-    """The features of many images, float32 (n, extractor.width), in their order.
+    """The features of many images, float32 (n, extractor.width), in the order of the images.
 
     Args:
-      images: each a path (local or in a bucket), a uint8 array (h, w, 3), or a function without arguments that loads
-        such an array; of any sizes.
-      cache: a folder that keeps the features of every image, by what is in it and by the extractor's digest: a second
-        call, or one after an interruption, only computes what is not there. Or a `FeatureStore` of this extractor, which
-        also keeps them in memory from call to call.
-      batch_size: images that go through the network at once; at most twice as many are in memory.
-      show: whether a bar shows progress.
+      images: each is a path (local or in a bucket), a uint8 array (h, w, 3), or a function without arguments that loads
+        such an array; sizes may differ.
+      cache: a folder that stores the features of every image by its hash and the extractor's digest, so that a repeated
+        or resumed call computes only missing features. Or a `FeatureStore` of this extractor, which also keeps them in
+        memory between calls.
+      batch_size: number of images per network call; at most twice as many are in memory.
+      show: whether to show a progress bar.
     Raises:
-      BadInput: an image can't be read, is named; a file of the cache is spoilt.
-      FloatingPointError: the network returns what is no number.
+      BadInput: an image can't be read (the message names it), or a file of the cache is damaged.
+      FloatingPointError: the network returns a feature that is not finite.
     """
     store = cache if isinstance(cache, FeatureStore) else FeatureStore(extractor, cache)
     store.refresh()
     keys, waiting, size = [], {}, min(batch_size, len(images))
 
     def run():
-        # The last batch is filled up by its last image, so that there is one shape to compile.
+        # The last batch is padded with its last image, so that only one shape is compiled.
         batch = list(waiting.values())
         store.add(list(waiting), extractor(batch + batch[-1:] * (size - len(batch)))[: len(batch)])
         waiting.clear()
@@ -236,18 +236,18 @@ def _load(image: Image, number: int, known: dict[bytes, np.ndarray]) -> tuple[by
 
 
 class FeatureStore:
-    """Features by hash, in memory and, a file for every `SHARD` images, in a folder of `cache`. A file is whole or not
-    there, and named after what is in it, so that processes may share a folder."""
+    """Features by image hash, in memory and in a folder of `cache`, one file per `SHARD` images. Files are written
+    atomically and named by a hash of their image hashes, so that processes may share a folder."""
 
     def __init__(self, extractor: Extractor, cache: Path | str | None):
         self.extractor, self.rows, self.unsaved, self.seen = extractor, {}, [], set()
         self.folder = None if cache is None else Path(cache) / f'{extractor.name}-{extractor.digest[:16]}'
 
     def refresh(self) -> None:
-        """Reads the files of the folder that have come since the last time.
+        """Reads the files added to the folder since the last call.
 
         Raises:
-          BadInput: one of them is spoilt.
+          BadInput: one of them is damaged.
         """
         for path in sorted({*self.folder.glob('*.safetensors')} - self.seen) if self.folder else []:
             try:

@@ -1,21 +1,21 @@
-"""How close images are to the truth, to the conditions they were made from, and to it in their amount of detail.
+"""Fidelity of images: similarity to the truth and to their conditions, and the amount of detail relative to the truth.
 
 Every function takes batches (n, h, w, c) of grey levels 0 … 255, uint8 or finite floats, and returns float64 (n,), one
-figure a pair, so that thousands of pairs can pass by a batch at a time.
+value per pair, so that thousands of pairs can be processed in batches.
 
-PSNR rewards blur: the mean of all plausible images beats any one of them. It stands beside `detail_ratio`, which blur
-lowers and noise raises; the truth has 1. SSIM (Wang et al. 2004) compares means μ, variances σ² and the covariance
-under a Gaussian window of 11 × 11 pixels, σ = 1.5, at every place where the window lies within the image:
+PSNR rewards blur: the mean of all plausible images beats any one of them. It is complemented by `detail_ratio`, which
+blur lowers and noise raises; it is 1 for the truth. SSIM (Wang et al. 2004) compares means μ, variances σ² and the
+covariance under a Gaussian window of 11 × 11 pixels, σ = 1.5, at every position where the window is inside the image:
 
     SSIM = (2 μ_a μ_b + C₁) (2 σ_ab + C₂) / ((μ_a² + μ_b² + C₁) (σ_a² + σ_b² + C₂))       (1)
 
-Images of different sensors lie some pixels apart and differ in brightness, which says nothing of their quality. So
-super-resolution is scored as in ESA's PROBA-V challenge (Märtens et al. 2019): without a border of B pixels the image
-is compared with each of the (2B + 1)² windows of its size in the truth, each channel's mean error being taken away:
+Images of different sensors are shifted by some pixels and differ in brightness, independently of their quality. So
+super-resolution is scored as in ESA's PROBA-V challenge (Märtens et al. 2019): the image without a border of B pixels
+is compared with each of the (2B + 1)² windows of its size in the truth, after removing each channel's mean error:
 
     cPSNR = max_{u,v} PSNR(image_BB + bias, truth_uv),   bias = mean(truth_uv - image_BB)                       (2)
 
-and the same for SSIM.
+and likewise with SSIM.
 """
 
 import itertools
@@ -27,7 +27,7 @@ from scipy.ndimage import correlate1d
 
 from rsdiff.base.errors import BadInput
 
-# (images (n, h, w, c), k) → what their conditions should be, (n, h / k, w / k, c), in grey levels
+# (images (n, h, w, c), k) → their expected conditions, (n, h / k, w / k, c), in grey levels
 Degrade = Callable[[np.ndarray, int], np.ndarray]
 
 PEAK = 255
@@ -40,14 +40,16 @@ C1, C2 = (0.01 * PEAK) ** 2, (0.03 * PEAK) ** 2
 def checked_pairs(
     images: np.ndarray, truth: np.ndarray, least_px: int = 1, who: str = 'this measure'
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Both as float64. `who` needs at least `least_px` a side.
+    """Both batches as float64. `who` is the measure that needs sides of at least `least_px`.
 
     Raises:
       ValueError: the shapes differ, or are not (n, h, w, c).
       BadInput: h or w is below `least_px`, or a pixel is not finite.
     """
     if images.shape != truth.shape or images.ndim != 4 or 0 in images.shape[1:]:
-        raise ValueError(f'shapes {images.shape} and {truth.shape}; two batches (n, h, w, c) alike are compared')
+        raise ValueError(
+            f'shapes {images.shape} and {truth.shape}; two batches of the same shape (n, h, w, c) are needed'
+        )
     if min(images.shape[1:3]) < least_px:
         raise BadInput(f'images of {images.shape[1]}×{images.shape[2]} px; {who} needs {least_px} px a side')
     for batch in (images, truth):
@@ -60,7 +62,7 @@ def checked_pairs(
 
 
 def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Peak signal-to-noise ratio in dB, peak 255, of all pixels; infinite for equal images.
+    """Peak signal-to-noise ratio in dB, peak 255, over all pixels; infinite for equal images.
 
     Raises:
       ValueError: the shapes differ, or are not (n, h, w, c).
@@ -71,9 +73,9 @@ def psnr(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def ssim(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """Mean of (1) over places and channels, at most 1, which only equal images have.
+    """Mean of (1) over positions and channels; at most 1, which only equal images reach.
 
-    The 5 pixels along the edges are never the window's centre. Flat images are compared by their means alone.
+    The window's centre is never within 5 pixels of an edge. Flat images are compared by their means alone.
 
     Raises:
       ValueError: as `psnr`.
@@ -89,23 +91,24 @@ def ssim(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
 
 
 def cpsnr(images: np.ndarray, truth: np.ndarray, border_px: int = 4, satlas_compat: bool = False) -> np.ndarray:
-    """(2) in dB, over every shift up to `border_px`; infinite for images equal but for shift and bias, so for flat ones.
+    """(2) in dB, over all shifts up to `border_px`; infinite if the images differ only in shift and bias, e.g. if flat.
 
     Args:
-      border_px: B of (2). PROBA-V has 3 for images of 384². 4 is one pixel of a condition that is four times smaller.
-      satlas_compat: as allenai/satlas-super-resolution, whose border is 4: where (2) moves the truth's window from edge
-        to edge, both move, against each other. So the shifts go twice as far, and odd ones are left out.
+      border_px: B of (2). PROBA-V uses 3 for images of 384². 4 is one pixel of a 4 times coarser condition.
+      satlas_compat: as in allenai/satlas-super-resolution, whose border is 4: in (2) only the truth's window moves from
+        edge to edge; here both windows move, in opposite directions. So shifts reach twice as far, and odd ones are
+        left out.
     Raises:
       ValueError: as `psnr`.
-      BadInput: a pixel is not finite, or nothing is left within the border.
+      BadInput: a pixel is not finite, or less than 2 × 2 pixels are left within the border.
     """
-    # a single pixel is nothing but bias
+    # a single pixel has no error after the bias is removed
     images, truth = checked_pairs(images, truth, least_px=2 * border_px + 2, who='cpsnr')
     starts = [(2 * border_px - start if satlas_compat else border_px, start) for start in range(2 * border_px + 1)]
     height, width = (size - 2 * border_px for size in images.shape[1:3])
 
     def least_error(image, truth):
-        # channels first, so that each is one run of memory
+        # channels first, so that each is contiguous in memory
         image, truth = image.transpose(2, 0, 1).copy(), truth.transpose(2, 0, 1).copy()
         errors = []
         for (i, u), (j, v) in itertools.product(starts, starts):
@@ -113,17 +116,17 @@ def cpsnr(images: np.ndarray, truth: np.ndarray, border_px: int = 4, satlas_comp
             error = error.reshape(len(error), -1)
             squares, bias = np.einsum('cp,cp->c', error, error) / error.shape[1], error.mean(1)
             errors.append((squares - bias**2).mean())
-        return max(min(errors), 0)  # not a rounding error below it
+        return max(min(errors), 0)  # rounding errors can make it negative
 
     return _decibels(np.array([least_error(a, b) for a, b in zip(images, truth)]))
 
 
 def cssim(images: np.ndarray, truth: np.ndarray, border_px: int = 4) -> np.ndarray:
-    """SSIM as `cpsnr` is PSNR: the best over every shift up to `border_px`, each channel's mean error taken away.
+    """SSIM as in (2): the maximum over all shifts up to `border_px`, after removing each channel's mean error.
 
     Raises:
       ValueError: as `psnr`.
-      BadInput: a pixel is not finite, or what is left within the border is smaller than SSIM's window.
+      BadInput: a pixel is not finite, or the image within the border is smaller than SSIM's window.
     """
     images, truth = checked_pairs(images, truth, least_px=2 * border_px + len(WINDOW), who='cssim')
     height, width = (size - 2 * border_px for size in images.shape[1:3])
@@ -149,16 +152,16 @@ def block_means(images: np.ndarray, factor: int) -> np.ndarray:
 
 
 def lr_consistency(images: np.ndarray, conditions: np.ndarray, degrade: Degrade = block_means) -> np.ndarray:
-    """PSNR in dB of the images, made small again, against the conditions they were made from.
+    """PSNR in dB between the downscaled images and their conditions.
 
-    A truth whose block means were rounded to make its condition has 58.9 dB, 255 over the 12^-½ that rounding costs.
+    If a condition is the rounded block means of its truth, the truth has 58.9 dB: peak 255, rounding error 12^-½ RMS.
 
     Args:
       images: uint8 (n, h, w, 3).
       conditions: uint8 (n, h / k, w / k, 3).
-      degrade: what made the conditions.
+      degrade: the function that made the conditions.
     Raises:
-      ValueError: the images do not become as large as their conditions.
+      ValueError: the downscaled images differ from their conditions in size.
       BadInput: a pixel is not finite.
     """
     factor = max(1, images.shape[1] // max(1, conditions.shape[1]))
@@ -181,7 +184,7 @@ def detail(images: np.ndarray) -> np.ndarray:
 
 
 def detail_ratio(images: np.ndarray, truth: np.ndarray) -> np.ndarray:
-    """`detail` of the images over that of the truth: 1 where neither has any, infinite where only the truth has none."""
+    """`detail` of the images over that of the truth: 1 if neither has any, infinite if only the truth has none."""
     ours, theirs = (detail(batch) for batch in checked_pairs(images, truth))
     with np.errstate(divide='ignore', invalid='ignore'):
         return np.where(ours == theirs, 1, ours / theirs)
@@ -193,7 +196,7 @@ def _decibels(squared_error: np.ndarray) -> np.ndarray:
 
 
 def _local_mean(x: np.ndarray) -> np.ndarray:
-    """(h, w, c) → (h - 10, w - 10, c): mean under the window, where it lies within the image."""
+    """(h, w, c) → (h - 10, w - 10, c): mean under the window, where it is inside the image."""
     inside = slice(WINDOW_RADIUS, -WINDOW_RADIUS)
     return correlate1d(correlate1d(x, WINDOW, axis=0)[inside], WINDOW, axis=1)[:, inside]
 

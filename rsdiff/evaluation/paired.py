@@ -1,4 +1,4 @@
-"""The paired measures by name: samples, truths and conditions in, a number for each image and measure out."""
+"""Paired measures by name, computed from samples, truths and conditions: one value per image and measure."""
 
 from typing import Callable, Sequence
 
@@ -10,21 +10,21 @@ from rsdiff.evaluation import fidelity, opensr
 from rsdiff.evaluation.columns import PAIRED
 from rsdiff.pretrained.lpips import LPIPS, Network
 
-# (samples, truths, conditions, names of the pairs), uint8 (n, h, w, 3), the third (n, h/4, w/4, 3) → a number for each
-# image, by name of the measure; names of pairs may be left out where `paired_measures` was given no `degrade`
+# (samples, truths, conditions, names of the pairs), uint8 (n, h, w, 3), conditions (n, h/4, w/4, 3) → {measure: one
+# value per image}; the names may be omitted if `paired_measures` was given no `degrade`
 Measure = Callable[..., dict[str, np.ndarray]]
-# (images (n, h, w, 3), names of the pairs) → what their conditions should be, (n, h/4, w/4, 3), in grey levels
+# (images (n, h, w, 3), names of the pairs) → their expected conditions, (n, h/4, w/4, 3), in grey levels
 DegradeNamed = Callable[[np.ndarray, Sequence[str]], np.ndarray]
 
 
 def paired_measures(names: Sequence[str], degrade: DegradeNamed | None = None) -> Measure:
-    """The measures `names`, of those in `columns.PAIRED`, as one function.
+    """One function that computes the measures `names`, a subset of `columns.PAIRED`.
 
     Args:
-      degrade: what made the conditions, for `lr_consistency`; by default block means. What is drawn at random in it has to
-        be a function of the pair's name, so that every image of a pair meets what its condition was made by.
+      degrade: the function that made the conditions, for `lr_consistency`; by default block means. Its random choices
+        must depend only on the pair's name, so that every image of a pair is degraded in the same way as the truth was.
     Raises:
-      BadInput: there is no such measure, or the weights that it needs are not there.
+      BadInput: a measure is unknown, or the weights that it needs are missing.
     """
     known = [column.name for column in PAIRED]
     for name in names:

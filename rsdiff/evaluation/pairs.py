@@ -1,6 +1,6 @@
-"""Which image is judged by which: truths with their conditions, and generated images by the truth they should show.
+"""Pairs for the evaluation: truths with their conditions, and generated images with the truths they are compared with.
 
-A truth is cut at its far edges to whole condition pixels, so that everything of a pair has one size.
+A truth is cropped at the bottom and right to whole condition pixels, so that all images of a pair match in size.
 """
 
 import dataclasses
@@ -20,8 +20,8 @@ SCALE = 4
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A truth and the image that a generator is given instead, `SCALE` times coarser. `bands` and `value_range` say how
-    raster files become RGB (`rsdiff.data.scenes.open_scene`)."""
+    """A truth and its condition, the `SCALE` times coarser input of a generator. `bands` and `value_range` define how
+    raster files are converted to RGB (`rsdiff.data.scenes.open_scene`)."""
 
     truth: Entry
     condition: AnyPath
@@ -29,14 +29,14 @@ class Pair:
     value_range: tuple[float, float] | None = None
 
     def read_truth(self) -> np.ndarray:
-        """uint8 (h, w, 3), multiples of `SCALE`."""
+        """uint8 (h, w, 3), where h and w are multiples of `SCALE`."""
         return cut(read_image(self.truth.path, self.bands, self.value_range))
 
     def size(self) -> tuple[int, int]:
-        """Height and width of the cut truth, of which no pixel is decoded.
+        """Height and width of the cropped truth; no pixels are decoded.
 
         Raises:
-          BadInput: it can't be read, or nothing is left.
+          BadInput: the image can't be read, or nothing is left.
         """
         return cut_size(self.truth.path)
 
@@ -44,7 +44,7 @@ class Pair:
         """uint8 (h / SCALE, w / SCALE, 3).
 
         Raises:
-          BadInput: it has another size.
+          BadInput: the condition has another size.
         """
         condition, size = read_image(self.condition), self.size()
         if tuple(SCALE * side for side in condition.shape[:2]) != size:
@@ -56,29 +56,29 @@ class Pair:
 
 
 def cut(image: np.ndarray) -> np.ndarray:
-    """`image` without the remainder of `SCALE` at its far edges."""
+    """`image`, cropped at the bottom and right to multiples of `SCALE`."""
     height, width = (side // SCALE * SCALE for side in image.shape[:2])
     return image[:height, :width]
 
 
 def cut_size(path: AnyPath) -> tuple[int, int]:
-    """Height and width that `cut` leaves of the image at `path`, whose pixels are not decoded.
+    """Height and width of the image at `path` after `cut`; no pixels are decoded.
 
     Raises:
-      BadInput: it can't be read, or nothing is left.
+      BadInput: the image can't be read, or nothing is left.
     """
     whole = image_size(path)
     height, width = (side // SCALE * SCALE for side in whole)
     if not height or not width:
-        raise BadInput(f'{path}: {whole[1]}×{whole[0]} px; at least {SCALE} a side are needed')
+        raise BadInput(f'{path}: {whole[1]}×{whole[0]} px; at least {SCALE} px a side are needed')
     return height, width
 
 
 def sensor_condition(folder: AnyPath, truth: Entry) -> AnyPath | None:
-    """The real low-resolution image that the manifest has for `truth`, its `low_res_file_name`, if it has one.
+    """The real low-resolution image of `truth`, its `low_res_file_name` in the manifest; None if there is none.
 
     Raises:
-      BadInput: that is not a file of the folder.
+      BadInput: it is not a file in the folder.
     """
     name = truth.extra.get('low_res_file_name')
     if name is None:
@@ -89,13 +89,13 @@ def sensor_condition(folder: AnyPath, truth: Entry) -> AnyPath | None:
 
 
 def match(folder: Path, truths: Sequence[Entry]) -> list[Entry]:
-    """For each truth, the image in `folder` that was made for it.
+    """The generated image in `folder` for each truth.
 
-    An image is for the truth that its manifest names as `source`, else for the one of its own name; suffixes do not count.
-    Of several variants the first is taken.
+    An image belongs to the truth that its manifest names as `source`, or else to the truth of the same name; suffixes
+    are ignored. If there are several variants, the first is used.
 
     Raises:
-      BadInput: a truth has none; the first few are named.
+      BadInput: a truth has no image; the message names the first few.
     """
     made = {}
     for entry in read_folder(folder):
@@ -104,19 +104,19 @@ def match(folder: Path, truths: Sequence[Entry]) -> list[Entry]:
     if missing:
         raise BadInput(
             f'{folder}: {len(missing)} of {len(truths)} reference images have no partner by name: '
-            f'{", ".join(missing[:5])}{", …" if len(missing) > 5 else ""}; complete it, or compare the two '
-            'as sets with --unpaired'
+            f'{", ".join(missing[:5])}{", …" if len(missing) > 5 else ""}; add the missing images, or '
+            'compare the two as sets with --unpaired'
         )
     if len(made) > len(truths):
-        logging.warning('%s: %d images have no reference, and are left out', folder, len(made) - len(truths))
+        logging.warning('%s: %d images without a reference are left out', folder, len(made) - len(truths))
     return [made[_stem(truth.file_name)] for truth in truths]
 
 
 def read_made(entry: Entry, pair: Pair) -> np.ndarray:
-    """The generated image, uint8, of the size of the pair's truth; the uncut truth's size is cut down to it.
+    """The generated image, uint8, in the size of the pair's truth; an image of the uncropped truth's size is cropped.
 
     Raises:
-      BadInput: it has another size.
+      BadInput: the image has another size.
     """
     image, size = cut(read_image(entry.path, pair.bands, pair.value_range)), pair.size()
     if image.shape[:2] != size:
@@ -125,13 +125,13 @@ def read_made(entry: Entry, pair: Pair) -> np.ndarray:
 
 
 def enlarged(pair: Pair) -> np.ndarray:
-    """The condition by Pillow's bicubic interpolation, uint8 (h, w, 3)."""
+    """The condition enlarged by Pillow's bicubic interpolation, uint8 (h, w, 3)."""
     condition = pair.read_condition()
     return bicubic(condition, *(SCALE * side for side in condition.shape[:2]))
 
 
 def repeated(pair: Pair) -> np.ndarray:
-    """The condition with every pixel repeated, uint8 (h, w, 3)."""
+    """The condition enlarged by repeating pixels (nearest neighbour), uint8 (h, w, 3)."""
     return pair.read_condition().repeat(SCALE, 0).repeat(SCALE, 1)
 
 

@@ -1,10 +1,10 @@
-"""How much of a labelling a line can read off features: multinomial logistic regression on standardised features z.
+"""How well a linear classifier predicts labels from features: multinomial logistic regression on standardised ones, z.
 
     min_{W, b}  Σ_n −log softmax(W zₙ + b)[yₙ] + ‖W‖² / 2C                         (1)
 
-It is convex, so that the answer is the data's and no training schedule's. C is the one under which the labels of the
-validation images are likeliest (their accuracies tie too often to choose by); with it the final line is drawn through
-training and validation images together, as Radford et al. 2021 (arXiv 2103.00020, A.3) do.
+It is convex, so that the result depends only on the data, not on a training schedule. The C with the highest likelihood
+of the validation labels is chosen (validation accuracies tie too often). With it, the final classifier is fitted to
+training and validation images together, as in Radford et al. 2021 (arXiv 2103.00020, A.3).
 """
 
 import dataclasses
@@ -21,14 +21,14 @@ STRENGTHS = tuple(10.0**power for power in range(-5, 3))
 
 @dataclasses.dataclass(frozen=True)
 class Probe:
-    """A fitted (1).
+    """A fitted linear classifier (1).
 
     Attributes:
       classes: the labels, sorted (k,).
       mean, deviation: of the training features (d,).
       weight, bias: W (k, d) and b (k,).
       strength: C.
-      val_loss: C → mean of −log p(label) over the validation images, fitted to the training images alone.
+      val_loss: C → mean of −log p(label) over the validation images, of a fit to the training images alone.
     """
 
     classes: np.ndarray
@@ -44,7 +44,7 @@ class Probe:
         return self.classes[self._log_p(x).argmax(1)]
 
     def accuracy(self, x: np.ndarray, y: Sequence) -> float:
-        """The share of features (n, d) that get their label."""
+        """The share of features (n, d) whose label is predicted correctly."""
         return float(np.mean(self.predict(x) == np.asarray(y)))
 
     def loss(self, x: np.ndarray, y: Sequence | np.ndarray) -> float:
@@ -62,21 +62,21 @@ def linear_probe(
     val_y: Sequence | np.ndarray,
     strengths: Sequence[float] = STRENGTHS,
 ) -> Probe:
-    """The linear classifier of features whose C does best on the validation images.
+    """The linear classifier with the C that has the lowest loss on the validation images.
 
     Args:
-      train_x, val_x: features (n, d) and (m, d); standardised by the mean and deviation of the first.
-      train_y, val_y: their labels, of any kind that sorts.
+      train_x, val_x: features (n, d) and (m, d); standardised by the mean and deviation of `train_x`.
+      train_y, val_y: their labels, of any sortable type.
       strengths: the values of C to try.
     Raises:
-      BadInput: the shapes disagree, a feature is not finite, there are fewer than two classes, or validation has a class
-        that training has not.
+      BadInput: the shapes disagree, a feature is not finite, there are fewer than two classes, or a validation class is
+        not in the training labels.
     """
     train_x, val_x = np.asarray(train_x, np.float64), np.asarray(val_x, np.float64)
     train_y, val_y = np.asarray(train_y), np.asarray(val_y)
     for name, x, y in ('train', train_x, train_y), ('val', val_x, val_y):
         if x.ndim != 2 or y.shape != x.shape[:1] or x.shape[1] != train_x.shape[1] or not len(x):
-            raise BadInput(f'{name}: features {x.shape} and labels {y.shape} do not belong together')
+            raise BadInput(f'{name}: features {x.shape} and labels {y.shape} do not match')
         if not np.isfinite(x).all():
             raise BadInput(f'{name}: not all features are finite')
     classes = np.unique(train_y)
@@ -85,7 +85,7 @@ def linear_probe(
     if strange := sorted({*val_y.tolist()} - {*classes.tolist()}):
         raise BadInput(f'val: class {strange[0]!r} is not in train')
 
-    # a feature that never changes tells nothing
+    # no division by 0 for constant features
     deviation = train_x.std(0)
     probe = Probe(
         classes,
@@ -104,7 +104,7 @@ def linear_probe(
 
 
 def _fitted(start: Probe, x: np.ndarray, y: np.ndarray, strength: float) -> Probe:
-    """The minimum of (1) for one C, found from `start`."""
+    """The minimum of (1) for one C, starting from `start`."""
     z, one_hot = (x - start.mean) / start.deviation, (y[:, None] == start.classes).astype(np.float64)
     shape = start.weight.shape
 

@@ -1,4 +1,4 @@
-"""A comparison as files: `table.md`, `table.csv`, `per_image.csv`, and `grid.png` to look at."""
+"""Writes a comparison to files: `table.md`, `table.csv`, `per_image.csv`, and `grid.png` for visual inspection."""
 
 from pathlib import Path
 from typing import Sequence
@@ -24,7 +24,7 @@ GAP_PX, HEAD_PX = 4, 22
 
 
 def write_tables(out: Path, table: Table, image_names: Sequence[str]) -> None:
-    """Writes `table.md`, `table.csv` (a line a row and column) and `per_image.csv` (a line an image and row)."""
+    """Writes `table.md`, `table.csv` (a line per row and column) and `per_image.csv` (a line per image and row)."""
     write_text_atomically(out / 'table.md', markdown(table))
     long = [
         {
@@ -52,7 +52,7 @@ def write_tables(out: Path, table: Table, image_names: Sequence[str]) -> None:
 
 
 def markdown(table: Table) -> str:
-    """A table for each thing that is rewarded: what can be won by blur stands apart from what can be won by invention."""
+    """One table per kind of reward, so that columns that reward blur are separate from those that reward invention."""
     parts = []
     for rewards, meaning in REWARDS.items():
         own = [column for column in table.columns if column.rewards == rewards]
@@ -81,12 +81,13 @@ def _cell(value: Interval | None, digits: int) -> str:
 
 
 def write_grid(path: Path, examples: Sequence[dict[str, np.ndarray]], truth: str, error_of: Sequence[str]) -> None:
-    """A sheet with a line for each example: its images under their names, then the errors of some of them.
+    """Writes a sheet with one line per example: its images under their names, then error maps of some of them.
 
     Args:
       examples: name → uint8 (h, w, 3), the same names in each; smaller images are enlarged by repeating pixels.
-      truth: the name of the one that errors are taken against.
-      error_of: the names whose error is shown, mean absolute over channels, black 0 to white 64 grey levels.
+      truth: name of the image that the errors are computed against.
+      error_of: names of the images whose error map is shown: mean absolute error over channels, from black at 0 to pale
+        yellow at 64 grey levels or more.
     """
     lines = [line | {f'error of {name}': _error(line[name], line[truth]) for name in error_of} for line in examples]
     height, width = (max(line[truth].shape[axis] for line in lines) for axis in (0, 1))

@@ -1,29 +1,32 @@
-"""Whether the grids that a mosaic was made on show in it.
+"""Visibility of seams: whether the grids on which a mosaic was generated show in the image.
 
-Each grid is looked for by itself, at its own lines, in what a seam can be:
+Each grid is measured separately, at its own lines, by the three forms of a seam:
 
 * step:  |I(c) - I(c-1)| across a line, an edge;
 * slope: |(I(c+1) - I(c)) - (I(c-1) - I(c-2))|, a crease;
-* band:  |mean of the 16 px beyond - mean of the 16 px before|, a tint of its own in each window;
+* band:  |mean of the 16 px beyond - mean of the 16 px before|, a tint that differs between windows;
 
-each divided by the same measure at other places around the line, of the same rows. Without a seam the line is a place
-like the others and the ratio is 1. Sums are taken over the lines before dividing, apart for smooth and textured ground,
-which is decided by the mean step over all places around, the line among them, so that the choice prefers none.
+each divided by the same measure at other positions around the line, in the same rows. Without a seam, the line is like
+the other positions and the ratio is 1. Both terms are summed over the lines before the division, separately for smooth
+and textured ground. The ground is classified by the mean step over the line and all positions around it, so that the
+selection favours neither.
 
-The other places lie a multiple of `UNIT_PX` from the line. Images have small grids of their own, of which the lines, at
-multiples of 4 or 8 themselves, would meet always the same part: JPEG's blocks of 8 px, and of generated images the
-pixels of their condition and the network's patches, both of 4. Against all places around, such a grid is a seam.
+The other positions are at multiples of `UNIT_PX` from the line. Images have fine grids of their own: JPEG's blocks of
+8 px, and in generated images the pixels of the condition and the network's patches, both of 4 px. Lines at multiples of
+4 or 8 px always fall on the same phase of such a grid, so that it would look like a seam in a comparison with all
+positions around.
 
-* comb: power of the steps' profile at the frequencies of the grid over that beside them; 1 without a comb. It also finds
-  what lies between the lines.
-* overlap: energy of the Laplacian where windows overlap over that elsewhere. Below 1 the overlap is blurred, which hides
-  seams and is as bad.
-* repetition: autocorrelation of the finest structure at the distance of the lines less that at distances beside it, on smooth
-  ground: near 0, unless one noise tile is printed again and again.
+* comb: power of the step profile at the frequencies of the grid over that beside them; 1 without a comb. It also
+  detects periodic structure between the lines.
+* overlap: energy of the Laplacian where windows overlap over that elsewhere. Below 1, the overlap is blurred, which
+  hides seams but is as bad.
+* repetition: autocorrelation of the finest structure at the spacing of the lines, minus that at neighbouring distances,
+  on smooth ground: near 0, unless a noise tile is repeated.
 
-Intervals are of 95 %, by bootstrap over supertiles, the squares that the image is read by. Real imagery has its own
-values, near 1 and 0, which belong into every table. The ratio over that of a control at the same lines (`against`), of the
-same ground or, better, of the same mosaic with its windows elsewhere, varies less: what a place happens to hold is in both.
+Intervals are 95 %, by bootstrap over supertiles, the squares in which the image is read. Real imagery has its own
+values, near 1 and 0, which should be in every table. The ratio over that of a control at the same lines (`against`),
+of the same ground or, better, of the same mosaic with its windows elsewhere, has less variance: both contain the same
+image content.
 """
 
 from typing import Any, Iterator, NamedTuple, Sequence
@@ -34,17 +37,17 @@ from scipy.ndimage import uniform_filter
 from rsdiff.evaluation.interval import Interval
 
 BAND_PX, ROWS_PX = 16, 16
-UNIT_PX = 8  # of what images repeat by themselves, a multiple of all periods
-FURTHEST_PX = 64  # how far around a line the other places lie, at most
+UNIT_PX = 8  # a multiple of the periods of all fine grids of images
+FURTHEST_PX = 64  # maximum distance of the pixels that are read around a line
 RESAMPLES = 1000
 STRATA = 'all', 'smooth', 'textured'
-# the nearest to any line that a place may lie at which is to stand for no line
+# minimum distance of the other positions from any line
 CLEAR_PX = {'step': 1, 'slope': 3, 'band': BAND_PX}
 
 
 class Grid(NamedTuple):
-    """A grid's lines: before row y for y in `rows`, before column x for x in `columns`, ascending. Where windows overlap,
-    they do so in the `overlap_px` beyond every line."""
+    """The lines of a grid: before row y for y in `rows`, before column x for x in `columns`, ascending. If windows
+    overlap, they do so in the `overlap_px` pixels beyond every line."""
 
     name: str
     rows: Sequence[int]
@@ -57,8 +60,8 @@ class Strip(NamedTuple):
 
     Attributes:
       pixels: float32 (rows, columns, 3).
-      lines: columns that lines lie before, of all lines in it.
-      own: the columns that are the supertile's, the others are only around it.
+      lines: columns before which the lines are, for all lines in the strip.
+      own: the columns of the supertile itself; the others are its surroundings.
     """
 
     pixels: np.ndarray
@@ -67,26 +70,26 @@ class Strip(NamedTuple):
 
 
 def regular_grid(name: str, height: int, width: int, period_px: int, offset_px: int = 0, overlap_px: int = 0) -> Grid:
-    """Lines every `period_px`, one of them at `offset_px`."""
+    """A grid with lines every `period_px`, one of them at `offset_px`."""
     rows, columns = (range(offset_px % period_px or period_px, size, period_px) for size in (height, width))
     return Grid(name, rows, columns, overlap_px)
 
 
 def seam_report(image: Any, grid: Grid, supertile_px: int = 512, seed: int = 0) -> dict[str, Interval]:
-    """What `grid` has left in an image.
+    """The seam measures of `grid` in an image.
 
     Args:
-      image: uint8 (h, w, 3), anything whose slices `np.asarray` understands; it is read by supertiles.
+      image: uint8 (h, w, 3), any object whose slices `np.asarray` accepts; it is read by supertiles.
     Returns:
-      'step all', 'step smooth', 'step textured', and so for slope and band; 'comb', 'repetition', and 'overlap' if the
-      grid has one.
+      'step all', 'step smooth', 'step textured', likewise for slope and band; 'comb', 'repetition', and 'overlap' if
+      the grid has one.
     """
     return {name: ratio_interval(pairs, seed) for name, pairs in seam_sums([(image, grid)], supertile_px).items()}
 
 
 def seam_sums(images: Sequence[tuple[Any, Grid]], supertile_px: int = 512) -> dict[str, np.ndarray]:
-    """What `seam_report` divides, (supertiles, 2) for each figure; of several images with a grid each as if they were one.
-    'overlap' is there if all grids have one."""
+    """Numerators and denominators of `seam_report`, (supertiles, 2) for each measure. Several images, each with a grid,
+    are treated as one. 'overlap' is included if all grids have one."""
     sites = {measure: [] for measure in CLEAR_PX}
     sums = {'comb': [], 'repetition': []} | ({'overlap': []} if all(grid.overlap_px for _, grid in images) else {})
     count = 0
@@ -111,14 +114,14 @@ def seam_sums(images: Sequence[tuple[Any, Grid]], supertile_px: int = 512) -> di
 
 
 def seam_ratio(image: np.ndarray, period_px: int, offset_px: int = 0) -> float:
-    """Steps across the lines of a regular grid over those around them, in one number; 1 is seamless."""
+    """Ratio of the steps across the lines of a regular grid to those around them, as one number; 1 is seamless."""
     height, width = image.shape[:2]
     return seam_report(image, regular_grid('', height, width, period_px, offset_px))['step all'].value
 
 
 def ratio_interval(pairs: np.ndarray, seed: int = 0) -> Interval:
-    """Σ a / Σ b over the rows (a, b) of `pairs`, one a supertile; the interval resamples supertiles. NaN, without an
-    interval, where there is nothing to divide by."""
+    """Σ a / Σ b over the rows (a, b) of `pairs`, one row per supertile; the interval is by bootstrap over supertiles.
+    NaN without an interval if Σ b is 0."""
     if not pairs[:, 1].sum() > 0:
         return Interval(np.nan)
     chosen = np.random.default_rng(seed).integers(0, len(pairs), (RESAMPLES, len(pairs)))
@@ -128,7 +131,7 @@ def ratio_interval(pairs: np.ndarray, seed: int = 0) -> Interval:
 
 
 def against(pairs: np.ndarray, control: np.ndarray, seed: int = 0) -> Interval:
-    """The ratio of `pairs` over that of the control's, as `ratio_interval`; both resample the same supertiles."""
+    """The ratio of `pairs` over that of `control`, as `ratio_interval`; both resample the same supertiles."""
     if not (pairs[:, 1].sum() > 0 and (control > 0).any(0).all()):
         return Interval(np.nan)
     chosen = np.random.default_rng(seed).integers(0, len(pairs), (RESAMPLES, len(pairs)))
@@ -139,7 +142,7 @@ def against(pairs: np.ndarray, control: np.ndarray, seed: int = 0) -> Interval:
 
 
 def supertiles(image: Any, grid: Grid, size_px: int) -> Iterator[tuple[Strip, Strip]]:
-    """Each supertile with what is around its vertical lines, and transposed with what is around its horizontal ones."""
+    """Yields each supertile with the pixels around its vertical lines, and, transposed, around its horizontal ones."""
     height, width = image.shape[:2]
     for y0 in range(0, height, size_px):
         for x0 in range(0, width, size_px):
@@ -159,7 +162,7 @@ def _strip(pixels: Any, lines: Sequence[int], start: int, stop: int, own: slice)
 
 
 def steps(pixels: np.ndarray) -> np.ndarray:
-    """|I(x) - I(x-1)|, mean over channels, at x = 1 …; at 0, where there is none, 0."""
+    """|I(x) - I(x-1)|, mean over channels, for x ≥ 1; 0 at x = 0."""
     return np.pad(np.abs(np.diff(pixels, axis=1)).mean(2), ((0, 0), (1, 0)))
 
 
@@ -172,7 +175,7 @@ def slopes(pixels: np.ndarray) -> np.ndarray:
 def bands(pixels: np.ndarray) -> np.ndarray:
     """|mean of BAND_PX × ROWS_PX pixels from x on - mean of as many before|; 0 where pixels are missing."""
     size, origin = (ROWS_PX, BAND_PX, 0), (0, -(BAND_PX // 2), 0)
-    # scipy takes one for each axis, which its types do not say
+    # scipy accepts one origin per axis, unlike its type annotations
     means = uniform_filter(pixels, size, origin=origin, mode='nearest')  # pyright: ignore[reportArgumentType]
     change = np.abs(means[:, BAND_PX:] - means[:, :-BAND_PX]).mean(2)[:, : pixels.shape[1] - 2 * BAND_PX + 1]
     return np.pad(change, ((0, 0), (BAND_PX, BAND_PX - 1)))
@@ -182,7 +185,7 @@ MEASURES = {'step': steps, 'slope': slopes, 'band': bands}
 
 
 def places(strip: Strip, measure: str) -> np.ndarray:
-    """`measure` at each own line and each `ROWS_PX` rows: (3, n), across the line, mean around it, mean step of all."""
+    """`measure` at each own line, per `ROWS_PX` rows: (3, n): across the line, mean around it, mean step over all."""
     pixels, lines, own = strip
     rows, width = len(pixels) // ROWS_PX * ROWS_PX, pixels.shape[1]
     if len(lines) == 0 or rows == 0 or width < 4 * BAND_PX:
@@ -204,13 +207,13 @@ def places(strip: Strip, measure: str) -> np.ndarray:
 
 
 def _reach(lines: np.ndarray) -> int:
-    """How far around a line its other places lie: half the usual distance of lines."""
+    """Maximum distance of the other positions from a line: half the median spacing of lines, within limits."""
     apart = np.median(np.diff(lines)) if len(lines) > 1 else 2 * FURTHEST_PX
     return int(min(max(apart // 2, BAND_PX + 4), FURTHEST_PX - BAND_PX))
 
 
 def comb(strip: Strip) -> np.ndarray:
-    """Power of the steps' profile at the frequencies of the lines, and beside them; (0, 0) for irregular or few lines."""
+    """Power of the step profile at the frequencies of the lines, and beside them; (0, 0) for irregular or few lines."""
     apart = np.unique(np.diff(strip.lines))
     if len(apart) != 1:
         return np.zeros(2)
@@ -222,13 +225,13 @@ def comb(strip: Strip) -> np.ndarray:
         return np.zeros(2)
     power = np.abs(np.fft.rfft(profile[: count * period])) ** 2
     order = np.arange(1, (len(power) - count // 2 - 1) // count + 1)
-    harmonics = count * order[order * UNIT_PX % period != 0]  # a multiple of 1 / UNIT_PX is not the grid's own
+    harmonics = count * order[order * UNIT_PX % period != 0]  # multiples of 1 / UNIT_PX are not specific to the grid
     beside = np.concatenate([harmonics + shift for shift in range(-(count // 2), count // 2 + 1) if shift])
     return np.array([power[harmonics].mean(), power[beside].mean()])
 
 
 def overlap(strip: Strip, overlap_px: int) -> np.ndarray:
-    """Energy of the Laplacian where windows overlap, and in bands as wide around it, each summed over the own lines."""
+    """Energy of the Laplacian where windows overlap, and in bands of equal width around, each summed over own lines."""
     x, own, total = strip.pixels, strip.own, np.zeros(2)
     laplacian = 4 * x[1:-1, 1:-1] - x[:-2, 1:-1] - x[2:, 1:-1] - x[1:-1, :-2] - x[1:-1, 2:]
     energy = np.pad((laplacian**2).mean((0, 2)), 1)
@@ -242,8 +245,8 @@ def overlap(strip: Strip, overlap_px: int) -> np.ndarray:
 
 
 def repetition(strip: Strip) -> np.ndarray:
-    """Σ r(x) (r(x + L) - mean of r(x + L ± 8, ± 16)) and Σ r² over the smoother half of the ground, where r is the image
-    less its mean over 5 × 5 and L is the distance of the lines."""
+    """Σ r(x) (r(x + L) - mean of r(x + L ± 8, ± 16)) and Σ r² over the smoother half of the ground. r is the image
+    minus its mean over 5 × 5 px, and L the spacing of the lines."""
     lines, pixels = strip.lines, strip.pixels
     period = int(np.median(np.diff(lines))) if len(lines) > 1 else 0
     if not 2 * UNIT_PX < period < pixels.shape[1] - 4 * UNIT_PX:

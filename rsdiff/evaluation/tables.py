@@ -1,6 +1,6 @@
-"""Columns over rows, written the ways that people take tables away: Markdown, LaTeX and CSV.
+"""Tables as Markdown, LaTeX and CSV.
 
-A row may be anything; a column knows what a reader sees of it. CSV is for programs: it has the plain numbers, by name.
+A row may be any object; a column defines the text of its cell. CSV is for programs: it has the plain numbers, by name.
 """
 
 import csv
@@ -8,7 +8,7 @@ import io
 import re
 from typing import Any, Callable, NamedTuple, Sequence
 
-# What LaTeX takes for a command, and signs that its fonts may lack.
+# Characters that are commands in LaTeX, and signs that its fonts may lack.
 LATEX = {
     '\\': r'\textbackslash{}',
     '&': r'\&',
@@ -38,7 +38,7 @@ LATEX = {
 
 
 class Shown(NamedTuple):
-    """A column: its heading, and row → the text of its cell. Numbers stand at the right, so that digits meet."""
+    """A column: its heading, and row → the text of its cell. Columns of numbers are right-aligned."""
 
     heading: str
     text: Callable[[Any], str]
@@ -46,7 +46,7 @@ class Shown(NamedTuple):
 
 
 def markdown(columns: Sequence[Shown], rows: Sequence[Any]) -> str:
-    """A pipe table with a line break at its end."""
+    """A Markdown pipe table that ends with a line break."""
 
     def line(cells):
         # a bar in a name would end its cell, a line break its row
@@ -58,7 +58,7 @@ def markdown(columns: Sequence[Shown], rows: Sequence[Any]) -> str:
 
 
 def latex(columns: Sequence[Shown], rows: Sequence[Any], caption: str, label: str) -> str:
-    """A `table` environment with the rules of the package booktabs, which the document has to load."""
+    """A `table` environment with the rules of the package booktabs, which the document must load."""
 
     def line(cells):
         return ' & '.join(map(latex_text, cells)) + r' \\'
@@ -87,13 +87,13 @@ def latex(columns: Sequence[Shown], rows: Sequence[Any], caption: str, label: st
 
 
 def latex_text(text: str) -> str:
-    """`text` as LaTeX prints it. A hyphen before a digit is a minus; line breaks become spaces."""
+    """`text`, escaped for LaTeX. A hyphen before a digit becomes a minus sign, and line breaks become spaces."""
     text = re.sub(r'(?<![\w-])-(?=\d)', '−', ' '.join(text.split()))
     return ''.join(LATEX.get(character, character) for character in text)
 
 
 def csv_text(rows: Sequence[dict[str, Any]]) -> str:
-    """A line of names and a line a row; all rows have the keys of the first."""
+    """A header line and one line per row; all rows have the keys of the first."""
     text = io.StringIO()
     writer = csv.DictWriter(text, rows[0].keys(), lineterminator='\n')
     writer.writeheader()
