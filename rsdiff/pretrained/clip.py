@@ -79,7 +79,7 @@ class CLIPConfig:
     def __post_init__(self):
         if not 1 <= self.projection_dim <= LARGEST['projection_size']:
             raise BadInput(
-                f'CLIPConfig: projection_dim is {self.projection_dim}; it must be from 1 to {LARGEST["projection_size"]}'
+                f'CLIPConfig: projection_dim is {self.projection_dim}; it must be 1 to {LARGEST["projection_size"]}'
             )
         if not -100 <= self.logit_scale_init_value <= 100:
             raise BadInput(
