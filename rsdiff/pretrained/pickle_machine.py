@@ -1,9 +1,9 @@
 """Runs the few pickle instructions that arrays need, within fixed limits.
 
 A pickle is a program for a machine with a stack and a memo. Python's own machine trusts the program: nine bytes can
-make it allocate gigabytes for a memo, and a key of nested shared tuples takes practically for ever to hash. This
-machine reads the instructions with `pickletools`, which reads no more than the file has, and knows no classes: a name
-in the program is looked up in a table of `Word`s, and only these are called.
+make it allocate gigabytes for a memo, and a key of nested shared tuples takes exponential time to hash. This machine
+reads the instructions with `pickletools`, which reads no more than the file has, and knows no classes: a name in the
+program is looked up in a table of `Word`s, and only these are called.
 """
 
 import itertools

@@ -151,7 +151,7 @@ class VisionEmbeddings(nnx.Module):
 
 
 class ProbeAttention(nnx.Module):
-    """Attention of `queries` (t, width) to x (batch, s, width) → (batch, t, width). As in `torch.nn.MultiheadAttention`,
+    """Attention of `queries` (t, width) to x (batch, s, width) → (batch, t, width). As in torch.nn.MultiheadAttention,
     whose names it has, the three input projections are one matrix, (3 · width, width), in PyTorch's layout."""
 
     def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
