@@ -208,7 +208,7 @@ def test_config_defaults_are_those_of_transformers():
     [
         ({'model_type': 'siglip'}, 'not a CLIP config'),
         ({'vision_config': {'hidden_act': 'swish'}}, 'hidden_act'),
-        ({'vision_config': {'patch_size': 225}}, 'patches of 225 in images of 224 pixels'),
+        ({'vision_config': {'patch_size': 225}}, 'patch_size 225'),
         ({'vision_config': {'patch_size': 0}}, 'patch_size is 0'),
         ({'text_config': {'num_attention_heads': 7}}, '7 attention heads'),
         ({'text_config': {'hidden_size': 'wide'}}, 'hidden_size'),

@@ -375,14 +375,14 @@ def many_arrays(count, size):
 @pytest.mark.parametrize(
     'contents, message',
     [
-        (shared_dicts(45), 'more than 100000 arrays'),
+        (shared_dicts(45), 'more than 100000'),
         (shared_tuples(45), 'a tuple as a key'),
         (b'\x80\x02Nr\xff\xff\xff\x0f.', 'holds a NoneType'),  # 9 bytes that write the memo at index 2^28
         (b'\x80\x02B\xff\xff\xff\x7f.', 'not a whole pickle'),
         (b'\x80\x04\x8e' + bytes(6) + b'\x7f\0.', 'not a whole pickle'),
         (b'\x80\x04\x8d' + bytes(6) + b'\x7f\0.', 'not a whole pickle'),
         (b'\x80\x04\x95' + b'\xff' * 8 + b'}.', None),
-        (b'\x80\x02}' + b'X\x01\0\0\0a}' * 1000 + b's' * 1000 + b'.', 'dicts within dicts beyond 50'),
+        (b'\x80\x02}' + b'X\x01\0\0\0a}' * 1000 + b's' * 1000 + b'.', 'more than 50 levels'),
         (b'\x80\x02' + b'}0' * 600_000 + b'.', 'the instruction POP'),
         (b'\x80\x02' + b'}' * 1_100_000 + b'.', 'more than 1000000 instructions'),
         (

@@ -187,7 +187,7 @@ def test_what_does_not_fit_is_listed_by_the_names_of_the_file(reference):
         ({'vision_cfg': ROW['vision_cfg'] | {'layers': [3, 4, 6, 3]}}, 'ResNet'),
         ({'vision_cfg': {'timm_model_name': 'vit_base_patch16_siglip_224'}}, "asks for timm_model_name 'vit_base"),
         ({'text_cfg': ROW['text_cfg'] | {'no_causal_mask': True}}, 'asks for no_causal_mask True'),
-        ({'text_cfg': None}, 'no config of open_clip'),
+        ({'text_cfg': None}, 'not an open_clip config'),
         ({'embed_dim': 0}, 'embed_dim is 0'),
     ],
 )

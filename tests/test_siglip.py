@@ -191,10 +191,10 @@ def test_config_survives_its_json_and_defaults_are_those_of_transformers():
 @pytest.mark.parametrize(
     'change, message',
     [
-        ({'model_type': 'blip'}, r"\"model_type\" is 'blip'; read are clip, siglip, siglip2"),
+        ({'model_type': 'blip'}, r"\"model_type\" is 'blip'; supported are clip, siglip, siglip2"),
         ({'vision_config': {'vision_use_head': False}}, 'vision_use_head'),
         ({'vision_config': {'image_size': [224, 224]}}, 'image_size'),
-        ({'vision_config': {'hidden_size': 96}}, 'images become 96 numbers, texts 768'),
+        ({'vision_config': {'hidden_size': 96}}, '96 dimensions'),
         ({'model_type': 'siglip2', 'vision_config': {'num_patches': 255}}, 'num_patches is 255'),
         ({'text_config': {'vocab_size': -1}}, 'vocab_size'),
     ],

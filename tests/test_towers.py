@@ -112,7 +112,7 @@ def test_a_preprocessor_that_does_not_fit_is_bad_input(tmp_path, row, message):
 def test_an_index_of_shards_stays_in_its_folder(clip_folder):
     (clip_folder / weights.WEIGHTS).rename(clip_folder.parent / 'elsewhere.safetensors')
     (clip_folder / weights.SHARDS).write_text(json.dumps({'weight_map': {'logit_scale': '../elsewhere.safetensors'}}))
-    with pytest.raises(BadInput, match='no file of its folder'):
+    with pytest.raises(BadInput, match='names .*elsewhere'):
         towers.load(clip_folder)
 
 

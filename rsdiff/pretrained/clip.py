@@ -1,11 +1,11 @@
-"""CLIP: an image tower and a text tower with one embedding space (Radford et al. 2021, arXiv 2103.00020).
+"""CLIP: an image tower and a text tower with a shared embedding space (Radford et al. 2021, arXiv 2103.00020).
 
     image features = W_v · post_layernorm(ViT(image)[class token])                             (1)
     text features = W_t · final_layer_norm(Transformer(text))[end token]                       (2)
-    logits = exp(logit_scale) · u · vᵀ,   u, v the features made unit vectors                  (3)
+    logits = exp(logit_scale) · u · vᵀ,   u, v the features scaled to unit length              (3)
 
-The tree of modules is that of the Hugging Face checkpoints (`vision_model.encoder.layers.0.self_attn.q_proj`, and so
-on, the misspelt `pre_layrnorm` included), so weights map by name. What is done with a config and parameters is in
+Modules are named as in the Hugging Face checkpoints (`vision_model.encoder.layers.0.self_attn.q_proj`, including the
+misspelt `pre_layrnorm`), so weights map by name. The functions that use a config and parameters are in
 `rsdiff.pretrained.towers`.
 """
 
@@ -27,8 +27,8 @@ IMAGE_STD = (0.26862954, 0.26130258, 0.27577711)
 
 LARGEST_LOGIT_SCALE = math.log(100.0)  # Radford et al. 2021, section 2.5
 
-# Text configs written before transformers 4.31 say 2 whatever the tokenizer's end token is. What they mean is: the
-# end token is the largest id of the text.
+# Text configs written before transformers 4.31 have this eos_token_id, whatever the tokenizer's end token is. For them,
+# the end token of a text is its largest id.
 LEGACY_EOS_TOKEN_ID = 2
 
 
@@ -65,7 +65,7 @@ class TextConfig(transformer.TextConfig):
 
 @dataclasses.dataclass(frozen=True)
 class CLIPConfig:
-    """Both towers and the width of their common space; hashable, so it may be a static argument of `jax.jit`."""
+    """Both towers and the width of their shared space; hashable, so it may be a static argument of `jax.jit`."""
 
     image_mean: ClassVar = IMAGE_MEAN
     image_std: ClassVar = IMAGE_STD
@@ -79,7 +79,7 @@ class CLIPConfig:
     def __post_init__(self):
         if not 1 <= self.projection_dim <= LARGEST['projection_size']:
             raise BadInput(
-                f'CLIPConfig: projection_dim is {self.projection_dim}; it must be from 1 to {LARGEST["projection_size"]}'
+                f'CLIPConfig: projection_dim is {self.projection_dim}; it must be 1 to {LARGEST["projection_size"]}'
             )
         if not -100 <= self.logit_scale_init_value <= 100:
             raise BadInput(
@@ -91,11 +91,11 @@ class CLIPConfig:
         """Reads the object of a Hugging Face `config.json`; fields that do not change the computation are skipped.
 
         Raises:
-          BadInput: not a CLIP config, or a field of the wrong type or with a value that no CLIP can have.
+          BadInput: not a CLIP config, or a field has the wrong type or an invalid value.
         """
         if not isinstance(row, dict) or row.get('model_type') != 'clip':
             raise BadInput(f'{where}: not a CLIP config ("model_type" must be "clip")')
-        # Files of 2022 carry `text_config_dict` beside `text_config`; transformers lets the former win.
+        # Files from 2022 have both `text_config_dict` and `text_config`; transformers prefers the former.
         sections = {name: row.get(f'{name}_dict') or row.get(name) or {} for name in ('vision_config', 'text_config')}
         try:
             towers = {
@@ -112,7 +112,7 @@ class CLIPConfig:
 
     @property
     def text_length(self) -> int:
-        """The most tokens of a text."""
+        """Maximum number of tokens per text."""
         return self.text_config.max_position_embeddings
 
     @property
@@ -131,7 +131,7 @@ class CLIPConfig:
 
 
 class VisionEmbeddings(nnx.Module):
-    """Images (batch, size, size, 3) → a class token and the patches, with positions: (batch, 1 + patches, width)."""
+    """Images (batch, size, size, 3) → class token and patches, with positions added: (batch, 1 + patches, width)."""
 
     def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
         width = config.hidden_size
@@ -146,7 +146,7 @@ class VisionEmbeddings(nnx.Module):
 
 
 class VisionTower(nnx.Module):
-    """ViT (Dosovitskiy et al. 2021), read at its class token: (batch, size, size, 3) → (batch, hidden_size)."""
+    """ViT (Dosovitskiy et al. 2021), output at the class token: (batch, size, size, 3) → (batch, hidden_size)."""
 
     def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
         self.embeddings = VisionEmbeddings(config, rngs)
@@ -159,7 +159,7 @@ class VisionTower(nnx.Module):
 
 
 class TextTower(nnx.Module):
-    """A causal transformer, read at its end token: (batch, length) → (batch, hidden_size)."""
+    """A causal transformer, output at the end token: (batch, length) → (batch, hidden_size)."""
 
     def __init__(self, config: TextConfig, rngs: nnx.Rngs):
         self.eos_token_id = config.eos_token_id
@@ -196,11 +196,11 @@ class CLIP(nnx.Module):
         return self.projected(self.vision_model(images))
 
     def projected(self, pooled: jax.Array) -> jax.Array:
-        """What the image tower gives, in the common space."""
+        """The image tower's output, projected into the shared embedding space."""
         return self.visual_projection(pooled)
 
     def text_features(self, ids: jax.Array, mask: jax.Array) -> jax.Array:
-        """Equation (2). Each text has an end token."""
+        """Equation (2). Every text must have an end token."""
         return self.text_projection(self.text_model(ids, mask))
 
     def logits(self, images: jax.Array, texts: jax.Array) -> jax.Array:

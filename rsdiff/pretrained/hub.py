@@ -1,4 +1,4 @@
-"""Checkpoints by name: a folder here, or a repository of the Hugging Face hub."""
+"""Checkpoints by name: a local folder, or a repository on the Hugging Face hub."""
 
 import re
 from pathlib import Path
@@ -8,18 +8,18 @@ from huggingface_hub.errors import HfHubHTTPError, LocalEntryNotFoundError
 
 from rsdiff.base.errors import BadInput, one_line
 
-# What is read of a repository. Pickled weights, and the same weights for other programs, are not even downloaded.
+# The files to download from a repository: no pickled weights, and no copies of the weights for other frameworks.
 FILES = ['*.safetensors', '*.json', 'merges.txt', 'spiece.model', 'tokenizer.model']
 OTHERS = ['*/*', 'open_clip*']
 HUB_NAME = re.compile(r'[\w.-]+/[\w.-]+')
 
 
 def folder_of(name: Path | str) -> Path:
-    """The folder `name`, or that of the hub's repository `name` (`openai/clip-vit-base-patch32`) in the hub's cache,
-    downloaded if it is not there.
+    """The local folder `name`, or the folder of the hub repository `name` (`openai/clip-vit-base-patch32`) in the hub's
+    cache, downloaded if necessary.
 
     Raises:
-      BadInput: it is neither, or can't be downloaded.
+      BadInput: `name` is neither, or can't be downloaded.
     """
     if Path(name).is_dir():
         return Path(name)
@@ -32,7 +32,7 @@ def folder_of(name: Path | str) -> Path:
     except (HfHubHTTPError, LocalEntryNotFoundError, OSError, ValueError) as error:
         reason = one_line(error)
         raise BadInput(
-            f'{name}: no folder of that name, and not to be had from the Hugging Face hub '
-            f'({type(error).__name__}: {reason[:120]}); where there is a network, '
+            f'{name}: no such folder, and the download from the Hugging Face hub failed '
+            f'({type(error).__name__}: {reason[:120]}); on a machine with network access, run '
             f'`hf download {name} --local-dir FOLDER`, then give FOLDER'
         ) from None

@@ -1,11 +1,11 @@
-"""Inception-v3 (Szegedy et al. 2015, arXiv 1512.00567) as the Fréchet Inception Distance uses it: Google's frozen graph of
-2015-12-05, whose features every published FID stands on.
+"""Inception-v3 (Szegedy et al. 2015, arXiv 1512.00567) as used by the Fréchet Inception Distance: Google's frozen graph
+of 2015-12-05, from whose features every published FID is computed.
 
-It differs from the Inception-v3 of torchvision in its weights and in three places: mean pooling does not count the
-padding, the last block pools by the maximum, and there are 1008 classes.
+It differs from torchvision's Inception-v3 in its weights and in three respects: mean pooling does not count the
+padding, the last block uses max pooling, and there are 1008 classes.
 
-The weights are the user's file, with PyTorch's names: `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid, or the same
-as safetensors. The tree of modules is named as in it. Each convolution has a batch norm, folded into it
+The user provides the weights file, with PyTorch's names: `pt_inception-2015-12-05-6726825d.pth` of pytorch-fid, or the
+same tensors as safetensors. Modules are named as in this file. Each convolution has a batch norm, folded into it
 (`rsdiff.pretrained.weights`, equation 1), and a ReLU.
 """
 
@@ -28,7 +28,7 @@ BATCH_NORM_EPSILON = 1e-3
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-    """A convolution, its batch norm and its ReLU. At stride 1 it keeps the size, unless `pads` is false."""
+    """A convolution, its batch norm and its ReLU. At stride 1 it keeps the image size, unless `pads` is false."""
 
     name: str
     width: int
@@ -41,14 +41,14 @@ class Conv:
         return 'SAME' if self.pads and self.stride == 1 else 'VALID'
 
 
-# A chain of convolutions one after the other; a tuple among them forks, its outputs lie side by side.
+# Convolutions in sequence; those in a tuple run in parallel, and their outputs are concatenated.
 Chain = tuple[Conv | tuple[Conv, ...], ...]
 
 
 @dataclasses.dataclass(frozen=True)
 class Block:
-    """Chains beside each other and a 3×3 pooling with `pool_width` channels (0: as many as come in, at stride 2); their
-    outputs lie side by side."""
+    """Parallel chains and a 3×3 pooling with `pool_width` output channels (0: as many as the input, at stride 2); their
+    outputs are concatenated."""
 
     name: str
     chains: tuple[Chain, ...]
@@ -60,7 +60,7 @@ def _convs(link: Conv | tuple[Conv, ...]) -> tuple[Conv, ...]:
     return link if isinstance(link, tuple) else (link,)
 
 
-# The blocks that occur more than once, under the letters of their authors.
+# The blocks that occur more than once, with the letters that their authors use.
 
 
 def _a(name: str, pool_width: int) -> Block:
@@ -117,7 +117,7 @@ STEM = (
         Conv('Conv2d_2b_3x3', 64, (3, 3)),
     ),
     (Conv('Conv2d_3b_1x1', 80), Conv('Conv2d_4a_3x3', 192, (3, 3), pads=False)),
-)  # after each, max pooling
+)  # max pooling follows each part
 BLOCKS = (
     _a('Mixed_5b', 32),
     _a('Mixed_5c', 64),
@@ -194,7 +194,7 @@ class Mixed(nnx.Module):
 
 
 class Inception(nnx.Module):
-    """The network, named as the file of its weights."""
+    """The network; its modules are named as in the weights file."""
 
     def __init__(self, *, rngs: nnx.Rngs):
         width = 3
@@ -218,13 +218,13 @@ class Inception(nnx.Module):
 
 
 def forward(params: dict[str, Any], images: jax.Array) -> tuple[jax.Array, jax.Array]:
-    """The features (n, 2048) and the logits (n, 1008) of images (n, h, w, 3), normalised; trained at 299 px, at least
-    75 px."""
+    """The features (n, 2048) and the logits (n, 1008) of normalised images (n, h, w, 3) of at least 75 px per side;
+    trained at 299 px."""
     return nnx.merge(_recipe()[0], nnx.State(params))(images)
 
 
 def normalise(pixels: jax.Array) -> jax.Array:
-    """Pixels in [0, 255] → what the network takes, (x − 128) / 128, as the graph of 2015 does."""
+    """Pixels in [0, 255] → network inputs, (x − 128) / 128, as in the graph of 2015."""
     return (pixels - 128) / 128
 
 
@@ -234,20 +234,21 @@ def parameter_shapes() -> dict[str, Any]:
 
 
 def load_params(path: Path | str) -> dict[str, Any]:
-    """The weights in the user's file, safetensors or of `torch.save`.
+    """The weights in the user's file, in the format of safetensors or `torch.save`.
 
     Raises:
-      BadInput: it is missing or broken, holds code, or is another network's, the tensors that tell listed.
+      BadInput: it is missing or broken, contains code, or has another network's weights; the message lists tensors
+        that do not fit.
     """
     read = weights.read_safetensors if Path(path).suffix == '.safetensors' else read_torch
     return fold(read(path), str(path))
 
 
 def fold(tensors: dict[str, Any], where: str) -> dict[str, Any]:
-    """Our parameters from the tensors of the PyTorch network, `Mixed_5b.branch1x1.conv.weight` and so on.
+    """Converts the tensors of the PyTorch network (`Mixed_5b.branch1x1.conv.weight` and so on) to our parameters.
 
     Raises:
-      BadInput: they are another network's, or not finite; `where` is what the message calls their source.
+      BadInput: they are another network's, or not finite; the message names their source, `where`.
     """
     params = weights.from_torch_folded(
         weights.flatten(tensors), parameter_shapes(), _batch_norm, BATCH_NORM_EPSILON, where

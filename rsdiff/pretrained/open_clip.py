@@ -1,14 +1,14 @@
-"""CLIPs as open_clip writes them → CLIPs as Hugging Face does: the same network under other names.
+"""Converts CLIPs from open_clip's format to Hugging Face's: the same network with other tensor names.
 
     open_clip                                        Hugging Face
     visual.transformer.resblocks.0.ln_1.weight       vision_model.encoder.layers.0.layer_norm1.weight
     transformer.resblocks.0.mlp.c_fc.bias            text_model.encoder.layers.0.mlp.fc1.bias
-    … .attn.in_proj_weight, (3 · width, width)       q_proj, k_proj and v_proj, one below the other
+    … .attn.in_proj_weight, (3 · width, width)       q_proj, k_proj and v_proj, stacked in this order
     visual.proj, text_projection, (width, dim)       visual_projection.weight, text_projection.weight, transposed
 
-A config of open_clip (`model_cfg` of `open_clip_config.json`, or a file of its `model_configs`) may ask for much that a
-CLIP of Hugging Face's is not: ResNets, towers of timm, attention pools. Such are refused by name. It does not say what the
-activation was in training: see `quick_gelu` in docs/encoders.md.
+An open_clip config (`model_cfg` of `open_clip_config.json`, or a file of its `model_configs`) may have components that
+Hugging Face's CLIP lacks: ResNets, timm towers, attention pooling. These raise an error that names them. A config does
+not say which activation was used in training: see `quick_gelu` in docs/encoders.md.
 """
 
 from typing import Any
@@ -28,10 +28,10 @@ ARCHITECTURES = {
     'ViT-L-14': (768, (224, 24, 1024, 14), (768, 12, 12)),
     'ViT-L-14-336': (768, (336, 24, 1024, 14), (768, 12, 12)),
 }
-# Fields that change no embedding, and what every CLIP does; any other field must be false, null or empty.
+# Fields that change no embedding, and values that all CLIPs share; any other field must be false, null or empty.
 IRRELEVANT = 'patch_dropout', 'output_tokens', 'init_logit_scale', 'hf_tokenizer_name'
 USUAL = ('pool_type', 'tok'), ('pool_type', 'argmax'), ('pos_embed_type', 'learnable')
-# What OpenAI's own files and old ones of open_clip carry beside parameters.
+# Entries of OpenAI's own files and old open_clip files that are not parameters.
 NO_PARAMETERS = {'input_resolution', 'context_length', 'vocab_size', 'attn_mask'}
 
 PLAIN = {
@@ -68,12 +68,12 @@ def named_config(name: str) -> CLIPConfig:
     """The config of an architecture by open_clip's name, `ViT-B-32` or, with OpenAI's activation, `ViT-B-32-quickgelu`.
 
     Raises:
-      BadInput: it is not among those that are read.
+      BadInput: the architecture is not supported.
     """
     plain = name.removesuffix(QUICK_GELU)
     if plain not in ARCHITECTURES:
         raise BadInput(
-            f'architecture {name!r}: read are {", ".join(ARCHITECTURES)}, and each with {QUICK_GELU} behind; no ResNets'
+            f'architecture {name!r}: supported are {", ".join(ARCHITECTURES)}, also with {QUICK_GELU} added; no ResNets'
         )
     dim, vision, (width, heads, layers) = ARCHITECTURES[plain]
     return config_from_json(
@@ -88,17 +88,17 @@ def named_config(name: str) -> CLIPConfig:
 
 
 def config_from_json(row: Any, where: str) -> CLIPConfig:
-    """The config that open_clip's (`model_cfg`) means; its defaults are those of open_clip's `CLIPVisionCfg`, `CLIPTextCfg`.
+    """Converts an open_clip config (`model_cfg`), with the defaults of open_clip's `CLIPVisionCfg` and `CLIPTextCfg`.
 
     Raises:
-      BadInput: it is none, or means what no CLIP of Hugging Face's is.
+      BadInput: it is not an open_clip config, or Hugging Face's CLIP cannot represent it.
     """
     if not isinstance(row, dict) or not all(isinstance(row.get(name), dict) for name in ('vision_cfg', 'text_cfg')):
-        raise BadInput(f'{where}: no config of open_clip; it has "vision_cfg" and "text_cfg", objects')
+        raise BadInput(f'{where}: not an open_clip config; it must have the objects "vision_cfg" and "text_cfg"')
     top, vision, text = dict(row), dict(row['vision_cfg']), dict(row['text_cfg'])
     del top['vision_cfg'], top['text_cfg']
     try:
-        # open_clip reads numbers of layers of a ResNet from a list
+        # in open_clip, a list of numbers of layers means a ResNet
         if isinstance(vision.get('layers'), list):
             raise BadInput('its image tower is a ResNet; only ViTs are read')
         activation = 'quick_gelu' if top.pop('quick_gelu', False) else 'gelu'
@@ -122,7 +122,7 @@ def config_from_json(row: Any, where: str) -> CLIPConfig:
                 num_attention_heads=_number(text, 'heads', 8),
                 max_position_embeddings=_number(text, 'context_length', 77),
                 hidden_act=activation,
-                # the last two of CLIP's vocabulary; it pads with the latter
+                # the last two tokens of CLIP's vocabulary; the end token is also the padding
                 pad_token_id=vocabulary - 1,
                 bos_token_id=vocabulary - 2,
                 eos_token_id=vocabulary - 1,
@@ -136,7 +136,7 @@ def config_from_json(row: Any, where: str) -> CLIPConfig:
             if value and name not in IRRELEVANT and (name, value) not in USUAL
         ]
         if strange:
-            raise BadInput(f"asks for {', '.join(strange)}, which a CLIP of Hugging Face's has not")
+            raise BadInput(f"asks for {', '.join(strange)}, which Hugging Face's CLIP does not have")
     except BadInput as error:
         raise BadInput(f'{where}: {error}') from None
     return config
@@ -150,7 +150,7 @@ def params_from(config: CLIPConfig, tensors: dict[str, np.ndarray], where: str) 
     """
     if any(name.startswith('visual.layer1.') for name in tensors):
         raise BadInput(f'{where}: its image tower is a ResNet; only ViTs are read')
-    # Distributed training writes what it wrapped.
+    # Distributed training adds this prefix.
     tensors = {name.removeprefix('module.'): tensor for name, tensor in tensors.items()}
     tensors = {name: tensor for name, tensor in tensors.items() if name not in NO_PARAMETERS}
     if 'logit_scale' in tensors and tensors['logit_scale'].size == 1:
@@ -173,7 +173,7 @@ def params_from(config: CLIPConfig, tensors: dict[str, np.ndarray], where: str) 
 
 
 def open_clip_name(name: str) -> tuple[str, int | None]:
-    """Hugging Face's name of a tensor → open_clip's, and which third of it, if it is one."""
+    """Hugging Face's name of a tensor → open_clip's, and the index of the third that it is, or None for all of it."""
     if name in PLAIN:
         return PLAIN[name], None
     layer, _, kind = name.rpartition('.')
@@ -190,9 +190,9 @@ def preprocessing_from_json(row: Any, config: CLIPConfig, where: str) -> dict[st
     """`preprocess_cfg` of an `open_clip_config.json` → the object of Hugging Face's `preprocessor_config.json`.
 
     Raises:
-      BadInput: it is no object, or interpolates as no filter of Pillow does.
+      BadInput: it is not an object, or its interpolation is not supported.
     """
-    filters = {'nearest': 0, 'bilinear': 2, 'bicubic': 3, 'random': 3}  # at random in training, bicubic else
+    filters = {'nearest': 0, 'bilinear': 2, 'bicubic': 3, 'random': 3}  # random: in training only, otherwise bicubic
     if (
         not isinstance(row, dict)
         or not isinstance(row.get('interpolation'), str | None)
@@ -220,17 +220,17 @@ def preprocessing_from_json(row: Any, config: CLIPConfig, where: str) -> dict[st
 
 
 def _number(section: dict[str, Any], name: str, default: int) -> int:
-    """Takes a whole number out of a section; of a square, (n, n), its side."""
+    """Removes an integer from a section and returns it; for a square, [n, n], its side."""
     value = section.pop(name, default)
     if isinstance(value, list) and len(value) == 2 and value[0] == value[1]:
         value = value[0]
     if type(value) is not int or not 1 <= value <= 10_000_000:
-        raise BadInput(f'{name} is {ascii(value)[:60]}; it must be a number above zero, of no more than 7 digits')
+        raise BadInput(f'{name} is {ascii(value)[:60]}; it must be an integer from 1 to 10000000')
     return value
 
 
 def _hidden(section: dict[str, Any], width: int) -> int:
-    """Takes the width of the MLPs out of a section, by `mlp_ratio`."""
+    """Removes `mlp_ratio` from a section and returns the width of the MLPs."""
     ratio = section.pop('mlp_ratio', 4.0)
     if type(ratio) not in (int, float) or not 1 / width <= ratio <= 100:
         raise BadInput(f'mlp_ratio is {ascii(ratio)[:60]}; it must be a number up to 100')

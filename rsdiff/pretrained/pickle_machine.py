@@ -1,9 +1,9 @@
-"""The few instructions of a pickle that arrays are spelt with, carried out within stated limits.
+"""Runs the few pickle instructions that arrays need, within fixed limits.
 
-A pickle is a program for a machine with a stack and a memo. Python's own machine believes what the program says of itself:
-nine bytes make it allocate gigabytes for a memo, and a key that shares its parts takes for ever to hash. This one reads the
-instructions with `pickletools`, which takes no more than the file has, and knows nothing of classes: a name in the program
-is looked up in a table of `Word`s, and only these are called.
+A pickle is a program for a machine with a stack and a memo. Python's own machine trusts the program: nine bytes can
+make it allocate gigabytes for a memo, and a key of nested shared tuples takes exponential time to hash. This machine
+reads the instructions with `pickletools`, which reads no more than the file has, and knows no classes: a name in the
+program is looked up in a table of `Word`s, and only these are called.
 """
 
 import itertools
@@ -12,11 +12,11 @@ from typing import Any, BinaryIO, Callable, NamedTuple
 
 from rsdiff.base.errors import BadInput
 
-# A tensor takes some forty instructions; an instruction makes an object of at most a few hundred bytes.
+# A tensor takes about forty instructions; an instruction makes an object of at most a few hundred bytes.
 MOST_INSTRUCTIONS = 1_000_000
-# The longest number of a genuine file is the magic number of torch.save, 80 bits.
+# The longest integer in a genuine file is the magic number of torch.save, 80 bits.
 MOST_BITS = 128
-# Of a key that is a number: beyond 61 bits numbers can be chosen whose hashes are all alike.
+# For integer keys: beyond 61 bits, integers can be chosen that all have the same hash.
 MOST_KEY_BITS = 60
 
 CONSTANTS = {'NONE': None, 'NEWTRUE': True, 'NEWFALSE': False}
@@ -46,7 +46,7 @@ TUPLES = {'TUPLE1': 1, 'TUPLE2': 2, 'TUPLE3': 3}
 
 
 class Word(NamedTuple):
-    """What a name in a pickle stands for: `call` makes something of arguments, and is None for what is not called."""
+    """The object that a name in a pickle refers to. `call` is None if it must not be called."""
 
     name: str
     call: Callable[..., Any] | None = None
@@ -58,15 +58,15 @@ def run(
     set_state: Callable[[Any, Any], None],
     refer: Callable[[Any], Any],
 ) -> Any:
-    """What the pickle that begins where `file` stands leaves on the stack; `file` then stands behind it.
+    """Runs the pickle at the position of `file` and returns its result; `file` is then positioned after it.
 
     Args:
-      words: by module and name, what a pickle may name: a `Word`, or any constant.
-      set_state: (object, state), for objects that words have made; what it does is all that BUILD does.
-      refer: makes something of a persistent id.
+      words: (module, name) → what a pickle may name, a `Word` or any constant.
+      set_state: called with (object, state) by the instruction BUILD, which does nothing else.
+      refer: persistent id → the object that it identifies.
     Raises:
-      BadInput: it names something else, or has more than `MOST_INSTRUCTIONS`.
-      ValueError, TypeError, LookupError: it is truncated or broken, or needs an instruction that arrays do not.
+      BadInput: the pickle names something else, or has more than `MOST_INSTRUCTIONS` instructions.
+      ValueError, TypeError, LookupError: it is truncated or broken, or has an instruction that arrays do not need.
     """
     stack, marks, memo = [], [], {}
 
@@ -129,7 +129,7 @@ def run(
         elif name == 'REDUCE':
             arguments, word = stack.pop(), stack.pop()
             if not isinstance(word, Word) or word.call is None:
-                raise TypeError('a call of what is no function')
+                raise TypeError('a call of something that is not a function')
             stack.append(word.call(*_of(tuple, arguments)))
         elif name == 'BUILD':
             state = stack.pop()
@@ -143,7 +143,7 @@ def run(
 
 
 def set_items(target: Any, items: list[Any]) -> None:
-    """Puts [key, value, key, value, …] into a dict. Raises TypeError for keys that take long to hash, or no text or number."""
+    """Adds [key, value, key, value, …] to a dict. TypeError: a key is not text, a short integer, a boolean or None."""
     _of(dict, target)
     for key, item in zip(items[::2], items[1::2], strict=True):
         if type(key) is int and key.bit_length() > MOST_KEY_BITS or type(key) not in (str, int, bool, type(None)):
@@ -152,13 +152,13 @@ def set_items(target: Any, items: list[Any]) -> None:
 
 
 def items_of(pairs: Any) -> list[Any]:
-    """[(key, value), …], as Python 2 wrote an ordered dict → [key, value, …]."""
+    """[(key, value), …], the form in which Python 2 wrote an ordered dict → [key, value, …]."""
     return [part for pair in _of(list, pairs) for part in _pair(pair)]
 
 
 def _pair(pair: Any) -> tuple[Any, Any]:
     if type(pair) not in (list, tuple) or len(pair) != 2:
-        raise TypeError('an item that is no pair')
+        raise TypeError('an item that is not a pair')
     return pair[0], pair[1]
 
 
@@ -166,13 +166,13 @@ def _next(file: BinaryIO) -> tuple[pickletools.OpcodeInfo, Any]:
     code = file.read(1)
     opcode = pickletools.code2op.get(code.decode('latin-1'))  # pyright: ignore[reportAttributeAccessIssue]
     if opcode is None:
-        raise ValueError(f'no instruction: {code!r}' if code else 'it ends too early')
+        raise ValueError(f'unknown instruction {code!r}' if code else 'it ends too early')
     return opcode, None if opcode.arg is None else opcode.arg.reader(file)
 
 
 def _literal(value: Any) -> Any:
     if isinstance(value, str):
-        value.encode('utf-8')  # half of a surrogate pair is no text
+        value.encode('utf-8')  # raises for half of a surrogate pair, which is not text
     if isinstance(value, int) and value.bit_length() > MOST_BITS:
         raise ValueError(f'a number of {value.bit_length()} bits')
     return value

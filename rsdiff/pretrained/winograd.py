@@ -1,15 +1,16 @@
-"""Convolutions of 3 × 3 pixels in fewer multiplications (Winograd 1980; Lavin & Gray 2016, arXiv 1509.09308).
+"""3 × 3 convolutions with fewer multiplications (Winograd 1980; Lavin & Gray 2016, arXiv 1509.09308).
 
-Two neighbouring outputs y of three taps g each come from four inputs d with four multiplications instead of six,
+Two neighbouring outputs y of a filter with three taps g are computed from four inputs d with four multiplications
+instead of six,
 
     y = A [(G g) ⊙ (B d)]                                                 (1)
 
-and 2 × 2 outputs, (1) along rows and columns both, with 16 instead of 36:
+and 2 × 2 outputs, by (1) along rows and columns, with 16 instead of 36:
 
     Y = A [(G g Gᵀ) ⊙ (B D Bᵀ)] Aᵀ                                        (2)
 
-Over the channels each of the 16 is a matrix product. On CPUs, where XLA's convolutions are as fast as its matrix
-products, (2) takes little more than half the time of a wide convolution. GPUs' libraries do the like by themselves.
+Over the channels, each of the 16 is a matrix product. On CPUs, where XLA's convolutions are as fast as its matrix
+products, (2) takes slightly more than half the time of a wide convolution. GPU libraries use such methods themselves.
 """
 
 from typing import Any, Sequence, cast
@@ -26,10 +27,10 @@ A = (1, 1, 1, 0), (0, 1, -1, -1)
 
 
 class Conv3x3(nnx.Module):
-    """`conv` by (2). It must have a kernel of 3 × 3 pixels, stride 1, zeros beyond the edges, and a bias."""
+    """`conv`, computed by (2). It must have a 3 × 3 kernel, stride 1, zero padding and a bias."""
 
     def __init__(self, conv: nnx.Conv):
-        # arrays of their own: slices of one would be copied in every call
+        # separate arrays: slices of a single one would be copied in every call
         self.taps = nnx.List(
             [
                 nnx.List([nnx.Param(jnp.asarray(tap)) for tap in _mix(G, line)])
@@ -39,7 +40,7 @@ class Conv3x3(nnx.Module):
         self.bias = cast(nnx.Param, conv.bias)
 
     def __call__(self, x: jax.Array) -> jax.Array:
-        """(n, h, w, channels) of (n, h, w, c)."""
+        """(n, h, w, c) → (n, h, w, channels)."""
         height, width = x.shape[1:3]
         rows, columns = -(-height // 2), -(-width // 2)
         x = jnp.pad(x, ((0, 0), (1, 2 * rows - height + 1), (1, 2 * columns - width + 1), (0, 0)))
@@ -52,5 +53,5 @@ class Conv3x3(nnx.Module):
 
 
 def _mix(matrix: Sequence[Sequence[float]], vector: Sequence[Any] | np.ndarray) -> list[Any]:
-    """Their product."""
+    """The product of `matrix` and `vector`."""
     return [sum(weight * x for weight, x in zip(row, vector) if weight) for row in matrix]
