@@ -248,7 +248,7 @@ def test_images_too_small_are_refused_and_the_smallest_have_a_score(score, least
     images, truth = np.random.default_rng(0).integers(0, 256, (2, 1, least, least, 3), np.uint8)
     assert np.isfinite(score(images, truth)).all()
     for small in (images[:, :-1], images[:, :, :-1], images[:, :1]):
-        with pytest.raises(BadInput, match=f'needs {least} px a side'):
+        with pytest.raises(BadInput, match=f'needs {least} px per side'):
             score(small, small)
 
 

@@ -73,7 +73,7 @@ def mosaic(rounds: int) -> dict[str, Any]:
         'evaluations': evaluations(),
         'a_million_squared': a_million_squared(rounds),
     }
-    told(f'memory of canvases of {MEMORY.value} pixels a side')
+    told(f'memory of canvases of {MEMORY.value} pixels per side')
     result['memory'] = memory(MEMORY.value)
     told('tint')
     result['tint'] = tint(trained)
@@ -88,7 +88,7 @@ def mosaic(rounds: int) -> dict[str, Any]:
 
 
 def evaluations() -> list[dict[str, Any]]:
-    """Network evaluations per output pixel, for supertiles of 4096 pixels a side in a large canvas, halo included."""
+    """Network evaluations per output pixel, for supertiles of 4096 pixels per side in a large canvas, halo included."""
     tiles, rows = [(side, side + 4096) for side in range(0, 16 * 4096, 4096)], []
     for window_px in (64, 256):
         counted = {name: compared(make_plan(name, window_px), tiles) for name in ('fast', 'metaearth')}

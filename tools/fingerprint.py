@@ -4,7 +4,7 @@
 
 `train.py` does this itself; this tool is for weights that were trained elsewhere. It adds to OUT/training_fingerprints.npz:
 160 bytes per image, from which the image can't be reconstructed. `sample.py` copies this file from its checkpoint to its
-output, and tools/downstream.py then stops if a test image is listed. Training crops scenes larger than 1024 px a side, and
+output, and tools/downstream.py then stops if a test image is listed. Training crops scenes larger than 1024 px per side, and
 fingerprints do not find crops, so these scenes count as unknown, as do files that can't be read.
 """
 

@@ -51,7 +51,7 @@ def checked_pairs(
             f'shapes {images.shape} and {truth.shape}; two batches of the same shape (n, h, w, c) are needed'
         )
     if min(images.shape[1:3]) < least_px:
-        raise BadInput(f'images of {images.shape[1]}×{images.shape[2]} px; {who} needs {least_px} px a side')
+        raise BadInput(f'images of {images.shape[1]}×{images.shape[2]} px; {who} needs {least_px} px per side')
     for batch in (images, truth):
         finite = np.isfinite(batch).all((1, 2, 3))
         if not finite.all():

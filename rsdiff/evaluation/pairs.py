@@ -70,7 +70,7 @@ def cut_size(path: AnyPath) -> tuple[int, int]:
     whole = image_size(path)
     height, width = (side // SCALE * SCALE for side in whole)
     if not height or not width:
-        raise BadInput(f'{path}: {whole[1]}×{whole[0]} px; at least {SCALE} px a side are needed')
+        raise BadInput(f'{path}: {whole[1]}×{whole[0]} px; at least {SCALE} px per side are needed')
     return height, width
 
 

@@ -7,8 +7,8 @@
     visual.proj, text_projection, (width, dim)       visual_projection.weight, text_projection.weight, transposed
 
 An open_clip config (`model_cfg` of `open_clip_config.json`, or a file of its `model_configs`) may have components that
-Hugging Face's CLIP lacks: ResNets, timm towers, attention pooling. These raise an error that names them. A config does
-not say which activation was used in training: see `quick_gelu` in docs/encoders.md.
+Hugging Face's CLIP lacks: ResNets, timm towers, attention pooling. These raise an error that names them. The
+activation is GELU unless the config sets `quick_gelu`, as open_clip does for weights trained by OpenAI.
 """
 
 from typing import Any

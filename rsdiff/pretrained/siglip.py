@@ -5,8 +5,8 @@
     text features = W_t · final_layer_norm(Transformer(text))[last position] + b_t             (2)
     logits = exp(logit_scale) · u · vᵀ + logit_bias,   u, v the features scaled to unit length (3)
 
-The probability that an image and a text match is σ(logits). Neither transformer masks anything: texts are padded to
-the tower's full length, and padding is attended to like any token. The pooling of (1) is an attention with one learned
+The probability that an image and a text match is σ(logits). It was trained without masks: texts are padded to the
+tower's full length, and padding is attended to like any token. The pooling of (1) is an attention with one learned
 query, the probe p (Lee et al. 2019, arXiv 1810.00825; Zhai et al. 2022, arXiv 2106.04560):
 
     a = Attention(p, x, x),   pool(x) = a + MLP(LN(a))                                         (4)

@@ -231,7 +231,7 @@ def test_small_images_are_named_and_references_are_left_alone(tmp_path, smooth_i
     run(*command, '--metrics', 'psnr', '--out', tmp_path / 'out')
     assert {path: path.read_bytes() for path in (tmp_path / 'real').rglob('*') if path.is_file()} == before
     line = run(*command, '--metrics', 'psnr,ssim', '--out', tmp_path / 'second', ok=False)
-    assert '0.png: images of 8×8 px; ssim needs 11 px a side' in line
+    assert '0.png: images of 8×8 px; ssim needs 11 px per side' in line
     for wrong in ('1e300', 'nan'):
         assert '--gsd_m is ' in run(*command, f'--gsd_m={wrong}', '--out', tmp_path / 'third', ok=False)
 
