@@ -27,7 +27,7 @@ jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.1)
 
 def pytest_addoption(parser):
     parser.addoption(
-        '--kills', type=int, default=5, help='How often what is killed is killed, in each test that kills.'
+        '--kills', type=int, default=3, help='How often what is killed is killed, in each test that kills.'
     )
 
 
@@ -91,17 +91,26 @@ def lively():
     return make
 
 
+@pytest.fixture(scope='session')
+def write_image_folder(smooth_image):
+    """(parent) → a folder of twelve labelled 32 px images with a manifest: classes a and b, splits train and test."""
+
+    def make(parent):
+        folder, entries = parent / 'images', []
+        for number in range(12):
+            label, split = 'ab'[number % 2], 'test' if number >= 8 else 'train'
+            name = f'{label}/{label}{number}.png'
+            write_image(folder / name, smooth_image(32, 32, number))
+            entries.append(Entry(folder / name, name, split, label, (f'a picture of {label}',), 10.0))
+        write_manifest(folder, entries)
+        return folder
+
+    return make
+
+
 @pytest.fixture
-def image_folder(tmp_path, smooth_image):
-    """A folder of twelve labelled 32 px images with a manifest: classes a and b, splits train and test."""
-    folder, entries = tmp_path / 'images', []
-    for number in range(12):
-        label, split = 'ab'[number % 2], 'test' if number >= 8 else 'train'
-        name = f'{label}/{label}{number}.png'
-        write_image(folder / name, smooth_image(32, 32, number))
-        entries.append(Entry(folder / name, name, split, label, (f'a picture of {label}',), 10.0))
-    write_manifest(folder, entries)
-    return folder
+def image_folder(tmp_path, write_image_folder):
+    return write_image_folder(tmp_path)
 
 
 @pytest.fixture

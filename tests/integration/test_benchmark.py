@@ -65,8 +65,9 @@ def measured_training(image_folder, tmp_path, *more):
     return json.loads(done.stdout.splitlines()[-1])
 
 
-def test_train_measures_and_its_figures_agree_with_one_another(image_folder, tmp_path):
-    result = measured_training(image_folder, tmp_path)
+def test_train_is_compared_with_another_checkout_and_its_figures_agree(image_folder, tmp_path):
+    """The other checkout is this one."""
+    result = measured_training(image_folder, tmp_path, '--against', ROOT)
     assert result == json.loads((tmp_path / 'out.json').read_text())
     assert all(math.isfinite(number) for number in numbers(result))
     rate = result['images_per_second']
@@ -75,6 +76,10 @@ def test_train_measures_and_its_figures_agree_with_one_another(image_folder, tmp
     assert result['input']['is_bottleneck'] == (result['input']['over_training'] < 1)
     assert result['mfu'] is None or 0 < result['mfu'] < 1
     assert result['peak_memory']['bytes'] > 1e6 and set(result['compile_seconds']) == {'trace', 'cold', 'from_cache'}
+    theirs = result['checkout']['images_per_second']
+    assert result['checkout']['ours_over_theirs']['images_per_second']['rounds'] == pytest.approx(
+        [a / b for a, b in zip(rate['rounds'], theirs['rounds'])], rel=1e-2
+    )
 
 
 def test_train_is_measured_against_diffusers(image_folder, tmp_path):
@@ -219,22 +224,12 @@ def test_mosaic_measures_what_a_mosaic_promises(tiny_run, tmp_path):
         ),
         (['train', '--config', 'configs/demo.py', '--config.data.source=/nowhere'], '/nowhere: no such folder'),
         (['train', '--config', 'configs/demo.py', '--rounds', '0'], 'rounds'),
+        (
+            ['train', '--config', 'configs/demo.py', '--against', 'tests'],
+            'no checkout of rsdiff with configs/demo.py in it',
+        ),
     ],
 )
 def test_what_is_wrong_is_said_in_one_line(arguments, message):
     lines = [line for line in run(*arguments, code=2).stderr.splitlines() if line.startswith('error: ')]
     assert len(lines) == 1 and message in lines[0]
-
-
-def test_train_is_compared_with_another_checkout_round_by_round(image_folder, tmp_path):
-    """The other checkout is this one."""
-    result = measured_training(image_folder, tmp_path, '--against', ROOT)
-    ratios, theirs = (
-        result['checkout']['ours_over_theirs']['images_per_second'],
-        result['checkout']['images_per_second'],
-    )
-    assert ratios['rounds'] == pytest.approx(
-        [a / b for a, b in zip(result['images_per_second']['rounds'], theirs['rounds'])], rel=1e-2
-    )
-    done = run('train', '--config', 'configs/demo.py', '--against', tmp_path, code=2)
-    assert 'no checkout of rsdiff with configs/demo.py in it' in done.stderr

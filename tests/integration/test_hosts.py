@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import signal
 import socket
 import subprocess
@@ -112,9 +113,16 @@ def assert_same_parameters(a, b):
         np.testing.assert_allclose(one, other, atol=1e-6)
 
 
-def test_two_processes_train_save_and_restore_as_one(images, tmp_path):
-    runs = start(images, tmp_path / 'one', 32), start(images, tmp_path / 'two', 32, 2, named)
-    one, two = map(finish, runs)
+@pytest.fixture(scope='module')
+def alone(images, tmp_path_factory):
+    """The folder of a run by one process, and its summary."""
+    folder = tmp_path_factory.mktemp('alone') / 'run'
+    return folder, finish(start(images, folder, 32))
+
+
+def test_two_processes_train_save_and_restore_as_one(images, alone, tmp_path):
+    (folder, one), two = alone, finish(start(images, tmp_path / 'two', 32, 2, named))
+    shutil.copytree(folder, tmp_path / 'one')
     assert two['images_seen'] == one['images_seen'] == 32
     # the losses agree only if examples, their positions in the batch and the noise are the same
     np.testing.assert_allclose(figures(tmp_path / 'one'), figures(tmp_path / 'two'), rtol=1e-5)
@@ -140,9 +148,8 @@ def test_sigterm_to_one_process_stops_both_after_the_same_step(images, tmp_path)
     assert load_generator(tmp_path / 'run').images_seen == stopped['images_seen']
 
 
-def test_what_the_first_process_refuses_all_refuse(images, tmp_path):
-    finish(start(images, tmp_path / 'run', 8))
-    hosts = start(images, tmp_path / 'run', 8, 2, named, seed=1)
+def test_what_the_first_process_refuses_all_refuse(images, alone):
+    hosts = start(images, alone[0], 32, 2, named, seed=1)
     errors = [host.communicate(timeout=300)[1] for host in hosts]
     assert [host.returncode for host in hosts] == [2, 2]
     assert 'error: ' in errors[0] and 'seed (0 → 1)' in errors[0]

@@ -68,7 +68,8 @@ def test_a_regressor_is_trained_sampled_and_tiled_by_the_same_commands(trained, 
     images, _, _ = trained
     sizes = [f'--config.method.model.{name}' for name in ('features=8', 'growth=4', 'blocks=1')]
     command = ['train.py', '--config', 'rrdbnet', '--workdir', tmp_path / 'run', *sizes, '--config.data.size_px=16']
-    summary = run(*command, f'--config.data.source={images}', '--config.total_images=16', '--config.log_images=8')
+    command += [f'--config.data.source={images}', '--config.total_images=8', '--config.validation.examples=6']
+    summary = run(*command)
     assert summary['finished'] and len(summary['validation_loss_by_t']) == 1
     sample = ['sample.py', '--checkpoint', tmp_path / 'run', '--condition']
     folder = run(*sample, images, '--split', 'test', '--out', tmp_path / 'folder')

@@ -205,9 +205,9 @@ def alter(folder):
         lambda folder: shutil.rmtree(folder / 'fingerprints'),
     ],
 )
-def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(config, tmp_path, damage, caplog):
-    train(config, tmp_path / 'run', show=False)
-    whole = leaves(tmp_path / 'run')
+def test_a_damaged_checkpoint_is_named_and_the_one_before_continues(saved, tmp_path, damage, caplog):
+    config, whole = saved[0], leaves(saved[1])
+    shutil.copytree(saved[1], tmp_path / 'run')
     damage(tmp_path / 'run' / 'checkpoints' / '4')
     with caplog.at_level(logging.WARNING):
         train(config, tmp_path / 'run', show=False)
@@ -310,8 +310,9 @@ def test_a_spoilt_config_is_bad_input(saved, tmp_path, content):
     assert '\n' not in str(raised.value)
 
 
-def test_a_run_with_nothing_but_damage_does_not_start_over(config, tmp_path):
-    train(config, tmp_path / 'run', show=False)
+def test_a_run_with_nothing_but_damage_does_not_start_over(saved, tmp_path):
+    config, run = saved
+    shutil.copytree(run, tmp_path / 'run')
     for step in (2, 4):
         cut(tmp_path / 'run' / 'checkpoints' / str(step))
     with pytest.raises(BadInput, match='no checkpoint can be read'):

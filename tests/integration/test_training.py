@@ -37,13 +37,13 @@ MODEL = dict(
 )
 
 
-@pytest.fixture
-def config(image_folder):
+@pytest.fixture(scope='module')
+def config(tmp_path_factory, write_image_folder):
     return from_dict(
         TrainConfig,
         {
             'method': {'model': MODEL},
-            'data': {'source': str(image_folder), 'size_px': 16},
+            'data': {'source': str(write_image_folder(tmp_path_factory.mktemp('training'))), 'size_px': 16},
             'batch_size': 8,
             'degradation': to_dict(LIGHT),
             'optimizer': {'learning_rate': 1e-3, 'warmup_images': 16},
@@ -53,6 +53,19 @@ def config(image_folder):
             'validation': {'every_images': 1000, 'examples': 8, 'bins': 2, 'steps': 2},
         },
     )
+
+
+@pytest.fixture(scope='module')
+def finished(config, tmp_path_factory):
+    """The folder of a run of one step, and its summary."""
+    folder = tmp_path_factory.mktemp('finished') / 'run'
+    return folder, train(until(config, 8), folder, show=False)
+
+
+@pytest.fixture
+def one_step(finished, tmp_path):
+    """A copy of the run of one step, which a test may change."""
+    return Path(shutil.copytree(finished[0], tmp_path / 'run'))
 
 
 def until(config, images):
@@ -75,11 +88,11 @@ def test_four_steps_are_two_and_a_restore_and_two(config, tmp_path):
     assert whole['loss'] == rest['loss']
 
 
-def test_a_finished_run_is_left_alone(config, tmp_path):
-    first = train(config, tmp_path / 'run', show=False)
-    before = leaves(tmp_path / 'run')
-    assert train(config, tmp_path / 'run', show=False) == first
-    for a, b in zip(before, leaves(tmp_path / 'run')):
+def test_a_finished_run_is_left_alone(config, finished):
+    folder, summary = finished
+    before = leaves(folder)
+    assert train(until(config, 8), folder, show=False) == summary
+    for a, b in zip(before, leaves(folder)):
         np.testing.assert_array_equal(a, b)
 
 
@@ -128,8 +141,7 @@ def losses_and_params(config, fsdp, devices, source, steps=2):
     return values, [np.asarray(x) for x in jax.tree.leaves(state['params'])], state
 
 
-@pytest.mark.parametrize('fsdp', [1, 2, 8])
-def test_sharded_training_is_replicated_training(config, fsdp, monkeypatch):
+def test_sharded_training_is_replicated_training(config, monkeypatch):
     monkeypatch.setattr(meshes, 'MIN_SHARDED_SIZE', 64)
     rng = np.random.default_rng(0)
     data = [
@@ -137,12 +149,13 @@ def test_sharded_training_is_replicated_training(config, fsdp, monkeypatch):
         for _ in range(2)
     ]
     one, params_one, _ = losses_and_params(config, 1, 1, lambda n: data[n])
-    many, params_many, state = losses_and_params(config, fsdp, 8, lambda n: data[n])
-    np.testing.assert_allclose(one, many, rtol=1e-5)
-    for a, b in zip(params_one, params_many):
-        np.testing.assert_allclose(a, b, atol=2e-4)
-    split = [leaf for leaf in jax.tree.leaves(state['opt']) if not leaf.sharding.is_fully_replicated]
-    assert bool(split) == (fsdp > 1)
+    for fsdp in (1, 2, 8):
+        many, params_many, state = losses_and_params(config, fsdp, 8, lambda n: data[n])
+        np.testing.assert_allclose(one, many, rtol=1e-5)
+        for a, b in zip(params_one, params_many):
+            np.testing.assert_allclose(a, b, atol=2e-4)
+        split = [leaf for leaf in jax.tree.leaves(state['opt']) if not leaf.sharding.is_fully_replicated]
+        assert bool(split) == (fsdp > 1)
 
 
 def test_accumulation_averages_the_gradients_of_its_parts(config):
@@ -155,28 +168,28 @@ def test_accumulation_averages_the_gradients_of_its_parts(config):
     trainer = Trainer(dataclasses.replace(config, accumulation=2), mesh)
     state = trainer.init(jax.random.key(0))
 
-    def part_gradient(number):
+    def part_gradient(number, part):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 0), number)
         key_degrade, key_loss = jax.random.split(key)
-        prepared = trainer.method.prepare({name: values[number::2] for name, values in data.items()}, key_degrade)
+        prepared = trainer.method.prepare(part, key_degrade)
         return jax.grad(lambda p: trainer.method.loss('generator', p, {}, {}, prepared, key_loss)[0])(state['params'])
 
-    parts = [jax.jit(part_gradient, static_argnums=0)(number) for number in (0, 1)]
+    part_gradient = jax.jit(part_gradient)
+    parts = [part_gradient(number, {name: values[number::2] for name, values in data.items()}) for number in (0, 1)]
     expected = float(optax.global_norm(jax.tree.map(lambda a, b: (a + b) / 2, *parts)))
     _, metrics = trainer.step(state, meshes.put_batch(mesh, data))
     assert float(metrics['grad_norm']) == pytest.approx(expected, rel=1e-4)
 
 
-def test_another_config_in_the_same_workdir_is_refused(config, tmp_path):
-    train(until(config, 8), tmp_path / 'run', show=False)
+def test_another_config_in_the_same_workdir_is_refused(config, one_step):
     with pytest.raises(BadInput, match=r'seed \(0 → 1\).*--allow_config_change'):
-        train(dataclasses.replace(config, seed=1), tmp_path / 'run', show=False)
+        train(dataclasses.replace(config, seed=1), one_step, show=False)
     with pytest.raises(BadInput, match=r'batch_size \(8 → 16\); use another --workdir$'):
-        train(dataclasses.replace(config, batch_size=16), tmp_path / 'run', allow_config_change=True, show=False)
+        train(dataclasses.replace(config, batch_size=16), one_step, allow_config_change=True, show=False)
     falling = dataclasses.replace(config.optimizer, final_fraction=0.1)
     with pytest.raises(BadInput, match=r'total_images \(8 → 32\)'):
-        train(dataclasses.replace(config, optimizer=falling), tmp_path / 'run', show=False)
-    assert load_generator(tmp_path / 'run').config == until(config, 8)
+        train(dataclasses.replace(config, optimizer=falling), one_step, show=False)
+    assert load_generator(one_step).config == until(config, 8)
 
 
 def test_nothing_that_is_not_finite_is_ever_saved(config, tmp_path, monkeypatch):
@@ -209,25 +222,24 @@ def test_a_loss_that_is_not_finite_names_its_examples(config, tmp_path, monkeypa
     assert all(name.endswith('.png') for name in told['names'])
 
 
-def test_a_run_starts_from_the_average_of_another(config, tmp_path):
-    train(until(config, 16), tmp_path / 'first', show=False)
+def test_a_run_starts_from_the_average_of_another(config, finished, tmp_path):
+    first, _ = finished
     still = dataclasses.replace(config.optimizer, learning_rate=0.0)
-    start = dataclasses.replace(config, init_from=str(tmp_path / 'first'), optimizer=still, seed=1)
+    start = dataclasses.replace(config, init_from=str(first), optimizer=still, seed=1)
     train(until(start, 8), tmp_path / 'second', show=False)
-    for a, b in zip(leaves(tmp_path / 'first'), leaves(tmp_path / 'second')):
+    for a, b in zip(leaves(first), leaves(tmp_path / 'second')):
         np.testing.assert_array_equal(a, b)
     other = from_dict(TrainConfig, to_dict(start) | {'method': {'model': MODEL | {'blocks': 2}}})
     with pytest.raises(BadInput, match=r'init_from .* is another generator: model.blocks \(1 → 2\)'):
         train(other, tmp_path / 'third', show=False)
 
 
-def test_another_method_is_named_in_one_word(config, tmp_path):
-    train(until(config, 8), tmp_path / 'run', show=False)
+def test_another_method_is_named_in_one_word(config, one_step, tmp_path):
     other = dataclasses.replace(config, method=RegressionConfig(model=RRDBNetConfig(8, 4, 1)))
     with pytest.raises(BadInput, match=r"settings: method.kind \('diffusion' → 'regression'\); use another --workdir$"):
-        train(other, tmp_path / 'run', show=False)
+        train(other, one_step, show=False)
     with pytest.raises(BadInput, match='is of the method diffusion, not regression'):
-        train(dataclasses.replace(other, init_from=str(tmp_path / 'run')), tmp_path / 'other', show=False)
+        train(dataclasses.replace(other, init_from=str(one_step)), tmp_path / 'other', show=False)
 
 
 def names_known(workdir):
@@ -291,13 +303,12 @@ def test_what_init_from_was_trained_on_is_added(config, tmp_path):
     )
 
 
-def test_released_weights_are_the_average_in_bfloat16(config, tmp_path):
-    train(until(config, 16), tmp_path / 'run', show=False)
-    trained = load_generator(tmp_path / 'run')
+def test_released_weights_are_the_average_in_bfloat16(config, finished, tmp_path):
+    trained = load_generator(finished[0])
     release(trained, tmp_path / 'release')
     again = load_generator(tmp_path / 'release')
     source = Path(config.data.source)
-    assert source.is_absolute() and again.images_seen == 16 and again.digest != trained.digest
+    assert source.is_absolute() and again.images_seen == 8 and again.digest != trained.digest
     # the entire config except the local path of the images
     assert again.config == dataclasses.replace(
         trained.config, data=dataclasses.replace(config.data, source=source.name)
@@ -325,11 +336,10 @@ def test_released_weights_are_the_average_in_bfloat16(config, tmp_path):
         ),
     ],
 )
-def test_what_is_no_checkpoint_is_bad_input(config, tmp_path, break_it, message):
-    train(until(config, 8), tmp_path / 'run', show=False)
-    break_it(tmp_path / 'run')
+def test_what_is_no_checkpoint_is_bad_input(one_step, break_it, message):
+    break_it(one_step)
     with pytest.raises(BadInput, match=message):
-        load_generator(tmp_path / 'run')
+        load_generator(one_step)
 
 
 def test_a_batch_that_the_devices_can_not_share_is_refused(config, tmp_path):
