@@ -87,6 +87,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 def measure(config: TrainConfig) -> dict[str, Any]:
     """All figures of `train`."""
+    other_config = None if AGAINST.value in (None, 'diffusers') else config_in(Path(AGAINST.value))
     mesh = meshes.make_mesh(config.mesh.fsdp)
     meshes.check_batch(mesh, config.batch_size, config.accumulation)
     source = make_source(config.data, fields=fields_to_read(config.method.model.fields))
@@ -100,8 +101,8 @@ def measure(config: TrainConfig) -> dict[str, Any]:
     theirs = None
     if AGAINST.value == 'diffusers':
         theirs = Diffusers(config, batch, parameters(state))
-    elif AGAINST.value:
-        theirs = Checkout(Path(AGAINST.value))
+    elif other_config:
+        theirs = Checkout(other_config)
     if theirs:
         theirs(WARM_UP_STEPS)
     runners = [ours, theirs] if theirs else [ours]
@@ -210,19 +211,28 @@ def parameters(state) -> int:
     return sum(leaf.size for leaf in jax.tree.leaves(state['params']))
 
 
+def config_in(checkout: Path) -> Path:
+    """The config of another checkout with the same name as ours.
+
+    Raises:
+      BadInput: it is not a checkout, or has no such config.
+    """
+    at = next(i for i, argument in enumerate(sys.argv) if argument.lstrip('-').partition('=')[0] == 'config')
+    named = sys.argv[at].partition('=')[2] or sys.argv[at + 1]
+    config = Path('configs', f'{Path(named).stem}.py')
+    if not (checkout / config).is_file() or not (checkout / 'rsdiff').is_dir():
+        raise BadInput(f'--against {checkout}: no checkout of rsdiff with {config} in it')
+    return checkout.absolute() / config
+
+
 class Checkout:
     """Called with n, trains another checkout for n steps, in a separate process, and returns the seconds."""
 
     name = 'checkout'
 
-    def __init__(self, folder: Path):
+    def __init__(self, config: Path):
         given = [argument for argument in sys.argv[1:] if argument.startswith('--config.')]
-        at = next(i for i, argument in enumerate(sys.argv) if argument.lstrip('-').partition('=')[0] == 'config')
-        named = sys.argv[at].partition('=')[2] or sys.argv[at + 1]
-        self.folder = folder.absolute()
-        config = self.folder / 'configs' / f'{Path(named).stem}.py'
-        if not config.is_file() or not (self.folder / 'rsdiff').is_dir():
-            raise BadInput(f'--against {folder}: no checkout of rsdiff with {config.relative_to(self.folder)} in it')
+        self.folder = config.parents[1]
         self.process = subprocess.Popen(
             [sys.executable, Path(__file__).with_name('benchmark_checkout.py').absolute(), '--config', config, *given],
             cwd=self.folder,
