@@ -8,6 +8,7 @@ import numpy as np
 import optax
 import pytest
 
+from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import LIGHT, degrade
 from rsdiff.diffusion.constraints import Projection, keep_known, project, projected, smooth_up
 from rsdiff.diffusion.guidance import guided
@@ -22,7 +23,7 @@ from rsdiff.models.conditioning import GSD_M, Spatial
 from rsdiff.models.rrdbnet import RRDBNetConfig
 from rsdiff.models.unet import UNetConfig
 from rsdiff.training import mesh as meshes
-from rsdiff.training.config import TrainConfig
+from rsdiff.training.config import OptimizerConfig, TrainConfig
 from rsdiff.training.state import Trainer
 
 UNET = UNetConfig(16, (1,), 1, (), 16, 4, spatial={'lr': Spatial(features=8, growth=4, blocks=1)})
@@ -53,7 +54,7 @@ def test_every_method_learns_and_samples_by_the_same_calls(method):
     trainer = Trainer(config, mesh)
     state = trainer.init(jax.random.key(0))
     prepared, key = method.prepare(BATCH, jax.random.key(7)), jax.random.key(8)
-    loss = jax.jit(lambda params: method.loss('generator', params, {}, {}, prepared, key)[0])
+    loss = jax.jit(lambda params: method.loss('generator', params, {'generator': {}}, {}, prepared, key)[0])
     before = float(loss(state['params']))
     for _ in range(30):
         state, _ = trainer.step(state, meshes.put_batch(mesh, BATCH))
@@ -76,7 +77,7 @@ def test_a_regressor_ignores_noise_and_time():
     np.testing.assert_array_equal(*made)
     predicted = method.predict(params, {}, prepared['condition'])(None, None)
     np.testing.assert_allclose(made[0], jnp.clip(predicted, -1, 1), atol=1e-6)
-    loss, _ = method.loss('generator', params, {}, {}, prepared, jax.random.key(3))
+    loss, _ = method.loss('generator', params, {'generator': {}}, {}, prepared, jax.random.key(3))
     assert float(loss) == pytest.approx(float(jnp.abs(predicted - prepared['targets']['image']).mean()))
 
 
@@ -150,7 +151,7 @@ def test_a_constraint_holds_in_every_prediction():
 
 @dataclasses.dataclass(frozen=True)
 class Two:
-    """A method of two parts: each is pulled towards twice the other, and adds up the values it saw."""
+    """A method of two parts: each is pulled towards `by` (a frozen number) times the other, and adds up the values it saw."""
 
     parts = 'generator', 'critic'
     dtype = jnp.float32
@@ -158,29 +159,45 @@ class Two:
     def init(self, key):
         return {'generator': {'w': jnp.float32(1.0)}, 'critic': {'w': jnp.float32(3.0)}}
 
+    def init_buffers(self, key):
+        return {'generator': {}, 'critic': {'seen': jnp.float32(0)}}
+
+    def load_frozen(self):
+        return {'by': np.float32(2)}
+
     def prepare(self, batch, key):
         return batch
 
     def loss(self, part, params, buffers, frozen, prepared, key):
         other = params['critic' if part == 'generator' else 'generator']['w']
-        seen = buffers.get('seen', jnp.float32(0)) + other
-        return (params[part]['w'] - 2 * other) ** 2, ({'other': other}, buffers | {'seen': seen})
+        seen = buffers['critic']['seen']
+        new = {'seen': seen + other} if part == 'critic' else buffers[part]
+        return (params[part]['w'] - frozen['by'] * other) ** 2, ({'other': other, 'seen': seen}, new)
 
 
 def test_parts_are_updated_from_what_all_were_before(monkeypatch):
     monkeypatch.setattr('rsdiff.training.state.make_method', lambda *_: Two())
-    monkeypatch.setattr('rsdiff.training.state.make_optimizer', lambda *_: optax.sgd(0.1))
-    config = dataclasses.replace(TrainConfig(), batch_size=2, accumulation=2)
-    trainer = Trainer(config, meshes.make_mesh(1, jax.devices()[:1]))
-    state = dict(trainer._init(None), buffers={part: {'seen': jnp.float32(0)} for part in Two.parts})
-    state, metrics = jax.jit(trainer._step)(state, {'image': jnp.zeros((2, 1))})
+    monkeypatch.setattr('rsdiff.training.state.make_optimizer', lambda config, *_: optax.sgd(config.learning_rate))
+    config = dataclasses.replace(
+        TrainConfig(), batch_size=2, accumulation=2, optimizers={'critic': OptimizerConfig(learning_rate=0.1)}
+    )
+    config = dataclasses.replace(config, optimizer=OptimizerConfig(learning_rate=0.2))
+    mesh = meshes.make_mesh(1, jax.devices()[:1])
+    trainer = Trainer(config, mesh)
+    state, metrics = trainer.step(trainer.init(jax.random.key(0)), {'image': jnp.zeros((2, 1))})
     # d/dw (w - 2 other)² = 2 (w - 2 other), with the other's value before the step, in any order of updates
-    assert float(state['params']['generator']['w']) == pytest.approx(1 - 0.1 * 2 * (1 - 6))
+    assert float(state['params']['generator']['w']) == pytest.approx(1 - 0.2 * 2 * (1 - 6))
     assert float(state['params']['critic']['w']) == pytest.approx(3 - 0.1 * 2 * (3 - 2))
     assert float(metrics['other']) == 3 and float(metrics['critic_other']) == 1
-    # a buffer is carried from one accumulation step to the next
-    assert float(state['buffers']['generator']['seen']) == 6 and float(state['buffers']['critic']['seen']) == 2
+    # the critic's buffer is carried from one accumulation step to the next; the generator sees it as before the step
+    assert float(state['buffers']['critic']['seen']) == 2
+    assert float(metrics['seen']) == 0 and float(metrics['critic_seen']) == 0.5
     assert {*state['ema']} == {'generator'}  # the generator only
+    _, metrics = trainer.step(state, {'image': jnp.zeros((2, 1))})
+    assert float(metrics['seen']) == 2
+    wrong = dataclasses.replace(config, optimizers={'judge': OptimizerConfig()})
+    with pytest.raises(BadInput, match="optimizers has 'judge'; the parts of this method are generator, critic"):
+        Trainer(wrong, mesh)
 
 
 def test_a_method_is_made_of_its_config():

@@ -43,7 +43,7 @@ def shapes_of(method):
 def loss_of(method, params, condition=None):
     """The training loss on the images X, and their condition."""
     prepared = {'targets': {'image': X}, 'condition': condition or CONDITION}
-    return method.loss('generator', params, {}, {}, prepared, jax.random.key(0))[0]
+    return method.loss('generator', params, {'generator': {}}, {}, prepared, jax.random.key(0))[0]
 
 
 def shaken(params, key=jax.random.key(1)):

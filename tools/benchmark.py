@@ -36,7 +36,6 @@ from pathlib import Path
 from typing import Any, Callable
 
 import jax
-import jax.numpy as jnp
 import numpy as np
 from absl import flags
 from benchmark_aot import aot
@@ -51,7 +50,7 @@ from rsdiff.programs import console
 from rsdiff.training import cost
 from rsdiff.training import mesh as meshes
 from rsdiff.training.config import TrainConfig, from_dict
-from rsdiff.training.state import Trainer
+from rsdiff.training.state import Trainer, batch_shapes
 
 FLAGS = flags.FLAGS
 console.define_config('A config file, or the name of one in configs/.')
@@ -142,16 +141,12 @@ def measure(config: TrainConfig) -> dict[str, Any]:
 
 def compile_twice(config: TrainConfig, mesh) -> tuple[Callable, dict[str, float]]:
     """The compiled step, and the seconds to trace it, to compile it, and to load it from the compile cache instead."""
-    size, seconds = config.data.size_px, {}
-    batch = {
-        'image': jax.ShapeDtypeStruct((config.batch_size, size, size, 3), jnp.uint8),
-        'gsd_m': jax.ShapeDtypeStruct((config.batch_size,), jnp.float32),
-    }
+    seconds, batch = {}, batch_shapes(config)
     for name in ('cold', 'from_cache'):
         jax.clear_caches()
         trainer = Trainer(config, mesh)
         start = time.perf_counter()
-        lowered = trainer.step.lower(jax.eval_shape(trainer.init, jax.random.key(0)), batch)
+        lowered = trainer.trace_step(jax.eval_shape(trainer.init, jax.random.key(0)), batch).lower()
         traced = time.perf_counter()
         step = lowered.compile()
         seconds |= {'trace': traced - start, name: time.perf_counter() - traced}
@@ -160,14 +155,15 @@ def compile_twice(config: TrainConfig, mesh) -> tuple[Callable, dict[str, float]
 
 def run_ours(config: TrainConfig, mesh, step: Callable, batch: dict[str, np.ndarray]) -> Callable[[int], float]:
     """A function that trains for n steps and returns their seconds; the batch is moved to the devices each time."""
-    state = Trainer(config, mesh).init(jax.random.key(config.seed))
+    trainer = Trainer(config, mesh)
+    state = trainer.init(jax.random.key(config.seed))
 
     def run(steps: int) -> float:
         nonlocal state
         jax.block_until_ready(state)
         start = time.perf_counter()
         for _ in range(steps):
-            state, values = step(state, meshes.put_batch(mesh, batch))
+            state, values = step(state, meshes.put_batch(mesh, batch), trainer.frozen)
         if not math.isfinite(float(values['loss'])):
             raise FloatingPointError(f'the loss is {float(values["loss"])}')
         jax.block_until_ready(state)

@@ -21,13 +21,12 @@ from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import UPSCALE
 from rsdiff.diffusion import solvers
 from rsdiff.diffusion.constraints import UP_REACH_PX, Projection
-from rsdiff.methods.base import fields_to_read
 from rsdiff.methods.kinds import make_method
 from rsdiff.methods.sampling import predictor
 from rsdiff.training import cost
 from rsdiff.training import mesh as meshes
 from rsdiff.training.config import TrainConfig
-from rsdiff.training.state import Trainer
+from rsdiff.training.state import Trainer, batch_shapes
 
 
 class Chip(NamedTuple):
@@ -151,15 +150,8 @@ def described(topology: str) -> tuple[Chip, list[Any]]:
 
 def lower_training(config: TrainConfig, mesh) -> jax.stages.Lowered:
     """The training step over the mesh."""
-    trainer, sharding = Trainer(config, mesh), meshes.batch_sharding(mesh)
-    size = config.data.size_px
-    shapes = {'image': ((size, size, 3), jnp.uint8), 'gsd_m': ((), jnp.float32)}
-    shapes |= {field.name: (field.shape(size), field.dtype) for field in fields_to_read(config.method.model.fields)}
-    batch = {
-        name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=sharding)
-        for name, (shape, dtype) in shapes.items()
-    }
-    return trainer.step.lower(trainer.abstract_state(), batch)
+    trainer = Trainer(config, mesh)
+    return trainer.trace_step(trainer.abstract_state(), batch_shapes(config, meshes.batch_sharding(mesh))).lower()
 
 
 def lower_sampling(config: TrainConfig, mesh) -> jax.stages.Lowered:
@@ -167,20 +159,22 @@ def lower_sampling(config: TrainConfig, mesh) -> jax.stages.Lowered:
     method, size, batch = make_method(config.method), config.data.size_px, config.batch_size
     side = size // UPSCALE + 2 * UP_REACH_PX
     split, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
-    params = jax.tree.map(
+    networks = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-        jax.eval_shape(method.init, jax.random.key(0)),
+        (jax.eval_shape(method.init, jax.random.key(0)), jax.eval_shape(method.load_frozen)),
     )
     shaped = lambda *shape: jax.ShapeDtypeStruct((batch, *shape), jnp.float32, sharding=split)
     condition = {'lr': shaped(side, side, 3)} | ({'gsd_m': shaped()} if 'gsd_m' in method.fields else {})
     steps = solvers.solver_steps('ddim', method.schedule, 1)
 
-    def advance(params, condition, x, x0):
-        return solvers.integrate(predictor(method, params, condition, Projection(), UP_REACH_PX), steps, x, x0)
+    def advance(networks, condition, x, x0):
+        params, frozen = networks
+        predict = predictor(method, params, condition, Projection(), UP_REACH_PX, frozen=frozen)
+        return solvers.integrate(predict, steps, x, x0)
 
     parts = jax.tree.map(lambda sharding: sharding.spec, (whole, split, split, split))
     shared = jax.shard_map(advance, mesh=mesh, in_specs=parts, out_specs=split.spec, check_vma=False)
-    return jax.jit(shared).lower(params, condition, *[shaped(size, size, method.channels)] * 2)
+    return jax.jit(shared).lower(networks, condition, *[shaped(size, size, method.channels)] * 2)
 
 
 def collectives(hlo: str) -> dict[str, dict[str, Any]]:

@@ -19,6 +19,9 @@ from rsdiff.methods.codec import Codec, Targets
 from rsdiff.models.conditioning import Condition, Number, Spatial, Tokens
 
 Parameters = dict[str, Any]  # part → nested dict of arrays
+Buffers = dict[str, Any]  # part → nested dict of arrays that every step changes, without a gradient
+Frozen = dict[str, Any]  # name → parameters of a network that is not trained
+NO_FROZEN: Frozen = {}
 GENERATOR = 'generator'  # the part used for sampling, and the only one with parameter averages
 
 
@@ -68,25 +71,35 @@ class Method(Protocol):
         """Freshly initialised float32 parameters of all parts. Call it inside `jit` or `eval_shape`."""
         ...
 
+    def init_buffers(self, key) -> Buffers:
+        """Initial buffers of every part, such as the vectors of a spectral norm; {} for a part without. As `init`."""
+        ...
+
+    def load_frozen(self) -> Frozen:
+        """Networks that are not trained, such as a teacher, as host arrays. They are passed to every call and are not in
+        checkpoints."""
+        ...
+
     def prepare(self, batch: dict[str, jax.Array], key) -> Prepared:
         """Turns a batch as read into the losses' input: degrades and scales images, drops fields."""
         ...
 
-    def loss(self, part: str, params: Parameters, buffers, frozen, prepared: Prepared, key) -> tuple[jax.Array, tuple]:
-        """Returns the loss of `part`, a float32 scalar, and (metrics by name, the part's new buffers).
+    def loss(
+        self, part: str, params: Parameters, buffers: Buffers, frozen: Frozen, prepared: Prepared, key
+    ) -> tuple[jax.Array, tuple]:
+        """Returns the loss of `part`, a float32 scalar, and (metrics by name, the new buffers of `part`).
 
         Args:
-          params: parameters of all parts.
-          buffers: buffers of this part: arrays that change with every step and have no gradient.
-          frozen: networks that are not trained, by name.
+          params, buffers: of all parts.
+          frozen: as returned by `load_frozen`.
         """
         ...
 
-    def terms(self, params: Parameters, frozen, prepared: Prepared, key, t) -> jax.Array:
+    def terms(self, params: Parameters, frozen: Frozen, prepared: Prepared, key, t) -> jax.Array:
         """The generator's loss for each example, float32 (b,), at timesteps t, int (b,), with noise from `key`."""
         ...
 
-    def predict(self, params: Parameters, frozen, condition: Condition) -> Denoise:
+    def predict(self, params: Parameters, frozen: Frozen, condition: Condition) -> Denoise:
         """The function (z_t, t) → ẑ_0 for a given condition."""
         ...
 

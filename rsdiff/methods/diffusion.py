@@ -2,21 +2,19 @@
 
 import dataclasses
 import functools
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
-from flax import nnx
 
 from rsdiff.base.errors import BadInput
-from rsdiff.base.keys import Keys
-from rsdiff.data.degradation import DegradationConfig
 from rsdiff.diffusion import objective
 from rsdiff.diffusion.objective import ObjectiveConfig
 from rsdiff.diffusion.schedule import Schedule, ScheduleConfig, make_schedule, to_x0
 from rsdiff.diffusion.solvers import Denoise
-from rsdiff.methods.base import GENERATOR, Drop, Parameters, Prepared, prepared_batch
+from rsdiff.methods.base import Drop, Parameters, Prepared, prepared_batch
 from rsdiff.methods.codec import CodecConfig, IdentityConfig
+from rsdiff.methods.one_network import OneNetwork
 from rsdiff.models.conditioning import Condition
 from rsdiff.models.unet import UNet, UNetConfig
 
@@ -60,58 +58,29 @@ def check_drops(drops: tuple[Drop, ...], fields: dict) -> None:
 
 
 @dataclasses.dataclass(frozen=True)
-class Diffusion:
+class Diffusion(OneNetwork):
     """See `methods.base.Method`."""
 
     config: DiffusionConfig
-    degradation: DegradationConfig = DegradationConfig()
-    parts: ClassVar[tuple[str, ...]] = (GENERATOR,)
-
-    @property
-    def codec(self) -> CodecConfig:
-        return self.config.codec
+    make_network = UNet
 
     @functools.cached_property
     def schedule(self) -> Schedule:
         return make_schedule(self.config.schedule)
-
-    @property
-    def fields(self):
-        return self.config.model.fields
-
-    @property
-    def channels(self) -> int:
-        return self.config.model.channels
-
-    @property
-    def upscale(self) -> int:
-        return self.config.model.upscale
-
-    @property
-    def dtype(self):
-        return jnp.dtype(self.config.model.dtype)
-
-    @functools.cached_property
-    def graphdef(self):
-        """The network's structure, built without allocating parameters."""
-        return nnx.split(nnx.eval_shape(lambda: UNet(self.config.model, rngs=Keys(0))))[0]
-
-    def init(self, key) -> Parameters:
-        return {GENERATOR: nnx.to_pure_dict(nnx.state(UNet(self.config.model, rngs=Keys(key))))}
 
     def prepare(self, batch, key) -> Prepared:
         return prepared_batch(self.fields, self.degradation, self.config.drops, batch, key)
 
     def denoiser(self, params: Parameters, condition: Condition) -> Denoise:
         """The function (z_t, t) → network output (ε, x_0 or v, as the objective sets). Encodes the condition once, here."""
-        model = nnx.merge(self.graphdef, nnx.State(params[GENERATOR]))
+        model = self.network(params)
         encoded = model.encode(condition)
         return lambda zt, t: model(zt, t, encoded)
 
     def loss(self, part, params, buffers, frozen, prepared, key):
         key_t, key_eps = jax.random.split(key)
         t = objective.stratified_timesteps(key_t, len(prepared['targets']['image']), self.schedule.timesteps)
-        return jnp.mean(self.terms(params, frozen, prepared, key_eps, t)), ({}, buffers)
+        return jnp.mean(self.terms(params, frozen, prepared, key_eps, t)), ({}, buffers[part])
 
     def terms(self, params, frozen, prepared, key, t):
         condition = prepared['condition']

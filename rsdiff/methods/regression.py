@@ -2,17 +2,15 @@
 
 import dataclasses
 import functools
-from typing import ClassVar, Literal
+from typing import Literal
 
 import jax.numpy as jnp
-from flax import nnx
 
-from rsdiff.base.keys import Keys
-from rsdiff.data.degradation import DegradationConfig
 from rsdiff.diffusion.schedule import Schedule, one_step
 from rsdiff.diffusion.solvers import Denoise
-from rsdiff.methods.base import GENERATOR, Parameters, Prepared, prepared_batch
+from rsdiff.methods.base import Prepared, prepared_batch
 from rsdiff.methods.codec import CodecConfig, IdentityConfig
+from rsdiff.methods.one_network import OneNetwork
 from rsdiff.models.rrdbnet import RRDBNet, RRDBNetConfig
 
 
@@ -31,50 +29,21 @@ class RegressionConfig:
 
 
 @dataclasses.dataclass(frozen=True)
-class Regression:
+class Regression(OneNetwork):
     """See `methods.base.Method`."""
 
     config: RegressionConfig
-    degradation: DegradationConfig = DegradationConfig()
-    parts: ClassVar[tuple[str, ...]] = (GENERATOR,)
-
-    @property
-    def codec(self) -> CodecConfig:
-        return self.config.codec
+    make_network = RRDBNet
 
     @functools.cached_property
     def schedule(self) -> Schedule:
         return one_step()
 
-    @property
-    def fields(self):
-        return self.config.model.fields
-
-    @property
-    def channels(self) -> int:
-        return self.config.model.channels
-
-    @property
-    def upscale(self) -> int:
-        return self.config.model.upscale
-
-    @property
-    def dtype(self):
-        return jnp.dtype(self.config.model.dtype)
-
-    @functools.cached_property
-    def graphdef(self):
-        """The network's structure, built without allocating parameters."""
-        return nnx.split(nnx.eval_shape(lambda: RRDBNet(self.config.model, rngs=Keys(0))))[0]
-
-    def init(self, key) -> Parameters:
-        return {GENERATOR: nnx.to_pure_dict(nnx.state(RRDBNet(self.config.model, rngs=Keys(key))))}
-
     def prepare(self, batch, key) -> Prepared:
         return prepared_batch(self.fields, self.degradation, (), batch, key)
 
     def loss(self, part, params, buffers, frozen, prepared, key):
-        return jnp.mean(self.terms(params, frozen, prepared, key, None)), ({}, buffers)
+        return jnp.mean(self.terms(params, frozen, prepared, key, None)), ({}, buffers[part])
 
     def terms(self, params, frozen, prepared, key, t):
         condition = prepared['condition']
@@ -86,4 +55,4 @@ class Regression:
         return lambda zt, t: made
 
     def _answer(self, params, condition):
-        return nnx.merge(self.graphdef, nnx.State(params[GENERATOR]))(condition['lr'])
+        return self.network(params)(condition['lr'])

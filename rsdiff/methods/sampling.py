@@ -8,7 +8,7 @@ from rsdiff.diffusion import constraints, solvers
 from rsdiff.diffusion.constraints import Projection, projected
 from rsdiff.diffusion.schedule import like
 from rsdiff.diffusion.solvers import Denoise
-from rsdiff.methods.base import Method, Parameters
+from rsdiff.methods.base import NO_FROZEN, Frozen, Method, Parameters
 from rsdiff.models.conditioning import Condition
 
 # (predict, the window's own condition) → predict; both predict images, see `diffusion.constraints`
@@ -22,7 +22,7 @@ def predictor(
     projection: Projection | None = None,
     margin: int = 0,
     constrain: Constraint = lambda predict, condition: predict,
-    frozen: Any = None,
+    frozen: Frozen = NO_FROZEN,
 ) -> Denoise:
     """`predict(zt, t)` → the predicted z_0, clipped and projected onto the condition as an image.
 
@@ -68,7 +68,7 @@ def sample(
     solver: solvers.Solver = 'ddim',
     guide: Any = None,
     strength: float = 1.0,
-    frozen: Any = None,
+    frozen: Frozen = NO_FROZEN,
 ):
     """Samples one stage without windows: from noise, or from a partly noised real image, which the result then resembles
     (SDEdit, Meng et al. 2022, arXiv 2108.01073; called real guidance by He et al. 2023).

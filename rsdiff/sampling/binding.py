@@ -42,7 +42,7 @@ def bind_windows(
     constants, images = constants or {}, images or {}
     whole, split = PartitionSpec(), PartitionSpec(mesh.axis_names)
     batch = windows_a_call(plan.window_px, batch_size, mesh.size)
-    params = jax.device_put(params, NamedSharding(mesh, whole))
+    networks = jax.device_put((params, method.load_frozen()), NamedSharding(mesh, whole))
     check_condition(method, ['lr', 'gsd_m', *images, *constants])
     reads = {name: _read(method, name) for name in ('lr', *images)}
     margin = reads['lr'].margin
@@ -50,8 +50,10 @@ def bind_windows(
     def on_devices(function, *specs):
         return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False))
 
-    def advance(params, condition, x, x0, steps):
-        return solvers.integrate(predictor(method, params, condition, projection, margin), steps, x, x0)
+    def advance(networks, condition, x, x0, steps):
+        params, frozen = networks
+        predict = predictor(method, params, condition, projection, margin, frozen=frozen)
+        return solvers.integrate(predict, steps, x, x0)
 
     advance = on_devices(advance, whole, split, split, split, whole)
     decode = lambda condition, z: jnp.clip(method.codec.decode(z, condition, margin)['image'], -1.0, 1.0)
@@ -62,7 +64,7 @@ def bind_windows(
     def at(gsd_m: float) -> WindowSampler:
         known = same | _known(method, gsd_m=np.full(batch, gsd_m, np.float32))
         return WindowSampler(
-            lambda condition, x, x0, steps: advance(params, condition | known, x, x0, steps),
+            lambda condition, x, x0, steps: advance(networks, condition | known, x, x0, steps),
             image,
             steps,
             batch,
@@ -121,17 +123,18 @@ def bind_images(
     """
     constants = constants or {}
     whole, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(mesh.axis_names)))
-    params, constants = jax.device_put(params, whole), constants or {}
+    networks = jax.device_put((params, method.load_frozen()), whole)
     check_condition(method, ['lr', 'gsd_m', *constants])
 
-    def run(params, condition, noise, guide):
-        return sample(method, params, condition, noise, steps, projection, solver, guide, strength)
+    def run(networks, condition, noise, guide):
+        params, frozen = networks
+        return sample(method, params, condition, noise, steps, projection, solver, guide, strength, frozen)
 
     run = jax.jit(run, in_shardings=(whole, split, split, split), out_shardings=split)
 
     def made(condition, noise, guide=None):
         same = {name: np.repeat(value, len(noise), 0) for name, value in constants.items()}
-        return run(params, same | _known(method, **condition), noise, guide)
+        return run(networks, same | _known(method, **condition), noise, guide)
 
     return ImageSampler(made, method.upscale, method.channels)
 

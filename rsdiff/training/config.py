@@ -86,13 +86,15 @@ class ValidationConfig:
 
 @dataclasses.dataclass(frozen=True)
 class TrainConfig:
-    """All settings of a run. Progress is counted in images; intervals are rounded up to whole steps. `init_from`: a run or a
-    release of the same network, whose averaged parameters initialise a new run."""
+    """All settings of a run. Progress is counted in images; intervals are rounded up to whole steps. `optimizers`: settings
+    of the parts of a method, by name, that differ from `optimizer`. `init_from`: a run or a release of the same network, whose
+    averaged parameters initialise a new run."""
 
     method: MethodConfig = DiffusionConfig()
     data: DataConfig = DataConfig()
     degradation: DegradationConfig = DegradationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
+    optimizers: dict[str, OptimizerConfig] = dataclasses.field(default_factory=dict)
     ema: EMAConfig = EMAConfig()
     validation: ValidationConfig = ValidationConfig()
     mesh: MeshConfig = MeshConfig()

@@ -13,12 +13,11 @@ import jax.numpy as jnp
 from jax.extend.core import ClosedJaxpr, Jaxpr
 from jax.sharding import AbstractMesh, AxisType
 
-from rsdiff.methods.base import fields_to_read
 from rsdiff.methods.kinds import make_method
 from rsdiff.models.conditioning import Number, Spatial
 from rsdiff.training import mesh as meshes
 from rsdiff.training.config import TrainConfig
-from rsdiff.training.state import Trainer
+from rsdiff.training.state import Trainer, batch_shapes
 
 # Dense peaks in FLOP/s from the vendors' data sheets, by `device.device_kind`, for JAX's default precision: bfloat16 with
 # float32 accumulation; float32 as TF32 (NVIDIA) or as bfloat16 (TPU, which has no separate float32 peak).
@@ -61,8 +60,9 @@ def trace_forward(config: TrainConfig) -> jax.stages.Traced:
             condition[name] = shape((1, *(size // field.scale,) * 2, field.channels), jnp.float32)
         elif isinstance(field, Number):
             condition[name] = shape((1,), jnp.float32)
-    return jax.jit(lambda params, xt, t, condition: method.predict(params, {}, condition)(xt, t)).trace(
+    return jax.jit(lambda params, frozen, xt, t, condition: method.predict(params, frozen, condition)(xt, t)).trace(
         jax.eval_shape(method.init, jax.random.key(0)),
+        jax.eval_shape(method.load_frozen),
         shape((1, size, size, method.channels), jnp.float32),
         shape((1,), jnp.int32),
         condition,
@@ -79,18 +79,8 @@ def trace_step(config: TrainConfig, remat: bool) -> tuple[jax.stages.Traced, Any
     method = dataclasses.replace(config.method, model=model)
     one = dataclasses.replace(config, method=method, batch_size=1, accumulation=1)
     trainer = Trainer(one, meshes.make_mesh(1, jax.devices()[:1]))
-    state, size = jax.eval_shape(trainer.init, jax.random.key(0)), config.data.size_px
-    return trainer.step.trace(
-        state,
-        {
-            'image': jax.ShapeDtypeStruct((1, size, size, 3), jnp.uint8),
-            'gsd_m': jax.ShapeDtypeStruct((1,), jnp.float32),
-            **{
-                field.name: jax.ShapeDtypeStruct((1, *field.shape(size)), field.dtype)
-                for field in fields_to_read(method.model.fields)
-            },
-        },
-    ), state
+    state = jax.eval_shape(trainer.init, jax.random.key(0))
+    return trainer.trace_step(state, batch_shapes(one)), state
 
 
 def state_bytes(state, data: int, fsdp: int) -> dict[str, int]:

@@ -1,5 +1,6 @@
 """The training state and the training step."""
 
+import functools
 from typing import Any
 
 import jax
@@ -7,8 +8,9 @@ import jax.numpy as jnp
 import optax
 from jax.sharding import Mesh
 
+from rsdiff.base.errors import BadInput
 from rsdiff.base.seeds import seed_key
-from rsdiff.methods.base import GENERATOR, Parameters
+from rsdiff.methods.base import GENERATOR, Frozen, Parameters, fields_to_read
 from rsdiff.methods.kinds import make_method
 from rsdiff.training import mesh as meshes
 from rsdiff.training.config import EMAConfig, OptimizerConfig, TrainConfig
@@ -31,10 +33,33 @@ def make_optimizer(config: OptimizerConfig, batch_size: int, total_images: int) 
     )
 
 
+def optimizers(config: TrainConfig, parts: tuple[str, ...]) -> dict[str, optax.GradientTransformation]:
+    """The optimiser of each part, in update order.
+
+    Raises:
+      BadInput: `config.optimizers` names a part that the method does not have.
+    """
+    for part in sorted({*config.optimizers} - {*parts}):
+        raise BadInput(f'config.optimizers has {part!r}; the parts of this method are {", ".join(parts)}')
+    own = {part: config.optimizers.get(part, config.optimizer) for part in parts}
+    return {part: make_optimizer(chosen, config.batch_size, config.total_images) for part, chosen in own.items()}
+
+
 def ema_decay(config: EMAConfig, images_seen, batch_size: int):
     """The decay of the average per step, with half_life = min(half_life_images, rampup · images_seen)."""
     half_life = jnp.minimum(config.half_life_images, config.rampup * images_seen)
     return 0.5 ** (batch_size / jnp.maximum(half_life, 1e-8))
+
+
+def batch_shapes(config: TrainConfig, sharding: Any = None) -> dict[str, jax.ShapeDtypeStruct]:
+    """Shapes and dtypes of a batch of a step, as `data.pipeline.batches` reads it."""
+    size = config.data.size_px
+    shapes = {'image': ((size, size, 3), jnp.uint8), 'gsd_m': ((), jnp.float32)}
+    shapes |= {field.name: (field.shape(size), field.dtype) for field in fields_to_read(config.method.model.fields)}
+    return {
+        name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=sharding)
+        for name, (shape, dtype) in shapes.items()
+    }
 
 
 class Trainer:
@@ -42,8 +67,8 @@ class Trainer:
 
     def __init__(self, config: TrainConfig, mesh: Mesh):
         self.config, self.mesh = config, mesh
-        self.method, self.frozen = make_method(config.method, config.degradation), {}
-        self.optimizer = make_optimizer(config.optimizer, config.batch_size, config.total_images)
+        self.method = make_method(config.method, config.degradation)
+        self.optimizers = optimizers(config, self.method.parts)
         self.shapes = jax.eval_shape(self._init, jax.random.key(0))
         self.sharding = meshes.tree_sharding(mesh, self.shapes)
         batch = meshes.batch_sharding(mesh)
@@ -53,12 +78,26 @@ class Trainer:
             out_shardings=self.sharding,
             compiler_options={'xla_backend_optimization_level': 0} if jax.default_backend() == 'cpu' else None,
         )
-        self.step = jax.jit(
+        self._compiled = jax.jit(
             self._step,
-            in_shardings=(self.sharding, batch),
+            in_shardings=(self.sharding, batch, meshes.replicated(mesh)),
             donate_argnums=0,
             out_shardings=(self.sharding, meshes.replicated(mesh)),
         )
+
+    @functools.cached_property
+    def frozen(self) -> Frozen:
+        """The networks that are not trained, on every device."""
+        return jax.device_put(self.method.load_frozen(), meshes.replicated(self.mesh))
+
+    def step(self, state: State, batch) -> tuple[State, dict[str, jax.Array]]:
+        """Updates every part once from a batch (`data.pipeline.batches`); `state` cannot be used again. Returns the new state
+        and metrics by name. Random numbers depend only on seed and step."""
+        return self._compiled(state, batch, self.frozen)
+
+    def trace_step(self, state: State, batch) -> jax.stages.Traced:
+        """The traced `step`, for shapes or arrays. When compiled, its third argument is `frozen`."""
+        return self._compiled.trace(state, batch, jax.eval_shape(self.method.load_frozen))
 
     def abstract_state(self) -> State:
         """Shapes, dtypes and shardings of the state, as a template for restoring."""
@@ -83,13 +122,12 @@ class Trainer:
         return {
             'step': jnp.zeros((), jnp.int32),
             'params': params,
-            'buffers': {part: {} for part in self.method.parts},
+            'buffers': self.method.init_buffers(jax.random.fold_in(key, 1)),
             'ema': {GENERATOR: {EMA: jax.tree.map(jnp.copy, params[GENERATOR])}},
-            'opt': {part: self.optimizer.init(params[part]) for part in self.method.parts},
+            'opt': {part: optimizer.init(params[part]) for part, optimizer in self.optimizers.items()},
         }
 
-    def _step(self, state: State, batch) -> tuple[State, dict[str, jax.Array]]:
-        """Updates every part once from a batch (`data.pipeline.batches`). Random numbers depend only on seed and step."""
+    def _step(self, state: State, batch, frozen: Frozen) -> tuple[State, dict[str, jax.Array]]:
         config, step = self.config, state['step']
         key = jax.random.fold_in(seed_key(config.seed), step)
         # Unrolled: a convolution's gradient inside a loop is many times slower on CPU.
@@ -100,10 +138,10 @@ class Trainer:
             shares.append((self.method.prepare(share, key_prepare), key_loss))
 
         made, metrics = dict(state, step=step + 1), {}
-        for part in self.method.parts:
-            # with the parameters before any update, for every part
-            value, more, grads, buffers = self._gradients(part, state, shares)
-            updates, opt = self.optimizer.update(grads, state['opt'][part], state['params'][part])
+        for part, optimizer in self.optimizers.items():
+            # with the parameters and buffers before any update, for every part
+            value, more, grads, buffers = self._gradients(part, state, frozen, shares)
+            updates, opt = optimizer.update(grads, state['opt'][part], state['params'][part])
             params = optax.apply_updates(state['params'][part], updates)
             for name, new in (('params', params), ('opt', opt), ('buffers', buffers)):
                 made[name] = made[name] | {part: new}
@@ -117,14 +155,14 @@ class Trainer:
         made['ema'] = {GENERATOR: {name: averaged(old) for name, old in state['ema'][GENERATOR].items()}}
         return made, metrics
 
-    def _gradients(self, part: str, state: State, shares):
+    def _gradients(self, part: str, state: State, frozen: Frozen, shares):
         """A part's loss, metrics and gradients, averaged over the microbatches `shares`, and its buffers after them."""
         own, buffers = state['params'][part], state['buffers'][part]
         total: Any = None
 
         def loss(own, buffers, prepared, key):
             params = meshes.gathered(self.mesh, state['params'] | {part: own}, self.method.dtype)
-            return self.method.loss(part, params, buffers, self.frozen, prepared, key)
+            return self.method.loss(part, params, state['buffers'] | {part: buffers}, frozen, prepared, key)
 
         for prepared, key in shares:
             (value, (metrics, buffers)), grads = jax.value_and_grad(loss, has_aux=True)(own, buffers, prepared, key)

@@ -43,8 +43,8 @@ class Validation:
         self._loss_at = jax.jit(self._loss, **outputs)
         steps = min(self.config.steps, timesteps)
         self._sample = jax.jit(
-            lambda params, condition, noise: sample(
-                trainer.method, params, condition, noise, steps, frozen=trainer.frozen
+            lambda params, frozen, condition, noise: sample(
+                trainer.method, params, condition, noise, steps, frozen=frozen
             ),
             **outputs,
         )
@@ -53,7 +53,7 @@ class Validation:
 
     def losses(self, params) -> dict:
         """`validation_loss`, the mean, and `validation_loss_by_t`, from small t to large."""
-        values = [self._loss_at(params, t, self.prepared) for t in self.timesteps]
+        values = [self._loss_at(params, self.trainer.frozen, t, self.prepared) for t in self.timesteps]
         values = [float(value) for value in values]
         return {
             'validation_loss': float(np.mean(values)),
@@ -62,7 +62,7 @@ class Validation:
 
     def sample(self, params) -> np.ndarray:
         """uint8 (samples, h, w, 3), with the same noise every time."""
-        return to_uint8(np.asarray(self._sample(params, *self._sample_inputs)))
+        return to_uint8(np.asarray(self._sample(params, self.trainer.frozen, *self._sample_inputs)))
 
     def judged(self, samples: np.ndarray, judge: Judge) -> dict[str, float]:
         """The mean of each of `judge`'s metrics over the samples, as `validation_<name>`."""
@@ -79,7 +79,7 @@ class Validation:
         ]
         return np.concatenate(lines[: self.config.grid], axis=0)
 
-    def _loss(self, params, t, prepared):
+    def _loss(self, params, frozen, t, prepared):
         trainer, image = self.trainer, prepared['targets']['image']
         key = jax.random.fold_in(seed_key(trainer.config.seed), t)
-        return jnp.mean(trainer.method.terms(params, trainer.frozen, prepared, key, jnp.full(len(image), t)))
+        return jnp.mean(trainer.method.terms(params, frozen, prepared, key, jnp.full(len(image), t)))

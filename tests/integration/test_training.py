@@ -172,7 +172,9 @@ def test_accumulation_averages_the_gradients_of_its_parts(config):
         key = jax.random.fold_in(jax.random.fold_in(jax.random.key(config.seed), 0), number)
         key_degrade, key_loss = jax.random.split(key)
         prepared = trainer.method.prepare(part, key_degrade)
-        return jax.grad(lambda p: trainer.method.loss('generator', p, {}, {}, prepared, key_loss)[0])(state['params'])
+        return jax.grad(lambda p: trainer.method.loss('generator', p, {'generator': {}}, {}, prepared, key_loss)[0])(
+            state['params']
+        )
 
     part_gradient = jax.jit(part_gradient)
     parts = [part_gradient(number, {name: values[number::2] for name, values in data.items()}) for number in (0, 1)]
@@ -193,9 +195,9 @@ def test_another_config_in_the_same_workdir_is_refused(config, one_step):
 
 
 def test_nothing_that_is_not_finite_is_ever_saved(config, tmp_path, monkeypatch):
-    def poisoned(self, state, batch, step=Trainer._step):
+    def poisoned(self, state, batch, frozen, step=Trainer._step):
         spoilt = jnp.where(state['step'] == 2, jnp.nan, 1.0)
-        return step(self, state | {'params': jax.tree.map(lambda p: p * spoilt, state['params'])}, batch)
+        return step(self, state | {'params': jax.tree.map(lambda p: p * spoilt, state['params'])}, batch, frozen)
 
     monkeypatch.setattr(Trainer, '_step', poisoned)
     with pytest.raises(FloatingPointError, match='step 3'):
@@ -209,7 +211,7 @@ def test_a_loss_that_is_not_finite_names_its_examples(config, tmp_path, monkeypa
     monkeypatch.setattr(
         Trainer,
         '_step',
-        lambda self, state, batch: (
+        lambda self, state, batch, frozen: (
             state | {'step': state['step'] + 1},
             {'loss': jnp.where(state['step'] == 1, jnp.inf, 1.0), 'grad_norm': 1.0},
         ),

@@ -1,0 +1,62 @@
+"""What methods with a single network have in common."""
+
+import dataclasses
+import functools
+from typing import Any, ClassVar
+
+import jax.numpy as jnp
+from flax import nnx
+
+from rsdiff.base.keys import Keys
+from rsdiff.data.degradation import DegradationConfig
+from rsdiff.methods.base import GENERATOR, Buffers, Frozen, Parameters
+from rsdiff.methods.codec import CodecConfig
+from rsdiff.models.conditioning import Number, Spatial, Tokens
+
+
+@dataclasses.dataclass(frozen=True)
+class OneNetwork:
+    """A method whose only part is the network `make_network(config.model, rngs=…)`. See `methods.base.Method`."""
+
+    config: Any
+    degradation: DegradationConfig = DegradationConfig()
+    parts: ClassVar[tuple[str, ...]] = (GENERATOR,)
+    make_network: ClassVar[Any]
+
+    @property
+    def codec(self) -> CodecConfig:
+        return self.config.codec
+
+    @property
+    def fields(self) -> dict[str, Spatial | Number | Tokens]:
+        return self.config.model.fields
+
+    @property
+    def channels(self) -> int:
+        return self.config.model.channels
+
+    @property
+    def upscale(self) -> int:
+        return self.config.model.upscale
+
+    @property
+    def dtype(self):
+        return jnp.dtype(self.config.model.dtype)
+
+    @functools.cached_property
+    def graphdef(self):
+        """The network's structure, built without allocating parameters."""
+        return nnx.split(nnx.eval_shape(lambda: self.make_network(self.config.model, rngs=Keys(0))))[0]
+
+    def init(self, key) -> Parameters:
+        return {GENERATOR: nnx.to_pure_dict(nnx.state(self.make_network(self.config.model, rngs=Keys(key))))}
+
+    def init_buffers(self, key) -> Buffers:
+        return {GENERATOR: {}}
+
+    def load_frozen(self) -> Frozen:
+        return {}
+
+    def network(self, params: Parameters) -> Any:
+        """The network with the parameters `params`."""
+        return nnx.merge(self.graphdef, nnx.State(params[GENERATOR]))
