@@ -11,7 +11,8 @@ from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
 from rsdiff.data.images import to_float
 from rsdiff.diffusion import noise
-from rsdiff.diffusion.constraints import Projection, smooth_up
+from rsdiff.diffusion.constraints import Projection, keep_known, smooth_up
+from rsdiff.diffusion.guidance import guided
 from rsdiff.diffusion.objective import ObjectiveConfig
 from rsdiff.methods.codec import ResidualConfig
 from rsdiff.methods.diffusion import Diffusion, DiffusionConfig
@@ -110,6 +111,32 @@ def test_whole_images_take_either_solver(params):
     }
     np.testing.assert_allclose(made['ddim', 1], made['dpm++2m', 1], atol=1e-5)
     assert np.abs(made['ddim', 3] - made['dpm++2m', 3]).max() > 1e-3
+
+
+def test_both_samplers_take_guidance_and_constraints(params, smooth_image):
+    """Guidance of weight 0 is the less conditioned prediction, here of another resolution; known pixels stay."""
+    coarser = lambda c: c | {'gsd_m': 8 * c['gsd_m']}
+    unguided = lambda predict_for, c: guided([predict_for(coarser(c)), predict_for(c)], [0.0])
+    grey = lambda predict, c: keep_known(predict, 0.0, jnp.array([True] * 16 + [False] * 16)[:, None, None])
+    lr, eps = to_float(smooth_image(8, 8))[None], jax.random.normal(KEY, (1, 32, 32, 3))
+    mesh = make_mesh(devices=jax.devices()[:1])
+
+    def images(**options):
+        bound = bind_images(GENERATOR, params, 2, mesh, **options)
+        return lambda gsd_m: np.asarray(bound.sample({'lr': lr, 'gsd_m': jnp.array([gsd_m])}, eps))
+
+    def windows(**options):
+        at = bind_windows(GENERATOR, params, PLAN, mesh, **options)
+        whole = Box(0, 0, 32, 32)
+        return lambda gsd_m: Field(at(gsd_m), PLAN, {'lr': Plane(smooth_image(8, 8))}, KEY).region(whole) / 127.5 - 1
+
+    for make in (images, windows):
+        plain = make()
+        assert np.abs(plain(10.0) - plain(80.0)).max() > 0.02
+        np.testing.assert_allclose(make(combine=unguided)(10.0), plain(80.0), atol=0.01)
+    kept = images(constrain=grey)(10.0)
+    np.testing.assert_allclose(kept[:, :16], 0, atol=1e-5)
+    assert np.abs(kept[:, 16:]).max() > 0.02
 
 
 def test_more_fields_are_read_as_planes_and_constants(smooth_image):

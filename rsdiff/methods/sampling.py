@@ -11,8 +11,21 @@ from rsdiff.diffusion.solvers import Denoise
 from rsdiff.methods.base import NO_FROZEN, Frozen, Method, Parameters
 from rsdiff.models.conditioning import Condition
 
+# (condition → predict, the window's own condition) → predict; all predict z_0. It may combine predictions for several
+# conditions, as `diffusion.guidance.guided` does
+Combine = Callable[[Callable[[Condition], Denoise], Condition], Denoise]
 # (predict, the window's own condition) → predict; both predict images, see `diffusion.constraints`
-Constraint = Callable[[Denoise, Condition], Denoise]
+Constrain = Callable[[Denoise, Condition], Denoise]
+
+
+def alone(predict_for: Callable[[Condition], Denoise], condition: Condition) -> Denoise:
+    """The prediction for the condition itself."""
+    return predict_for(condition)
+
+
+def unconstrained(predict: Denoise, condition: Condition) -> Denoise:
+    """The prediction as it is."""
+    return predict
 
 
 def predictor(
@@ -21,8 +34,9 @@ def predictor(
     condition: Condition,
     projection: Projection | None = None,
     margin: int = 0,
-    constrain: Constraint = lambda predict, condition: predict,
     frozen: Frozen = NO_FROZEN,
+    combine: Combine = alone,
+    constrain: Constrain = unconstrained,
 ) -> Denoise:
     """`predict(zt, t)` → the predicted z_0, clipped and projected onto the condition as an image.
 
@@ -37,10 +51,11 @@ def predictor(
       condition: as the method's network takes it, except for `lr`, (b, h + 2m, w + 2m, c) with m = `margin`; m = 0 if the
         window is the full image.
       projection: how to project each predicted image onto `lr`; None to skip this.
+      combine: makes the prediction from those for one or more conditions.
       constrain: a further constraint on each predicted image.
     """
     inner = condition | {'lr': constraints.inside(condition['lr'], margin)}
-    predict = method.predict(params, frozen, inner)
+    predict = combine(lambda condition: method.predict(params, frozen, condition), inner)
     batch, height, width, _ = inner['lr'].shape
     nothing = jnp.zeros((batch, height * method.upscale, width * method.upscale, method.channels))
     d = method.codec.encode(method.codec.decode(nothing, condition, margin), inner)
@@ -69,6 +84,8 @@ def sample(
     guide: Any = None,
     strength: float = 1.0,
     frozen: Frozen = NO_FROZEN,
+    combine: Combine = alone,
+    constrain: Constrain = unconstrained,
 ):
     """Samples one stage without windows: from noise, or from a partly noised real image, which the result then resembles
     (SDEdit, Meng et al. 2022, arXiv 2108.01073; called real guidance by He et al. 2023).
@@ -80,10 +97,11 @@ def sample(
       projection: how to project each predicted image onto `lr` (`diffusion.constraints`); None to skip this.
       guide: float32 (b, H, W, c), the real image; needed if strength < 1.
       strength: fraction of the timesteps to run; 1 starts from pure noise.
+      combine, constrain: see `predictor`.
     Returns:
       float32 (b, H, W, c), in [-1, 1].
     """
-    predict = predictor(method, params, condition, projection, frozen=frozen)
+    predict = predictor(method, params, condition, projection, 0, frozen, combine, constrain)
     schedule, start = method.schedule, first_timestep(method, strength)
     if strength < 1:
         z = schedule.alpha(start) * method.codec.encode({'image': guide}, condition) + schedule.sigma(start) * noise

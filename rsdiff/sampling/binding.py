@@ -12,7 +12,7 @@ from rsdiff.diffusion import solvers
 from rsdiff.diffusion.constraints import UP_REACH_PX, Projection
 from rsdiff.diffusion.solvers import Solver
 from rsdiff.methods.base import Method, Parameters
-from rsdiff.methods.sampling import first_timestep, predictor, sample
+from rsdiff.methods.sampling import Combine, Constrain, alone, first_timestep, predictor, sample, unconstrained
 from rsdiff.models.conditioning import Condition, Spatial
 from rsdiff.sampling.images import ImageSampler
 from rsdiff.sampling.mosaic.cascade import SamplerAt
@@ -29,6 +29,8 @@ def bind_windows(
     batch_size: int = 16,
     constants: Condition | None = None,
     images: dict[str, Any] | None = None,
+    combine: Combine = alone,
+    constrain: Constrain = unconstrained,
 ) -> SamplerAt:
     """gsd_m of the result → a `WindowSampler`. Each device of `mesh` processes its part of every batch independently, so the
     number of devices does not affect rounding.
@@ -36,6 +38,7 @@ def bind_windows(
     Args:
       constants: the fields that are the same everywhere, by name, for one example: (1, …).
       images: the spatial fields that windows read besides `lr`, by name.
+      combine, constrain: see `methods.sampling.predictor`.
     Raises:
       BadInput: as `check_condition`; or the scale of a spatial field does not divide `UNIT_PX`.
     """
@@ -52,7 +55,7 @@ def bind_windows(
 
     def advance(networks, condition, x, x0, steps):
         params, frozen = networks
-        predict = predictor(method, params, condition, projection, margin, frozen=frozen)
+        predict = predictor(method, params, condition, projection, margin, frozen, combine, constrain)
         return solvers.integrate(predict, steps, x, x0)
 
     advance = on_devices(advance, whole, split, split, split, whole)
@@ -113,11 +116,14 @@ def bind_images(
     strength: float = 1.0,
     solver: Solver = 'ddim',
     constants: Condition | None = None,
+    combine: Combine = alone,
+    constrain: Constrain = unconstrained,
 ) -> ImageSampler:
     """The sampler for `images.sample_folder`: batches of complete images, split over the devices of `mesh`.
 
     Args:
       constants: the fields that are the same for all images, by name, for one example: (1, …).
+      combine, constrain: see `methods.sampling.predictor`.
     Raises:
       BadInput: as `check_condition`.
     """
@@ -128,7 +134,9 @@ def bind_images(
 
     def run(networks, condition, noise, guide):
         params, frozen = networks
-        return sample(method, params, condition, noise, steps, projection, solver, guide, strength, frozen)
+        return sample(
+            method, params, condition, noise, steps, projection, solver, guide, strength, frozen, combine, constrain
+        )
 
     run = jax.jit(run, in_shardings=(whole, split, split, split), out_shardings=split)
 
