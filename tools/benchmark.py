@@ -89,7 +89,7 @@ def measure(config: TrainConfig) -> dict[str, Any]:
     other_config = None if AGAINST.value in (None, 'diffusers') else config_in(Path(AGAINST.value))
     mesh = meshes.make_mesh(config.mesh.fsdp)
     meshes.check_batch(mesh, config.batch_size, config.accumulation)
-    source = make_source(config.data, fields=fields_to_read(config.method.model.fields))
+    source = make_source(config.data, fields=fields_to_read(config.method.fields))
     batch = next(batches(source, config.data, config.seed, config.batch_size))
 
     step, compile_seconds = compile_twice(config, mesh)

@@ -23,6 +23,7 @@ from typing import Any, Callable
 import numpy as np
 
 from rsdiff.base.errors import BadInput
+from rsdiff.data.degradation import UPSCALE
 from rsdiff.data.images import bicubic, box_downscale, read_image
 from rsdiff.downstream import augment
 from rsdiff.downstream.filters import Screen
@@ -43,7 +44,6 @@ REAL, SYNTHETIC, BOTH, REPEATED, AUGMENTED, MIXUP, CUTOUT, CUTMIX, BICUBIC, RAND
 # no training images: the encoder as it is
 UNTRAINED = 'untrained'
 FROM_SYNTHETIC = SYNTHETIC, BOTH, RANDOM_LABELS
-UPSCALE = 4
 
 
 @dataclasses.dataclass(frozen=True)

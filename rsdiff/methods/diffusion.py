@@ -15,7 +15,7 @@ from rsdiff.diffusion.solvers import Denoise
 from rsdiff.methods.base import Drop, Parameters, Prepared, prepared_batch
 from rsdiff.methods.codec import CodecConfig, IdentityConfig
 from rsdiff.methods.one_network import OneNetwork
-from rsdiff.models.conditioning import Condition
+from rsdiff.models.conditioning import Condition, Number, Spatial, Tokens
 from rsdiff.models.unet import UNet, UNetConfig
 
 
@@ -38,7 +38,22 @@ class DiffusionConfig:
             raise BadInput(
                 f'objective.p2_k is {self.objective.p2_k}; schedule.zero_terminal_snr needs it to be positive'
             )
-        check_drops(self.drops, self.model.fields)
+        check_drops(self.drops, self.fields)
+
+    @property
+    def fields(self) -> dict[str, Spatial | Number | Tokens]:
+        """The fields of the condition, by name."""
+        return self.model.fields
+
+    @property
+    def upscale(self) -> int:
+        """Resolution of the image relative to the field `lr`."""
+        return self.model.upscale
+
+    @property
+    def stride(self) -> int:
+        """The sides of a window must be multiples of this number of pixels."""
+        return self.model.stride
 
     @property
     def timesteps(self) -> int:

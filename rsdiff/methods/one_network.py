@@ -29,7 +29,7 @@ class OneNetwork:
 
     @property
     def fields(self) -> dict[str, Spatial | Number | Tokens]:
-        return self.config.model.fields
+        return self.config.fields
 
     @property
     def channels(self) -> int:
@@ -37,7 +37,7 @@ class OneNetwork:
 
     @property
     def upscale(self) -> int:
-        return self.config.model.upscale
+        return self.config.upscale
 
     @property
     def dtype(self):

@@ -11,6 +11,7 @@ from rsdiff.diffusion.solvers import Denoise
 from rsdiff.methods.base import Prepared, prepared_batch
 from rsdiff.methods.codec import CodecConfig, IdentityConfig
 from rsdiff.methods.one_network import OneNetwork
+from rsdiff.models.conditioning import Number, Spatial, Tokens
 from rsdiff.models.rrdbnet import RRDBNet, RRDBNetConfig
 
 
@@ -21,6 +22,21 @@ class RegressionConfig:
     kind: Literal['regression'] = 'regression'
     model: RRDBNetConfig = RRDBNetConfig()
     codec: CodecConfig = IdentityConfig()
+
+    @property
+    def fields(self) -> dict[str, Spatial | Number | Tokens]:
+        """The fields of the condition, by name."""
+        return self.model.fields
+
+    @property
+    def upscale(self) -> int:
+        """Resolution of the image relative to the field `lr`."""
+        return self.model.upscale
+
+    @property
+    def stride(self) -> int:
+        """The sides of a window must be multiples of this number of pixels."""
+        return self.model.stride
 
     @property
     def timesteps(self) -> int:

@@ -109,11 +109,11 @@ class TrainConfig:
     def __post_init__(self):
         check_range(self, 1, 1_000_000, 'batch_size', 'accumulation')
         check_range(self, 1, MOST, 'total_images', 'log_images', 'checkpoint_images')
-        model, size, timesteps = self.method.model, self.data.size_px, self.method.timesteps
+        method, size, timesteps = self.method, self.data.size_px, self.method.timesteps
         problems = [
-            ('lr' not in model.fields, 'method.model.spatial has no lr, the low-resolution image to enlarge'),
-            (model.upscale != UPSCALE, f'method.model.spatial.lr.scale is {model.upscale}; a stage is {UPSCALE}×'),
-            (size % model.stride, f'data.size_px {size} is not a multiple of the network stride {model.stride}'),
+            ('lr' not in method.fields, 'method.model.spatial has no lr, the low-resolution image to enlarge'),
+            (method.upscale != UPSCALE, f'method.model.spatial.lr.scale is {method.upscale}; a stage is {UPSCALE}×'),
+            (size % method.stride, f'data.size_px {size} is not a multiple of the network stride {method.stride}'),
             # a mosaic may crop a quarter of a window, which must be a whole number of pixels of the condition
             (size % 16, f'data.size_px {size} is not a multiple of 16'),
             (not self.data.reductions, 'data.reductions is empty; give at least one, such as 1'),

@@ -51,7 +51,7 @@ def train(
     workdir, lock = epath.Path(workdir), FolderLock(workdir)
     mesh = meshes.make_mesh(config.mesh.fsdp)
     meshes.check_batch(mesh, config.batch_size, config.accumulation)
-    fields = fields_to_read(config.method.model.fields)
+    fields = fields_to_read(config.method.fields)
     source, unseen = (make_source(config.data, validation, fields) for validation in (False, True))
     try:
         hosts.first_does(

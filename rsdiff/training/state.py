@@ -55,7 +55,7 @@ def batch_shapes(config: TrainConfig, sharding: Any = None) -> dict[str, jax.Sha
     """Shapes and dtypes of a batch of a step, as `data.pipeline.batches` reads it."""
     size = config.data.size_px
     shapes = {'image': ((size, size, 3), jnp.uint8), 'gsd_m': ((), jnp.float32)}
-    shapes |= {field.name: (field.shape(size), field.dtype) for field in fields_to_read(config.method.model.fields)}
+    shapes |= {field.name: (field.shape(size), field.dtype) for field in fields_to_read(config.method.fields)}
     return {
         name: jax.ShapeDtypeStruct((config.batch_size, *shape), dtype, sharding=sharding)
         for name, (shape, dtype) in shapes.items()
