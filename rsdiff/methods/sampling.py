@@ -14,7 +14,8 @@ from rsdiff.models.conditioning import Condition
 # (condition → predict, the window's own condition) → predict; all predict z_0. It may combine predictions for several
 # conditions, as `diffusion.guidance.guided` does
 Combine = Callable[[Callable[[Condition], Denoise], Condition], Denoise]
-# (predict, the window's own condition) → predict; both predict images, see `diffusion.constraints`
+# (predict, the window's own condition) → predict; both predict images, see `diffusion.constraints`. The result calls predict
+# once, with its own arguments
 Constrain = Callable[[Denoise, Condition], Denoise]
 
 
@@ -60,12 +61,14 @@ def predictor(
     nothing = jnp.zeros((batch, height * method.upscale, width * method.upscale, method.channels))
     d = method.codec.encode(method.codec.decode(nothing, condition, margin), inner)
 
-    def image(zt, t):
-        zt = zt + like(method.schedule.alpha(t), zt) * d
-        return jnp.clip(method.codec.decode(predict(zt, t), inner)['image'], -1.0, 1.0)
+    def predicted(zt, t):
+        zt_inner = zt + like(method.schedule.alpha(t), zt) * d
+        targets = method.codec.decode(predict(zt_inner, t), inner)
+        image = lambda zt, t: jnp.clip(targets['image'], -1.0, 1.0)
+        held = constrain(projected(image, inner['lr'], projection) if projection else image, inner)
+        return method.codec.encode(targets | {'image': held(zt, t)}, condition, margin)
 
-    held = constrain(projected(image, inner['lr'], projection) if projection else image, inner)
-    return lambda zt, t: method.codec.encode({'image': held(zt, t)}, condition, margin)
+    return predicted
 
 
 def first_timestep(method: Method, strength: float) -> int:
