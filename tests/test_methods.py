@@ -66,6 +66,13 @@ def test_every_method_learns_and_samples_by_the_same_calls(method):
     assert made.shape == noise.shape and np.isfinite(made).all() and np.abs(made).max() <= 1
 
 
+def test_the_loss_is_a_function_of_its_key():
+    method = METHODS['diffusion']
+    params, prepared = jax.jit(method.init)(jax.random.key(0)), method.prepare(BATCH, jax.random.key(1))
+    value = jax.jit(lambda key: method.loss('generator', params, {'generator': {}}, {}, prepared, key)[0])
+    assert value(jax.random.key(0)) == value(jax.random.key(0)) != value(jax.random.key(1))
+
+
 def test_a_regressor_ignores_noise_and_time():
     method = METHODS['regression']
     params = jax.jit(method.init)(jax.random.key(0))

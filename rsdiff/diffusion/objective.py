@@ -71,11 +71,3 @@ def loss_terms(denoise: Callable, schedule: Schedule, config: ObjectiveConfig, x
     weight = p2_weight(schedule, t, config.p2_k, config.p2_gamma)
     weight *= error_factor(schedule, t, config.error_in) / error_factor(schedule, t, config.prediction)
     return weight * jnp.mean(error**2, axis=range(1, x0.ndim))
-
-
-def loss(denoise: Callable, schedule: Schedule, config: ObjectiveConfig, x0, key):
-    """The mean of `loss_terms` over the batch, with t and ε drawn from `key`. Returns a float32 scalar."""
-    key_t, key_eps = jax.random.split(key)
-    t = stratified_timesteps(key_t, x0.shape[0], schedule.timesteps)
-    eps = jax.random.normal(key_eps, x0.shape, x0.dtype)
-    return jnp.mean(loss_terms(denoise, schedule, config, x0, eps, t))

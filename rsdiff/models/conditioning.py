@@ -44,7 +44,7 @@ class Spatial:
 @dataclasses.dataclass(frozen=True)
 class Number:
     """A number (b,), mapped to the range of timesteps, `low` to 0 and `high` to 1000: linearly; by its logarithm, where
-    ratios matter; or cyclically, where `high` equals `low` (a day of the year, a longitude)."""
+    ratios matter; or cyclically, where `high` means the same as `low` (a day of the year, a longitude)."""
 
     code: Literal['linear', 'log', 'cyclic'] = 'linear'
     low: float = 0.0
