@@ -10,8 +10,11 @@ from ml_collections import config_flags
 from configs import aerial, demo, earth, metaearth
 from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import PRESETS
+from rsdiff.methods.base import Drop
 from rsdiff.methods.codec import IdentityConfig, ResidualConfig
+from rsdiff.methods.diffusion import DiffusionConfig
 from rsdiff.models.conditioning import GSD_M, Spatial
+from rsdiff.models.unet import UNetConfig
 from rsdiff.training.config import (
     OptimizerConfig,
     TrainConfig,
@@ -155,6 +158,18 @@ def test_settings_of_before_a_condition_had_fields_mean_what_they_meant():
     assert upgrade(now) == now and from_dict(TrainConfig, now) == config
     for strange in ({}, {'generator': 3}, {'method': {'model': None}}):
         assert upgrade(strange) == strange
+
+
+def test_a_config_survives_its_editable_form():
+    number = dataclasses.replace(GSD_M, droppable=True)
+    model = UNetConfig(spatial={'lr': Spatial(), 'before': Spatial(droppable=True)}, numbers={'gsd_m': number})
+    drops = Drop(('gsd_m',), 0.2), Drop(('before', 'gsd_m'))
+    config = TrainConfig(method=DiffusionConfig(model=model, drops=drops))
+    editable = to_config_dict(config)
+    assert from_dict(TrainConfig, editable.to_dict()) == config
+    assert from_dict(TrainConfig, json.loads(json.dumps(editable.to_dict()))) == config
+    editable.method.drops = ({'fields': ('before',)},)
+    assert from_dict(TrainConfig, editable.to_dict()).method.drops == (Drop(('before',)),)
 
 
 def test_differences_are_listed_by_dotted_name():

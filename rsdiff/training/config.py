@@ -231,6 +231,8 @@ def _editable(config: Any) -> ml_collections.ConfigDict:
         elif value is None:  # a placeholder with the type, so that a flag can set it
             told = next(option for option in typing.get_args(kind) if option is not type(None))
             value = config_dict.placeholder(typing.get_origin(told) or told)
+        elif isinstance(value, tuple):
+            value = _plain(value)
         editable[name] = value
     return editable
 
