@@ -108,6 +108,16 @@ def test_every_config_file_is_a_config(module):
         ({'method': {'drops': ({'fields': ('text',)},)}}, r"method\.drops has 'text'; the network takes lr, gsd_m"),
         ({'method': {'drops': ({'fields': ('gsd_m',)},)}}, r"drops has 'gsd_m', which is not droppable"),
         ({'method': {'drops': ({'fields': ('gsd_m',), 'probability': 2.0},)}}, r'drops\.probability is 2'),
+        (
+            {
+                'method': {
+                    'model': {'spatial': {'lr': {'droppable': True}}},
+                    'codec': {'kind': 'residual'},
+                    'drops': ({'fields': ('lr',)},),
+                }
+            },
+            r"config\.method\.drops has 'lr', but codec residual",
+        ),
         ({'data': {'size_px': 8192}}, r'config\.data\.size_px is 8192'),
         ({'data': {'gsd_m': 0.0}}, r'config\.data\.gsd_m is 0'),
         ({'data': {'value_range': (9.0, 1.0)}}, r'config\.data\.value_range'),

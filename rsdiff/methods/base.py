@@ -68,8 +68,9 @@ class Method(Protocol):
         """Freshly initialised float32 parameters of all parts. Call it inside `jit` or `eval_shape`."""
         ...
 
-    def prepare(self, batch: dict[str, jax.Array], key) -> Prepared:
-        """Turns a batch as read into the losses' input: degrades and scales images, drops fields."""
+    def prepare(self, batch: dict[str, jax.Array], key, drop: bool = True) -> Prepared:
+        """Turns a batch as read into the losses' input: degrades and scales images, and drops fields if `drop`, which is
+        False in validation."""
         ...
 
     def loss(self, part: str, params: Parameters, buffers, frozen, prepared: Prepared, key) -> tuple[jax.Array, tuple]:

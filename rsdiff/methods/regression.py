@@ -70,7 +70,7 @@ class Regression:
     def init(self, key) -> Parameters:
         return {GENERATOR: nnx.to_pure_dict(nnx.state(RRDBNet(self.config.model, rngs=Keys(key))))}
 
-    def prepare(self, batch, key) -> Prepared:
+    def prepare(self, batch, key, drop: bool = True) -> Prepared:
         return prepared_batch(self.fields, self.degradation, (), batch, key)
 
     def loss(self, part, params, buffers, frozen, prepared, key):
