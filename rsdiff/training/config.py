@@ -17,8 +17,10 @@ from rsdiff.data.degradation import UPSCALE, DegradationConfig
 from rsdiff.data.pipeline import DataConfig
 from rsdiff.methods.diffusion import DiffusionConfig
 from rsdiff.methods.kinds import MethodConfig
+from rsdiff.models.conditioning import Spatial, Tokens
 
 LARGEST_FLOAT = 1e300
+RGB = 3  # the channels of every image that is read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -108,9 +110,17 @@ class TrainConfig:
         check_range(self, 1, 1_000_000, 'batch_size', 'accumulation')
         check_range(self, 1, MOST, 'total_images', 'log_images', 'checkpoint_images')
         model, size, timesteps = self.method.model, self.data.size_px, self.method.timesteps
+        lr = model.fields.get('lr')
+        unread = [name for name, field in model.fields.items() if isinstance(field, Tokens) and not field.droppable]
         problems = [
             ('lr' not in model.fields, 'method.model.spatial has no lr, the low-resolution image to enlarge'),
             (model.upscale != UPSCALE, f'method.model.spatial.lr.scale is {model.upscale}; a stage is {UPSCALE}×'),
+            (model.channels != RGB, f'method.model.channels is {model.channels}; images have {RGB}'),
+            (
+                isinstance(lr, Spatial) and lr.channels != RGB,
+                f'method.model.spatial.lr.channels must be {RGB}, those of the images that lr is made from',
+            ),
+            (unread, f'method.model.tokens has {", ".join(unread)}, which nothing provides yet; set its droppable'),
             (size % model.stride, f'data.size_px {size} is not a multiple of the network stride {model.stride}'),
             # a mosaic may crop a quarter of a window, which must be a whole number of pixels of the condition
             (size % 16, f'data.size_px {size} is not a multiple of 16'),
