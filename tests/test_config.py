@@ -13,7 +13,7 @@ from rsdiff.data.degradation import PRESETS
 from rsdiff.methods.base import Drop
 from rsdiff.methods.codec import IdentityConfig, ResidualConfig
 from rsdiff.methods.diffusion import DiffusionConfig
-from rsdiff.models.conditioning import GSD_M, Spatial
+from rsdiff.models.conditioning import GSD_M, Number, Spatial, Tokens
 from rsdiff.models.unet import UNetConfig
 from rsdiff.training.config import (
     OptimizerConfig,
@@ -184,6 +184,22 @@ def test_a_config_survives_its_editable_form():
     assert from_dict(TrainConfig, json.loads(json.dumps(editable.to_dict()))) == config
     editable.method.drops = ({'fields': ('before',)},)
     assert from_dict(TrainConfig, editable.to_dict()).method.drops == (Drop(('before',)),)
+
+
+def test_the_order_of_fields_in_a_config_does_not_matter():
+    kinds = {
+        'spatial': {'lr': Spatial(), 'before': Spatial(scale=1), 'Z': Spatial(scale=2)},
+        'numbers': {'gsd_m': GSD_M, 'cloud': Number()},
+        'tokens': {'text': Tokens(8, droppable=True), 'place': Tokens(4, droppable=True)},
+    }
+    one = UNetConfig(**kinds)
+    other = UNetConfig(**{kind: dict(reversed(fields.items())) for kind, fields in kinds.items()})
+    config = TrainConfig(method=DiffusionConfig(model=other))
+    edited = from_dict(TrainConfig, to_config_dict(config).to_dict()).method.model
+    stored = from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))).method.model
+    for model in (other, edited, stored):
+        assert model == one and hash(model) == hash(one) and [*model.fields] == [*one.fields]
+    assert [*one.spatial] == ['Z', 'before', 'lr']
 
 
 def test_differences_are_listed_by_dotted_name():
