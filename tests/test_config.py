@@ -15,6 +15,7 @@ from rsdiff.methods.codec import IdentityConfig, ResidualConfig
 from rsdiff.methods.diffusion import DiffusionConfig
 from rsdiff.models.conditioning import GSD_M, Number, Spatial, Tokens
 from rsdiff.models.unet import UNetConfig
+from rsdiff.training.checkpoint import _digest
 from rsdiff.training.config import (
     OptimizerConfig,
     TrainConfig,
@@ -200,6 +201,21 @@ def test_the_order_of_fields_in_a_config_does_not_matter():
     for model in (other, edited, stored):
         assert model == one and hash(model) == hash(one) and [*model.fields] == [*one.fields]
     assert [*one.spatial] == ['Z', 'before', 'lr']
+
+
+@dataclasses.dataclass(frozen=True)
+class Latent:
+    """A codec of some later version."""
+
+    kind: str = 'latent'
+    factor: int = 8
+
+
+def test_every_setting_of_a_codec_enters_the_digest():
+    codecs = IdentityConfig(), ResidualConfig(), ResidualConfig(scale=0.2), Latent(), Latent(factor=4)
+    digests = {_digest({}, TrainConfig(method=DiffusionConfig(codec=codec))) for codec in codecs}
+    assert len(digests) == len(codecs)
+    assert 'codec' not in former(DiffusionConfig()) and 'codec' not in former(DiffusionConfig(codec=ResidualConfig()))
 
 
 def test_differences_are_listed_by_dotted_name():

@@ -15,6 +15,7 @@ from rsdiff.base.ranges import MOST, check_range
 from rsdiff.base.seeds import written_seed
 from rsdiff.data.degradation import UPSCALE, DegradationConfig
 from rsdiff.data.pipeline import DataConfig
+from rsdiff.methods.codec import IdentityConfig, ResidualConfig
 from rsdiff.methods.diffusion import DiffusionConfig
 from rsdiff.methods.kinds import MethodConfig
 from rsdiff.models.conditioning import Spatial, Tokens
@@ -213,7 +214,7 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
 
 def former(method: MethodConfig) -> dict[str, Any]:
     """The inverse: a method's settings by their original names, which digests are computed from. Newer settings keep their
-    names; those that had no counterpart are left out."""
+    names; those that had no counterpart are left out: the method's kind, and the codec's if it is identity or residual."""
     values = to_dict(method)
     if not isinstance(method, DiffusionConfig):
         return values
@@ -223,7 +224,9 @@ def former(method: MethodConfig) -> dict[str, Any]:
     model |= {name: lr.pop(new) for name, new in FORMER.items() if new in lr}
     model['spatial'] |= {'lr': lr}
     values.pop('kind')
-    return values | {'model': model, 'residual_scale': codec.get('scale', 0.0)}
+    known = isinstance(method.codec, IdentityConfig | ResidualConfig)
+    values |= {'residual_scale': codec.get('scale', 0.0)} if known else {'residual_scale': 0.0, 'codec': codec}
+    return values | {'model': model}
 
 
 def to_config_dict(config: TrainConfig) -> ml_collections.ConfigDict:
