@@ -165,7 +165,7 @@ def test_more_fields_are_read_as_planes_and_constants(smooth_image):
     assert (first != made({'before': before}, day=10, cloud=0.5)).any()
     with pytest.raises(BadInput, match='lacks day, which this checkpoint needs'):
         made({'before': before})
-    with pytest.raises(BadInput, match='has cover, which this checkpoint does not take; it takes lr, before, gsd_m'):
+    with pytest.raises(BadInput, match='has cover, which this checkpoint does not take; it takes before, lr'):
         made({'before': before}, day=1, cover=1)
     with pytest.raises(BadInput, match='day is given as an image; this checkpoint takes it as a number'):
         made({'before': before, 'day': before})

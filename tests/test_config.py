@@ -10,8 +10,12 @@ from ml_collections import config_flags
 from configs import aerial, demo, earth, metaearth
 from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import PRESETS
+from rsdiff.methods.base import Drop
 from rsdiff.methods.codec import IdentityConfig, ResidualConfig
-from rsdiff.models.conditioning import GSD_M, Spatial
+from rsdiff.methods.diffusion import DiffusionConfig
+from rsdiff.models.conditioning import GSD_M, Number, Spatial, Tokens
+from rsdiff.models.unet import UNetConfig
+from rsdiff.training.checkpoint import _digest
 from rsdiff.training.config import (
     OptimizerConfig,
     TrainConfig,
@@ -105,6 +109,20 @@ def test_every_config_file_is_a_config(module):
         ({'method': {'drops': ({'fields': ('text',)},)}}, r"method\.drops has 'text'; the network takes lr, gsd_m"),
         ({'method': {'drops': ({'fields': ('gsd_m',)},)}}, r"drops has 'gsd_m', which is not droppable"),
         ({'method': {'drops': ({'fields': ('gsd_m',), 'probability': 2.0},)}}, r'drops\.probability is 2'),
+        (
+            {
+                'method': {
+                    'model': {'spatial': {'lr': {'droppable': True}}},
+                    'codec': {'kind': 'residual'},
+                    'drops': ({'fields': ('lr',)},),
+                }
+            },
+            r"config\.method\.drops has 'lr', but codec residual",
+        ),
+        ({'method': {'model': {'tokens': {'text': {'width': 8}}}}}, r'method\.model\.tokens has text, which nothing'),
+        ({'method': {'model': {'channels': 4}}}, r'method\.model\.channels is 4; images have 3'),
+        ({'method': {'model': {'spatial': {'lr': {'channels': 1}}}}}, r'spatial\.lr\.channels must be 3'),
+        ({'method': {'kind': 'regression', 'model': {'channels': 1}}}, r'method\.model\.channels is 1'),
         ({'data': {'size_px': 8192}}, r'config\.data\.size_px is 8192'),
         ({'data': {'gsd_m': 0.0}}, r'config\.data\.gsd_m is 0'),
         ({'data': {'value_range': (9.0, 1.0)}}, r'config\.data\.value_range'),
@@ -155,6 +173,49 @@ def test_settings_of_before_a_condition_had_fields_mean_what_they_meant():
     assert upgrade(now) == now and from_dict(TrainConfig, now) == config
     for strange in ({}, {'generator': 3}, {'method': {'model': None}}):
         assert upgrade(strange) == strange
+
+
+def test_a_config_survives_its_editable_form():
+    number = dataclasses.replace(GSD_M, droppable=True)
+    model = UNetConfig(spatial={'lr': Spatial(), 'before': Spatial(droppable=True)}, numbers={'gsd_m': number})
+    drops = Drop(('gsd_m',), 0.2), Drop(('before', 'gsd_m'))
+    config = TrainConfig(method=DiffusionConfig(model=model, drops=drops))
+    editable = to_config_dict(config)
+    assert from_dict(TrainConfig, editable.to_dict()) == config
+    assert from_dict(TrainConfig, json.loads(json.dumps(editable.to_dict()))) == config
+    editable.method.drops = ({'fields': ('before',)},)
+    assert from_dict(TrainConfig, editable.to_dict()).method.drops == (Drop(('before',)),)
+
+
+def test_the_order_of_fields_in_a_config_does_not_matter():
+    kinds = {
+        'spatial': {'lr': Spatial(), 'before': Spatial(scale=1), 'Z': Spatial(scale=2)},
+        'numbers': {'gsd_m': GSD_M, 'cloud': Number()},
+        'tokens': {'text': Tokens(8, droppable=True), 'place': Tokens(4, droppable=True)},
+    }
+    one = UNetConfig(**kinds)
+    other = UNetConfig(**{kind: dict(reversed(fields.items())) for kind, fields in kinds.items()})
+    config = TrainConfig(method=DiffusionConfig(model=other))
+    edited = from_dict(TrainConfig, to_config_dict(config).to_dict()).method.model
+    stored = from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))).method.model
+    for model in (other, edited, stored):
+        assert model == one and hash(model) == hash(one) and [*model.fields] == [*one.fields]
+    assert [*one.spatial] == ['Z', 'before', 'lr']
+
+
+@dataclasses.dataclass(frozen=True)
+class Latent:
+    """A codec of some later version."""
+
+    kind: str = 'latent'
+    factor: int = 8
+
+
+def test_every_setting_of_a_codec_enters_the_digest():
+    codecs = IdentityConfig(), ResidualConfig(), ResidualConfig(scale=0.2), Latent(), Latent(factor=4)
+    digests = {_digest({}, TrainConfig(method=DiffusionConfig(codec=codec))) for codec in codecs}
+    assert len(digests) == len(codecs)
+    assert 'codec' not in former(DiffusionConfig()) and 'codec' not in former(DiffusionConfig(codec=ResidualConfig()))
 
 
 def test_differences_are_listed_by_dotted_name():

@@ -1,6 +1,7 @@
 """Fields beside the image: all cover the same ground, masks are not interpolated, and values may be missing."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from rsdiff.data.folder import Entry, file_key, write_manifest
 from rsdiff.data.images import write_image
 from rsdiff.data.inventory import take_inventory
 from rsdiff.data.pipeline import DataConfig, batches, make_source
-from rsdiff.methods.base import fields_to_read, prepared_batch
+from rsdiff.methods.base import fields_to_read, fields_to_train, prepared_batch
 from rsdiff.methods.diffusion import DiffusionConfig
 from rsdiff.models.conditioning import GSD_M, Number, Spatial, Tokens
 from rsdiff.models.unet import UNetConfig
@@ -270,6 +271,60 @@ def test_files_and_numbers_of_fields_are_part_of_what_was_trained_on(make, tmp_p
     assert changed == {'image/0.png:mask'}
 
 
+LR = Field('lr', 3, 4, needed=False, made=True)
+
+
+def paired(mark=0, **more):
+    return {'image': places(mark=mark), 'lr': places(4, mark=mark + 100)} | more
+
+
+def test_lr_is_read_where_rows_have_it_and_else_made():
+    assert fields_to_train(DiffusionConfig().model.fields) == (LR,)
+    model = UNetConfig(spatial={'lr': Spatial(), 'mask': Spatial(1, 2)})
+    assert fields_to_train(model.fields) == (LR, Field('mask', 1, 2))
+
+
+@pytest.mark.parametrize('reductions', [(1,), (1, 2)])
+def test_pairs_of_sensors_show_the_same_ground_and_are_not_degraded(make, reductions):
+    config = make(*(paired(mark=mark) for mark in range(4)), reductions=reductions)
+    got = take(config, [LR])
+    assert got['lr'].dtype == np.uint8 and got['lr'].shape == (16, 8, 8, 3)
+    assert np.abs(got['lr'][..., :2] - blocks(got['image'], 4)[..., :2]).max() <= 1.01
+    assert (got['lr'][:, 0, 0, 2] == got['image'][:, 0, 0, 2] + 100).all(), 'each image has its own'
+    condition = prepared_batch({'lr': Spatial()}, None, (), got, None)['condition']
+    np.testing.assert_allclose(condition['lr'], got['lr'] / np.float32(127.5) - 1, atol=1e-6)
+
+
+def test_without_pairs_batches_are_what_they_were(make):
+    config = make(*({'image': places(mark=mark)} for mark in range(4)), reductions=(1, 2))
+    plain, now = take(config, ()), take(config, [LR])
+    assert {*plain} == {*now} and all(np.array_equal(plain[name], now[name]) for name in plain)
+
+
+@pytest.mark.parametrize('splits', [('train', 'train', 'val'), ('train', 'val', 'train'), (None,) * 3])
+def test_pairs_and_made_conditions_are_not_mixed(make, splits):
+    rows = [paired() if number == 0 else {'image': places(mark=number)} for number in range(3)]
+    config = make(*(row | {'split': split} for row, split in zip(rows, splits)), validation_share=0.5)
+    for validation in (False, True):
+        with pytest.raises(BadInput, match=r'image/0.png has a low_res_file_name, but 2 of 3 .*image/\d.png') as error:
+            make_source(config, validation, [LR])
+        assert '\n' not in str(error.value)
+
+
+def test_images_that_are_neither_trained_nor_validated_on_need_no_pair(make):
+    config = make(paired(split='train'), paired(split='val'), {'image': places(), 'split': 'test'})
+    for validation in (False, True):
+        assert 'lr' in make_source(config, validation, [LR]).example(0, np.random.default_rng(0), 32)
+
+
+@pytest.mark.parametrize('pixel_px, size', [(2, 64), (8, 16), (1, 128)])
+def test_a_pair_of_another_ratio_is_named_with_its_sizes(make, pixel_px, size):
+    source = make_source(make({'image': places(), 'lr': places(pixel_px)}), fields=[LR])
+    with pytest.raises(BadInput, match=rf'lr/0.png: {size}×{size} px; its image has 128×128; .* lr 4 times') as error:
+        source.example(0, np.random.default_rng(0), 32)
+    assert '\n' not in str(error.value)
+
+
 MODEL = dict(
     width=16,
     multipliers=(1,),
@@ -302,3 +357,29 @@ def test_a_network_of_several_fields_trains_on_them(make, tmp_path):
     )
     result = train(config, tmp_path / 'run', show=False)
     assert result['finished'] and np.isfinite(result['validation_loss'])
+
+
+def test_a_network_trains_on_pairs_of_sensors(make, tmp_path, monkeypatch):
+    def degrade(*_):
+        raise AssertionError('a given condition is not degraded')
+
+    monkeypatch.setattr('rsdiff.methods.base.degrade', degrade)
+    data = make(*(paired(mark=mark) for mark in range(4)), validation_share=0.5)
+    config = from_dict(
+        TrainConfig,
+        {
+            'method': {'model': MODEL | {'spatial': {'lr': MODEL['spatial']['lr']}, 'numbers': {}}},
+            'data': {'source': data.source, 'size_px': 16, 'validation_share': 0.5, 'threads': 1},
+            'batch_size': 8,
+            'total_images': 8,
+            'validation': {'every_images': 10**6, 'examples': 8, 'samples': 2, 'grid': 1, 'bins': 1, 'steps': 1},
+        },
+    )
+    judged = {}
+    judge = lambda samples, truths, conditions: judged.update(truth=truths, lr=conditions) or {}
+    result = train(config, tmp_path / 'run', show=False, judge=judge)
+    assert result['finished'] and np.isfinite(result['validation_loss'])
+    assert np.abs(judged['lr'][..., :2] - blocks(judged['truth'], 4)[..., :2]).max() <= 1.01
+    assert (judged['lr'][..., 2] == judged['truth'][:, :1, :1, 2] + 100).all(), 'the file, not a degraded image'
+    digests = json.loads((tmp_path / 'run/training_data.json').read_text())['files']
+    assert len([name for name in digests if name.endswith(':lr')]) == len(digests) / 2

@@ -23,8 +23,9 @@ from rsdiff.models.conditioning import GSD_M, Spatial
 from rsdiff.models.rrdbnet import RRDBNetConfig
 from rsdiff.models.unet import UNetConfig
 from rsdiff.training import mesh as meshes
-from rsdiff.training.config import OptimizerConfig, TrainConfig
+from rsdiff.training.config import OptimizerConfig, TrainConfig, ValidationConfig
 from rsdiff.training.state import Trainer
+from rsdiff.training.validation import Validation
 
 UNET = UNetConfig(16, (1,), 1, (), 16, 4, spatial={'lr': Spatial(features=8, growth=4, blocks=1)})
 METHODS = {
@@ -114,6 +115,32 @@ def test_what_is_dropped_is_dropped_together_and_as_often_as_said():
     assert np.isfinite(plain['gsd_m']).all()
 
 
+class Pictures:
+    """A source of the images of `BATCH`."""
+
+    skipped = set()
+
+    def __len__(self):
+        return 4
+
+    def example(self, index, rng, size_px):
+        return {name: values[index] for name, values in BATCH.items()}
+
+
+def test_validation_sees_the_complete_condition():
+    number, lr = dataclasses.replace(GSD_M, droppable=True), dataclasses.replace(UNET.spatial['lr'], droppable=True)
+    model = dataclasses.replace(UNET, spatial={'lr': lr}, numbers={'gsd_m': number})
+    method = DiffusionConfig(model=model, drops=(Drop(('lr', 'gsd_m'), 1.0),))
+    config = TrainConfig(method=method, degradation=LIGHT, validation=ValidationConfig(examples=4, samples=4, grid=4))
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, size_px=16, threads=1))
+    trainer = Trainer(config, meshes.make_mesh(1, jax.devices()[:1]))
+    dropped = trainer.method.prepare(BATCH, jax.random.key(0))['condition']
+    assert all(np.isnan(values).all() for values in dropped.values())
+    validation = Validation(trainer, Pictures())
+    assert {*validation.prepared['condition']} == {'lr', 'gsd_m'}
+    assert all(np.isfinite(values).all() for values in validation.prepared['condition'].values())
+
+
 def test_the_codec_of_a_residual_takes_out_what_the_condition_shows():
     lr = jax.random.uniform(jax.random.key(0), (1, 4, 4, 3), minval=-1, maxval=1)
     codec = ResidualConfig(scale=0.5)
@@ -172,7 +199,7 @@ class Two:
     def load_frozen(self):
         return {'by': np.float32(2)}
 
-    def prepare(self, batch, key):
+    def prepare(self, batch, key, drop=True):
         return batch
 
     def loss(self, part, params, buffers, frozen, prepared, key):

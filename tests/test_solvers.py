@@ -114,6 +114,16 @@ def test_one_ddpm_step_is_the_posterior_of_ho_et_al(t):
     np.testing.assert_allclose(step, mean + np.sqrt(variance) * z, atol=2e-4)
 
 
+@pytest.mark.parametrize('array', [np.asarray, jnp.asarray])
+def test_a_stochastic_step_without_noise_is_refused(array):
+    grid, predict = timestep_grid(1000, 4), gaussian_denoiser(0.3, 0.04)
+    tables = [jax.tree.map(array, ddim(SCHEDULE, grid, eta)) for eta in (0.0, 1.0)]
+    run = lambda steps: integrate(predict, steps, NOISE, jnp.zeros_like(NOISE))
+    with pytest.raises(ValueError, match='step_noise'):
+        run(tables[1])
+    np.testing.assert_allclose(jax.jit(run)(tables[0])[0], run(tables[0])[0], atol=1e-5)
+
+
 def test_where_noise_explodes_a_step_is_the_posterior_too():
     """The posterior of x_t = (α_t / α_s) x_s + noise as a product of two Gaussians; α_t = 1 - η_t, σ_t = κ √η_t."""
     kappa, eta = 2.0, np.concatenate([[0.0], np.linspace(0.04, 0.999, 15) ** 2])

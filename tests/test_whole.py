@@ -174,6 +174,18 @@ def test_a_spoilt_index_costs_time_and_nothing_else(image_folder, tmp_path, spoi
     assert {path: path.read_bytes() for path in before} == before
 
 
+def test_two_degradations_are_not_mixed_in_one_folder(image_folder, tmp_path):
+    default = type(LIGHT)()
+    for first, second in ((CLEAN, LIGHT), (default, LIGHT), (LIGHT, default)):
+        run(image_folder, tmp_path / 'out', first, degraded=True)
+        assert run(image_folder, tmp_path / 'out', first, degraded=True)['sampled_now'] == 0
+        with pytest.raises(BadInput, match='degradation_sha256'):
+            run(image_folder, tmp_path / 'out', second, degraded=True)
+        shutil.rmtree(tmp_path / 'out')
+    run(image_folder, tmp_path / 'out', CLEAN)  # nothing is degraded
+    assert run(image_folder, tmp_path / 'out', LIGHT)['sampled_now'] == 0
+
+
 def test_nothing_is_written_outside_out(image_folder, tmp_path):
     names = [str(image_folder / 'a/a0.png'), '../images/a/a2.png', './b/b1.png']
     entries = [Entry(image_folder / name, name, gsd_m=10.0) for name in names]

@@ -45,12 +45,12 @@ from benchmark_rounds import cores, spread
 
 from rsdiff.base.errors import BadInput
 from rsdiff.data.pipeline import batches, make_source
-from rsdiff.methods.base import fields_to_read
+from rsdiff.methods.base import fields_to_train
 from rsdiff.programs import console
 from rsdiff.training import cost
 from rsdiff.training import mesh as meshes
 from rsdiff.training.config import TrainConfig, from_dict
-from rsdiff.training.state import Trainer, batch_shapes
+from rsdiff.training.state import Trainer
 
 FLAGS = flags.FLAGS
 console.define_config('A config file, or the name of one in configs/.')
@@ -89,10 +89,10 @@ def measure(config: TrainConfig) -> dict[str, Any]:
     other_config = None if AGAINST.value in (None, 'diffusers') else config_in(Path(AGAINST.value))
     mesh = meshes.make_mesh(config.mesh.fsdp)
     meshes.check_batch(mesh, config.batch_size, config.accumulation)
-    source = make_source(config.data, fields=fields_to_read(config.method.fields))
+    source = make_source(config.data, fields=fields_to_train(config.method.fields))
     batch = next(batches(source, config.data, config.seed, config.batch_size))
 
-    step, compile_seconds = compile_twice(config, mesh)
+    step, compile_seconds = compile_twice(config, mesh, batch)
     ours = run_ours(config, mesh, step, batch)
     ours(WARM_UP_STEPS)
     memory = peak_memory()
@@ -139,14 +139,14 @@ def measure(config: TrainConfig) -> dict[str, Any]:
     return result
 
 
-def compile_twice(config: TrainConfig, mesh) -> tuple[Callable, dict[str, float]]:
+def compile_twice(config: TrainConfig, mesh, batch: dict[str, np.ndarray]) -> tuple[Callable, dict[str, float]]:
     """The compiled step, and the seconds to trace it, to compile it, and to load it from the compile cache instead."""
-    seconds, batch = {}, batch_shapes(config)
+    shapes, seconds = jax.eval_shape(lambda: batch), {}
     for name in ('cold', 'from_cache'):
         jax.clear_caches()
         trainer = Trainer(config, mesh)
         start = time.perf_counter()
-        lowered = trainer.trace_step(jax.eval_shape(trainer.init, jax.random.key(0)), batch).lower()
+        lowered = trainer.trace_step(jax.eval_shape(trainer.init, jax.random.key(0)), shapes).lower()
         traced = time.perf_counter()
         step = lowered.compile()
         seconds |= {'trace': traced - start, name: time.perf_counter() - traced}

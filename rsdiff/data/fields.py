@@ -5,7 +5,8 @@ an integer factor; a crop then begins where a pixel of the coarsest file begins.
 the network takes, images by the mean, masks by taking one pixel of each block: the mean of class indices is another class.
 
 A field that the network needs is uint8 in a batch. An optional field is float32 in [-1, 1], NaN in the rows that lack it,
-and absent from the batch if every row lacks it. A number is float32, NaN where it is unknown.
+and absent from the batch if every row lacks it. A number is float32, NaN where it is unknown. A field that can be made
+from the image instead, `lr`, is read if the rows have files of it, uint8, else absent; then all rows have one, or none.
 """
 
 import contextlib
@@ -27,12 +28,14 @@ OF_EVERY_CROP = 'image', 'gsd_m'
 @dataclasses.dataclass(frozen=True)
 class Field:
     """A number, or with `channels` (1 or 3) an image of the crop's area whose side is 1/`scale` of the crop's. `needed`:
-    the network requires it."""
+    the network requires it. `made`: where no row has one, it is made from the image; where rows do, it pairs two sensors,
+    so its files must have exactly that scale."""
 
     name: str
     channels: int = 0
     scale: int = 1
     needed: bool = True
+    made: bool = False
 
     @property
     def is_mask(self) -> bool:
@@ -47,7 +50,7 @@ class Field:
     @property
     def dtype(self) -> type:
         """The dtype of its array in a batch."""
-        return np.uint8 if self.channels and self.needed else np.float32
+        return np.uint8 if self.channels and (self.needed or self.made) else np.float32
 
     def shape(self, size_px: int) -> tuple[int, ...]:
         """The shape of its array in a crop of `size_px`, a multiple of `scale`."""
@@ -67,8 +70,8 @@ class Layer:
     Args:
       size: height and width of that image.
     Raises:
-      BadInput: neither of the sizes of file and image is an integer multiple of the other. A remainder at the far edges of
-        the image, too small for one more pixel of the file, is ignored.
+      BadInput: neither of the sizes of file and image is an integer multiple of the other, or a pair has not the field's
+        scale. A remainder at the far edges of the image, too small for one more pixel of the file, is ignored.
     """
 
     def __init__(self, name: str, field: Field, scene: Scene, size: tuple[int, int]):
@@ -81,6 +84,11 @@ class Layer:
         if own != tuple(int(side * self.ratio) for side in size):
             raise BadInput(
                 f'{name}: {own[1]}×{own[0]} px; its image has {size[1]}×{size[0]}; one must be a multiple of the other'
+            )
+        if field.made and self.ratio * field.scale != 1:
+            raise BadInput(
+                f'{name}: {own[1]}×{own[0]} px; its image has {size[1]}×{size[0]}; the network takes {field.name} '
+                f'{field.scale} times smaller'
             )
         self.height, self.width = (int(side / self.ratio) for side in own)
 
@@ -119,7 +127,8 @@ class Fields:
     Args:
       where: the folder of the entries, for messages.
     Raises:
-      BadInput: a needed field is missing in a row, a number is not numeric, or a field has neither 1 nor 3 channels.
+      BadInput: a needed field is missing in a row, or one that can be made in some rows; a number is not numeric; or a
+        field has neither 1 nor 3 channels.
     """
 
     def __init__(
@@ -158,7 +167,7 @@ class Fields:
             elif not field.channels:
                 found[field.name] = np.asarray(self.entries[number].numbers[field.name], np.float32)
             else:
-                found[field.name] = cut[field.name] if field.needed else to_float(cut[field.name])
+                found[field.name] = cut[field.name] if field.dtype == np.uint8 else to_float(cut[field.name])
         return found
 
 
@@ -169,6 +178,17 @@ def check_none_needed(wanted: Sequence[Field], where: str) -> None:
         raise BadInput(
             f'{where}: has only image and gsd_m, but the network needs {names}; train on a folder with '
             f'{", ".join(field.key for field in needed)} in its manifest'
+        )
+
+
+def check_all_or_none(field: Field, entries: Sequence[Entry], where: str) -> None:
+    """Raises BadInput if some of the entries have the field and others lack it."""
+    having = [entry.file_name for entry in entries if field.is_of(entry)]
+    lacking = [entry.file_name for entry in entries if not field.is_of(entry)]
+    if having and lacking:
+        raise BadInput(
+            f'{where}: {having[0]} has a {field.key}, but {len(lacking)} of {len(entries)} images have none '
+            f'({lacking[0]}, …); give one to all that are trained or validated on, or to none'
         )
 
 
@@ -192,4 +212,6 @@ def _is_present(field: Field, entries: Sequence[Entry], where: str) -> bool:
             f'{where}: the manifest has no {field.key} for {len(lacking)} of {len(entries)} images '
             f'({lacking[0].file_name}, …), but the network needs {field.name}; {example}'
         )
+    if field.made:
+        check_all_or_none(field, entries, where)
     return bool(having)

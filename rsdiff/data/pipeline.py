@@ -18,8 +18,8 @@ from rsdiff.base.ranges import check_range
 from rsdiff.base.seeds import short_seed
 from rsdiff.data.blue_marble import BlueMarble
 from rsdiff.data.crops import Crops, FolderImages
-from rsdiff.data.fields import Field, Fields, check_none_needed
-from rsdiff.data.folder import TRAIN, VALIDATION, read_folder, training_entries, validation_share
+from rsdiff.data.fields import Field, Fields, check_all_or_none, check_none_needed
+from rsdiff.data.folder import TRAIN, VALIDATION, Entry, read_folder, training_entries, validation_share
 from rsdiff.data.gsd import LARGEST_GSD_M, SMALLEST_GSD_M
 from rsdiff.data.hugging_face import HubImages, hub_splits
 from rsdiff.data.layout import canonical_split
@@ -91,13 +91,14 @@ class Source(Protocol):
 
 def make_source(config: DataConfig, validation: bool = False, fields: Sequence[Field] = ()) -> Source:
     """The training source that `config` names, or its validation source. `fields`: the network's inputs besides image and
-    gsd_m; folders with a manifest may have them.
+    gsd_m; folders with a manifest may have them. Those that can be made from the image are in the examples if rows have them.
 
     Validation images are those of `config.validation_split`, or its default (see `DataConfig`). For Blue Marble they are
     chips of its held-out box, which is never trained on. For a single image they are new crops of that image.
 
     Raises:
-      BadInput: there is no such folder, dataset or split, it can't be used, or it lacks a needed field.
+      BadInput: there is no such folder, dataset or split, it can't be used, or it lacks a needed field; or some images to
+        train or validate on have a file of a field that can be made from the image, and others do not.
     """
     if config.source == 'blue_marble':
         check_none_needed(fields, config.source)
@@ -111,14 +112,19 @@ def make_source(config: DataConfig, validation: bool = False, fields: Sequence[F
     elif folder := prepared_folder(config.source):
         images = _record_images(prepared_dataset(folder), config, validation)
     else:
-        images = _folder_images(config, validation)
+        images, used = _folder_images(config, validation)
+        for field in (field for field in fields if field.made):
+            check_all_or_none(field, used, config.source)
+            if field.is_of(used[0]):
+                _say(validation, f'{config.source}: {field.name} is read from {field.key}, not made from the images')
         found = Fields(fields, images.entries, config.source, config.bands, config.value_range)
         return Crops(images, config.reductions, found)
     check_none_needed(fields, config.source)
     return Crops(images, config.reductions)
 
 
-def _folder_images(config: DataConfig, validation: bool) -> FolderImages:
+def _folder_images(config: DataConfig, validation: bool) -> tuple[FolderImages, list[Entry]]:
+    """The images to train or to validate on, and the entries of both."""
     open_images = lambda entries: FolderImages(
         config.source, None, config.gsd_m, config.bands, config.value_range, entries
     )
@@ -128,10 +134,12 @@ def _folder_images(config: DataConfig, validation: bool) -> FolderImages:
     )
     if split:
         _say(validation, f'{config.source}: validates on its split {split}')
-        return open_images(read_folder(config.source, split) if validation else trained)
+        validated = read_folder(config.source, split)
+        return open_images(validated if validation else trained), trained + validated
     unseen = validation_share(trained, config.validation_share)
     _say_share(validation, config, sum(unseen), len(trained))
-    return open_images([entry for entry, kept in zip(trained, unseen) if kept == validation or not any(unseen)])
+    entries = [entry for entry, kept in zip(trained, unseen) if kept == validation or not any(unseen)]
+    return open_images(entries), trained
 
 
 def _record_images(builder, config: DataConfig, validation: bool) -> RecordImages:

@@ -32,6 +32,7 @@ from typing import Callable, Literal
 import jax
 import jax.numpy as jnp
 import numpy as np
+from jax.core import Tracer
 
 from rsdiff.diffusion.schedule import Prediction, Schedule, to_x0
 
@@ -109,7 +110,11 @@ def integrate(predict: Denoise, steps: Steps, x, x0, step_noise: Callable[[jax.A
       step_noise: t (int32 scalar, the step's start) → standard normal of x's shape; needed if τ > 0.
     Returns:
       x after the last step, and the x_0 predicted in that step.
+    Raises:
+      ValueError: some τ > 0, but there is no `step_noise`. Not raised for traced `steps`, whose values are not known.
     """
+    if step_noise is None and not isinstance(steps.tau, Tracer) and np.any(np.asarray(steps.tau) > 0):
+        raise ValueError('a step with τ > 0 needs step_noise')
 
     def step(state, now):
         x, before = state

@@ -80,8 +80,9 @@ class Method(Protocol):
         checkpoints."""
         ...
 
-    def prepare(self, batch: dict[str, jax.Array], key) -> Prepared:
-        """Turns a batch as read into the losses' input: degrades and scales images, drops fields."""
+    def prepare(self, batch: dict[str, jax.Array], key, drop: bool = True) -> Prepared:
+        """Turns a batch as read into the losses' input: degrades and scales images, and drops fields if `drop`, which is
+        False in validation."""
         ...
 
     def loss(
@@ -128,6 +129,13 @@ def fields_to_read(fields: dict[str, Spatial | Number | Tokens]) -> tuple[Field,
     )
 
 
+def fields_to_train(fields: dict[str, Spatial | Number | Tokens]) -> tuple[Field, ...]:
+    """`fields_to_read`, and `lr` for data that have real pairs: it is computed only where the rows have no files of it."""
+    lr = fields.get('lr')
+    pairs = (Field('lr', lr.channels, lr.scale, needed=False, made=True),) if isinstance(lr, Spatial) else ()
+    return *pairs, *fields_to_read(fields)
+
+
 def prepared_batch(
     fields: dict[str, Spatial | Number | Tokens],
     degradation: DegradationConfig,
@@ -138,7 +146,7 @@ def prepared_batch(
     """Images as float32 in [-1, 1], and a condition of the batch's fields and `lr`, the degraded image.
 
     Args:
-      batch: `image` uint8 (b, h, w, c), and fields: uint8 or float32.
+      batch: `image` uint8 (b, h, w, c), and fields: uint8 or float32. If it has `lr`, that is not degraded.
       drops: at most one of them is applied to each example.
     """
     x0 = to_float(batch['image'])

@@ -13,7 +13,7 @@ from rsdiff.diffusion.objective import ObjectiveConfig
 from rsdiff.diffusion.schedule import Schedule, ScheduleConfig, make_schedule, to_x0
 from rsdiff.diffusion.solvers import Denoise
 from rsdiff.methods.base import Drop, Parameters, Prepared, prepared_batch
-from rsdiff.methods.codec import CodecConfig, IdentityConfig
+from rsdiff.methods.codec import CodecConfig, IdentityConfig, ResidualConfig
 from rsdiff.methods.one_network import OneNetwork
 from rsdiff.models.conditioning import Condition, Number, Spatial, Tokens
 from rsdiff.models.unet import UNet, UNetConfig
@@ -39,11 +39,18 @@ class DiffusionConfig:
                 f'objective.p2_k is {self.objective.p2_k}; schedule.zero_terminal_snr needs it to be positive'
             )
         check_drops(self.drops, self.fields)
+        if isinstance(self.codec, ResidualConfig) and any('lr' in drop.fields for drop in self.drops):
+            raise BadInput("drops has 'lr', but codec residual computes its target from it; use codec identity")
 
     @property
     def fields(self) -> dict[str, Spatial | Number | Tokens]:
         """The fields of the condition, by name."""
         return self.model.fields
+
+    @property
+    def channels(self) -> int:
+        """Number of image channels."""
+        return self.model.channels
 
     @property
     def upscale(self) -> int:
@@ -83,8 +90,8 @@ class Diffusion(OneNetwork):
     def schedule(self) -> Schedule:
         return make_schedule(self.config.schedule)
 
-    def prepare(self, batch, key) -> Prepared:
-        return prepared_batch(self.fields, self.degradation, self.config.drops, batch, key)
+    def prepare(self, batch, key, drop: bool = True) -> Prepared:
+        return prepared_batch(self.fields, self.degradation, self.config.drops if drop else (), batch, key)
 
     def denoiser(self, params: Parameters, condition: Condition) -> Denoise:
         """The function (z_t, t) → network output (ε, x_0 or v, as the objective sets). Encodes the condition once, here."""

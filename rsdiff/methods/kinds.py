@@ -5,7 +5,7 @@ from rsdiff.methods.base import Method
 from rsdiff.methods.diffusion import Diffusion, DiffusionConfig
 from rsdiff.methods.regression import Regression, RegressionConfig
 
-# each has the properties fields, upscale, stride and timesteps, by which the other settings of a run are checked
+# each has the properties fields, channels, upscale, stride and timesteps, by which the other settings of a run are checked
 MethodConfig = DiffusionConfig | RegressionConfig
 
 

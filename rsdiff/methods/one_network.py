@@ -33,7 +33,7 @@ class OneNetwork:
 
     @property
     def channels(self) -> int:
-        return self.config.model.channels
+        return self.config.channels
 
     @property
     def upscale(self) -> int:

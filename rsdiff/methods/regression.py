@@ -29,6 +29,11 @@ class RegressionConfig:
         return self.model.fields
 
     @property
+    def channels(self) -> int:
+        """Number of image channels."""
+        return self.model.channels
+
+    @property
     def upscale(self) -> int:
         """Resolution of the image relative to the field `lr`."""
         return self.model.upscale
@@ -55,7 +60,7 @@ class Regression(OneNetwork):
     def schedule(self) -> Schedule:
         return one_step()
 
-    def prepare(self, batch, key) -> Prepared:
+    def prepare(self, batch, key, drop: bool = True) -> Prepared:
         return prepared_batch(self.fields, self.degradation, (), batch, key)
 
     def loss(self, part, params, buffers, frozen, prepared, key):

@@ -35,7 +35,8 @@ MOST_PARAMETERS = 2e10
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
     """Sizes of the network, and the fields of its condition by name. Level i works at 1/(patch · 2^i) of the image size with
-    width · multipliers[i] channels; `channels` is the number of image channels."""
+    width · multipliers[i] channels; `channels` is the number of image channels. Fields are sorted by name, so that the order in
+    which a config lists them decides neither the parameters nor the result."""
 
     width: int = 64
     multipliers: tuple[int | float, ...] = (1, 1.5, 2)
@@ -51,6 +52,8 @@ class UNetConfig:
     remat: bool = False
 
     def __post_init__(self):
+        for kind in ('spatial', 'numbers', 'tokens'):
+            object.__setattr__(self, kind, dict(sorted(getattr(self, kind).items())))
         check_range(self, 1, 4096, 'width', 'head_width')
         check_range(self, 1e-3, 64, 'multipliers')
         check_range(self, 1, 16, 'blocks', 'patch')

@@ -103,6 +103,8 @@ def sample_folder(
     _check_strength(settings)
     jobs = _plan(entries, settings)
     fixed = {key: value for key, value in dataclasses.asdict(settings).items() if key != 'batch_size'}
+    if settings.degraded and degradation != DegradationConfig():  # the default adds nothing: earlier outputs continue
+        fixed['degradation_sha256'] = hashlib.sha256(repr(degradation).encode()).hexdigest()
     fixed['seed'] = written_seed(settings.seed)
     sources = repr([(job.out_name, job.source_sha256, job.gsd_m) for job in jobs])
     claim_folder(

@@ -15,10 +15,13 @@ from rsdiff.base.ranges import MOST, check_range
 from rsdiff.base.seeds import written_seed
 from rsdiff.data.degradation import UPSCALE, DegradationConfig
 from rsdiff.data.pipeline import DataConfig
+from rsdiff.methods.codec import IdentityConfig, ResidualConfig
 from rsdiff.methods.diffusion import DiffusionConfig
 from rsdiff.methods.kinds import MethodConfig
+from rsdiff.models.conditioning import Spatial, Tokens
 
 LARGEST_FLOAT = 1e300
+RGB = 3  # the channels of every image that is read
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,9 +113,17 @@ class TrainConfig:
         check_range(self, 1, 1_000_000, 'batch_size', 'accumulation')
         check_range(self, 1, MOST, 'total_images', 'log_images', 'checkpoint_images')
         method, size, timesteps = self.method, self.data.size_px, self.method.timesteps
+        lr = method.fields.get('lr')
+        unread = [name for name, field in method.fields.items() if isinstance(field, Tokens) and not field.droppable]
         problems = [
             ('lr' not in method.fields, 'method.model.spatial has no lr, the low-resolution image to enlarge'),
             (method.upscale != UPSCALE, f'method.model.spatial.lr.scale is {method.upscale}; a stage is {UPSCALE}×'),
+            (method.channels != RGB, f'method.model.channels is {method.channels}; images have {RGB}'),
+            (
+                isinstance(lr, Spatial) and lr.channels != RGB,
+                f'method.model.spatial.lr.channels must be {RGB}, those of the images that lr is made from',
+            ),
+            (unread, f'method.model.tokens has {", ".join(unread)}, which nothing provides yet; set its droppable'),
             (size % method.stride, f'data.size_px {size} is not a multiple of the network stride {method.stride}'),
             # a mosaic may crop a quarter of a window, which must be a whole number of pixels of the condition
             (size % 16, f'data.size_px {size} is not a multiple of 16'),
@@ -205,7 +216,7 @@ def upgrade(values: dict[str, Any]) -> dict[str, Any]:
 
 def former(method: MethodConfig) -> dict[str, Any]:
     """The inverse: a method's settings by their original names, which digests are computed from. Newer settings keep their
-    names; those that had no counterpart are left out."""
+    names; those that had no counterpart are left out: the method's kind, and the codec's if it is identity or residual."""
     values = to_dict(method)
     if not isinstance(method, DiffusionConfig):
         return values
@@ -215,7 +226,9 @@ def former(method: MethodConfig) -> dict[str, Any]:
     model |= {name: lr.pop(new) for name, new in FORMER.items() if new in lr}
     model['spatial'] |= {'lr': lr}
     values.pop('kind')
-    return values | {'model': model, 'residual_scale': codec.get('scale', 0.0)}
+    known = isinstance(method.codec, IdentityConfig | ResidualConfig)
+    values |= {'residual_scale': codec.get('scale', 0.0)} if known else {'residual_scale': 0.0, 'codec': codec}
+    return values | {'model': model}
 
 
 def to_config_dict(config: TrainConfig) -> ml_collections.ConfigDict:
@@ -233,6 +246,8 @@ def _editable(config: Any) -> ml_collections.ConfigDict:
         elif value is None:  # a placeholder with the type, so that a flag can set it
             told = next(option for option in typing.get_args(kind) if option is not type(None))
             value = config_dict.placeholder(typing.get_origin(told) or told)
+        elif isinstance(value, tuple):
+            value = _plain(value)
         editable[name] = value
     return editable
 

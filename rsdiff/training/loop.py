@@ -14,7 +14,7 @@ from rsdiff.base.files import write_text_atomically
 from rsdiff.base.folders import FolderLock
 from rsdiff.base.seeds import seed_key
 from rsdiff.data.pipeline import Source, batch_indices, batches, make_source
-from rsdiff.methods.base import fields_to_read
+from rsdiff.methods.base import fields_to_train
 from rsdiff.training import hosts
 from rsdiff.training import mesh as meshes
 from rsdiff.training.checkpoint import Checkpoints, claim_workdir, load_parameters
@@ -51,7 +51,7 @@ def train(
     workdir, lock = epath.Path(workdir), FolderLock(workdir)
     mesh = meshes.make_mesh(config.mesh.fsdp)
     meshes.check_batch(mesh, config.batch_size, config.accumulation)
-    fields = fields_to_read(config.method.fields)
+    fields = fields_to_train(config.method.fields)
     source, unseen = (make_source(config.data, validation, fields) for validation in (False, True))
     try:
         hosts.first_does(

@@ -18,7 +18,7 @@ Judge = Callable[[np.ndarray, np.ndarray, np.ndarray], dict[str, np.ndarray]]
 
 
 class Validation:
-    """A fixed set of examples with their conditions, timesteps and noise, the same in every run with the same seed.
+    """A fixed set of examples with their complete conditions, timesteps and noise, the same in every run with the same seed.
 
     The loss is the training loss at the centre of each of `bins` equal intervals of t. It shows whether a network has yet to
     learn colours (large t) or texture (small t).
@@ -31,7 +31,8 @@ class Validation:
         # a separate stream: if the source has no held-out images, at least the crops differ from those of training batches
         batch = next(batches(source, config.data, config.seed + 1, count))
         key = seed_key(config.seed)
-        prepared = jax.device_get(jax.jit(trainer.method.prepare)(batch, key))
+        prepare = lambda batch, key: trainer.method.prepare(batch, key, drop=False)
+        prepared = jax.device_get(jax.jit(prepare)(batch, key))
         self.prepared = jax.device_put(prepared, meshes.batch_sharding(mesh))
         timesteps, bins = config.method.timesteps, min(self.config.bins, config.method.timesteps)
         self.timesteps = [max(1, round(timesteps * (number + 0.5) / bins)) for number in range(bins)]
