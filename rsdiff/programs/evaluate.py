@@ -49,6 +49,7 @@ from rsdiff.evaluation.features import named_extractor
 from rsdiff.evaluation.paired import DegradeNamed, paired_measures
 from rsdiff.evaluation.pairs import SCALE, Pair
 from rsdiff.methods.base import fields_to_read
+from rsdiff.methods.kinds import make_method
 from rsdiff.programs import console
 from rsdiff.training.checkpoint import CONFIG
 from rsdiff.training.config import TrainConfig, from_dict, upgrade
@@ -161,7 +162,7 @@ def fields_of(checkpoints: dict[str, Path]) -> list[Field]:
     found = {}
     for path in checkpoints.values():
         config = from_dict(TrainConfig, upgrade(read_json(path / CONFIG)), str(path / CONFIG))
-        for field in fields_to_read(config.method.model.fields):
+        for field in fields_to_read(make_method(config.method, config.degradation).fields):
             found[field.key] = dataclasses.replace(field, channels=3 if field.channels else 0)
     return list(found.values())
 

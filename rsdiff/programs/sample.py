@@ -154,8 +154,8 @@ def noted(numbers: dict[str, np.ndarray]) -> dict[str, float]:
 
 def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
     """Samples a canvas or a region of it, or estimates its cost."""
-    shown = {'bands': flag_numbers('bands', int, 3), 'value_range': flag_numbers('value_range', float, 2)}
-    condition = Condition(FLAGS.condition, **shown)
+    bands, value_range = flag_numbers('bands', int, 3), flag_numbers('value_range', float, 2)
+    condition = Condition(FLAGS.condition, bands, value_range)
     region, gsd_m = flag_numbers('region', int, 4), FLAGS.gsd_m or condition.gsd_m
     if gsd_m is None:
         raise BadInput(f'--tiles needs --gsd_m, metres per pixel of the condition; {FLAGS.condition} does not give it')
@@ -167,10 +167,11 @@ def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
         gsd_m, FLAGS.stages, plan, FLAGS.supertile or 16 * window_px, FLAGS.seed, FLAGS.noise, FLAGS.wrap_x
     )
     provenance |= {'projection': repr(project), 'condition': condition.digest()}
+    shown = {'bands': bands, 'value_range': value_range}
     provenance |= {name: list(value) for name, value in shown.items() if value}
     numbers, paths = fields(trained.method)
     images = {
-        field.name: Condition(paths[field.name], **shown, field=field)
+        field.name: Condition(paths[field.name], bands, value_range, field)
         for field in fields_to_read(trained.method.fields)
         if field.name in paths
     }
