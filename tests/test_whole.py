@@ -1,16 +1,19 @@
 """Folders of images, each sampled without windows."""
 
 import hashlib
+import json
 import shutil
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from PIL import Image
 
 from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import CLEAN, LIGHT
-from rsdiff.data.folder import Entry, read_folder
-from rsdiff.data.images import box_downscale, read_image, write_image
+from rsdiff.data.fields import Field
+from rsdiff.data.folder import Entry, file_key, read_folder, write_manifest
+from rsdiff.data.images import box_downscale, read_image, to_float, write_image
 from rsdiff.sampling.images import FolderSettings, ImageSampler, sample_folder
 
 
@@ -246,3 +249,160 @@ def test_large_and_negative_seeds_continue_as_others_do(image_folder, tmp_path):
         assert run(image_folder, out, split='test', seed=seed)['sampled_now'] == 0
         firsts.append((out / 'a/a8-0.png').read_bytes())
     assert len({*firsts}) == 4
+
+
+FIELDS = (Field('cloud', needed=False), Field('mask', 1, 2, needed=False))
+
+
+def sample_with_fields(condition, eps, truth):
+    """`sample`, brighter by the cloud and by the mask, where they are known."""
+    made = sample(condition, 0 * eps, truth)
+    if 'cloud' in condition:
+        made = made + 0.2 * jnp.nan_to_num(condition['cloud'])[:, None, None, None]
+    if 'mask' in condition:
+        made = made + 0.1 * jnp.nan_to_num(jnp.repeat(jnp.repeat(condition['mask'], 2, 1), 2, 2))
+    return made
+
+
+@pytest.fixture
+def row_folder(tmp_path):
+    """(row, …) → a folder with a manifest of grey 32 × 32 images 0.png, 1.png, …, with these numbers and arrays."""
+
+    def make(*rows, size=(32, 32), name='rows'):
+        entries = []
+        for number, row in enumerate(rows):
+            write_image(tmp_path / name / f'{number}.png', np.full((*size, 3), 100, np.uint8))
+            extra = {key: value for key, value in row.items() if not isinstance(value, np.ndarray)}
+            for key in row.keys() - extra.keys():
+                extra[file_key(key)] = f'{key}/{number}.png'
+                (tmp_path / name / key).mkdir(exist_ok=True)
+                Image.fromarray(row[key]).save(tmp_path / name / extra[file_key(key)])
+            entries.append(Entry(tmp_path / name / f'{number}.png', f'{number}.png', gsd_m=10.0, extra=extra))
+        write_manifest(tmp_path / name, entries)
+        return tmp_path / name
+
+    return make
+
+
+def run_fields(folder, out, fields=FIELDS, constants=None, **options):
+    sampler, known = ImageSampler(sample_with_fields, fields=fields), {'checkpoint': 'abc', 'constants': constants}
+    options = {'window_px': 16, 'degraded': True} | options
+    entries = read_folder(folder)
+    sample_folder(sampler, CLEAN, entries, out, settings(**options), known, show=False, constants=constants)
+    return [read_image(entry.path).astype(int) for entry in read_folder(out)]
+
+
+def half(height=32, width=32, scale=1):
+    """A grey mask: 0 in the left half of the height × width image, 255 in the right, each pixel `scale` × as fine."""
+    mask = np.zeros((height * scale, width * scale), np.uint8)
+    mask[:, width * scale // 2 :] = 255
+    return mask
+
+
+@pytest.mark.bytes
+def test_numbers_of_rows_give_what_constants_give_at_any_batch_size(row_folder, tmp_path):
+    folder = row_folder({'cloud': 0.5}, {}, {'cloud': '1'}, {'cloud': None})
+    plain = row_folder({}, {}, {}, {}, name='plain')
+    nothing, half_cloudy, cloudy = (
+        run_fields(plain, tmp_path / str(value), constants=value and {'cloud': value}) for value in (None, 0.5, 1.0)
+    )
+    assert (half_cloudy[0] - nothing[0]).mean() == pytest.approx(0.1 * 127.5, abs=1)
+    for size in (1, 3, 16):
+        made = run_fields(folder, tmp_path / f'rows{size}', batch_size=size, variants=2)
+        expected = [half_cloudy[0], nothing[1], cloudy[2], nothing[3]]
+        assert all(np.array_equal(made[2 * n + v], image) for n, image in enumerate(expected) for v in (0, 1))
+    rows = [entry.extra for entry in read_folder(tmp_path / 'rows1')]
+    assert [row.get('field_cloud') for row in rows] == [0.5, 0.5, None, None, 1.0, 1.0, None, None]
+    # a row's own value comes before the constant
+    mixed = run_fields(folder, tmp_path / 'mixed', constants={'cloud': 1.0})
+    assert np.array_equal(mixed, [half_cloudy[0], cloudy[1], cloudy[2], cloudy[3]])
+
+
+@pytest.mark.parametrize('scale', [1, 4])
+@pytest.mark.parametrize(
+    'size, options',
+    [
+        ((32, 32), {}),
+        ((30, 28), {}),
+        ((64, 64), {'stages': 2}),
+        ((8, 8), {'degraded': False}),
+        ((7, 6), {'degraded': False, 'stages': 2}),
+    ],
+)
+def test_a_rows_file_covers_the_ground_of_the_result(row_folder, tmp_path, scale, size, options):
+    times = 1 if options.get('degraded', True) else 4 ** options.get('stages', 1)
+    height, width = times * size[0], times * size[1]
+    folder = row_folder({'mask': half(height, width, scale)}, {}, size=size)
+    made, without = run_fields(folder, tmp_path / 'out', **options)
+    difference = (made - without)[..., 0]
+    # the mask is applied once per stage
+    stages = options.get('stages', 1)
+    assert difference.shape == (height, width)
+    assert abs(difference[:, : width // 2 - 4] + 12.75 * stages).max() <= 1
+    assert abs(difference[:, width // 2 + 4 :] - 12.75 * stages).max() <= 1
+
+
+def test_values_of_masks_are_as_in_training(row_folder, tmp_path):
+    """A palette is ignored, and classes are not averaged."""
+    classes = np.random.default_rng(0).choice([0, 3, 250], (32, 32)).astype(np.uint8)
+    mask = Image.frombytes('P', (32, 32), classes.tobytes())
+    mask.putpalette([value for entry in range(256) for value in (255 - entry, 7, entry // 2)])
+    folder = row_folder({'mask': classes})
+    mask.save(folder / 'mask/0.png')
+    seen = []
+    sampler = ImageSampler(lambda condition, *_: seen.append(condition['mask']) or sample(condition, *_), fields=FIELDS)
+    sample_folder(sampler, CLEAN, read_folder(folder), tmp_path / 'out', settings(degraded=True), {}, show=False)
+    np.testing.assert_array_equal(seen[0][0, ..., 0], to_float(classes[1::2, 1::2]))
+
+
+def test_what_fields_hold_is_part_of_the_folders_identity(row_folder, tmp_path):
+    folder = row_folder({'mask': half(), 'cloud': 0.5})
+    run_fields(folder, tmp_path / 'out')
+    (row,) = read_folder(tmp_path / 'out')
+    assert row.extra['field_mask'] == hashlib.sha256((folder / 'mask/0.png').read_bytes()).hexdigest()
+    for changed in ({'mask': half(), 'cloud': 0.25}, {'mask': 255 - half(), 'cloud': 0.5}, {'mask': half()}):
+        with pytest.raises(BadInput, match='sources_sha256'):
+            run_fields(row_folder(changed), tmp_path / 'out')
+    run_fields(row_folder({'mask': half(), 'cloud': 0.5, 'year': 2020}), tmp_path / 'out')
+
+
+def test_fields_that_the_sampler_does_not_take_change_nothing(row_folder, tmp_path):
+    folder = row_folder({'mask': half(), 'cloud': 0.5}, {})
+    run_fields(folder, tmp_path / 'out', fields=())
+    sources = [(f'{n}-0.png', hashlib.sha256((folder / f'{n}.png').read_bytes()).hexdigest(), 10.0) for n in range(2)]
+    written = json.loads((tmp_path / 'out/settings.json').read_text())
+    assert written['sources_sha256'] == hashlib.sha256(repr(sources).encode()).hexdigest()
+    assert not any(key.startswith('field_') for entry in read_folder(tmp_path / 'out') for key in entry.extra)
+    run_fields(row_folder({}, {}, name='plain'), tmp_path / 'absent', fields=FIELDS)
+    for name in ('0-0.png', 'settings.json', 'metadata.jsonl'):
+        assert (tmp_path / 'out' / name).read_bytes() == (tmp_path / 'absent' / name).read_bytes()
+
+
+@pytest.mark.parametrize(
+    'row, field, message',
+    [
+        ({}, Field('cloud'), r'1.png has no cloud, and this checkpoint needs cloud \(1 of 2'),
+        ({}, Field('mask', 1, 2), '1.png has no mask_file_name, and this checkpoint needs mask'),
+        ({'cloud': 'much'}, Field('cloud', needed=False), "cloud of 1.png is 'much'; it must be a number"),
+    ],
+)
+def test_a_field_that_a_row_lacks_is_named(row_folder, tmp_path, row, field, message):
+    folder = row_folder({'cloud': 0.5, 'mask': half()}, row)
+    with pytest.raises(BadInput, match=message):
+        run_fields(folder, tmp_path / 'out', fields=(field,))
+    assert not (tmp_path / 'out').exists()
+
+
+@pytest.mark.parametrize(
+    'mask, message',
+    [
+        (np.dstack([half(), half(), 255 - half()]), 'mask/0.png: it has colours, 3 channels; .* mask has one'),
+        (half()[:20], r'mask/0.png: 32×20 px; its image has 32×32'),
+        (half(8, 8), 'mask/0.png: 4 times coarser than its image'),
+    ],
+)
+def test_an_image_whose_file_does_not_fit_is_skipped(row_folder, tmp_path, caplog, mask, message):
+    with pytest.raises(BadInput, match=f'none of 1 images can be used: .*{message}'):
+        run_fields(row_folder({'mask': mask}), tmp_path / 'none')
+    assert len(run_fields(row_folder({'mask': mask}, {'mask': half()}), tmp_path / 'one')) == 1
+    assert 'skipped' in caplog.text

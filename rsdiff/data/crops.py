@@ -67,7 +67,7 @@ class Crops:
                     scene, gsd_m = self.images.open(number)
                     opened.enter_context(scene)
                     image = Layer(self.name(number), IMAGE, scene, (scene.height, scene.width))
-                    layers = [image, *self.fields.open(number, scene, opened)]
+                    layers = [image, *self.fields.open(number, (scene.height, scene.width), opened)]
                     factor, cut = self._cut(number, layers, rng, size_px)
                     fields = self.fields.complete(number, cut, size_px)
                     return {'image': cut['image'], 'gsd_m': np.float32(factor * gsd_m), **fields}
@@ -83,11 +83,7 @@ class Crops:
         height, width = min(layer.height for layer in layers), min(layer.width for layer in layers)
         whole = [f for f in self.reductions if all(layer.reduction(f).denominator == 1 for layer in layers)]
         if not whole:
-            coarsest = min(layers, key=lambda layer: layer.reduction(1))
-            raise BadInput(
-                f'{coarsest.name}: {1 / coarsest.ratio} times coarser than its image, too coarse for the field '
-                f'{coarsest.field.name} of scale {coarsest.field.scale}'
-            )
+            raise min(layers, key=lambda layer: layer.reduction(1)).too_coarse()
         fitting = [f for f in whole if f * size_px <= min(height, width)]
         if not fitting:
             raise BadInput(f'{self.name(number)}: {width}×{height} is smaller than the {size_px} px crop')

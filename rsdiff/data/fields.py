@@ -15,6 +15,7 @@ from fractions import Fraction
 from typing import Sequence
 
 import numpy as np
+from etils import epath
 
 from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
@@ -59,6 +60,30 @@ class Field:
     def is_of(self, entry: Entry) -> bool:
         """Whether the row has this field, as a file or a number."""
         return self.name in (entry.files if self.channels else entry.numbers)
+
+    def open(
+        self, path: epath.PathLike, bands: tuple[int, ...] | None = None, value_range: tuple[float, float] | None = None
+    ) -> Scene:
+        """Opens a file of the field. `bands` and `value_range` are as in `open_scene`; they do not apply to masks, and the
+        values of a mask with a palette are not turned into colours.
+
+        Raises:
+          BadInput: as `open_scene`.
+        """
+        options = (None, None) if self.is_mask else (bands, value_range)
+        return open_scene(path, *options, palette=not self.is_mask)
+
+    def of_channels(self, pixels: np.ndarray, name: epath.PathLike) -> np.ndarray:
+        """The pixels (h, w, 3) that a scene reads, reduced to the field's channels: (h, w, channels).
+
+        Raises:
+          BadInput: the pixels are in colour where one channel is expected; the message begins with `name`.
+        """
+        if self.channels != 1:
+            return pixels
+        if (pixels != pixels[..., :1]).any():
+            raise BadInput(f'{name}: it has colours, 3 channels; the field {self.name} has one channel')
+        return pixels[..., :1]
 
 
 IMAGE = Field('image', 3)
@@ -105,13 +130,39 @@ class Layer:
         `factor` and the scale.
 
         Raises:
+          BadInput: as `pixels`.
+        """
+        return self._reduced(self.pixels(box), factor)
+
+    def read_padded(self, size: tuple[int, int], factor: int) -> np.ndarray:
+        """The complete file, mirrored at its far edges to cover an image of `size`, then reduced as by `read`.
+
+        Raises:
+          BadInput: as `pixels`; or the file is too coarse for the field.
+        """
+        if self.reduction(factor).denominator != 1:
+            raise self.too_coarse()
+        pixels = self.pixels(Box(0, 0, self.height, self.width))
+        missing = [int(side * self.ratio) - own for side, own in zip(size, pixels.shape)]
+        return self._reduced(np.pad(pixels, ((0, missing[0]), (0, missing[1]), (0, 0)), 'reflect'), factor)
+
+    def pixels(self, box: Box) -> np.ndarray:
+        """The file's own pixels in `box`, which is in pixels of the image: uint8 (h, w, channels).
+
+        Raises:
           BadInput: the file can't be read, or is in colour where one channel is expected.
         """
-        pixels, block = self.scene.read(self._own(box)), int(self.reduction(factor))
-        if self.field.channels == 1:
-            if (pixels != pixels[..., :1]).any():
-                raise BadInput(f'{self.name}: it has colours; the field {self.field.name} has one channel')
-            pixels = pixels[..., :1]
+        return self.field.of_channels(self.scene.read(self._own(box)), self.name)
+
+    def too_coarse(self) -> BadInput:
+        """The error for a file that is coarser than the network takes the field."""
+        return BadInput(
+            f'{self.name}: {1 / self.ratio} times coarser than its image, too coarse for the field {self.field.name} of '
+            f'scale {self.field.scale}'
+        )
+
+    def _reduced(self, pixels: np.ndarray, factor: int) -> np.ndarray:
+        block = int(self.reduction(factor))
         if block == 1:
             return pixels
         return pixels[block // 2 :: block, block // 2 :: block] if self.field.is_mask else box_downscale(pixels, block)
@@ -142,8 +193,8 @@ class Fields:
         self.entries, self.bands, self.value_range = entries, bands, value_range
         self.present = tuple(field for field in wanted if _is_present(field, entries, where))
 
-    def open(self, number: int, scene: Scene, opened: contextlib.ExitStack) -> list[Layer]:
-        """Opens the files of entry `number`, whose image is `scene`; `opened` closes them.
+    def open(self, number: int, size: tuple[int, int], opened: contextlib.ExitStack) -> list[Layer]:
+        """Opens the files of entry `number`, whose image has `size` (height, width); `opened` closes them.
 
         Raises:
           BadInput: a file can't be opened, or does not fit the image.
@@ -153,10 +204,34 @@ class Fields:
             if not field.channels or field.name not in files:
                 continue
             path = files[field.name]
-            options = (None, None) if field.is_mask else (self.bands, self.value_range)
-            own = opened.enter_context(open_scene(path, *options, palette=not field.is_mask))
-            layers.append(Layer(str(path), field, own, (scene.height, scene.width)))
+            own = opened.enter_context(field.open(path, self.bands, self.value_range))
+            layers.append(Layer(str(path), field, own, size))
         return layers
+
+    def read_padded(
+        self, number: int, size: tuple[int, int], padded: tuple[int, int], factors: Sequence[int]
+    ) -> list[dict[str, np.ndarray]]:
+        """The fields of entry `number` for a complete image, when that is reduced by each of `factors`: by name float32
+        images (h, w, channels) in [-1, 1] and numbers (), NaN for what the row lacks.
+
+        Args:
+          size, padded: height and width of the image, and after mirror padding: multiples of the factors and scales.
+        Raises:
+          BadInput: as `open`; or a file can't be read, is too coarse, or is in colour where one channel is expected.
+        """
+        entry, found = self.entries[number], [{} for _ in factors]
+        with contextlib.ExitStack() as opened:
+            layers = {layer.field.name: layer for layer in self.open(number, size, opened)}
+            for field in self.present:
+                for values, factor in zip(found, factors):
+                    if field.name in layers:
+                        values[field.name] = to_float(layers[field.name].read_padded(padded, factor))
+                    elif field.channels:
+                        shape = [side // factor // field.scale for side in padded]
+                        values[field.name] = np.full((*shape, field.channels), np.nan, np.float32)
+                    else:
+                        values[field.name] = np.float32(entry.numbers.get(field.name, np.nan))
+        return found
 
     def complete(self, number: int, cut: dict[str, np.ndarray], size_px: int) -> dict[str, np.ndarray]:
         """The fields of entry `number` for a batch: the crops `cut` from its files, its numbers, and NaN for others."""

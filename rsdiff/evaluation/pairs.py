@@ -12,15 +12,14 @@ import numpy as np
 
 from rsdiff.base.errors import BadInput
 from rsdiff.base.files import AnyPath
+from rsdiff.data.degradation import UPSCALE
 from rsdiff.data.folder import Entry, file_inside, read_folder
 from rsdiff.data.images import bicubic, image_size, read_image
-
-SCALE = 4
 
 
 @dataclasses.dataclass(frozen=True)
 class Pair:
-    """A truth and its condition, the `SCALE` times coarser input of a generator. `bands` and `value_range` define how
+    """A truth and its condition, the `UPSCALE` times coarser input of a generator. `bands` and `value_range` define how
     raster files are converted to RGB (`rsdiff.data.scenes.open_scene`)."""
 
     truth: Entry
@@ -29,7 +28,7 @@ class Pair:
     value_range: tuple[float, float] | None = None
 
     def read_truth(self) -> np.ndarray:
-        """uint8 (h, w, 3), where h and w are multiples of `SCALE`."""
+        """uint8 (h, w, 3), where h and w are multiples of `UPSCALE`."""
         return cut(read_image(self.truth.path, self.bands, self.value_range))
 
     def size(self) -> tuple[int, int]:
@@ -41,23 +40,23 @@ class Pair:
         return cut_size(self.truth.path)
 
     def read_condition(self) -> np.ndarray:
-        """uint8 (h / SCALE, w / SCALE, 3).
+        """uint8 (h / UPSCALE, w / UPSCALE, 3).
 
         Raises:
           BadInput: the condition has another size.
         """
         condition, size = read_image(self.condition), self.size()
-        if tuple(SCALE * side for side in condition.shape[:2]) != size:
+        if tuple(UPSCALE * side for side in condition.shape[:2]) != size:
             raise BadInput(
                 f'{self.condition}: {condition.shape[1]}×{condition.shape[0]} px; {self.truth.path} has '
-                f'{size[1]}×{size[0]}, and the condition must be {SCALE} times smaller'
+                f'{size[1]}×{size[0]}, and the condition must be {UPSCALE} times smaller'
             )
         return condition
 
 
 def cut(image: np.ndarray) -> np.ndarray:
-    """`image`, cropped at the bottom and right to multiples of `SCALE`."""
-    height, width = (side // SCALE * SCALE for side in image.shape[:2])
+    """`image`, cropped at the bottom and right to multiples of `UPSCALE`."""
+    height, width = (side // UPSCALE * UPSCALE for side in image.shape[:2])
     return image[:height, :width]
 
 
@@ -68,9 +67,9 @@ def cut_size(path: AnyPath) -> tuple[int, int]:
       BadInput: the image can't be read, or nothing is left.
     """
     whole = image_size(path)
-    height, width = (side // SCALE * SCALE for side in whole)
+    height, width = (side // UPSCALE * UPSCALE for side in whole)
     if not height or not width:
-        raise BadInput(f'{path}: {whole[1]}×{whole[0]} px; at least {SCALE} px per side are needed')
+        raise BadInput(f'{path}: {whole[1]}×{whole[0]} px; at least {UPSCALE} px per side are needed')
     return height, width
 
 
@@ -127,12 +126,12 @@ def read_made(entry: Entry, pair: Pair) -> np.ndarray:
 def enlarged(pair: Pair) -> np.ndarray:
     """The condition enlarged by Pillow's bicubic interpolation, uint8 (h, w, 3)."""
     condition = pair.read_condition()
-    return bicubic(condition, *(SCALE * side for side in condition.shape[:2]))
+    return bicubic(condition, *(UPSCALE * side for side in condition.shape[:2]))
 
 
 def repeated(pair: Pair) -> np.ndarray:
     """The condition enlarged by repeating pixels (nearest neighbour), uint8 (h, w, 3)."""
-    return pair.read_condition().repeat(SCALE, 0).repeat(SCALE, 1)
+    return pair.read_condition().repeat(UPSCALE, 0).repeat(UPSCALE, 1)
 
 
 # Reads the image of one row of the table for a pair.

@@ -7,11 +7,14 @@
     two sets of images without pairs:
         python tools/evaluate.py --generated DIR --reference FOLDER --unpaired --out OUT
 
+A generator's fields besides `lr` and `gsd_m` are read from the rows of the real images.
+
 The table always includes nearest and bicubic enlargement of the condition, and the truth against itself, as the two ends of
 the scale. OUT holds table.md, table.csv, per_image.csv, grid.png and evaluate.json, whose content is also the
 last line. Run the same command again to continue; samples and features are kept.
 """
 
+import dataclasses
 import functools
 import hashlib
 import subprocess
@@ -27,14 +30,16 @@ from absl import flags
 from tqdm import tqdm
 
 from rsdiff.base import folders
+from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
-from rsdiff.base.files import stamp
+from rsdiff.base.files import read_json, stamp
 from rsdiff.base.seeds import written_seed
 from rsdiff.base.shipped import find_checkpoint
-from rsdiff.data.degradation import PRESETS, degrade
+from rsdiff.data.degradation import PRESETS, UPSCALE, degrade
+from rsdiff.data.fields import Field, Layer
 from rsdiff.data.folder import Entry, clean_name, opened_entries, read_folder, split_of, write_manifest
 from rsdiff.data.gsd import check_gsd_m
-from rsdiff.data.images import read_image, to_float, to_uint8, write_image
+from rsdiff.data.images import image_size, read_image, to_float, to_uint8, write_image
 from rsdiff.data.made import Made
 from rsdiff.data.scenes import open_scene
 from rsdiff.diffusion.noise import name_key
@@ -42,8 +47,12 @@ from rsdiff.evaluation import columns, comparison, pairs, report
 from rsdiff.evaluation.comparison import Row
 from rsdiff.evaluation.features import named_extractor
 from rsdiff.evaluation.paired import DegradeNamed, paired_measures
-from rsdiff.evaluation.pairs import SCALE, Pair
+from rsdiff.evaluation.pairs import Pair
+from rsdiff.methods.base import fields_to_read
+from rsdiff.methods.kinds import make_method
 from rsdiff.programs import console
+from rsdiff.training.checkpoint import CONFIG
+from rsdiff.training.config import TrainConfig, from_dict, upgrade
 
 SAMPLE = 'rsdiff.programs.sample'
 TRUTH, CONDITION = 'truth', 'condition'
@@ -87,9 +96,10 @@ def main() -> None:
     measure = paired_measures(METRICS.value, degradation(folder, truths))
     extractors = [named_extractor(name) for name in FEATURES.value]
     console.enable_compilation_cache()
-    sources = digests(folder, truths, out / 'conditions')
+    fields = fields_of(checkpoints)
+    sources = digests(folder, truths, fields, out / 'conditions')
     folders.claim_folder(out, settings(folder, truths, sources, generated, checkpoints))
-    rows_of = make_conditions(folder, truths, sources, out / 'conditions')
+    rows_of = make_conditions(folder, truths, fields, sources, out / 'conditions')
     for name, checkpoint in checkpoints.items():
         sample(checkpoint, out / 'conditions', out / 'samples' / name)
         generated[name] = out / 'samples' / name
@@ -146,8 +156,19 @@ def colours() -> dict:
     }
 
 
-def digests(folder: Path, truths: list[Entry], conditions: Path) -> list[str]:
-    """Digest of the files that each condition is made from: the truth and, if there is one, the sensor's image.
+def fields_of(checkpoints: dict[str, Path]) -> list[Field]:
+    """The fields that the checkpoints read from rows, by key in the manifest; images as RGB, which each checkpoint reduces
+    to its channels."""
+    found = {}
+    for path in checkpoints.values():
+        config = from_dict(TrainConfig, upgrade(read_json(path / CONFIG)), str(path / CONFIG))
+        for field in fields_to_read(make_method(config.method, config.degradation).fields):
+            found[field.key] = dataclasses.replace(field, channels=3 if field.channels else 0)
+    return list(found.values())
+
+
+def digests(folder: Path, truths: list[Entry], fields: list[Field], conditions: Path) -> list[str]:
+    """Digest of what each condition is made from: the truth, the sensor's image, and the row's fields, where there are any.
 
     Raises:
       BadInput: these files have changed since `conditions` were made.
@@ -155,7 +176,10 @@ def digests(folder: Path, truths: list[Entry], conditions: Path) -> list[str]:
     made, found = Made(conditions), []
     for truth in truths:
         sensor = pairs.sensor_condition(folder, truth)
-        found.append('-'.join(stamp(path).sha256 for path in (truth.path, sensor) if path))
+        own = [field for field in fields if field.is_of(truth)]
+        files = [truth.path, sensor, *(truth.files[field.name] for field in own if field.channels)]
+        numbers = [f'{field.name}={truth.numbers[field.name]}' for field in own if not field.channels]
+        found.append('-'.join([*(stamp(path).sha256 for path in files if path), *numbers]))
         if made.source(condition_name(truth)) not in (None, found[-1]):
             raise BadInput(f'{truth.path}: has changed since {OUT.value} was started; use another --out or remove it')
     return found
@@ -220,10 +244,12 @@ def settings(
     }
 
 
-def make_conditions(folder: Path, truths: list[Entry], sources: list[str], out: Path) -> list[Pair]:
-    """Writes the condition of every truth into the image folder `out`; conditions from a sensor are not degraded. Existing
-    files that do not match `sources` are made again."""
-    made, entries, index = [], [], Made(out)
+def make_conditions(
+    folder: Path, truths: list[Entry], fields: list[Field], sources: list[str], out: Path
+) -> list[Pair]:
+    """Writes the condition of every truth, with the `fields` that it has, into the image folder `out`; conditions from a
+    sensor are not degraded. Existing files that do not match `sources` are made again."""
+    made, entries, written, index = [], [], [], Made(out)
     for truth, source in zip(tqdm(truths, unit='image', desc='conditions', dynamic_ncols=True), sources):
         name = condition_name(truth)
         pair = Pair(truth, out / name, **colours())
@@ -236,6 +262,17 @@ def make_conditions(folder: Path, truths: list[Entry], sources: list[str], out: 
                 condition = to_uint8(reduction()(pair.read_truth(), truth.file_name))
             write_image(pair.condition, condition)
             index.add(name, source)
+        written.append(name)
+        extra = {'source': truth.file_name, 'sensor': bool(sensor)}
+        for field in fields:
+            if field.is_of(truth) and field.channels:
+                extra[field.key] = file = f'.fields/{field.name}/{name}'
+                if not index.has(file, source):
+                    write_image(out / file, cut_field(field, truth, pair.size()))
+                    index.add(file, source)
+                written.append(file)
+            elif field.is_of(truth):
+                extra[field.key] = truth.numbers[field.name]
         gsd_m = truth.gsd_m or GSD_M.value or file_gsd_m(truth)
         made.append(pair)
         entries.append(
@@ -245,13 +282,21 @@ def make_conditions(folder: Path, truths: list[Entry], sources: list[str], out: 
                 truth.split,
                 truth.label,
                 truth.captions,
-                gsd_m and gsd_m * SCALE,
-                {'source': truth.file_name, 'sensor': bool(sensor)},
+                gsd_m and gsd_m * UPSCALE,
+                extra,
             )
         )
     write_manifest(out, entries)
-    index.keep(entry.file_name for entry in entries)
+    index.keep(written)
     return made
+
+
+def cut_field(field: Field, truth: Entry, size: tuple[int, int]) -> np.ndarray:
+    """The pixels of a row's file, uint8 (h, w, 3), for the truth cropped to `size`."""
+    path = truth.files[field.name]
+    with field.open(path, **colours()) as scene:
+        layer = Layer(str(path), field, scene, image_size(truth.path))
+        return layer.pixels(Box(0, 0, *size))
 
 
 def file_gsd_m(truth: Entry) -> float | None:

@@ -13,14 +13,16 @@ Run the same command again to continue. The last line is one JSON object, also w
 """
 
 import json
+import os
 import typing
 from pathlib import Path
+from typing import Iterable
 
 import numpy as np
 from absl import flags
 
 from rsdiff.base.errors import BadInput
-from rsdiff.base.files import is_local, read_json
+from rsdiff.base.files import is_local, read_json, stamp
 from rsdiff.base.shipped import find_checkpoint
 from rsdiff.base.work import is_local_worker
 from rsdiff.data.fingerprints import carry_fingerprints
@@ -28,7 +30,7 @@ from rsdiff.data.folder import Entry, opened_entries
 from rsdiff.data.gsd import check_gsd_m
 from rsdiff.diffusion import noise
 from rsdiff.diffusion.solvers import Solver
-from rsdiff.methods.base import Method
+from rsdiff.methods.base import Method, fields_to_read
 from rsdiff.methods.sampling import first_timestep
 from rsdiff.models.conditioning import Spatial, Tokens
 from rsdiff.programs import console
@@ -45,7 +47,10 @@ FLAGS = flags.FLAGS
 flags.DEFINE_string('checkpoint', None, 'A run of train.py or released weights: a folder, earth or aerial.')
 flags.DEFINE_string('condition', None, 'A low-resolution image (any size with --tiles), or without --tiles a folder.')
 flags.DEFINE_multi_string(
-    'field', [], 'NAME=VALUE of a further field of the network: a number, or with --tiles an image; may be repeated.'
+    'field',
+    [],
+    'NAME=VALUE of a further field of the network, a number or an image, for all images whose row in the manifest lacks '
+    'it; may be repeated.',
 )
 flags.DEFINE_string('out', None, 'Output folder: new, or from an earlier run of this command.')
 flags.DEFINE_float('gsd_m', None, 'Metres per pixel of the condition, if its file or manifest does not give it.')
@@ -116,8 +121,9 @@ def projection(trained: Trained, steps: int):
     return made if FLAGS.consistency else None
 
 
-def fields(method: Method) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The values of --field by name: numbers, float32 (1,), and paths of images."""
+def fields(method: Method, rows: Iterable[str] = ()) -> tuple[dict[str, np.ndarray], dict[str, str]]:
+    """The values of --field by name: numbers, float32 (1,), and paths of images. `rows`: the fields that the rows of a
+    manifest may have."""
     numbers, images = {}, {}
     for given in FLAGS.field:
         name, equals, value = given.partition('=')
@@ -137,7 +143,7 @@ def fields(method: Method) -> tuple[dict[str, np.ndarray], dict[str, str]]:
             raise BadInput(f'--field {given}: {name} takes a number') from None
         if not np.isfinite(numbers[name]).all():
             raise BadInput(f'--field {given}: {name} takes a finite number')
-    check_condition(method, ['lr', 'gsd_m', *numbers, *images])
+    check_condition(method, ['lr', 'gsd_m', *numbers, *images, *rows])
     return numbers, images
 
 
@@ -148,8 +154,8 @@ def noted(numbers: dict[str, np.ndarray]) -> dict[str, float]:
 
 def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
     """Samples a canvas or a region of it, or estimates its cost."""
-    shown = {'bands': flag_numbers('bands', int, 3), 'value_range': flag_numbers('value_range', float, 2)}
-    condition = Condition(FLAGS.condition, **shown)
+    bands, value_range = flag_numbers('bands', int, 3), flag_numbers('value_range', float, 2)
+    condition = Condition(FLAGS.condition, bands, value_range)
     region, gsd_m = flag_numbers('region', int, 4), FLAGS.gsd_m or condition.gsd_m
     if gsd_m is None:
         raise BadInput(f'--tiles needs --gsd_m, metres per pixel of the condition; {FLAGS.condition} does not give it')
@@ -161,9 +167,14 @@ def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
         gsd_m, FLAGS.stages, plan, FLAGS.supertile or 16 * window_px, FLAGS.seed, FLAGS.noise, FLAGS.wrap_x
     )
     provenance |= {'projection': repr(project), 'condition': condition.digest()}
+    shown = {'bands': bands, 'value_range': value_range}
     provenance |= {name: list(value) for name, value in shown.items() if value}
     numbers, paths = fields(trained.method)
-    images = {name: Condition(path, **shown) for name, path in paths.items()}
+    images = {
+        field.name: Condition(paths[field.name], bands, value_range, field)
+        for field in fields_to_read(trained.method.fields)
+        if field.name in paths
+    }
     if images and FLAGS.stages > 1:
         raise BadInput(f'--field {next(iter(images))} is an image, which fits one scale only; it needs --stages 1')
     provenance |= noted(numbers) | {f'field_{name}': image.digest() for name, image in images.items()}
@@ -204,12 +215,15 @@ def folder(trained: Trained, provenance: dict, out: Path) -> dict:
         flag_numbers('bands', int, 3),
         flag_numbers('value_range', float, 2),
     )
-    numbers, paths = fields(trained.method)
-    if paths:
-        raise BadInput(f'--field {next(iter(paths))} is an image, which needs --tiles')
-    provenance |= noted(numbers)
-    sampler = bind_images(trained.method, trained.params, steps, mesh, project, FLAGS.strength, FLAGS.solver, numbers)
-    result = sample_folder(sampler, trained.config.degradation, entries, out, settings, provenance)
+    numbers, paths = fields(trained.method, [field.name for field in fields_to_read(trained.method.fields)])
+    for name, file in paths.items():
+        if not Path(file).is_file():
+            raise BadInput(f'--field {name}={file}: no such file')
+    provenance |= noted(numbers) | {f'field_{name}': stamp(file).sha256 for name, file in paths.items()}
+    constants = {name: float(value[0]) for name, value in numbers.items()}
+    constants |= {name: os.path.abspath(file) for name, file in paths.items()}
+    sampler = bind_images(trained.method, trained.params, steps, mesh, project, FLAGS.strength, FLAGS.solver)
+    result = sample_folder(sampler, trained.config.degradation, entries, out, settings, provenance, constants=constants)
     carry_fingerprints(FLAGS.checkpoint, out)
     return result
 

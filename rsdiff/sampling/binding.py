@@ -11,7 +11,7 @@ from rsdiff.base.errors import BadInput
 from rsdiff.diffusion import solvers
 from rsdiff.diffusion.constraints import UP_REACH_PX, Projection
 from rsdiff.diffusion.solvers import Solver
-from rsdiff.methods.base import Method, Parameters
+from rsdiff.methods.base import Method, Parameters, fields_to_read
 from rsdiff.methods.sampling import Combine, Constrain, alone, first_timestep, predictor, sample, unconstrained
 from rsdiff.models.conditioning import Condition, Spatial
 from rsdiff.sampling.images import ImageSampler
@@ -122,7 +122,8 @@ def bind_images(
     """The sampler for `images.sample_folder`: batches of complete images, split over the devices of `mesh`.
 
     Args:
-      constants: the fields that are the same for all images, by name, for one example: (1, …).
+      constants: the fields that are the same for all images, by name, for one example: (1, …). All others are read from
+        the images' rows.
       combine, constrain: see `methods.sampling.predictor`.
     Raises:
       BadInput: as `check_condition`.
@@ -130,7 +131,8 @@ def bind_images(
     constants = constants or {}
     whole, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(mesh.axis_names)))
     networks = jax.device_put((params, method.load_frozen()), whole)
-    check_condition(method, ['lr', 'gsd_m', *constants])
+    fields = tuple(field for field in fields_to_read(method.fields) if field.name not in constants)
+    check_condition(method, ['lr', 'gsd_m', *constants, *(field.name for field in fields)])
 
     def run(networks, condition, noise, guide):
         params, frozen = networks
@@ -144,7 +146,7 @@ def bind_images(
         same = {name: np.repeat(value, len(noise), 0) for name, value in constants.items()}
         return run(networks, same | _known(method, **condition), noise, guide)
 
-    return ImageSampler(made, method.upscale, method.channels)
+    return ImageSampler(made, method.upscale, method.channels, fields)
 
 
 def steps_of(method: Method, steps: int, strength: float) -> int:

@@ -1,4 +1,8 @@
-"""Samples a folder of small images, each without windows, into a folder with a manifest."""
+"""Samples a folder of small images, each without windows, into a folder with a manifest.
+
+The fields of the network besides `lr` and `gsd_m` come from the image's row: its numbers, and its files, which cover the
+same ground as the result and are read as in training (`rsdiff.data.fields`).
+"""
 
 import dataclasses
 import hashlib
@@ -17,9 +21,11 @@ from tqdm import tqdm
 
 from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
+from rsdiff.base.files import stamp
 from rsdiff.base.folders import claim_folder
 from rsdiff.base.seeds import written_seed
 from rsdiff.data.degradation import UPSCALE, DegradationConfig, degrade
+from rsdiff.data.fields import Field, Fields
 from rsdiff.data.folder import Entry, clean_name, write_manifest
 from rsdiff.data.images import read_image, to_float, to_uint8, write_image
 from rsdiff.data.made import Made
@@ -34,14 +40,18 @@ class ImageSampler:
 
     Attributes:
       sample: (condition, noise (b, H, W, channels), real image (b, H, W, 3) or None) → (b, H, W, 3) in [-1, 1]. The condition
-        is a dict of `lr` (b, H / upscale, W / upscale, 3) in [-1, 1] and `gsd_m` (b,), metres per pixel of the result.
+        is a dict of `lr` (b, H / upscale, W / upscale, 3) in [-1, 1], `gsd_m` (b,), metres per pixel of the result, and
+        those of `fields` that at least one image has: images (b, H / scale, W / scale, ·) in [-1, 1] and numbers (b,),
+        NaN for the images that lack them.
       upscale: resolution of the result relative to `lr`.
       channels: number of noise channels, which may differ from the image's.
+      fields: the fields that are read from the images' rows.
     """
 
     sample: Callable[..., jax.Array]
     upscale: int = UPSCALE
     channels: int = 3
+    fields: tuple[Field, ...] = ()
 
 
 @dataclasses.dataclass(frozen=True)
@@ -70,12 +80,14 @@ class _Job:
     """One image to sample."""
 
     entry: Entry
+    number: int  # of the entry
     variant: int
     out_name: str
     size: tuple[int, int]  # height and width of the input
     padded: tuple[int, int]  # size of the input after mirror padding
     source_sha256: str  # of the file's bytes
     gsd_m: float | None  # of the input
+    given: dict[str, float | str]  # the fields of its row by name: numbers, and sha256 of files
 
     def key(self, seed: int):
         """The key of this image's noise, which depends on the image and variant, not on the order of sampling."""
@@ -90,23 +102,30 @@ def sample_folder(
     settings: FolderSettings,
     provenance: dict[str, Any],
     show: bool = True,
+    constants: dict[str, float | str] | None = None,
 ) -> dict[str, Any]:
     """Samples `settings.variants` images of each entry into `out`, with `metadata.jsonl`. Continues an interrupted run.
 
     Existing images that have changed are sampled again. The manifest keeps label, captions and split, and records source,
-    source_sha256, seed, variant and `provenance`. Images that cannot be read or are too small are logged and counted.
+    source_sha256, seed, variant, `provenance` and, as `field_<name>`, the sampler's fields that the entry has: numbers, and
+    sha256 of files. Images that cannot be read or are too small, or whose files can't be used, are logged and counted.
 
+    Args:
+      constants: the fields of entries that lack them, by name: numbers, and absolute paths of files. `provenance` must
+        include them.
     Raises:
-      BadInput: no image can be used, a gsd_m is unknown, two images would get the same name, or `out` holds something else.
+      BadInput: no image can be used, a gsd_m or a required field is unknown, two images would get the same name, or `out`
+        holds something else.
     """
     start = time.monotonic()
     _check_strength(settings)
-    jobs = _plan(entries, settings)
+    fields = _fields(sampler, entries, constants or {}, settings)
+    jobs = _plan(entries, sampler.fields, fields, settings)
     fixed = {key: value for key, value in dataclasses.asdict(settings).items() if key != 'batch_size'}
     if settings.degraded and degradation != DegradationConfig():  # the default adds nothing: earlier outputs continue
         fixed['degradation_sha256'] = hashlib.sha256(repr(degradation).encode()).hexdigest()
     fixed['seed'] = written_seed(settings.seed)
-    sources = repr([(job.out_name, job.source_sha256, job.gsd_m) for job in jobs])
+    sources = repr([(job.out_name, job.source_sha256, job.gsd_m, *sorted(job.given.items())) for job in jobs])
     claim_folder(
         out, fixed | {'mode': 'folder', 'sources_sha256': hashlib.sha256(sources.encode()).hexdigest()} | provenance
     )
@@ -124,7 +143,7 @@ def sample_folder(
     enlarge = _enlarge_function(sampler, degradation, settings)
     with tqdm(total=len(missing), unit='image', desc='sampling', disable=not show, dynamic_ncols=True) as bar:
         for batch in batches:
-            for job, image in zip(batch, _sample_batch(enlarge, batch, settings)):
+            for job, image in zip(batch, _sample_batch(enlarge, batch, fields, settings)):
                 write_image(out / job.out_name, image)
                 made.add(job.out_name, job.source_sha256)
             bar.update(len(batch))
@@ -142,20 +161,44 @@ def sample_folder(
     }
 
 
-def _plan(entries: list[Entry], settings: FolderSettings) -> list[_Job]:
+def _fields(
+    sampler: ImageSampler, entries: list[Entry], constants: dict[str, float | str], settings: FolderSettings
+) -> Fields:
+    """The sampler's fields of `entries`, from their rows, else from `constants`."""
+    defaults = {field.key: constants[field.name] for field in sampler.fields if field.name in constants}
+    own = [{key: value for key, value in entry.extra.items() if value is not None} for entry in entries]
+    filled = [dataclasses.replace(entry, extra=defaults | extra) for entry, extra in zip(entries, own)]
+    for field in sampler.fields:
+        lacking = [entry.file_name for entry in filled if field.needed and not field.is_of(entry)]
+        if lacking:
+            raise BadInput(
+                f'{lacking[0]} has no {field.key}, and this checkpoint needs {field.name} ({len(lacking)} of '
+                f'{len(entries)} images lack it); add it to their rows in the manifest, or give sample.py --field '
+                f'{field.name}=VALUE'
+            )
+    return Fields(sampler.fields, filled, 'the condition', settings.bands, settings.value_range)
+
+
+def _plan(entries: list[Entry], recorded: tuple[Field, ...], fields: Fields, settings: FolderSettings) -> list[_Job]:
     """The images to sample, from the usable entries."""
     jobs, reason = [], ''
-    for entry in entries:
+    for number, entry in enumerate(entries):
         try:
             size, padded, gsd_m = _read_sizes(entry, settings)
+            fields.read_padded(number, *_result_sizes(size, padded, settings), _reductions(settings))
             stem = PurePosixPath(clean_name(entry.file_name)).with_suffix('')
         except BadInput as error:
             reason = str(error)
             logging.warning('skipped: %s', reason)
             continue
         sha256 = hashlib.sha256(entry.path.read_bytes()).hexdigest()
+        given = {
+            field.name: stamp(entry.files[field.name]).sha256 if field.channels else entry.numbers[field.name]
+            for field in recorded
+            if field.is_of(entry)
+        }
         jobs += [
-            _Job(entry, variant, f'{stem}-{variant}.png', size, padded, sha256, gsd_m)
+            _Job(entry, number, variant, f'{stem}-{variant}.png', size, padded, sha256, gsd_m, given)
             for variant in range(settings.variants)
         ]
     if not jobs:
@@ -195,8 +238,21 @@ def _read_sizes(entry: Entry, settings: FolderSettings) -> tuple[tuple[int, int]
     return (height, width), tuple(-(-side // least) * least for side in (height, width)), gsd_m
 
 
+def _result_sizes(
+    size: tuple[int, int], padded: tuple[int, int], settings: FolderSettings
+) -> tuple[tuple[int, int], tuple[int, int]]:
+    """Height and width of the result for an input of `size`, and of the result for the padded input."""
+    scale = 1 if settings.degraded else UPSCALE**settings.stages
+    return (scale * size[0], scale * size[1]), (scale * padded[0], scale * padded[1])
+
+
+def _reductions(settings: FolderSettings) -> list[int]:
+    """For each stage, how much coarser its result is than that of the last."""
+    return [UPSCALE ** (settings.stages - stage) for stage in range(1, settings.stages + 1)]
+
+
 def _enlarge_function(sampler: ImageSampler, degradation: DegradationConfig, settings: FolderSettings):
-    """(images, gsd_m, keys) → samples, after all stages."""
+    """(images, gsd_m, fields of each stage, keys) → samples, after all stages."""
     folded = lambda keys, number: jax.vmap(lambda key: jax.random.fold_in(key, number))(keys)
     degrade_once = jax.jit(lambda images, keys: degrade(images, keys, degradation))
     noises = jax.jit(
@@ -204,7 +260,7 @@ def _enlarge_function(sampler: ImageSampler, degradation: DegradationConfig, set
         static_argnums=(1, 2),
     )
 
-    def run(images, gsd_m, keys):
+    def run(images, gsd_m, fields, keys):
         truths = [None] * settings.stages
         if settings.degraded:
             for number in range(settings.stages):
@@ -214,13 +270,13 @@ def _enlarge_function(sampler: ImageSampler, degradation: DegradationConfig, set
             gsd_m = gsd_m / UPSCALE
             _, height, width, _ = images.shape
             fresh = noises(folded(keys, stage), sampler.upscale * height, sampler.upscale * width)
-            images = sampler.sample({'lr': images, 'gsd_m': gsd_m}, fresh, truth)
+            images = sampler.sample({'lr': images, 'gsd_m': gsd_m, **fields[stage - 1]}, fresh, truth)
         return images
 
     return run
 
 
-def _sample_batch(enlarge, batch: list[_Job], settings: FolderSettings) -> list[np.ndarray]:
+def _sample_batch(enlarge, batch: list[_Job], fields: Fields, settings: FolderSettings) -> list[np.ndarray]:
     """uint8 samples of `batch`, each at its own size: inputs are mirror-padded to the padded size, and samples cropped."""
     images = [to_float(read_image(job.entry.path, settings.bands, settings.value_range)) for job in batch]
     height, width = batch[0].padded
@@ -231,11 +287,14 @@ def _sample_batch(enlarge, batch: list[_Job], settings: FolderSettings) -> list[
     fill = settings.batch_size - len(batch)
     keys = jnp.stack([job.key(settings.seed) for job in batch + batch[-1:] * fill])
     gsd_m = np.array([job.gsd_m for job in batch + batch[-1:] * fill], np.float32)
-    samples = np.asarray(enlarge(np.stack(padded + padded[-1:] * fill), gsd_m, keys))
-    scale = 1 if settings.degraded else UPSCALE**settings.stages
-    return [
-        to_uint8(sample[: scale * image.shape[0], : scale * image.shape[1]]) for sample, image in zip(samples, images)
+    sizes = [_result_sizes(job.size, job.padded, settings) for job in batch]
+    read = [fields.read_padded(job.number, *size, _reductions(settings)) for job, size in zip(batch, sizes)]
+    stages = [
+        {name: np.stack([values[name] for values in stage]) for name in stage[0]}
+        for stage in zip(*(read + read[-1:] * fill))
     ]
+    samples = np.asarray(enlarge(np.stack(padded + padded[-1:] * fill), gsd_m, stages, keys))
+    return [to_uint8(sample[:height, :width]) for sample, ((height, width), _) in zip(samples, sizes)]
 
 
 def _check_strength(settings: FolderSettings) -> None:
@@ -258,6 +317,7 @@ def _manifest_row(job: _Job, out: Path, settings: FolderSettings, provenance: di
         'strength': settings.strength,
         'steps': settings.steps,
         **provenance,
+        **{f'field_{name}': value for name, value in job.given.items()},
     }
     return Entry(
         out / job.out_name,

@@ -1,4 +1,4 @@
-"""The image that a mosaic is made from: a file of any size."""
+"""The images that a mosaic is made from: files of any size."""
 
 import functools
 import hashlib
@@ -10,7 +10,7 @@ import numpy as np
 from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
 from rsdiff.base.files import is_local
-from rsdiff.data.scenes import open_scene
+from rsdiff.data.fields import IMAGE, Field
 from rsdiff.sampling.mosaic.void import REACH_PX, Void, fill
 
 _BLOCKS, _BLOCK_BYTES = 256, 1 << 16
@@ -19,28 +19,44 @@ _ROWS, _COLUMNS = 1024, 4096
 
 
 class Condition:
-    """An image file that reads like a uint8 NumPy array (height, width, 3); rasters are read window by window. Void pixels
-    (without a measurement) are filled from those around them (`void.fill`).
+    """An image file that reads like a uint8 NumPy array (height, width, channels); rasters are read window by window. Void
+    pixels (without a measurement) are filled from those around them (`void.fill`), except in masks, where every value is
+    valid.
 
     Args:
       bands, value_range: see `rsdiff.data.scenes.open_scene`.
+      field: the field that the file is opened for, by the same rule as in training.
     Raises:
-      BadInput: as `open_scene`; or the file is in a bucket.
+      BadInput: as `Field.open`; the file is in a bucket; the field has neither 1 nor 3 channels; or it has one, and the
+        file's middle is in colour. Reading other coloured pixels of such a file raises it, too.
     """
 
     def __init__(
-        self, path: Path | str, bands: tuple[int, ...] | None = None, value_range: tuple[float, float] | None = None
+        self,
+        path: Path | str,
+        bands: tuple[int, ...] | None = None,
+        value_range: tuple[float, float] | None = None,
+        field: Field = IMAGE,
     ):
         if not is_local(path):
             raise BadInput(f'{path}: a mosaic needs a local file; copy it to this machine first')
-        self.path, self.scene = path, open_scene(path, bands, value_range)
-        self.shape = self.scene.height, self.scene.width, 3
+        if field.channels not in (1, 3):
+            raise BadInput(f'{path}: the field {field.name} has {field.channels} channels; files are read as 1 or 3')
+        self.path, self.field, self.scene = path, field, field.open(path, bands, value_range)
+        self.shape = self.scene.height, self.scene.width, field.channels
         self.gsd_m, self.georeference = self.scene.gsd_m, self.scene.georeference
+        if field.channels == 1:
+            y, x = self.scene.height // 2, self.scene.width // 2
+            self[max(y - _ROWS // 2, 0) : y + _ROWS // 2, max(x - _COLUMNS // 2, 0) : x + _COLUMNS // 2]
 
     def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
         (y0, y1, _), (x0, x1, _) = (part.indices(size) for part, size in zip(key, self.shape))
-        box = Box(y0, x0, y1, x1)
-        if y1 <= y0 or x1 <= x0 or self.scene.valid(box).all():
+        return self.field.of_channels(self._read(Box(y0, x0, y1, x1)), self.path)
+
+    def _read(self, box: Box) -> np.ndarray:
+        """The pixels of `box` without void, uint8 (h, w, 3)."""
+        y0, x0, y1, x1 = box.y0, box.x0, box.y1, box.x1
+        if self.field.is_mask or y1 <= y0 or x1 <= x0 or self.scene.valid(box).all():
             return self.scene.read(box)
         height, width, _ = self.shape
         around = Box(

@@ -12,7 +12,7 @@ class Plane:
     """Reads an image at any position of the plane.
 
     Args:
-      array: anything with a (height, width, 3) shape whose slices `np.asarray` accepts: NumPy, tensorstore,
+      array: anything with a (height, width, channels) shape whose slices `np.asarray` accepts: NumPy, tensorstore,
         `field.CachedField`.
       wrap_x: whether the left edge follows the right one. Otherwise, and always in y, the image is mirrored at its edges
         without repeating the border pixels.
@@ -25,7 +25,7 @@ class Plane:
             raise BadInput(f'the condition is empty: {self.width}×{self.height} px')
 
     def crop(self, box: Box) -> np.ndarray:
-        """The pixels of `box`, (box's height, box's width, 3)."""
+        """The pixels of `box`, (box's height, box's width, channels)."""
         rows = mirrored(np.arange(box.y0, box.y1), self.height)
         columns = np.arange(box.x0, box.x1)
         columns = columns % self.width if self.wrap_x else mirrored(columns, self.width)
