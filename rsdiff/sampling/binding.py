@@ -115,24 +115,21 @@ def bind_images(
     projection: Projection | None = Projection(),
     strength: float = 1.0,
     solver: Solver = 'ddim',
-    constants: Condition | None = None,
     combine: Combine = alone,
     constrain: Constrain = unconstrained,
 ) -> ImageSampler:
-    """The sampler for `images.sample_folder`: batches of complete images, split over the devices of `mesh`.
+    """The sampler for `images.sample_folder`: batches of complete images, split over the devices of `mesh`. Fields besides
+    `lr` and `gsd_m` are read from the images' rows.
 
     Args:
-      constants: the fields that are the same for all images, by name, for one example: (1, …). All others are read from
-        the images' rows.
       combine, constrain: see `methods.sampling.predictor`.
     Raises:
       BadInput: as `check_condition`.
     """
-    constants = constants or {}
     whole, split = (NamedSharding(mesh, spec) for spec in (PartitionSpec(), PartitionSpec(mesh.axis_names)))
     networks = jax.device_put((params, method.load_frozen()), whole)
-    fields = tuple(field for field in fields_to_read(method.fields) if field.name not in constants)
-    check_condition(method, ['lr', 'gsd_m', *constants, *(field.name for field in fields)])
+    fields = fields_to_read(method.fields)
+    check_condition(method, ['lr', 'gsd_m', *(field.name for field in fields)])
 
     def run(networks, condition, noise, guide):
         params, frozen = networks
@@ -143,8 +140,7 @@ def bind_images(
     run = jax.jit(run, in_shardings=(whole, split, split, split), out_shardings=split)
 
     def made(condition, noise, guide=None):
-        same = {name: np.repeat(value, len(noise), 0) for name, value in constants.items()}
-        return run(networks, same | _known(method, **condition), noise, guide)
+        return run(networks, _known(method, **condition), noise, guide)
 
     return ImageSampler(made, method.upscale, method.channels, fields)
 
