@@ -20,7 +20,8 @@ What it costs (`python tools/benchmark.py cost --config configs/metaearth.py`):
     state, GB a device    12.2 on one device or 8×1 (data × fsdp), 6.1 on 4×2, 3.1 on 2×4, 1.5 on 1×8:
                           parameters, their average, Adam's two moments and gradients, all float32
     and per image         9.4 GB more, with remat, as XLA plans it for a CPU (cost --compile: 11.9 GB of temporaries,
-                          of which 2.4 are the gradients); TPUs: docs/scale.md
+                          of which 2.4 are the gradients)
+    TPUs                  16 v5e chips as 4×4 (--config.mesh.fsdp=4) take a batch of 32, by the TPU compiler: docs/scale.md
     hours, one device     at an assumed 35 % of the peak, for 30 epochs of 3.1 million images: 4680 on an RTX 4090, 2480
                           on an A100, 780 on an H100 SXM or H200, 840 on a TPU v6e chip
 
