@@ -11,6 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import run_script
 
 from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
@@ -145,13 +146,7 @@ def test_examples_tell_where_they_are_from(tmp_path, smooth_image):
 
 def prepare(*arguments, ok=True):
     """Runs the tool; returns its last line as an object, or its error line."""
-    done = subprocess.run(
-        [sys.executable, 'tools/prepare_data.py', *map(str, arguments)],
-        cwd=ROOT,
-        text=True,
-        capture_output=True,
-        env={**os.environ, 'PYTHONPATH': str(ROOT)},
-    )
+    done = run_script('tools/prepare_data.py', *arguments)
     if ok:
         assert done.returncode == 0, done.stderr[-2000:]
         return json.loads(done.stdout.splitlines()[-1])

@@ -1,14 +1,12 @@
 """The built-in encoder for machines without access to a hub: tokenizer, towers, training, folder and tools."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
+from scripts import run_script
 
 from rsdiff.base.errors import BadInput
 from rsdiff.data.folder import Entry, write_manifest
@@ -173,13 +171,7 @@ def test_the_one_that_comes_with_the_project_tells_a_lake_from_a_forest_in_words
 
 
 def run(tool, *arguments):
-    return subprocess.run(
-        [sys.executable, f'tools/{tool}.py', *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, 'XLA_FLAGS': ''},
-    )
+    return run_script(f'tools/{tool}.py', *arguments, env={'XLA_FLAGS': ''})
 
 
 def test_the_tools_train_a_tower_and_say_how_much_it_finds(tmp_path):

@@ -1,9 +1,9 @@
 """tools/few_shot.py: a smaller folder, identical on every run."""
 
 import json
-import subprocess
-import sys
 from pathlib import Path
+
+from scripts import run_script
 
 from rsdiff.data.folder import Entry, read_folder, write_manifest
 from rsdiff.data.images import write_image
@@ -12,12 +12,7 @@ ROOT = Path(__file__).parents[1]
 
 
 def run(images, per_class, out):
-    done = subprocess.run(
-        [sys.executable, 'tools/few_shot.py', '--images', images, '--per_class', str(per_class), '--out', out],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-    )
+    done = run_script('tools/few_shot.py', '--images', images, '--per_class', per_class, '--out', out)
     return done.returncode, (done.stdout if done.returncode == 0 else done.stderr).splitlines()[-1]
 
 

@@ -2,12 +2,10 @@
 
 import json
 import math
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
+from scripts import run_script
 
 from rsdiff.data.degradation import LIGHT
 from rsdiff.sampling.mosaic.plan import FAST_STEPS, OTHER_STEPS
@@ -30,10 +28,7 @@ TINY = [
 
 
 def run(*arguments, code=0):
-    env = {**os.environ, 'XLA_FLAGS': '', 'OMP_NUM_THREADS': '1'}
-    done = subprocess.run(
-        [sys.executable, 'tools/benchmark.py', *map(str, arguments)], cwd=ROOT, env=env, capture_output=True, text=True
-    )
+    done = run_script('tools/benchmark.py', *arguments, env={'XLA_FLAGS': '', 'OMP_NUM_THREADS': '1'})
     assert done.returncode == code, done.stderr[-2000:]
     return done
 

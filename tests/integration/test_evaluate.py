@@ -2,14 +2,12 @@
 
 import csv
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
 from scipy.ndimage import gaussian_filter
+from scripts import run_script
 
 from rsdiff.data.folder import Entry, write_manifest
 from rsdiff.data.images import read_image, write_image
@@ -20,13 +18,7 @@ NO_NETWORKS = ['--metrics', 'psnr,ssim,improvement,detail_ratio,lr_consistency',
 
 def run(*arguments, ok=True):
     """Returns the JSON of the last line, or the error line of a run that must fail."""
-    done = subprocess.run(
-        [sys.executable, 'tools/evaluate.py', *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, 'XLA_FLAGS': ''},
-    )
+    done = run_script('tools/evaluate.py', *arguments, env={'XLA_FLAGS': ''})
     if not ok:
         assert done.returncode == 2 and done.stderr.strip().splitlines()[-1].startswith('error: '), done.stderr[-2000:]
         return done.stderr.strip().splitlines()[-1]

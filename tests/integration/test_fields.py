@@ -1,15 +1,13 @@
 """Sampling and evaluation by a checkpoint whose network takes a required mask, and a number that may be missing."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax
 import numpy as np
 import pytest
 from PIL import Image
+from scripts import run_script
 
 from rsdiff.data.fields import Field
 from rsdiff.data.folder import read_folder
@@ -38,8 +36,7 @@ MODEL = dict(
 
 def run(*command, ok=True):
     """The last line as an object, or the error line of a command that must fail."""
-    env = {**os.environ, 'XLA_FLAGS': ''}
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = run_script(*command, env={'XLA_FLAGS': ''})
     assert done.returncode == (0 if ok else 2) and 'Traceback' not in done.stderr, done.stderr[-2000:]
     if ok:
         return json.loads(done.stdout.splitlines()[-1])

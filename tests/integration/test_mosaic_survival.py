@@ -1,6 +1,5 @@
 """Mosaics have the same bytes after killed workers, any order of work, and full disks."""
 
-import multiprocessing
 import os
 import random
 import resource
@@ -9,6 +8,7 @@ import time
 
 import jax
 import pytest
+from scripts import server
 
 from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule
 from rsdiff.diffusion.solvers import integrate, solver_steps
@@ -58,17 +58,13 @@ def shards(out):
     return {path.relative_to(out): path.read_bytes() for path in out.glob('mosaic.zarr/stage_*/c/*/*/0')}
 
 
-processes = multiprocessing.get_context('forkserver')
-processes.set_forkserver_preload(['rsdiff.sampling.mosaic.cascade'])
-
-
 def _alone(target, *arguments):
     os.environ['XLA_FLAGS'] = ''  # one device starts faster than eight
     target(*arguments)
 
 
 def start(target, *arguments):
-    process = processes.Process(target=_alone, args=(target, *arguments))
+    process = server.Process(target=_alone, args=(target, *arguments))
     process.start()
     return process
 

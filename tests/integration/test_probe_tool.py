@@ -1,13 +1,11 @@
 """tools/probe.py on linearly separable images, and on input that it must refuse."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import run_script
 
 from rsdiff.data.folder import Entry, write_manifest
 from rsdiff.data.images import write_image
@@ -16,13 +14,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, 'tools/probe.py', *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, 'XLA_FLAGS': ''},
-    )
+    return run_script('tools/probe.py', *arguments, env={'XLA_FLAGS': ''})
 
 
 def test_colours_are_told_apart_and_what_has_no_label_is_named(tmp_path):

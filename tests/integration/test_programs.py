@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
+from scripts import run_script
 
 from rsdiff.data.fingerprints import FILE, known_of
 from rsdiff.data.folder import read_folder
@@ -33,8 +34,7 @@ SMALL = [
 
 def run(*command, ok=True, devices=1):
     """Runs a program; returns its last line as an object, or its error line if it must fail with exit code 2."""
-    env = {**os.environ, 'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'}
-    done = subprocess.run([sys.executable, *map(str, command)], cwd=ROOT, env=env, capture_output=True, text=True)
+    done = run_script(*command, env={'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'})
     if ok:
         assert done.returncode == 0, done.stderr[-2000:]
         return json.loads(done.stdout.splitlines()[-1])

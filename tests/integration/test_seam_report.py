@@ -1,14 +1,12 @@
 """tools/seam_report.py finds the seams that windows left in a mosaic, and none where there are none."""
 
 import json
-import os
-import subprocess
-import sys
 from pathlib import Path
 
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from scripts import run_script
 
 from rsdiff.data.images import bicubic, write_image
 from rsdiff.diffusion.schedule import ScheduleConfig, make_schedule
@@ -35,13 +33,7 @@ def mosaic(out, condition, tint):
 
 
 def run(*arguments):
-    return subprocess.run(
-        [sys.executable, 'tools/seam_report.py', *map(str, arguments)],
-        cwd=ROOT,
-        capture_output=True,
-        text=True,
-        env={**os.environ, 'XLA_FLAGS': ''},
-    )
+    return run_script('tools/seam_report.py', *arguments, env={'XLA_FLAGS': ''})
 
 
 @pytest.fixture(scope='module')

@@ -4,7 +4,6 @@ import dataclasses
 import errno
 import json
 import logging
-import multiprocessing
 import os
 import random
 import resource
@@ -16,6 +15,7 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 import pytest
+from scripts import server
 
 from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import LIGHT
@@ -82,18 +82,13 @@ def assert_equal(a, b):
         np.testing.assert_array_equal(one, other)
 
 
-# A fork server that has imported everything starts each new process quickly.
-processes = multiprocessing.get_context('forkserver')
-processes.set_forkserver_preload(['rsdiff.training.loop'])
-
-
 def _train(config, workdir):
     os.environ['XLA_FLAGS'] = ''  # one device starts and saves faster than eight
     train(config, workdir, show=False)
 
 
 def in_its_own_process(target, *arguments):
-    process = processes.Process(target=target, args=arguments)
+    process = server.Process(target=target, args=arguments)
     process.start()
     return process
 
