@@ -1,6 +1,7 @@
 """Runs scripts of this checkout as from the command line, in processes forked from a server that has already imported the
 libraries. Importing them takes longer than most of what tests run."""
 
+import json
 import multiprocessing
 import os
 import runpy
@@ -30,6 +31,19 @@ def run_script(script, *arguments, env=None, cwd=ROOT) -> subprocess.CompletedPr
         process.join()
         texts = [path.read_text() for path in paths]
     return subprocess.CompletedProcess(command, process.exitcode, *texts)
+
+
+def last_line(done):
+    """The last line of a process that succeeded, as an object."""
+    assert done.returncode == 0 and 'Traceback' not in done.stderr, done.stderr[-2000:]
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+def error_line(done):
+    """The one-line error of a process that failed on its input."""
+    lines = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
+    assert done.returncode == 2 and 'Traceback' not in done.stderr and len(lines) == 1, done.stderr[-2000:]
+    return lines[0]
 
 
 def _run(command, cwd, env, paths):

@@ -6,6 +6,7 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+from tiny import UNET, shaken
 
 from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
@@ -18,7 +19,6 @@ from rsdiff.methods.codec import ResidualConfig
 from rsdiff.methods.diffusion import Diffusion, DiffusionConfig
 from rsdiff.methods.sampling import predictor
 from rsdiff.models.conditioning import Number, Spatial
-from rsdiff.models.unet import UNetConfig
 from rsdiff.sampling.binding import bind_images, bind_windows, make_projection
 from rsdiff.sampling.mosaic.cascade import MosaicSettings
 from rsdiff.sampling.mosaic.field import Field
@@ -26,17 +26,8 @@ from rsdiff.sampling.mosaic.plan import make_plan
 from rsdiff.sampling.mosaic.plane import Plane
 from rsdiff.training.mesh import make_mesh
 
-TINY = UNetConfig(
-    width=16,
-    multipliers=(1,),
-    blocks=1,
-    attention_levels=(),
-    head_width=16,
-    patch=4,
-    spatial={'lr': Spatial(features=8, growth=4, blocks=1)},
-)
 GENERATOR = Diffusion(
-    DiffusionConfig(model=TINY, objective=ObjectiveConfig(prediction='v'), codec=ResidualConfig(scale=0.1))
+    DiffusionConfig(model=UNET, objective=ObjectiveConfig(prediction='v'), codec=ResidualConfig(scale=0.1))
 )
 PLAN = make_plan('fast', 32, steps=3)
 KEY = noise.name_key(0, 1)
@@ -44,9 +35,7 @@ KEY = noise.name_key(0, 1)
 
 @pytest.fixture(scope='module')
 def params():
-    leaves, structure = jax.tree.flatten(jax.jit(GENERATOR.init)(jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return structure.unflatten([p + 0.05 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)])
+    return shaken(jax.jit(GENERATOR.init)(jax.random.key(0)))
 
 
 def field(params, image, devices=1, **options):
@@ -142,9 +131,9 @@ def test_both_samplers_take_guidance_and_constraints(params, smooth_image):
 def test_more_fields_are_read_as_planes_and_constants(smooth_image):
     """A network with an image at the scale of the output, a number, and a field that may be missing."""
     model = dataclasses.replace(
-        TINY,
-        spatial=TINY.spatial | {'before': Spatial(3, 1, 8, 4, 0)},
-        numbers=TINY.numbers | {'day': Number('cyclic', 0, 365), 'cloud': Number(droppable=True)},
+        UNET,
+        spatial=UNET.spatial | {'before': Spatial(3, 1, 8, 4, 0)},
+        numbers=UNET.numbers | {'day': Number('cyclic', 0, 365), 'cloud': Number(droppable=True)},
     )
     method = Diffusion(DiffusionConfig(model=model))
     leaves, structure = jax.tree.flatten(jax.jit(method.init)(jax.random.key(0)))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from scripts import run_script
+from scripts import error_line, last_line, run_script
 
 from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
@@ -147,12 +147,7 @@ def test_examples_tell_where_they_are_from(tmp_path, smooth_image):
 def prepare(*arguments, ok=True):
     """Runs the tool; returns its last line as an object, or its error line."""
     done = run_script('tools/prepare_data.py', *arguments)
-    if ok:
-        assert done.returncode == 0, done.stderr[-2000:]
-        return json.loads(done.stdout.splitlines()[-1])
-    assert done.returncode == 2 and 'Traceback' not in done.stderr, done.stderr[-2000:]
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
-    return line
+    return last_line(done) if ok else error_line(done)
 
 
 def test_the_tool_writes_what_it_says_and_training_reads_it(image_folder, tmp_path):

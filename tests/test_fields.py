@@ -5,6 +5,7 @@ import json
 
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
 
 from rsdiff.base.errors import BadInput
@@ -325,13 +326,7 @@ def test_a_pair_of_another_ratio_is_named_with_its_sizes(make, pixel_px, size):
     assert '\n' not in str(error.value)
 
 
-MODEL = dict(
-    width=16,
-    multipliers=(1,),
-    blocks=1,
-    attention_levels=(),
-    head_width=16,
-    patch=4,
+MODEL = tiny.MODEL | dict(
     spatial={
         'lr': dict(features=8, growth=4, blocks=1),
         'before': dict(scale=1, features=8, growth=4, blocks=0, droppable=True),

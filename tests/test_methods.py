@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
+from tiny import UNET
 
 from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import LIGHT, degrade
@@ -21,13 +22,11 @@ from rsdiff.methods.regression import RegressionConfig
 from rsdiff.methods.sampling import predictor, sample
 from rsdiff.models.conditioning import GSD_M, Spatial
 from rsdiff.models.rrdbnet import RRDBNetConfig
-from rsdiff.models.unet import UNetConfig
 from rsdiff.training import mesh as meshes
 from rsdiff.training.config import OptimizerConfig, TrainConfig, ValidationConfig
 from rsdiff.training.state import Trainer
 from rsdiff.training.validation import Validation
 
-UNET = UNetConfig(16, (1,), 1, (), 16, 4, spatial={'lr': Spatial(features=8, growth=4, blocks=1)})
 METHODS = {
     'diffusion': make_method(
         DiffusionConfig(model=UNET, objective=ObjectiveConfig('x0', 'x0'), codec=ResidualConfig(scale=0.5)), LIGHT

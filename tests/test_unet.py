@@ -7,6 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from tiny import shaken
 
 from configs import demo, metaearth
 from rsdiff.base.keys import Keys
@@ -44,13 +45,6 @@ def loss_of(method, params, condition=None):
     """The training loss on the images X, and their condition."""
     prepared = {'targets': {'image': X}, 'condition': condition or CONDITION}
     return method.loss('generator', params, {'generator': {}}, {}, prepared, jax.random.key(0))[0]
-
-
-def shaken(params, key=jax.random.key(1)):
-    """Parameters perturbed from their zero initialisation, so that every path of the network has an effect."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(key, len(leaves))
-    return structure.unflatten([p + 0.05 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)])
 
 
 @pytest.fixture(scope='module')

@@ -14,13 +14,13 @@ from rsdiff.diffusion.schedule import Schedule, ScheduleConfig, make_schedule, t
 from rsdiff.diffusion.solvers import Denoise
 from rsdiff.methods.base import Drop, Parameters, Prepared, prepared_batch
 from rsdiff.methods.codec import CodecConfig, IdentityConfig, ResidualConfig
-from rsdiff.methods.one_network import OneNetwork
-from rsdiff.models.conditioning import Condition, Number, Spatial, Tokens
+from rsdiff.methods.one_network import OneNetwork, OneNetworkConfig
+from rsdiff.models.conditioning import Condition
 from rsdiff.models.unet import UNet, UNetConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class DiffusionConfig:
+class DiffusionConfig(OneNetworkConfig):
     """Settings needed to interpret a checkpoint's parameters. `drops`: fields to drop in training; they must be droppable."""
 
     kind: Literal['diffusion'] = 'diffusion'
@@ -41,26 +41,6 @@ class DiffusionConfig:
         check_drops(self.drops, self.fields)
         if isinstance(self.codec, ResidualConfig) and any('lr' in drop.fields for drop in self.drops):
             raise BadInput("drops has 'lr', but codec residual computes its target from it; use codec identity")
-
-    @property
-    def fields(self) -> dict[str, Spatial | Number | Tokens]:
-        """The fields of the condition, by name."""
-        return self.model.fields
-
-    @property
-    def channels(self) -> int:
-        """Number of image channels."""
-        return self.model.channels
-
-    @property
-    def upscale(self) -> int:
-        """Resolution of the image relative to the field `lr`."""
-        return self.model.upscale
-
-    @property
-    def stride(self) -> int:
-        """The sides of a window must be multiples of this number of pixels."""
-        return self.model.stride
 
     @property
     def timesteps(self) -> int:

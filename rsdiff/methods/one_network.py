@@ -14,6 +14,32 @@ from rsdiff.methods.codec import CodecConfig
 from rsdiff.models.conditioning import Number, Spatial, Tokens
 
 
+class OneNetworkConfig:
+    """The properties of a method's config that follow from those of its network, the field `model`."""
+
+    model: Any
+
+    @property
+    def fields(self) -> dict[str, Spatial | Number | Tokens]:
+        """The fields of the condition, by name."""
+        return self.model.fields
+
+    @property
+    def channels(self) -> int:
+        """Number of image channels."""
+        return self.model.channels
+
+    @property
+    def upscale(self) -> int:
+        """Resolution of the image relative to the field `lr`."""
+        return self.model.upscale
+
+    @property
+    def stride(self) -> int:
+        """The sides of a window must be multiples of this number of pixels."""
+        return self.model.stride
+
+
 @dataclasses.dataclass(frozen=True)
 class OneNetwork:
     """A method whose only part is the network `make_network(config.model, rngs=…)`. See `methods.base.Method`."""

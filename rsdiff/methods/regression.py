@@ -10,38 +10,17 @@ from rsdiff.diffusion.schedule import Schedule, one_step
 from rsdiff.diffusion.solvers import Denoise
 from rsdiff.methods.base import Prepared, prepared_batch
 from rsdiff.methods.codec import CodecConfig, IdentityConfig
-from rsdiff.methods.one_network import OneNetwork
-from rsdiff.models.conditioning import Number, Spatial, Tokens
+from rsdiff.methods.one_network import OneNetwork, OneNetworkConfig
 from rsdiff.models.rrdbnet import RRDBNet, RRDBNetConfig
 
 
 @dataclasses.dataclass(frozen=True)
-class RegressionConfig:
+class RegressionConfig(OneNetworkConfig):
     """An RRDBNet with an L1 loss, as in ESRGAN's pre-training (Wang et al. 2018, arXiv 1809.00219, §4.1)."""
 
     kind: Literal['regression'] = 'regression'
     model: RRDBNetConfig = RRDBNetConfig()
     codec: CodecConfig = IdentityConfig()
-
-    @property
-    def fields(self) -> dict[str, Spatial | Number | Tokens]:
-        """The fields of the condition, by name."""
-        return self.model.fields
-
-    @property
-    def channels(self) -> int:
-        """Number of image channels."""
-        return self.model.channels
-
-    @property
-    def upscale(self) -> int:
-        """Resolution of the image relative to the field `lr`."""
-        return self.model.upscale
-
-    @property
-    def stride(self) -> int:
-        """The sides of a window must be multiples of this number of pixels."""
-        return self.model.stride
 
     @property
     def timesteps(self) -> int:

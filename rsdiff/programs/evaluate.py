@@ -32,7 +32,7 @@ from tqdm import tqdm
 from rsdiff.base import folders
 from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
-from rsdiff.base.files import read_json, stamp
+from rsdiff.base.files import stamp
 from rsdiff.base.seeds import written_seed
 from rsdiff.base.shipped import find_checkpoint
 from rsdiff.data.degradation import PRESETS, UPSCALE, degrade
@@ -49,10 +49,8 @@ from rsdiff.evaluation.features import named_extractor
 from rsdiff.evaluation.paired import DegradeNamed, paired_measures
 from rsdiff.evaluation.pairs import Pair
 from rsdiff.methods.base import fields_to_read
-from rsdiff.methods.kinds import make_method
 from rsdiff.programs import console
-from rsdiff.training.checkpoint import CONFIG
-from rsdiff.training.config import TrainConfig, from_dict, upgrade
+from rsdiff.training.checkpoint import CONFIG, read_config
 
 SAMPLE = 'rsdiff.programs.sample'
 TRUTH, CONDITION = 'truth', 'condition'
@@ -161,8 +159,7 @@ def fields_of(checkpoints: dict[str, Path]) -> list[Field]:
     to its channels."""
     found = {}
     for path in checkpoints.values():
-        config = from_dict(TrainConfig, upgrade(read_json(path / CONFIG)), str(path / CONFIG))
-        for field in fields_to_read(make_method(config.method, config.degradation).fields):
+        for field in fields_to_read(read_config(path / CONFIG).method.fields):
             found[field.key] = dataclasses.replace(field, channels=3 if field.channels else 0)
     return list(found.values())
 

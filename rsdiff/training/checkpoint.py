@@ -300,7 +300,7 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig, allow_changes: b
         if config.optimizer.final_fraction == 1:
             free.add('total_images')
         kept = lambda settings: {key: value for key, value in settings.items() if key not in free}
-        old = to_dict(from_dict(TrainConfig, upgrade(read_json(path)), str(path)))  # new keys get their defaults
+        old = to_dict(read_config(path))
         changed = differing_keys(kept(old), kept(new))
         never = [key for key in changed if key.startswith(('method.', 'batch_size '))]
         never = [key for key in never if key.startswith('method.kind ')] or never  # then the rest differs anyway
@@ -308,6 +308,15 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig, allow_changes: b
             advice = 'use another --workdir' if never else 'use another --workdir, or --allow_config_change'
             raise BadInput(f'{workdir} holds a run with other settings: {"; ".join(never or changed)}; {advice}')
     write_json(path, new)
+
+
+def read_config(path: epath.PathLike) -> TrainConfig:
+    """The settings in a `config.json` of this or any earlier version; new keys get their defaults.
+
+    Raises:
+      BadInput: it is not JSON, or not the settings of a run.
+    """
+    return from_dict(TrainConfig, upgrade(read_json(path)), str(path))
 
 
 @dataclasses.dataclass(frozen=True)
@@ -331,7 +340,7 @@ def load_generator(path: epath.PathLike) -> Trained:
     path = epath.Path(path)
     if not (path / CONFIG).is_file() or not ((path / RELEASE).is_file() or (path / 'checkpoints').is_dir()):
         raise BadInput(f'{path}: not a checkpoint; expected {CONFIG} with checkpoints/ or {RELEASE} beside it')
-    config = from_dict(TrainConfig, upgrade(read_json(path / CONFIG)), str(path / CONFIG))
+    config = read_config(path / CONFIG)
     method = make_method(config.method, config.degradation)
     shapes = jax.eval_shape(method.init, jax.random.key(0))[GENERATOR]
     if (path / RELEASE).is_file():

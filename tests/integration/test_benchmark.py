@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 from scripts import run_script
+from tiny import MODEL
 
 from rsdiff.data.degradation import LIGHT
 from rsdiff.sampling.mosaic.plan import FAST_STEPS, OTHER_STEPS
@@ -135,20 +136,11 @@ def test_evaluate_measures_both_and_their_results_agree(tmp_path):
 @pytest.fixture
 def tiny_run(image_folder, tmp_path):
     """A training run on 16 px windows with a few thousand parameters."""
-    model = dict(
-        width=16,
-        multipliers=(1,),
-        blocks=1,
-        attention_levels=(),
-        head_width=16,
-        patch=4,
-        spatial={'lr': dict(features=8, growth=4, blocks=1)},
-    )
     train(
         from_dict(
             TrainConfig,
             {
-                'method': {'model': model},
+                'method': {'model': MODEL},
                 'data': {'source': str(image_folder), 'size_px': 16, 'threads': 1},
                 'batch_size': 8,
                 'degradation': to_dict(LIGHT),

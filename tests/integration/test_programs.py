@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image
-from scripts import run_script
+from scripts import error_line, last_line, run_script
 
 from rsdiff.data.fingerprints import FILE, known_of
 from rsdiff.data.folder import read_folder
@@ -35,14 +35,7 @@ SMALL = [
 def run(*command, ok=True, devices=1):
     """Runs a program; returns its last line as an object, or its error line if it must fail with exit code 2."""
     done = run_script(*command, env={'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'})
-    if ok:
-        assert done.returncode == 0, done.stderr[-2000:]
-        return json.loads(done.stdout.splitlines()[-1])
-    assert done.returncode == 2, done.stderr[-2000:]
-    assert 'Traceback' not in done.stderr
-    lines = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
-    assert len(lines) == 1, done.stderr
-    return lines[0]
+    return last_line(done) if ok else error_line(done)
 
 
 @pytest.fixture(scope='module')

@@ -6,13 +6,13 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+import tiny
 from PIL import Image
-from scripts import run_script
+from scripts import error_line, last_line, run_script
 
 from rsdiff.data.fields import Field
 from rsdiff.data.folder import read_folder
 from rsdiff.data.images import read_image, write_image
-from rsdiff.methods.base import GENERATOR
 from rsdiff.methods.kinds import make_method
 from rsdiff.models.conditioning import GSD_M, Number, Spatial
 from rsdiff.sampling.binding import bind_images
@@ -22,13 +22,7 @@ from rsdiff.training.mesh import make_mesh
 
 ROOT = Path(__file__).parents[2]
 LITTLE = dict(features=8, growth=4, blocks=0)
-MODEL = dict(
-    width=16,
-    multipliers=(1,),
-    blocks=1,
-    attention_levels=(),
-    head_width=16,
-    patch=4,
+MODEL = tiny.MODEL | dict(
     spatial={'lr': to_dict(Spatial(**LITTLE)), 'mask': to_dict(Spatial(1, 2, **LITTLE))},
     numbers={'gsd_m': to_dict(GSD_M), 'cloud': to_dict(Number(droppable=True))},
 )
@@ -37,11 +31,7 @@ MODEL = dict(
 def run(*command, ok=True):
     """The last line as an object, or the error line of a command that must fail."""
     done = run_script(*command, env={'XLA_FLAGS': ''})
-    assert done.returncode == (0 if ok else 2) and 'Traceback' not in done.stderr, done.stderr[-2000:]
-    if ok:
-        return json.loads(done.stdout.splitlines()[-1])
-    (line,) = [line for line in done.stderr.splitlines() if line.startswith('error: ')]
-    return line
+    return last_line(done) if ok else error_line(done)
 
 
 @pytest.fixture(scope='module')
@@ -49,10 +39,8 @@ def trained():
     """A network with random parameters."""
     config = from_dict(TrainConfig, {'method': {'model': MODEL}, 'data': {'source': 'images', 'size_px': 32}})
     method = make_method(config.method, config.degradation)
-    leaves, structure = jax.tree.flatten(jax.jit(method.init)(jax.random.key(0))[GENERATOR])
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    params = structure.unflatten([p + 0.1 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)])
-    return Trained(method, {GENERATOR: params}, config, '', 0)
+    params = tiny.shaken(jax.jit(method.init)(jax.random.key(0)), by=0.1)
+    return Trained(method, params, config, '', 0)
 
 
 @pytest.fixture(scope='module')

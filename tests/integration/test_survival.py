@@ -16,6 +16,7 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from scripts import server
+from tiny import MODEL
 
 from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import LIGHT
@@ -31,17 +32,7 @@ def small(images):
     return from_dict(
         TrainConfig,
         {
-            'method': {
-                'model': dict(
-                    width=16,
-                    multipliers=(1,),
-                    blocks=1,
-                    attention_levels=(),
-                    head_width=16,
-                    patch=4,
-                    spatial={'lr': dict(features=8, growth=4, blocks=1)},
-                )
-            },
+            'method': {'model': MODEL},
             'data': {'source': str(images), 'size_px': 16, 'threads': 1, 'gsd_m': 10.0},
             'degradation': to_dict(LIGHT),
             'batch_size': 8,

@@ -11,6 +11,7 @@ import numpy as np
 import optax
 import pytest
 from PIL import Image
+from tiny import MODEL
 
 from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import LIGHT
@@ -25,16 +26,6 @@ from rsdiff.training.checkpoint import load_generator, release
 from rsdiff.training.config import EMAConfig, OptimizerConfig, TrainConfig, from_dict, to_dict
 from rsdiff.training.loop import train
 from rsdiff.training.state import Trainer, ema_decay, make_optimizer
-
-MODEL = dict(
-    width=16,
-    multipliers=(1,),
-    blocks=1,
-    attention_levels=(),
-    head_width=16,
-    patch=4,
-    spatial={'lr': dict(features=8, growth=4, blocks=1)},
-)
 
 
 @pytest.fixture(scope='module')

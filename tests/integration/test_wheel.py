@@ -1,6 +1,5 @@
 """The wheel in a fresh environment, away from the checkout: the five commands, weights and configs by name."""
 
-import json
 import os
 import shutil
 import subprocess
@@ -10,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from scripts import error_line, last_line
 
 from rsdiff.data.folder import read_folder
 from rsdiff.data.images import read_image, write_image
@@ -56,18 +56,6 @@ def installed(tmp_path_factory):
     return lambda command, *arguments, where: done(fresh / 'bin' / f'rsdiff-{command}', *arguments, where=where)
 
 
-def last_line(ended):
-    assert ended.returncode == 0, ended.stderr[-2000:]
-    return json.loads(ended.stdout.splitlines()[-1])
-
-
-def error(ended):
-    """The one-line error of a command that failed on its input."""
-    lines = [line for line in ended.stderr.splitlines() if line.startswith('error: ')]
-    assert ended.returncode == 2 and len(lines) == 1, ended.stderr[-2000:]
-    return lines[0]
-
-
 @pytest.fixture
 def image(tmp_path):
     """A small image in a folder of its own."""
@@ -97,7 +85,7 @@ def test_starts_its_workers_and_other_programs(installed, image, tmp_path):
 
 def test_configs_by_name(installed, tmp_path):
     # aerial imports earth, which imports demo; the missing data is noticed after the config has been read
-    assert 'data/aerial' in error(installed('train', '--config', 'aerial', '--workdir', 'run', where=tmp_path))
+    assert 'data/aerial' in error_line(installed('train', '--config', 'aerial', '--workdir', 'run', where=tmp_path))
 
 
 @pytest.mark.parametrize('command', COMMANDS)
