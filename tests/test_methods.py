@@ -31,7 +31,7 @@ METHODS = {
     'diffusion': make_method(
         DiffusionConfig(model=UNET, objective=ObjectiveConfig('x0', 'x0'), codec=ResidualConfig(scale=0.5)), LIGHT
     ),
-    'regression': make_method(RegressionConfig(model=RRDBNetConfig(8, 4, 1)), LIGHT),
+    'regression': make_method(RegressionConfig(model=RRDBNetConfig(features=8, growth=4, blocks=1)), LIGHT),
 }
 BATCH = {
     'image': np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8),

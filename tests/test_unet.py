@@ -74,7 +74,7 @@ def test_rrdbnet_has_the_published_number_of_parameters_and_enlarges_four_times(
     model = nnx.eval_shape(lambda: RRDBNet(rngs=Keys(0)))
     assert count(nnx.state(model)) == 16_697_987
     graphdef, state = nnx.split(model)
-    out = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state)(x), state, jnp.zeros((1, 5, 7, 3)))
+    out = jax.eval_shape(lambda state, x: nnx.merge(graphdef, state)({'lr': x}), state, jnp.zeros((1, 5, 7, 3)))
     assert out.shape == (1, 20, 28, 3)
 
 

@@ -11,15 +11,16 @@ from rsdiff.diffusion.solvers import Denoise
 from rsdiff.methods.base import Prepared, prepared_batch
 from rsdiff.methods.codec import CodecConfig, IdentityConfig
 from rsdiff.methods.one_network import OneNetwork, OneNetworkConfig
-from rsdiff.models.rrdbnet import RRDBNet, RRDBNetConfig
+from rsdiff.models.rrdbnet import RRDBNetConfig
+from rsdiff.models.super_resolution import NetworkConfig, make_network
 
 
 @dataclasses.dataclass(frozen=True)
 class RegressionConfig(OneNetworkConfig):
-    """An RRDBNet with an L1 loss, as in ESRGAN's pre-training (Wang et al. 2018, arXiv 1809.00219, §4.1)."""
+    """A network with an L1 loss, as in ESRGAN's pre-training of an RRDBNet (Wang et al. 2018, arXiv 1809.00219, §4.1)."""
 
     kind: Literal['regression'] = 'regression'
-    model: RRDBNetConfig = RRDBNetConfig()
+    model: NetworkConfig = RRDBNetConfig()
     codec: CodecConfig = IdentityConfig()
 
     @property
@@ -33,7 +34,7 @@ class Regression(OneNetwork):
     """See `methods.base.Method`."""
 
     config: RegressionConfig
-    make_network = RRDBNet
+    make_network = staticmethod(make_network)
 
     @functools.cached_property
     def schedule(self) -> Schedule:
@@ -55,4 +56,4 @@ class Regression(OneNetwork):
         return lambda zt, t: made
 
     def _answer(self, params, condition):
-        return self.network(params)(condition['lr'])
+        return self.network(params)(condition)

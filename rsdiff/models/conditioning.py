@@ -23,7 +23,11 @@ Condition = dict[str, Any]  # arrays (b, …), JAX's or NumPy's
 @dataclasses.dataclass(frozen=True)
 class Spatial:
     """An image (b, h / scale, w / scale, channels) of the same area as the result (b, h, w, ·), encoded by `blocks` RRDBs
-    (`models.rrdbnet`) with `features` channels and growth `growth`."""
+    (`models.rrdbnet`) with `features` channels and growth `growth`.
+
+    With `frames` > 1, it is a stack of up to that many images of the same place: (b, h / scale, w / scale, frames · channels),
+    one image after the other; those that do not exist are NaN.
+    """
 
     channels: int = 3
     scale: int = 4
@@ -31,9 +35,11 @@ class Spatial:
     growth: int = 16
     blocks: int = 2
     droppable: bool = False
+    frames: int = 1
 
     def __post_init__(self):
         check_range(self, 1, 256, 'channels')
+        check_range(self, 1, 64, 'frames')
         check_range(self, 1, 64, 'scale')
         if self.scale & (self.scale - 1):
             raise BadInput(f'scale is {self.scale}; it must be a power of two')

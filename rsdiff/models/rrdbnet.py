@@ -12,7 +12,7 @@ from flax import nnx
 from jax import numpy as jnp
 
 from rsdiff.base.ranges import check_range
-from rsdiff.models.conditioning import Number, Spatial, Tokens
+from rsdiff.models.conditioning import Condition, Number, Spatial, Tokens
 
 
 def conv3x3(features_in: int, features_out: int, *, dtype, rngs: nnx.Rngs, scale: float = 1.0):
@@ -89,6 +89,7 @@ class RRDBEncoder(nnx.Module):
 class RRDBNetConfig:
     """Sizes of an `RRDBNet`. The defaults (64 features, growth 32, 23 blocks) are Real-ESRGAN's: 16,697,987 parameters."""
 
+    kind: Literal['rrdbnet'] = 'rrdbnet'
     features: int = 64
     growth: int = 32
     blocks: int = 23
@@ -118,7 +119,7 @@ class RRDBNetConfig:
 
 
 class RRDBNet(RRDBEncoder):
-    """The complete 4× network: (b, h, w, channels) → float32 (b, 4h, 4w, channels)."""
+    """The complete 4× network: a condition with `lr` (b, h, w, channels) → float32 (b, 4h, 4w, channels)."""
 
     def __init__(self, config: RRDBNetConfig = RRDBNetConfig(), *, rngs: nnx.Rngs):
         make: Any = dict(dtype=jnp.dtype(config.dtype), rngs=rngs)
@@ -129,8 +130,8 @@ class RRDBNet(RRDBEncoder):
         self.conv_hr = conv3x3(features, features, **make)
         self.conv_last = conv3x3(features, channels, **make)
 
-    def __call__(self, lr):
-        x = super().__call__(lr)
+    def __call__(self, condition: Condition):
+        x = super().__call__(condition['lr'])
         x = lrelu(self.conv_up1(nearest_up(x, 2)))
         x = lrelu(self.conv_up2(nearest_up(x, 2)))
         return self.conv_last(lrelu(self.conv_hr(x))).astype(jnp.float32)

@@ -74,6 +74,8 @@ class UNetConfig:
             raise BadInput(f'{ascii(wrong[0])[:60]} is not a valid field name; use letters, digits and _')
         if twice := sorted(name for name in self.fields if sum(name in kind for kind in self._kinds) > 1):
             raise BadInput(f'{twice[0]} is a field of two kinds; use each name once in spatial, numbers and tokens')
+        if stacks := [name for name, field in self.spatial.items() if field.frames > 1]:
+            raise BadInput(f'spatial.{stacks[0]}.frames is more than 1; a U-Net takes single images')
         levels = range(len(self.multipliers))
         attending = {*self.attention_levels, levels[-1]}
         if not attending <= {*levels}:

@@ -228,7 +228,7 @@ def test_a_run_starts_from_the_average_of_another(config, finished, tmp_path):
 
 
 def test_another_method_is_named_in_one_word(config, one_step, tmp_path):
-    other = dataclasses.replace(config, method=RegressionConfig(model=RRDBNetConfig(8, 4, 1)))
+    other = dataclasses.replace(config, method=RegressionConfig(model=RRDBNetConfig(features=8, growth=4, blocks=1)))
     with pytest.raises(BadInput, match=r"settings: method.kind \('diffusion' → 'regression'\); use another --workdir$"):
         train(other, one_step, show=False)
     with pytest.raises(BadInput, match='is of the method diffusion, not regression'):
