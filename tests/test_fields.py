@@ -328,7 +328,7 @@ def test_a_pair_of_another_ratio_is_named_with_its_sizes(make, pixel_px, size):
 
 MODEL = tiny.MODEL | dict(
     spatial={
-        'lr': dict(features=8, growth=4, blocks=1),
+        'lr': dict(features=8, growth=4, blocks=0),
         'before': dict(scale=1, features=8, growth=4, blocks=0, droppable=True),
         'mask': dict(channels=1, scale=2, features=8, growth=4, blocks=0),
     },

@@ -1,6 +1,10 @@
 """The smallest U-Net that tests train and sample."""
 
+import math
+
 import jax
+import jax.numpy as jnp
+import numpy as np
 
 from rsdiff.models.conditioning import Spatial
 from rsdiff.models.unet import UNetConfig
@@ -13,13 +17,19 @@ UNET = UNetConfig(
     attention_levels=(),
     head_width=16,
     patch=4,
-    spatial={'lr': Spatial(features=8, growth=4, blocks=1)},
+    spatial={'lr': Spatial(features=8, growth=4, blocks=0)},
 )
 MODEL = to_dict(UNET)
 
 
-def shaken(params, by=0.05):
-    """Parameters perturbed from their zero initialisation, so that every path of the network has an effect."""
-    leaves, structure = jax.tree.flatten(params)
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    return structure.unflatten([p + by * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)])
+def drawn(method, seed=0):
+    """Random parameters of a method, none of them zero, so that every path of its networks has an effect. From NumPy: there is
+    nothing to compile."""
+    generator = np.random.default_rng(seed)
+
+    def draw(path, leaf):
+        width = 1 / math.sqrt(math.prod(leaf.shape[:-1])) if path[-1].key == 'kernel' else 0.05
+        centre = 1.0 if path[-1].key == 'scale' else 0.0
+        return jnp.asarray(centre + width * generator.standard_normal(leaf.shape), leaf.dtype)
+
+    return jax.tree_util.tree_map_with_path(draw, jax.eval_shape(method.init, jax.random.key(0)))

@@ -105,7 +105,8 @@ def enable_compilation_cache() -> None:
     compile."""
     default = cache_folder() / 'xla'
     jax.config.update('jax_compilation_cache_dir', os.environ.get('JAX_COMPILATION_CACHE_DIR', str(default)))
-    jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
+    if 'JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS' not in os.environ:
+        jax.config.update('jax_persistent_cache_min_compile_time_secs', 0.5)
 
 
 def share_one_heap() -> None:

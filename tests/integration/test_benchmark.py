@@ -23,7 +23,7 @@ TINY = [
         'head_width': 16,
         'spatial.lr.features': 8,
         'spatial.lr.growth': 4,
-        'spatial.lr.blocks': 1,
+        'spatial.lr.blocks': 0,
     }.items()
 ] + ['--config.data.size_px=16', '--config.batch_size=2']
 

@@ -52,6 +52,7 @@ def start(images, workdir, total_images, processes=1, environment=lambda port, n
         'method.model.attention_levels': '()',
         'method.model.spatial.lr.features': 8,
         'method.model.spatial.lr.growth': 4,
+        'method.model.spatial.lr.blocks': 0,
         **keys,
     }
     command = [sys.executable, 'train.py', '--config', 'configs/demo.py', '--workdir', str(workdir)]

@@ -23,11 +23,12 @@ SMALL = [
     f'--config.method.model.{key}={value}'
     for key, value in {
         'width': 16,
-        'multipliers': '(1, 2)',
-        'attention_levels': '(1,)',
+        'multipliers': '(1,)',
+        'attention_levels': '(0,)',
         'head_width': 16,
         'spatial.lr.features': 8,
         'spatial.lr.growth': 4,
+        'spatial.lr.blocks': 0,
     }.items()
 ] + ['--config.data.size_px=32', '--config.batch_size=4', '--config.optimizer.final_fraction=1.0']
 
