@@ -6,20 +6,20 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
-from tiny import UNET, shaken
+from tiny import UNET, drawn
 
 from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
 from rsdiff.data.images import to_float
 from rsdiff.diffusion import noise
-from rsdiff.diffusion.constraints import Projection, keep_known, smooth_up
+from rsdiff.diffusion.constraints import Projection, Wavelet, keep_known, smooth_up, wavelet_low
 from rsdiff.diffusion.guidance import guided
 from rsdiff.diffusion.objective import ObjectiveConfig
 from rsdiff.methods.codec import ResidualConfig
 from rsdiff.methods.diffusion import Diffusion, DiffusionConfig
 from rsdiff.methods.sampling import predictor
 from rsdiff.models.conditioning import Number, Spatial
-from rsdiff.sampling.binding import bind_images, bind_windows, make_projection
+from rsdiff.sampling.binding import bind_images, bind_windows, make_projection, make_wavelet
 from rsdiff.sampling.mosaic.cascade import MosaicSettings
 from rsdiff.sampling.mosaic.field import Field
 from rsdiff.sampling.mosaic.plan import make_plan
@@ -35,12 +35,12 @@ KEY = noise.name_key(0, 1)
 
 @pytest.fixture(scope='module')
 def params():
-    return shaken(jax.jit(GENERATOR.init)(jax.random.key(0)))
+    return drawn(GENERATOR)
 
 
-def field(params, image, devices=1, **options):
-    sampler_at = bind_windows(GENERATOR, params, PLAN, make_mesh(devices=jax.devices()[:devices]), **options)
-    return Field(sampler_at(10.0), PLAN, {'lr': Plane(image)}, KEY)
+def field(params, image, devices=1, plan=PLAN, wrap_x=False, **options):
+    sampler_at = bind_windows(GENERATOR, params, plan, make_mesh(devices=jax.devices()[:devices]), **options)
+    return Field(sampler_at(10.0), plan, {'lr': Plane(image, wrap_x)}, KEY)
 
 
 def test_a_window_translates_what_it_is_given_and_what_it_says(params):
@@ -80,6 +80,19 @@ def test_place_in_the_batch_batch_size_and_devices_do_not_enter(params, smooth_i
     np.testing.assert_array_equal(field(params, image, devices=8).region(Box(0, 0, 60, 80)), whole)
 
 
+@pytest.mark.bytes
+@pytest.mark.parametrize('wrap_x', [False, True])
+def test_noise_of_stochastic_steps_belongs_to_its_place(params, smooth_image, wrap_x):
+    image, ancestral = smooth_image(15, 20), make_plan('fast', 32, steps=3, solver='ancestral')
+    several = field(params, image, plan=ancestral, wrap_x=wrap_x)
+    whole = several.region(Box(0, 0, 60, 80))
+    np.testing.assert_array_equal(several.region(Box(20, 8, 50, 73)), whole[20:50, 8:73])
+    np.testing.assert_array_equal(field(params, image, 8, ancestral, wrap_x).region(Box(0, 0, 60, 80)), whole)
+    if wrap_x:
+        np.testing.assert_array_equal(several.region(Box(0, 60, 60, 100)), np.hstack([whole[:, 60:], whole[:, :20]]))
+    assert np.abs(field(params, image, wrap_x=wrap_x).region(Box(0, 0, 60, 80)).astype(int) - whole).max() > 8
+
+
 def test_the_mosaic_agrees_with_its_condition(params, smooth_image):
     image = smooth_image(15, 20)
     error = lambda made: np.abs(made.reshape(15, 4, 20, 4, 3).mean((1, 3)) - image).mean()
@@ -100,6 +113,32 @@ def test_whole_images_take_either_solver(params):
     }
     np.testing.assert_allclose(made['ddim', 1], made['dpm++2m', 1], atol=1e-5)
     assert np.abs(made['ddim', 3] - made['dpm++2m', 3]).max() > 1e-3
+
+
+def test_an_image_of_a_stochastic_solver_depends_on_its_own_key_alone(params):
+    lr, gsd_m = to_float(np.full((8, 8, 8, 3), 90, np.uint8)), jnp.full(8, 10.0)
+    eps, keys = jax.random.normal(KEY, (8, 32, 32, 3)), jax.random.split(KEY, 8)
+    bound = bind_images(GENERATOR, params, 3, make_mesh(), solver='ancestral')
+    made = np.asarray(bound.sample({'lr': lr, 'gsd_m': gsd_m}, eps, keys))
+    turned = np.asarray(bound.sample({'lr': lr, 'gsd_m': gsd_m}, eps[::-1], keys[::-1]))
+    np.testing.assert_array_equal(turned[::-1], made)
+    other = np.asarray(bound.sample({'lr': lr, 'gsd_m': gsd_m}, eps, keys.at[0].set(keys[1])))
+    np.testing.assert_array_equal(other[1:], made[1:])
+    assert np.abs(other[0] - made[0]).max() > 1e-3
+
+
+def test_the_colour_correction_happens_in_the_last_step(params, smooth_image):
+    assert make_wavelet(GENERATOR, 10) == Wavelet(start=10)
+    image = smooth_image(8, 8) // 4 + 96  # far from black and white, where samples are clipped
+    bound = lambda by: bind_images(GENERATOR, params, 3, make_mesh(devices=jax.devices()[:1]), by)
+    condition = {'lr': to_float(image)[None], 'gsd_m': jnp.array([10.0])}
+    free, held = (
+        np.asarray(bound(by).sample(condition, jax.random.normal(KEY, (1, 32, 32, 3))))
+        for by in (None, make_wavelet(GENERATOR, 3))
+    )
+    coarse = wavelet_low(smooth_up(condition['lr'], 4), 5)
+    away = lambda made: np.abs(wavelet_low(made, 5) - coarse).mean()
+    assert away(held) < 0.2 * away(free)
 
 
 def test_both_samplers_take_guidance_and_constraints(params, smooth_image):
@@ -136,9 +175,7 @@ def test_more_fields_are_read_as_planes_and_constants(smooth_image):
         numbers=UNET.numbers | {'day': Number('cyclic', 0, 365), 'cloud': Number(droppable=True)},
     )
     method = Diffusion(DiffusionConfig(model=model))
-    leaves, structure = jax.tree.flatten(jax.jit(method.init)(jax.random.key(0)))
-    keys = jax.random.split(jax.random.key(1), len(leaves))
-    params = structure.unflatten([p + 0.05 * jax.random.normal(k, p.shape) for p, k in zip(leaves, keys)])
+    params = drawn(method)
     lr, before = smooth_image(10, 12), smooth_image(40, 48, 1)
     mesh = make_mesh(devices=jax.devices()[:1])
 

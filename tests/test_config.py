@@ -1,13 +1,16 @@
 import dataclasses
+import importlib
 import json
 import math
+import re
 import sys
+from pathlib import Path
 
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import aerial, demo, earth, metaearth
+from configs import demo, metaearth
 from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import PRESETS
 from rsdiff.methods.base import Drop
@@ -33,11 +36,19 @@ def test_dicts_and_dataclasses_are_inverse_through_json():
     assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
-@pytest.mark.parametrize('module', [aerial, demo, earth, metaearth])
-def test_every_config_file_is_a_config(module):
-    config = from_dict(TrainConfig, module.get_config().to_dict())
-    assert config.data.size_px % config.method.model.stride == 0
-    assert f'--config configs/{module.__name__.split(".")[-1]}.py' in module.__doc__
+CONFIGS = [
+    path.stem for path in sorted((Path(__file__).parents[1] / 'configs').glob('*.py')) if path.stem != '__init__'
+]
+
+
+@pytest.mark.parametrize('name', CONFIGS)
+def test_every_config_file_is_a_config(name):
+    """As it is, and in each variant that its docstring names."""
+    module = importlib.import_module(f'configs.{name}')
+    assert f'--config configs/{name}.py' in module.__doc__
+    for variant in [(), *{(found,) for found in re.findall(rf'configs/{name}\.py:(\w+)', module.__doc__)}]:
+        config = from_dict(TrainConfig, module.get_config(*variant).to_dict())
+        assert config.data.size_px % config.method.stride == 0
 
 
 @pytest.mark.parametrize(

@@ -4,7 +4,17 @@ import numpy as np
 import pytest
 
 from rsdiff.data.images import box_downscale
-from rsdiff.diffusion.constraints import UP_REACH_PX, box_down, inside, project, smooth_up, smooth_up_inside
+from rsdiff.diffusion.constraints import (
+    UP_REACH_PX,
+    Wavelet,
+    box_down,
+    inside,
+    project,
+    smooth_up,
+    smooth_up_inside,
+    wavelet_corrected,
+    wavelet_low,
+)
 
 X0 = jax.random.uniform(jax.random.key(0), (2, 32, 32, 3), minval=-1, maxval=1)
 Y = jax.random.uniform(jax.random.key(1), (2, 8, 8, 3), minval=-1, maxval=1)
@@ -73,3 +83,23 @@ def test_a_window_differs_from_the_whole_near_its_edge_alone():
     np.testing.assert_allclose(window[:, :, :8], whole[:, :, :8], atol=1e-6)
     difference = np.abs(window - whole[:, :, :24]).mean((0, 1, 3))
     assert difference[-1] > difference[:20].max()
+
+
+def test_the_wavelet_low_pass_is_a_cascade_of_dilated_blurs():
+    """Against SciPy: (1 2 1) / 4 with zeros between its taps, edges repeated, along both axes."""
+    scipy = pytest.importorskip('scipy.ndimage')
+    image = np.asarray(X0[0], np.float64)
+    for level in range(4):
+        kernel = np.zeros(2 ** (level + 1) + 1)
+        kernel[[0, 2**level, -1]] = 0.25, 0.5, 0.25
+        for axis in (0, 1):
+            image = scipy.convolve1d(image, kernel, axis, mode='nearest')
+    np.testing.assert_allclose(wavelet_low(X0[:1], 4)[0], image, atol=1e-6)
+
+
+def test_the_wavelet_correction_takes_colours_from_the_condition_and_detail_from_the_sample():
+    corrected = wavelet_corrected(lambda xt, t: xt, Y, Wavelet(levels=3, start=5))
+    made = corrected(X0, jnp.array([5, 6]))
+    np.testing.assert_array_equal(made[1], X0[1])  # before the last step nothing changes
+    detail = lambda x: x - wavelet_low(x, 3)
+    np.testing.assert_allclose(made[0], (detail(X0) + wavelet_low(smooth_up(Y, 4), 3))[0], atol=1e-5)

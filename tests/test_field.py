@@ -42,7 +42,7 @@ def windowed(lr):
 
 
 def sampler(plan, denoiser, batch=4):
-    advance = jax.jit(lambda condition, x, x0, steps: integrate(denoiser(condition['lr']), steps, x, x0))
+    advance = jax.jit(lambda condition, x, x0, steps, *_: integrate(denoiser(condition['lr']), steps, x, x0))
     return WindowSampler(advance, lambda condition, x: x, solver_steps(plan.solver, SCHEDULE, plan.steps), batch)
 
 
@@ -122,9 +122,9 @@ def test_every_call_has_one_shape(image):
     made, shapes = field(image, batch=5), set()
     counting = dataclasses.replace(
         made.sampler,
-        advance=lambda condition, x, x0, steps: (
+        advance=lambda condition, x, x0, steps, *place: (
             shapes.add((condition['lr'].shape, x.shape, x0.shape, len(steps)))
-            or made.sampler.advance(condition, x, x0, steps)
+            or made.sampler.advance(condition, x, x0, steps, *place)
         ),
     )
     dataclasses.replace(made, sampler=counting).region(Box(0, 0, 40, 50))
@@ -139,7 +139,7 @@ def test_the_margin_makes_all_windows_see_one_enlargement(image):
         bare,
         reads={'lr': Read(4, 2)},
         image=jax.jit(lambda condition, x: smooth_up_inside(condition['lr'], 4, 2)),
-        advance=lambda condition, x, x0, steps: (x, x0),
+        advance=lambda condition, x, x0, steps, *_: (x, x0),
     )
     made = Field(enlarging, plan, {'lr': Plane(image)}, KEY)
     whole = to_uint8(smooth_up(np.pad(to_float(image), ((4, 4), (4, 4), (0, 0)), 'reflect'), 4)[16:-16, 16:-16])
@@ -153,7 +153,7 @@ def test_planes_of_other_scales_and_any_number_of_channels(smooth_image):
     scales, channels = {'same': 1, 'half': 2, 'lr': 4}, 5
     images = {name: fine.reshape(64 // s, s, 96 // s, s, 3).mean((1, 3)).astype(np.uint8) for name, s in scales.items()}
 
-    def advance(condition, x, x0, steps):
+    def advance(condition, x, x0, steps, *_):
         assert x.shape[-1] == x0.shape[-1] == channels
         return x, x0
 

@@ -7,7 +7,7 @@ import jax.numpy as jnp
 import numpy as np
 import optax
 import pytest
-from tiny import UNET
+from tiny import UNET, drawn
 
 from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import LIGHT, degrade
@@ -68,14 +68,14 @@ def test_every_method_learns_and_samples_by_the_same_calls(method):
 
 def test_the_loss_is_a_function_of_its_key():
     method = METHODS['diffusion']
-    params, prepared = jax.jit(method.init)(jax.random.key(0)), method.prepare(BATCH, jax.random.key(1))
+    params, prepared = drawn(method), method.prepare(BATCH, jax.random.key(1))
     value = jax.jit(lambda key: method.loss('generator', params, {'generator': {}}, {}, prepared, key)[0])
     assert value(jax.random.key(0)) == value(jax.random.key(0)) != value(jax.random.key(1))
 
 
 def test_a_regressor_ignores_noise_and_time():
     method = METHODS['regression']
-    params = jax.jit(method.init)(jax.random.key(0))
+    params = drawn(method)
     prepared = method.prepare(BATCH, jax.random.key(1))
     made = [
         sample(method, params, prepared['condition'], jax.random.normal(jax.random.key(seed), (4, 16, 16, 3)), 1, None)
@@ -171,7 +171,7 @@ def test_what_is_known_is_kept_and_a_projection_ends():
 def test_a_constraint_holds_in_every_prediction():
     """Inpainting by any method: the known half of every predicted image equals the given one."""
     method = METHODS['diffusion']
-    params = jax.jit(method.init)(jax.random.key(0))
+    params = drawn(method)
     prepared = method.prepare(BATCH, jax.random.key(1))
     condition, real = prepared['condition'], prepared['targets']['image']
     mask = jnp.zeros((4, 16, 16, 1), bool).at[:, :8].set(True)

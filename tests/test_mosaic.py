@@ -46,7 +46,7 @@ def predictor(lr):
     return lambda x, t: 0.6 * enlarged + 0.3 * jax.numpy.tanh(x - x.mean((1, 2), keepdims=True))
 
 
-ADVANCE = jax.jit(lambda condition, x, x0, steps: integrate(predictor(condition['lr']), steps, x, x0))
+ADVANCE = jax.jit(lambda condition, x, x0, steps, *_: integrate(predictor(condition['lr']), steps, x, x0))
 
 
 def at(gsd_m):

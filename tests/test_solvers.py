@@ -7,8 +7,17 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from rsdiff.diffusion.schedule import Schedule, ScheduleConfig, make_schedule, one_step, target, to_eps
-from rsdiff.diffusion.solvers import ddim, dpm_2m, integrate, sample, timestep_grid
+from rsdiff.diffusion.schedule import (
+    ResShiftConfig,
+    Schedule,
+    ScheduleConfig,
+    add_noise,
+    make_schedule,
+    one_step,
+    target,
+    to_eps,
+)
+from rsdiff.diffusion.solvers import ddim, dpm_2m, integrate, sample, solver_steps, timestep_grid
 
 SCHEDULE = make_schedule(ScheduleConfig())
 ZERO = make_schedule(ScheduleConfig(zero_terminal_snr=True))
@@ -21,18 +30,22 @@ def step_noise(t):
 
 
 @pytest.mark.parametrize('kind', ['eps', 'x0', 'v'])
-@pytest.mark.parametrize('eta, steps', [(0.0, 10), (0.0, 1), (1.0, 1000)], ids=['ddim', 'one step', 'ddpm'])
-def test_a_perfect_denoiser_recovers_x0(kind, eta, steps):
+@pytest.mark.parametrize(
+    'solver, steps', [('ddim', 10), ('ddim', 1), ('ancestral', 1000)], ids=['ddim', 'one step', 'ddpm']
+)
+def test_a_perfect_denoiser_recovers_x0(kind, solver, steps):
     perfect = lambda xt, t: target(SCHEDULE, kind, X0, to_eps(SCHEDULE, X0, xt, t), t)
-    out = sample(perfect, SCHEDULE, kind, NOISE, steps, eta=eta, step_noise=step_noise)
+    out = sample(perfect, SCHEDULE, kind, NOISE, steps, solver=solver, step_noise=step_noise)
     np.testing.assert_allclose(out, X0, atol=5e-3 if kind == 'eps' else 1e-4)
 
 
 @pytest.mark.parametrize('kind', ['x0', 'v'])
-@pytest.mark.parametrize('eta, steps', [(0.0, 10), (0.0, 1), (1.0, 1000)], ids=['ddim', 'one step', 'ddpm'])
-def test_a_perfect_denoiser_recovers_x0_from_zero_terminal_snr(kind, eta, steps):
+@pytest.mark.parametrize(
+    'solver, steps', [('ddim', 10), ('ddim', 1), ('ancestral', 1000)], ids=['ddim', 'one step', 'ddpm']
+)
+def test_a_perfect_denoiser_recovers_x0_from_zero_terminal_snr(kind, solver, steps):
     perfect = lambda xt, t: target(ZERO, kind, X0, to_eps(ZERO, X0, xt, t), t)
-    out = sample(perfect, ZERO, kind, NOISE, steps, eta=eta, step_noise=step_noise)
+    out = sample(perfect, ZERO, kind, NOISE, steps, solver=solver, step_noise=step_noise)
     np.testing.assert_allclose(out, X0, atol=1e-4)
 
 
@@ -81,12 +94,12 @@ def test_ddim_on_a_gaussian_approaches_the_closed_form():
     assert errors[2] < 0.04 * variance**0.5
 
 
-@pytest.mark.parametrize('eta', [0.0, 1.0])
-def test_the_moments_on_a_gaussian_follow_their_recursion(eta):
+@pytest.mark.parametrize('solver, eta', [('ddim', 0.0), ('ancestral', 1.0)])
+def test_the_moments_on_a_gaussian_follow_their_recursion(solver, eta):
     """With a linear denoiser each step is linear, so mean and variance of the samples are known without sampling."""
     mean, variance, shape = 0.3, 0.04, (1, 128, 128, 3)
     noise = lambda t: jax.random.normal(jax.random.fold_in(jax.random.key(3), t), shape)
-    out = sample(gaussian_denoiser(mean, variance), SCHEDULE, 'x0', noise(0), 50, eta=eta, step_noise=noise)
+    out = sample(gaussian_denoiser(mean, variance), SCHEDULE, 'x0', noise(0), 50, solver=solver, step_noise=noise)
 
     bar = np.concatenate([[1.0], np.cumprod(1 - np.linspace(0.0015, 0.0155, 1000))])
     grid, m, v = timestep_grid(1000, 50), 0.0, 1.0
@@ -140,6 +153,27 @@ def test_where_noise_explodes_a_step_is_the_posterior_too():
         np.testing.assert_allclose(one.b, (1 - eta[t - 1]) * between / (before * keep**2 + between), rtol=1e-5)
 
 
+@pytest.mark.parametrize('steps', [15, 4])
+def test_resshift_follows_its_paper(steps):
+    """η, the forward process and the posterior of arXiv 2307.12348 (eq. 2, 7, 8, 10), written out for images x, y."""
+    kappa, power, first, last = 2.0, 0.3, 0.02, 0.99
+    ratio = np.exp(np.log(last / first) / (steps - 1))
+    t = np.arange(1, steps + 1)
+    eta = np.append(0, (first * ratio ** (((t - 1) / (steps - 1)) ** power * (steps - 1))) ** 2)
+    schedule = make_schedule(ResShiftConfig(timesteps=steps))
+    x0, y, eps = np.asarray(X0), np.asarray(X0)[::-1], np.asarray(NOISE)
+    for t in (1, 2, steps):
+        xt = x0 + eta[t] * (y - x0) + kappa * np.sqrt(eta[t]) * eps
+        np.testing.assert_allclose(add_noise(schedule, x0 - y, eps, t), xt - y, atol=1e-5)
+        mean = eta[t - 1] / eta[t] * xt + (eta[t] - eta[t - 1]) / eta[t] * x0
+        deviation = kappa * np.sqrt(eta[t - 1] * (eta[t] - eta[t - 1]) / eta[t])
+        one, z = solver_steps('ancestral', schedule, steps)[steps - t : steps - t + 1], np.asarray(step_noise(t))
+        assert one.t == t
+        step, _ = integrate(lambda z, t: x0 - y, one, xt - y, jnp.zeros_like(X0), lambda t: z)
+        np.testing.assert_allclose(step + y, mean + deviation * z, atol=1e-5)
+    assert one.tau[0] > 0 and solver_steps('ancestral', schedule, steps).tau[-1] == 0  # the last step adds no noise
+
+
 @pytest.mark.parametrize('solver', ['ddim', 'dpm++2m'])
 def test_where_noise_explodes_a_gaussian_is_sampled_from_the_first_scale(solver):
     """The probability flow of N(mean, variance), in closed form as above, with σ_T = 3."""
@@ -173,7 +207,7 @@ def test_the_grid_goes_from_T_to_zero_without_repeats():
 
 def test_randomness_has_to_be_given():
     with pytest.raises(ValueError, match='step_noise'):
-        sample(lambda x, t: x, SCHEDULE, 'eps', NOISE, 5, eta=0.5)
+        sample(lambda x, t: x, SCHEDULE, 'eps', NOISE, 5, solver='ancestral')
 
 
 # SCHEDULE with enough timesteps to double the number of steps several times without rounding t

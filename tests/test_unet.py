@@ -7,19 +7,20 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
-from tiny import shaken
+from tiny import drawn
 
 from configs import demo, metaearth
 from rsdiff.base.keys import Keys
 from rsdiff.diffusion.constraints import Projection, smooth_up
 from rsdiff.diffusion.objective import ObjectiveConfig
+from rsdiff.diffusion.schedule import ResShiftConfig
 from rsdiff.methods.codec import IdentityConfig, ResidualConfig
 from rsdiff.methods.diffusion import Diffusion, DiffusionConfig
 from rsdiff.methods.sampling import sample
 from rsdiff.models.conditioning import GSD_M, Number, Spatial, Tokens, position
 from rsdiff.models.embeddings import harmonics, sinusoid
 from rsdiff.models.rrdbnet import RRDBNet
-from rsdiff.models.unet import UNetConfig, attention_kernel
+from rsdiff.models.unet import UNetConfig, attention_kernel, folded
 from rsdiff.training.config import TrainConfig, from_dict
 
 TINY = UNetConfig(
@@ -50,7 +51,7 @@ def loss_of(method, params, condition=None):
 @pytest.fixture(scope='module')
 def tiny():
     generator = Diffusion(DiffusionConfig(model=TINY))
-    return generator, shaken(jax.jit(generator.init)(jax.random.key(0)))
+    return generator, drawn(generator)
 
 
 X = jax.random.normal(jax.random.key(2), (2, 32, 32, 3))
@@ -181,7 +182,7 @@ OPTIONAL = [name for name in ALL if name not in CONDITION]
 @pytest.fixture(scope='module')
 def many():
     generator = Diffusion(DiffusionConfig(model=MANY))
-    params = shaken(jax.jit(generator.init)(jax.random.key(0)))
+    params = drawn(generator)
     return generator, params, jax.jit(lambda condition, x=X: generator.denoiser(params, condition)(x, T))
 
 
@@ -234,6 +235,52 @@ def test_fields_beside_the_first_change_nothing_of_its_parameters(tiny):
     ]
     assert {name.split("'")[1] for name in names} >= {'encoder', 'enlarge', 'gsd_mlp', 'time_mlp'}
     assert not [name for name in names if 'null' in name or 'cross' in name]
+
+
+ENLARGED = dataclasses.replace(TINY, spatial={'lr': Spatial(encoder='enlarged')})
+ALIGNED = dataclasses.replace(TINY, spatial={'lr': Spatial(features=8, growth=4, blocks=1, join='align')})
+
+
+def test_an_enlarged_condition_is_concatenated_as_it_is():
+    """As in SR3: the first convolution sees the folded pixels of x_t and of the bicubically enlarged condition."""
+    generator = Diffusion(DiffusionConfig(model=ENLARGED))
+    params = drawn(generator)
+    assert not {'encoder', 'enlarge'} & {*params['generator']}
+    assert params['generator']['conv_in']['kernel'].shape[2] == 2 * 3 * TINY.patch**2
+    (features,) = generator.network(params).encode(CONDITION).features
+    np.testing.assert_allclose(features, folded(smooth_up(LR, 4), TINY.patch), atol=1e-6)
+
+
+def test_an_alignment_block_starts_as_nothing_and_learns():
+    generator = Diffusion(DiffusionConfig(model=ALIGNED))
+    params = drawn(generator)
+    predict = jax.jit(lambda params, lr: generator.denoiser(params, CONDITION | {'lr': lr})(X, T))
+    assert float(jnp.abs(predict(params, -LR) - predict(params, LR)).max()) > 1e-3
+    fresh = params['generator']['lr_align'] | {
+        'out': jax.tree.map(jnp.zeros_like, params['generator']['lr_align']['out'])
+    }
+    fresh = {'generator': params['generator'] | {'lr_align': fresh}}
+    np.testing.assert_array_equal(predict(fresh, -LR), predict(fresh, LR))
+    gradient = jax.jit(jax.grad(lambda p: loss_of(generator, p)))(fresh)['generator']['lr_align']['out']
+    assert float(jnp.abs(gradient['kernel']).max()) > 0
+
+
+def test_the_network_is_told_t_or_the_share_of_the_image():
+    by_t, by_alpha = (Diffusion(DiffusionConfig(model=TINY, time=time)) for time in ('t', 'alpha'))
+    params = drawn(by_t)
+    model = by_t.network(params)
+    for generator, told in ((by_t, T), (by_alpha, 1000 * by_t.schedule.alpha(T))):
+        expected = model(X, told, model.encode(CONDITION))
+        np.testing.assert_allclose(generator.denoiser(params, CONDITION)(X, T), expected, atol=1e-5)
+
+
+def test_the_network_sees_unit_variance_where_noise_grows():
+    generator = Diffusion(DiffusionConfig(model=TINY, schedule=ResShiftConfig(), codec=ResidualConfig()))
+    params = drawn(generator)
+    model, t = generator.network(params), jnp.array([15, 8])
+    scale = np.sqrt((1 - 0.99**2) ** 2 + 4 * 0.99**2)
+    expected = model(X / scale, t, model.encode(CONDITION))
+    np.testing.assert_allclose(generator.denoiser(params, CONDITION)(X, t)[:1], expected[:1], atol=1e-5)
 
 
 def test_an_angle_goes_round():

@@ -34,7 +34,7 @@ def enlarged(condition, x):
 
 def at(gsd_m):
     """A sampler that repeats each pixel of the condition 4 × 4 times."""
-    return WindowSampler(lambda condition, x, x0, steps: (x, x0), enlarged, STEPS, batch=4)
+    return WindowSampler(lambda condition, x, x0, steps, *_: (x, x0), enlarged, STEPS, batch=4)
 
 
 def make(condition, out, **changes):
@@ -280,7 +280,7 @@ def test_noise_beyond_32_bits_is_refused_or_goes_round():
         with pytest.raises(BadInput, match='beyond 2,147,483,647 px'):
             flat.region(box)
     seen = WindowSampler(
-        lambda condition, x, x0, steps: (x, x0), lambda condition, x: np.clip(x / 4, -1, 1), STEPS, batch=4
+        lambda condition, x, x0, steps, *_: (x, x0), lambda condition, x: np.clip(x / 4, -1, 1), STEPS, batch=4
     )
     around = Field(seen, PLAN, {'lr': Plane(image, wrap_x=True)}, noise.name_key(0, 1))
     far = 32 * (2**31 // 32 + 5)

@@ -17,7 +17,7 @@ from rsdiff.data.images import box_downscale, read_image, to_float, write_image
 from rsdiff.sampling.images import FolderSettings, ImageSampler, sample_folder
 
 
-def sample(condition, eps, truth):
+def sample(condition, eps, keys, truth):
     """The enlarged condition, or the truth, plus a little of its own noise; independent of the rest of the batch."""
     enlarged = jnp.repeat(jnp.repeat(condition['lr'], 4, 1), 4, 2)
     return (enlarged if truth is None else truth) + 0.05 * eps
@@ -254,9 +254,9 @@ def test_large_and_negative_seeds_continue_as_others_do(image_folder, tmp_path):
 FIELDS = (Field('cloud', needed=False), Field('mask', 1, 2, needed=False))
 
 
-def sample_with_fields(condition, eps, truth):
+def sample_with_fields(condition, eps, keys, truth):
     """`sample`, brighter by the cloud and by the mask, where they are known."""
-    made = sample(condition, 0 * eps, truth)
+    made = sample(condition, 0 * eps, keys, truth)
     if 'cloud' in condition:
         made = made + 0.2 * jnp.nan_to_num(condition['cloud'])[:, None, None, None]
     if 'mask' in condition:

@@ -52,7 +52,7 @@ def measure(side_px: int) -> dict[str, Any]:
     console.share_one_heap()  # as sample.py does
     plan = make_plan('fast', WINDOW_PX)
     settings = MosaicSettings(160.0, 2, plan, SUPERTILE_PX)
-    advance = jax.jit(lambda condition, x, x0, steps: integrate(pointwise(condition['lr']), steps, x, x0))
+    advance = jax.jit(lambda condition, x, x0, steps, *_: integrate(pointwise(condition['lr']), steps, x, x0))
     sampler = WindowSampler(
         advance,
         lambda condition, x: x,

@@ -10,6 +10,14 @@ the detail, which `down` cannot see, to the network.
 If the condition was degraded otherwise than by block means, it disagrees with `down` at its finest scale. A larger factor
 compares at a coarser scale, where every degradation that preserves brightness agrees with the mean.
 
+The wavelet colour correction of StableSR (Wang et al. 2023, arXiv 2305.07015) is an alternative. It leaves the detail of
+the sample, and replaces everything coarser by the enlarged condition's,
+
+    x_0 ← x_0 - low(x_0) + low(up(y))                                    (2)
+
+`low` blurs with the kernel (1 2 1) / 4 along both axes, once at every dilation 1, 2, 4, … (the à trous transform). It is
+applied to the result only, not at every step.
+
 A window's x_0 ends at the window's edge, so `up` extrapolates the difference there. Within two blocks of the edge the
 correction therefore differs from the neighbouring window's; merging the windows evens this out.
 """
@@ -89,6 +97,46 @@ def projected(predict: Denoise, y, projection: Projection) -> Denoise:
         return project(x0, y, projection.factor, on)
 
     return held
+
+
+@dataclasses.dataclass(frozen=True)
+class Wavelet:
+    """How (2) is applied: with `levels` dilations, and only at timesteps t ≤ `start`, that of the last step."""
+
+    levels: int = 5
+    start: int = 1
+
+
+def wavelet_low(x, levels: int):
+    """`low` of (2), with edges repeated: (…, h, w, c), the same shape."""
+    for level in range(levels):
+        for axis in (-3, -2):
+            x = _blurred(x, 2**level, axis)
+    return x
+
+
+def _blurred(x, reach: int, axis: int):
+    padding = [(0, 0)] * x.ndim
+    padding[axis] = (reach, reach)
+    padded, size = jnp.pad(x, padding, 'edge'), x.shape[axis]
+    before, same, after = (jax.lax.slice_in_dim(padded, n, n + size, axis=axis) for n in (0, reach, 2 * reach))
+    return 0.25 * before + 0.5 * same + 0.25 * after
+
+
+def wavelet_corrected(predict: Denoise, y, wavelet: Wavelet) -> Denoise:
+    """`predict`, with the low frequencies of its output replaced by those of the condition y (…, h, w, c)."""
+
+    def corrected(xt, t):
+        x0 = predict(xt, t)
+        coarse = wavelet_low(smooth_up(y, x0.shape[-2] // y.shape[-2]) - x0, wavelet.levels)
+        return x0 + like(t <= wavelet.start, x0) * coarse
+
+    return corrected
+
+
+def consistent(predict: Denoise, y, by: Projection | Wavelet) -> Denoise:
+    """`predict`, made consistent with the condition y (…, h, w, c)."""
+    return projected(predict, y, by) if isinstance(by, Projection) else wavelet_corrected(predict, y, by)
 
 
 def keep_known(predict: Denoise, pixels, mask) -> Denoise:

@@ -5,7 +5,7 @@ generator of `jax.random`). Two crops therefore agree exactly where they overlap
 requested.
 """
 
-from typing import Literal
+from typing import Any, Literal
 
 import jax
 import jax.numpy as jnp
@@ -15,7 +15,7 @@ from rsdiff.base.seeds import seed_key
 Kind = Literal['independent', 'shared', 'periodic', 'anchored']
 
 
-def crop(key, y, x, height: int, width: int, channels: int = 3, *, around: int | None = None, tile: int | None = None):
+def crop(key, y, x, height: int, width: int, channels: int = 3, *, around: Any = None, tile: int | None = None):
     """Standard normal noise in the rectangle with top-left corner (y, x), float32 (height, width, channels).
 
     Args:
@@ -61,6 +61,17 @@ def windows(kind: Kind, key, corners, window_px: int, around: int | None = None,
         raise ValueError(f"noise is {kind!r}; it must be one of 'independent', 'shared', 'periodic', 'anchored'")
 
     return jax.vmap(one)(corners)
+
+
+def at_step(key, t, corners, height: int, width: int, channels: int, around: Any = None):
+    """The noise that a stochastic solver adds in the step from `t`, at each of `corners` int32 (b, 2) of the field that `key`
+    selects: standard normal, float32 (b, height, width, channels). Windows agree where they overlap.
+
+    Args:
+      around: see `crop`; may be traced.
+    """
+    own = jax.random.fold_in(key, t)
+    return jax.vmap(lambda corner: crop(own, corner[0], corner[1], height, width, channels, around=around))(corners)
 
 
 def name_key(seed: int, *names: int):

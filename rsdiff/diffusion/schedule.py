@@ -9,7 +9,14 @@ A schedule is any pair of α and σ. Those of Ho et al. preserve the variance of
 
     α_t² = ᾱ_t = Π_{s≤t} (1 - β_s),  ᾱ_0 = 1,  σ_t² = 1 - ᾱ_t             (3)
 
-others add more and more noise, σ_t² ≫ 1. A network may predict ε, x_0, or v = α_t ε - σ_t x_0 (Salimans & Ho 2022, arXiv
+others add more and more noise, σ_t² ≫ 1. That of ResShift (Yue et al. 2023, arXiv 2307.12348, eq. 1 to 10) shifts an image x
+to its enlarged condition y, x_t = x_0 + η_t (y - x_0) + κ √η_t ε. For the residual z = x - y, which is what is diffused
+here, it is (1) with
+
+    α_t = 1 - η_t,  σ_t = κ √η_t                                        (7)
+    √η_t = √η_1 (√η_T / √η_1)^(((t - 1) / (T - 1))^p)                    (8)
+
+A network may predict ε, x_0, or v = α_t ε - σ_t x_0 (Salimans & Ho 2022, arXiv
 2202.00512). By (1), each of them determines the other two:
 
     x_0 = (x_t - σ_t ε) / α_t = (α_t x_t - σ_t v) / (α_t² + σ_t²)        (4)
@@ -38,9 +45,10 @@ Prediction = Literal['eps', 'x0', 'v']
 
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
-    """β rises from `beta_start` to `beta_end` over `timesteps` steps, linearly in β or in √β ('sqrt_linear').
+    """(3): β rises from `beta_start` to `beta_end` over `timesteps` steps, linearly in β or in √β ('sqrt_linear').
     `zero_terminal_snr` rescales the result by (6); it cannot be combined with predicting ε."""
 
+    kind: Literal['beta'] = 'beta'
     timesteps: int = 1000
     beta_start: float = 0.0015
     beta_end: float = 0.0155
@@ -58,18 +66,48 @@ class ScheduleConfig:
             raise BadInput('timesteps is 1; zero_terminal_snr needs at least 2')
 
 
+@dataclasses.dataclass(frozen=True)
+class ResShiftConfig:
+    """(7) and (8) with κ = `kappa`, p = `power`, and √η from `start` at t = 1 to `end` at t = T. The defaults are the paper's
+    for 15 steps; for 4 steps its later version has `start` 0.1."""
+
+    kind: Literal['resshift'] = 'resshift'
+    timesteps: int = 15
+    kappa: float = 2.0
+    power: float = 0.3
+    start: float = 0.02
+    end: float = 0.99
+
+    def __post_init__(self):
+        check_range(self, 2, 100_000, 'timesteps')
+        check_range(self, 1e-3, 1000, 'kappa', 'power')
+        check_range(self, 1e-6, 0.9999, 'start', 'end')
+        if not self.start < self.end:
+            raise BadInput(f'start is {self.start} and end {self.end}; start must be below end')
+
+
 @dataclasses.dataclass(frozen=True, eq=False)
 class Schedule:
     """α_t² and σ_t² for t = 0 … T, float64 of shape (T + 1,); σ_0 = 0. In the methods, `t` is an int array of any shape, in
-    [0, T]; the result is float32 of that shape."""
+    [0, T]; the result is float32 of that shape.
+
+    `shifts`: from s to t > s, x_t = x_s - (α_s - α_t) x_0 + noise, as in ResShift, not (α_t / α_s) x_s + noise. Only
+    ancestral sampling depends on it.
+    """
 
     alpha_squared: np.ndarray
     sigma_squared: np.ndarray
+    shifts: bool = False
 
     @property
     def timesteps(self) -> int:
         """T."""
         return len(self.alpha_squared) - 1
+
+    @property
+    def preserves_variance(self) -> bool:
+        """Whether α_t² + σ_t² is 1 for all t."""
+        return bool(np.allclose(self.alpha_squared + self.sigma_squared, 1))
 
     @property
     def first_scale(self) -> float:
@@ -102,12 +140,16 @@ def one_step() -> Schedule:
     return Schedule(np.array([1.0, 0.0]), np.array([0.0, 1.0]))
 
 
-def make_schedule(config: ScheduleConfig) -> Schedule:
-    """The schedule of (3), computed in float64, rescaled by (6) if the config asks for it.
+def make_schedule(config: ScheduleConfig | ResShiftConfig) -> Schedule:
+    """The schedule of (3), rescaled by (6) if the config asks for it, or of (7); computed in float64.
 
     Raises:
       ValueError: the shape is unknown.
     """
+    if isinstance(config, ResShiftConfig):
+        part = np.linspace(0.0, 1.0, config.timesteps) ** config.power
+        eta = np.append(0.0, config.start * (config.end / config.start) ** part) ** 2
+        return Schedule((1.0 - eta) ** 2, config.kappa**2 * eta, shifts=True)
     start, end, steps = config.beta_start, config.beta_end, config.timesteps
     if config.shape == 'linear':
         beta = np.linspace(start, end, steps, dtype=np.float64)

@@ -12,8 +12,10 @@ The generalised reverse step (Song et al. 2021, arXiv 2010.02502, eq. 12 and 16)
     τ = η σ_s / σ_t √(σ_t² - (α_t / α_s)² σ_s²)                                                    (2)
     a = √(σ_s² - τ²) / σ_t,  b = α_s - α_t a,  c = 0                                               (3)
 
-η = 0 is DDIM, deterministic; η = 1 over all T steps is ancestral sampling from the posterior of x_s given x_t and x_0,
-DDPM's with the variance β̃. Nothing here needs α² + σ² = 1.
+η = 0 is DDIM, deterministic; η = 1 is ancestral sampling, from the posterior of x_s given x_t and x_0: over all T steps
+DDPM, with the variance β̃. In a schedule that shifts (`Schedule.shifts`), noise is added to x_s without scaling it, and
+1 takes the place of α_t / α_s in (2); then η = 1 is ResShift's posterior (arXiv 2307.12348, eq. 7), a = η_s / η_t by its η.
+Nothing here needs α² + σ² = 1.
 
 DPM-Solver++(2M) (Lu et al. 2022, arXiv 2211.01095, algorithm 2) solves the same equation in the half log-SNR
 λ = ln(α / σ), along which x̂_0 is extrapolated from two predictions. With h = λ_s - λ_t, h' that of the previous step, and
@@ -37,7 +39,7 @@ from jax.core import Tracer
 from rsdiff.diffusion.schedule import Prediction, Schedule, to_x0
 
 Denoise = Callable[[jax.Array, jax.Array], jax.Array]
-Solver = Literal['ddim', 'dpm++2m']
+Solver = Literal['ddim', 'dpm++2m', 'ancestral']
 
 
 @jax.tree_util.register_dataclass
@@ -78,7 +80,8 @@ def ddim(schedule: Schedule, grid: np.ndarray, eta: float = 0.0) -> Steps:
     """(2) and (3) along `grid`, int (steps + 1,), descending."""
     alpha, sigma = _alpha_sigma(schedule, grid)
     (alpha_t, alpha_s), (sigma_t, sigma_s) = (alpha[:-1], alpha[1:]), (sigma[:-1], sigma[1:])
-    tau = eta * sigma_s / sigma_t * np.sqrt(np.maximum(sigma_t**2 - (alpha_t / alpha_s * sigma_s) ** 2, 0))
+    ratio = np.ones_like(alpha_t) if schedule.shifts else alpha_t / alpha_s
+    tau = eta * sigma_s / sigma_t * np.sqrt(np.maximum(sigma_t**2 - (ratio * sigma_s) ** 2, 0))
     a = np.sqrt(np.maximum(sigma_s**2 - tau**2, 0)) / sigma_t
     return _table(grid, a, alpha_s - alpha_t * a, np.zeros_like(a), tau)
 
@@ -94,10 +97,17 @@ def dpm_2m(schedule: Schedule, grid: np.ndarray) -> Steps:
     return _table(grid, a, first_order * (1 + over_2r), -first_order * over_2r, np.zeros_like(a))
 
 
-def solver_steps(solver: Solver, schedule: Schedule, steps: int) -> Steps:
-    """The table of a deterministic solver over `timestep_grid`."""
-    grid = timestep_grid(schedule.timesteps, steps)
-    return {'ddim': ddim, 'dpm++2m': dpm_2m}[solver](schedule, grid)
+def solver_steps(solver: Solver, schedule: Schedule, steps: int, start: int | None = None) -> Steps:
+    """The table of a solver over `timestep_grid` from t = `start`, T by default."""
+    grid = timestep_grid(start or schedule.timesteps, steps)
+    if solver == 'dpm++2m':
+        return dpm_2m(schedule, grid)
+    return ddim(schedule, grid, eta=1.0 if solver == 'ancestral' else 0.0)
+
+
+def is_stochastic(solver: Solver) -> bool:
+    """Whether the solver adds noise at every step."""
+    return solver == 'ancestral'
 
 
 def integrate(predict: Denoise, steps: Steps, x, x0, step_noise: Callable[[jax.Array], jax.Array] | None = None):
@@ -133,7 +143,6 @@ def sample(
     steps: int,
     *,
     solver: Solver = 'ddim',
-    eta: float = 0.0,
     step_noise: Callable[[jax.Array], jax.Array] | None = None,
     start: int | None = None,
 ):
@@ -143,16 +152,13 @@ def sample(
       denoise: (x, t) → prediction of `kind`; t is int32 (batch,).
       x: (batch, height, width, channels); at T, normal with standard deviation `schedule.first_scale`.
       steps: number of network evaluations, 1 to `start`.
-      eta: η of (2), for DDIM only; above 0 it needs `step_noise`.
+      step_noise: as in `integrate`; needed by 'ancestral', ignored by the others.
     Returns:
       The sample, the shape of `x`.
     """
-    if eta > 0 and (step_noise is None or solver != 'ddim'):
-        raise ValueError('eta > 0 needs step_noise and DDIM')
-    grid = timestep_grid(start or schedule.timesteps, steps)
-    table = ddim(schedule, grid, eta) if solver == 'ddim' else dpm_2m(schedule, grid)
+    table = solver_steps(solver, schedule, steps, start)
     predict = lambda xt, t: to_x0(schedule, kind, denoise(xt, t), xt, t)
-    return integrate(predict, table, x, jnp.zeros_like(x), step_noise if eta > 0 else None)[0]
+    return integrate(predict, table, x, jnp.zeros_like(x), step_noise if is_stochastic(solver) else None)[0]
 
 
 def _alpha_sigma(schedule: Schedule, grid: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

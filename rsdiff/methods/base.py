@@ -14,7 +14,7 @@ from rsdiff.base.ranges import check_range
 from rsdiff.data.degradation import DegradationConfig, degrade
 from rsdiff.data.fields import Field
 from rsdiff.diffusion.schedule import Schedule
-from rsdiff.diffusion.solvers import Denoise
+from rsdiff.diffusion.solvers import Denoise, Solver
 from rsdiff.methods.codec import Codec, Targets
 from rsdiff.models.conditioning import Condition, Number, Spatial, Tokens
 
@@ -32,6 +32,17 @@ class Prepared(TypedDict):
     condition: Condition
 
 
+@dataclasses.dataclass(frozen=True)
+class SamplerConfig:
+    """How a method samples a complete image, in `steps` network evaluations."""
+
+    solver: Solver = 'ddim'
+    steps: int = 20
+
+    def __post_init__(self):
+        check_range(self, 1, 100_000, 'steps')
+
+
 class Method(Protocol):
     """A training objective and how to predict with the result.
 
@@ -43,6 +54,7 @@ class Method(Protocol):
       fields: the fields that the condition may contain, by name.
       channels: number of image channels.
       upscale: resolution of the image relative to the field `lr`.
+      sampler: how to sample unless asked otherwise.
       dtype: the dtype that the networks compute in; parameters are always float32.
     """
 
@@ -63,6 +75,9 @@ class Method(Protocol):
 
     @property
     def upscale(self) -> int: ...
+
+    @property
+    def sampler(self) -> SamplerConfig: ...
 
     @property
     def dtype(self) -> Any: ...

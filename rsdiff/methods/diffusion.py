@@ -10,9 +10,9 @@ import jax.numpy as jnp
 from rsdiff.base.errors import BadInput
 from rsdiff.diffusion import objective
 from rsdiff.diffusion.objective import ObjectiveConfig
-from rsdiff.diffusion.schedule import Schedule, ScheduleConfig, make_schedule, to_x0
+from rsdiff.diffusion.schedule import ResShiftConfig, Schedule, ScheduleConfig, like, make_schedule, to_x0
 from rsdiff.diffusion.solvers import Denoise
-from rsdiff.methods.base import Drop, Parameters, Prepared, prepared_batch
+from rsdiff.methods.base import Drop, Parameters, Prepared, SamplerConfig, prepared_batch
 from rsdiff.methods.codec import CodecConfig, IdentityConfig, ResidualConfig
 from rsdiff.methods.one_network import OneNetwork, OneNetworkConfig
 from rsdiff.models.conditioning import Condition
@@ -21,17 +21,21 @@ from rsdiff.models.unet import UNet, UNetConfig
 
 @dataclasses.dataclass(frozen=True)
 class DiffusionConfig(OneNetworkConfig):
-    """Settings needed to interpret a checkpoint's parameters. `drops`: fields to drop in training; they must be droppable."""
+    """Settings needed to interpret a checkpoint's parameters. `time`: how the network is told the noise level, by t or by
+    1000 α_t, as in SR3 (Saharia et al. 2021, arXiv 2104.07636, §2.4). `drops`: fields to drop in training; they must be
+    droppable. `sampler`: how to sample unless asked otherwise."""
 
     kind: Literal['diffusion'] = 'diffusion'
     model: UNetConfig = UNetConfig()
-    schedule: ScheduleConfig = ScheduleConfig()
+    schedule: ScheduleConfig | ResShiftConfig = ScheduleConfig()
     objective: ObjectiveConfig = ObjectiveConfig()
     codec: CodecConfig = IdentityConfig()
+    time: Literal['t', 'alpha'] = 't'
     drops: tuple[Drop, ...] = ()
+    sampler: SamplerConfig = SamplerConfig()
 
     def __post_init__(self):
-        zero = self.schedule.zero_terminal_snr
+        zero = isinstance(self.schedule, ScheduleConfig) and self.schedule.zero_terminal_snr
         if zero and self.objective.prediction == 'eps':
             raise BadInput("objective.prediction 'eps' cannot be used with schedule.zero_terminal_snr; use 'v' or 'x0'")
         if zero and self.objective.p2_gamma > 0 and not self.objective.p2_k > 0:
@@ -41,6 +45,8 @@ class DiffusionConfig(OneNetworkConfig):
         check_drops(self.drops, self.fields)
         if isinstance(self.codec, ResidualConfig) and any('lr' in drop.fields for drop in self.drops):
             raise BadInput("drops has 'lr', but codec residual computes its target from it; use codec identity")
+        if isinstance(self.schedule, ResShiftConfig) and not isinstance(self.codec, ResidualConfig):
+            raise BadInput('schedule resshift noises the residual over the enlarged lr; use codec residual')
 
     @property
     def timesteps(self) -> int:
@@ -74,10 +80,15 @@ class Diffusion(OneNetwork):
         return prepared_batch(self.fields, self.degradation, self.config.drops if drop else (), batch, key)
 
     def denoiser(self, params: Parameters, condition: Condition) -> Denoise:
-        """The function (z_t, t) → network output (ε, x_0 or v, as the objective sets). Encodes the condition once, here."""
-        model = self.network(params)
+        """The function (z_t, t) → network output (ε, x_0 or v, as the objective sets). Encodes the condition once, here.
+
+        A network's input has unit variance, if z_0 has: z_t is divided by √(α_t² + σ_t²) unless that is 1.
+        """
+        model, schedule = self.network(params), self.schedule
         encoded = model.encode(condition)
-        return lambda zt, t: model(zt, t, encoded)
+        scaled = lambda zt, t: zt if schedule.preserves_variance else zt / like(jnp.sqrt(schedule.power(t)), zt)
+        time = lambda t: 1000.0 * schedule.alpha(t) if self.config.time == 'alpha' else t
+        return lambda zt, t: model(scaled(zt, t), time(t), encoded)
 
     def loss(self, part, params, buffers, frozen, prepared, key):
         key_t, key_eps = jax.random.split(key)

@@ -9,7 +9,7 @@ from flax import nnx
 
 from rsdiff.base.keys import Keys
 from rsdiff.data.degradation import DegradationConfig
-from rsdiff.methods.base import GENERATOR, Buffers, Frozen, Parameters
+from rsdiff.methods.base import GENERATOR, Buffers, Frozen, Parameters, SamplerConfig
 from rsdiff.methods.codec import CodecConfig
 from rsdiff.models.conditioning import Number, Spatial, Tokens
 
@@ -64,6 +64,11 @@ class OneNetwork:
     @property
     def upscale(self) -> int:
         return self.config.upscale
+
+    @property
+    def sampler(self) -> SamplerConfig:
+        sampler = self.config.sampler
+        return dataclasses.replace(sampler, steps=min(sampler.steps, self.config.timesteps))
 
     @property
     def dtype(self):

@@ -8,7 +8,7 @@ import jax.numpy as jnp
 
 from rsdiff.diffusion.schedule import Schedule, one_step
 from rsdiff.diffusion.solvers import Denoise
-from rsdiff.methods.base import Prepared, prepared_batch
+from rsdiff.methods.base import Prepared, SamplerConfig, prepared_batch
 from rsdiff.methods.codec import CodecConfig, IdentityConfig
 from rsdiff.methods.one_network import OneNetwork, OneNetworkConfig
 from rsdiff.models.rrdbnet import RRDBNetConfig
@@ -27,6 +27,11 @@ class RegressionConfig(OneNetworkConfig):
     def timesteps(self) -> int:
         """T."""
         return 1
+
+    @property
+    def sampler(self) -> SamplerConfig:
+        """One evaluation."""
+        return SamplerConfig(steps=1)
 
 
 @dataclasses.dataclass(frozen=True)

@@ -2,10 +2,11 @@
 
 from typing import Any, Callable
 
+import jax
 import jax.numpy as jnp
 
 from rsdiff.diffusion import constraints, solvers
-from rsdiff.diffusion.constraints import Projection, projected
+from rsdiff.diffusion.constraints import Projection, Wavelet, consistent
 from rsdiff.diffusion.schedule import like
 from rsdiff.diffusion.solvers import Denoise
 from rsdiff.methods.base import NO_FROZEN, Frozen, Method, Parameters
@@ -33,7 +34,7 @@ def predictor(
     method: Method,
     params: Parameters,
     condition: Condition,
-    projection: Projection | None = None,
+    projection: Projection | Wavelet | None = None,
     margin: int = 0,
     frozen: Frozen = NO_FROZEN,
     combine: Combine = alone,
@@ -51,7 +52,7 @@ def predictor(
     Args:
       condition: as the method's network takes it, except for `lr`, (b, h + 2m, w + 2m, c) with m = `margin`; m = 0 if the
         window is the full image.
-      projection: how to project each predicted image onto `lr`; None to skip this.
+      projection: how predicted images are made consistent with `lr`; None to skip this.
       combine: makes the prediction from those for one or more conditions.
       constrain: a further constraint on each predicted image.
     """
@@ -65,7 +66,7 @@ def predictor(
         zt_inner = zt + like(method.schedule.alpha(t), zt) * d
         targets = method.codec.decode(predict(zt_inner, t), inner)
         image = lambda zt, t: jnp.clip(targets['image'], -1.0, 1.0)
-        held = constrain(projected(image, inner['lr'], projection) if projection else image, inner)
+        held = constrain(consistent(image, inner['lr'], projection) if projection else image, inner)
         return method.codec.encode(targets | {'image': held(zt, t)}, condition, margin)
 
     return predicted
@@ -82,8 +83,9 @@ def sample(
     condition: Condition,
     noise,
     steps: int,
-    projection: Projection | None = Projection(),
+    projection: Projection | Wavelet | None = Projection(),
     solver: solvers.Solver = 'ddim',
+    step_noise: Callable[[jax.Array], jax.Array] | None = None,
     guide: Any = None,
     strength: float = 1.0,
     frozen: Frozen = NO_FROZEN,
@@ -97,7 +99,8 @@ def sample(
       condition: as the method's network takes it, with `lr` (b, h, w, c).
       noise: standard normal, (b, H, W, c), the shape of the result.
       steps: number of network evaluations, at most `first_timestep(method, strength)`.
-      projection: how to project each predicted image onto `lr` (`diffusion.constraints`); None to skip this.
+      projection: how predicted images are made consistent with `lr` (`diffusion.constraints`); None to skip this.
+      step_noise: t → standard normal of the shape of `noise`, for a solver that is stochastic.
       guide: float32 (b, H, W, c), the real image; needed if strength < 1.
       strength: fraction of the timesteps to run; 1 starts from pure noise.
       combine, constrain: see `predictor`.
@@ -110,5 +113,5 @@ def sample(
         z = schedule.alpha(start) * method.codec.encode({'image': guide}, condition) + schedule.sigma(start) * noise
     else:
         z = schedule.first_scale * noise
-    z0 = solvers.sample(predict, schedule, 'x0', z, steps, solver=solver, start=start)
+    z0 = solvers.sample(predict, schedule, 'x0', z, steps, solver=solver, step_noise=step_noise, start=start)
     return jnp.clip(method.codec.decode(z0, condition)['image'], -1.0, 1.0)

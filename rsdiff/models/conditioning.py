@@ -22,8 +22,13 @@ Condition = dict[str, Any]  # arrays (b, …), JAX's or NumPy's
 
 @dataclasses.dataclass(frozen=True)
 class Spatial:
-    """An image (b, h / scale, w / scale, channels) of the same area as the result (b, h, w, ·), encoded by `blocks` RRDBs
-    (`models.rrdbnet`) with `features` channels and growth `growth`.
+    """An image (b, h / scale, w / scale, channels) of the same area as the result (b, h, w, ·).
+
+    `encoder`: 'rrdb', `blocks` RRDBs (`models.rrdbnet`) with `features` channels and growth `growth`, and a learned upsampling;
+    or 'enlarged', the image itself, enlarged bicubically, as in SR3 (Saharia et al. 2021, arXiv 2104.07636).
+
+    `join`: 'concatenate', features beside those of the noisy image; or 'align', added to them by a block that sees both and
+    starts as zero, as in FaithDiff (Chen et al. 2024, arXiv 2411.18824).
 
     With `frames` > 1, it is a stack of up to that many images of the same place: (b, h / scale, w / scale, frames · channels),
     one image after the other; those that do not exist are NaN.
@@ -36,6 +41,8 @@ class Spatial:
     blocks: int = 2
     droppable: bool = False
     frames: int = 1
+    encoder: Literal['rrdb', 'enlarged'] = 'rrdb'
+    join: Literal['concatenate', 'align'] = 'concatenate'
 
     def __post_init__(self):
         check_range(self, 1, 256, 'channels')

@@ -2,6 +2,7 @@
 
     spatial fields (lr …) ─ RRDB encoder ─ learned upsampling ─┐
     x_t ─ space to depth ──────────────────────────────────────┴─ concat ─ down … middle … up ─ depth to space ─ prediction
+                                                                  (or align: a block that joins both, added after the first conv)
     t ─ sinusoid ─ MLP ─────────────────────┐
     numbers (gsd_m …) ─ sinusoid ─ MLP ─────┴─ sum ─ scale and shift in every block
     tokens (text …) ─ linear ─ cross-attention wherever there is self-attention
@@ -104,8 +105,16 @@ class UNetConfig:
     def rough_parameters(self) -> float:
         """Approximate number of parameters, from the convolutions alone."""
         squares = sum((self.width * multiplier) ** 2 for multiplier in self.multipliers)
-        encoders = sum(27 * field.blocks * (field.features + 4 * field.growth) ** 2 for field in self.spatial.values())
+        encoders = sum(
+            27 * field.blocks * (field.features + 4 * field.growth) ** 2
+            for field in self.spatial.values()
+            if field.encoder == 'rrdb'
+        )
         return 27 * (2 * self.blocks + 3) * squares + encoders
+
+    def features(self, field: Spatial) -> int:
+        """Number of feature channels of a spatial field at the first level."""
+        return field.features if field.encoder == 'rrdb' else field.channels * self.patch**2
 
     @property
     def stride(self) -> int:
@@ -216,6 +225,23 @@ class Stage(nnx.Module):
         return x if self.cross is None else self.cross(x, tokens, seen)
 
 
+class Alignment(nnx.Module):
+    """Adds features of a condition to those of the noisy image, x, by a block that sees both; at the start it adds nothing.
+    Keeps the shape of x."""
+
+    def __init__(self, channels: int, features: int, embedding: int, *, dtype, rngs: nnx.Rngs):
+        self.block = ResBlock(channels + features, channels, embedding, dtype=dtype, rngs=rngs)
+        self.out = nnx.Conv(channels, channels, (1, 1), kernel_init=zeros, dtype=dtype, rngs=rngs)
+
+    def __call__(self, x, features, embedding):
+        return x + self.out(self.block(jnp.concatenate([x, features], axis=-1), embedding))
+
+
+def folded(image, patch: int):
+    """Folds patch × patch pixels into channels: (b, h, w, c) → (b, h / patch, w / patch, patch² · c)."""
+    return rearrange(image, 'b (h p) (w q) c -> b h w (p q c)', p=patch, q=patch)
+
+
 def _prefix(name: str) -> str:
     """Prefix of a spatial field's parameter names. `lr` and `gsd_m` keep the names used in the earliest checkpoints."""
     return '' if name == 'lr' else f'{name}_'
@@ -240,6 +266,8 @@ class UNet(nnx.Module):
             code = harmonics if number.code == 'cyclic' else sinusoid
             setattr(self, _number_mlp(name), EmbeddingMLP(config.width, embedding, code, **make))
         for name, field in config.spatial.items():
+            if field.encoder == 'enlarged':
+                continue
             channels = field.channels * max(1, config.patch // field.scale) ** 2
             sizes = field.features, field.growth, field.blocks
             setattr(self, f'{_prefix(name)}encoder', RRDBEncoder(*sizes, channels=channels, **make))
@@ -249,13 +277,16 @@ class UNet(nnx.Module):
         for name, field in config.tokens.items():
             setattr(self, f'{name}_tokens', nnx.Linear(field.width, embedding, **make))
         for name, field in config.fields.items():
-            width = field.features if isinstance(field, Spatial) else embedding
+            width = config.features(field) if isinstance(field, Spatial) else embedding
             if field.droppable:
                 setattr(self, f'{name}_null', nnx.Param(jnp.zeros(width)))
 
         pixels = config.channels * config.patch**2
-        features = sum(field.features for field in config.spatial.values())
+        features = sum(config.features(field) for field in config.spatial.values() if field.join == 'concatenate')
         self.conv_in = nnx.Conv(pixels + features, widths[0], (3, 3), **make)
+        for name, field in config.spatial.items():
+            if field.join == 'align':
+                setattr(self, f'{name}_align', Alignment(widths[0], config.features(field), embedding, **make))
         token_width = embedding if config.tokens else None
 
         def stage(level, channels_in):
@@ -326,9 +357,12 @@ class UNet(nnx.Module):
 
     def _features(self, name: str, field: Spatial, image):
         """An image's features at the first level's size: upsampled by convolutions, or folded like the noisy image."""
+        if field.encoder == 'enlarged':
+            batch, height, width, channels = image.shape
+            size = batch, height * field.scale, width * field.scale, channels
+            return folded(jax.image.resize(image, size, 'bicubic'), self.config.patch)
         fold = max(1, self.config.patch // field.scale)
-        folded = rearrange(image, 'b (h p) (w q) c -> b h w (p q c)', p=fold, q=fold)
-        x = getattr(self, f'{_prefix(name)}encoder')(folded)
+        x = getattr(self, f'{_prefix(name)}encoder')(folded(image, fold))
         for conv in getattr(self, f'{_prefix(name)}enlarge'):
             x = lrelu(conv(nearest_up(x, 2)))
         return x
@@ -341,7 +375,7 @@ class UNet(nnx.Module):
 
         Args:
           xt: float32 (b, h, w, channels); h and w multiples of `config.stride`.
-          t: int32 (b,) in [1, T].
+          t: (b,), the timestep in [1, T] or another measure of the noise level in that range.
           encoded: the condition, from `encode`.
         Returns:
           float32, the shape of xt.
@@ -349,9 +383,14 @@ class UNet(nnx.Module):
         config = self.config
         time = self.time_mlp(t)
         embedding = nnx.silu(time if encoded.numbers is None else time + encoded.numbers)
-        folded = rearrange(xt, 'b (h p) (w q) c -> b h w (p q c)', p=config.patch, q=config.patch)
-        features = [jnp.broadcast_to(x, (*folded.shape[:3], x.shape[-1])) for x in encoded.features]
-        x = self.conv_in(jnp.concatenate([folded, *features], axis=-1))
+        noisy = folded(xt, config.patch)
+        features = [jnp.broadcast_to(x, (*noisy.shape[:3], x.shape[-1])) for x in encoded.features]
+        named = list(zip(config.spatial.items(), features))
+        beside = [x for (_, field), x in named if field.join == 'concatenate']
+        x = self.conv_in(jnp.concatenate([noisy, *beside], axis=-1))
+        for (name, field), own in named:
+            if field.join == 'align':
+                x = getattr(self, f'{name}_align')(x, own, embedding)
         attended = ()
         if encoded.tokens:
             tokens = [jnp.broadcast_to(some, (len(xt), *some.shape[1:])) for some in encoded.tokens]

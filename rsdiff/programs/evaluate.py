@@ -77,7 +77,12 @@ LIMIT = flags.DEFINE_integer('limit', None, 'Use at most this many references, e
 GSD_M = flags.DEFINE_float('gsd_m', None, 'Metres per pixel of references whose manifest does not give it.')
 BANDS = flags.DEFINE_string('bands', None, 'GeoTIFF bands for red, green and blue, such as 4,3,2.')
 VALUE_RANGE = flags.DEFINE_string('value_range', None, 'GeoTIFF values for black and white, such as 0,3000.')
-STEPS = flags.DEFINE_integer('steps', 20, 'Network evaluations per sample.', lower_bound=1)
+STEPS = flags.DEFINE_integer(
+    'steps',
+    None,
+    "Network evaluations per sample, at most the checkpoint's timesteps; default: the checkpoint's own.",
+    1,
+)
 SEED = flags.DEFINE_integer('seed', 0, 'Random seed of samples and conditions.')
 BATCH = flags.DEFINE_integer('batch_size', 8, 'Images per batch; affects speed only.', lower_bound=1)
 EXAMPLES = flags.DEFINE_integer('examples', 6, 'Rows of grid.png.', lower_bound=1)
@@ -314,10 +319,11 @@ def sample(checkpoint: Path, conditions: Path, out: Path) -> None:
         str(conditions),
         '--out',
         str(out),
-        f'--steps={STEPS.value}',
         f'--seed={SEED.value}',
         f'--batch_size={BATCH.value}',
     ]
+    if STEPS.value:
+        command.append(f'--steps={min(STEPS.value, read_config(checkpoint / CONFIG).method.timesteps)}')
     status = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
     if status:
         sys.exit(status)

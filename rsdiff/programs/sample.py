@@ -35,7 +35,7 @@ from rsdiff.methods.sampling import first_timestep
 from rsdiff.models.conditioning import Spatial, Tokens
 from rsdiff.programs import console
 from rsdiff.programs.console import flag_numbers
-from rsdiff.sampling.binding import bind_images, bind_windows, check_condition, make_projection, steps_of
+from rsdiff.sampling.binding import bind_images, bind_windows, check_condition, make_projection, make_wavelet, steps_of
 from rsdiff.sampling.images import FolderSettings, sample_folder
 from rsdiff.sampling.mosaic.cascade import MOST_STAGES, MosaicSettings, estimate, sample_mosaic, save_region
 from rsdiff.sampling.mosaic.condition import Condition
@@ -55,10 +55,25 @@ flags.DEFINE_multi_string(
 flags.DEFINE_string('out', None, 'Output folder: new, or from an earlier run of this command.')
 flags.DEFINE_float('gsd_m', None, 'Metres per pixel of the condition, if its file or manifest does not give it.')
 flags.DEFINE_integer('stages', 1, 'How many times to enlarge 4×.')
-flags.DEFINE_integer('steps', None, "Network evaluations per window; default: the plan's, or 20 without --tiles.")
+flags.DEFINE_integer(
+    'steps', None, "Network evaluations per window; default: the plan's; without --tiles the checkpoint's."
+)
+flags.DEFINE_enum(
+    'solver',
+    None,
+    typing.get_args(Solver),
+    "Default: the plan's; without --tiles the checkpoint's. dpm++2m needs half the steps of ddim or fewer; ancestral adds "
+    'noise at every step.',
+)
 flags.DEFINE_integer('seed', 0, 'Random seed; the same seed gives the same image.')
 flags.DEFINE_integer('batch_size', 16, 'Windows or images per batch. No effect with --tiles on a CPU.')
-flags.DEFINE_bool('consistency', True, 'Project each predicted image onto the condition at low frequencies.')
+flags.DEFINE_bool('consistency', True, 'Keep the image consistent with the condition at low frequencies.')
+flags.DEFINE_enum(
+    'consistency_by',
+    'projection',
+    ['projection', 'wavelet'],
+    "projection: project every predicted image onto the condition; wavelet: StableSR's colour correction of the result.",
+)
 flags.DEFINE_enum('consistency_scale', '4', ['4', '8', '16'], 'Block size of the projection in pixels.')
 flags.DEFINE_float('consistency_strength', 1.0, 'Weight of the projection, 0 to 1.')
 flags.DEFINE_integer('consistency_end', None, 'Step from which on the projection is left out; default: never.')
@@ -80,10 +95,9 @@ flags.DEFINE_integer('workers', 1, 'With --tiles: number of processes, on machin
 flags.DEFINE_string('bands', None, 'GeoTIFF bands for red, green and blue, such as 4,3,2.')
 flags.DEFINE_string('value_range', None, 'GeoTIFF values for black and white, such as 0,3000.')
 flags.DEFINE_list('format', None, 'With --tiles: from zarr (always), png, tif, viewer; default: png if small enough.')
-FOLDERS = 'variants', 'split', 'degrade', 'strength', 'solver'
+FOLDERS = 'variants', 'split', 'degrade', 'strength'
 flags.DEFINE_integer('variants', 1, 'Without --tiles: images to sample per input image.')
 flags.DEFINE_string('split', None, 'Without --tiles: use only this split of the folder.')
-flags.DEFINE_enum('solver', 'ddim', typing.get_args(Solver), 'Without --tiles; dpm++2m needs half the steps or fewer.')
 flags.DEFINE_bool('degrade', False, 'Without --tiles: the images are the truth; degrade them to conditions first.')
 flags.DEFINE_float(
     'strength', 1.0, 'With --degrade: below 1, start from the real image, noised to this share of the timesteps.'
@@ -115,9 +129,12 @@ def check_flags() -> None:
 
 
 def projection(trained: Trained, steps: int):
-    """The `Projection` that the flags ask for, or None."""
+    """The `Projection` or `Wavelet` that the flags ask for, or None."""
+    start = first_timestep(trained.method, FLAGS.strength)
     numbers = int(FLAGS.consistency_scale), FLAGS.consistency_strength, FLAGS.consistency_end
-    made = make_projection(trained.method, steps, *numbers, first_timestep(trained.method, FLAGS.strength))
+    made = make_projection(trained.method, steps, *numbers, start)
+    if FLAGS.consistency_by == 'wavelet':
+        made = make_wavelet(trained.method, steps, start)
     return made if FLAGS.consistency else None
 
 
@@ -161,7 +178,9 @@ def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
         raise BadInput(f'--tiles needs --gsd_m, metres per pixel of the condition; {FLAGS.condition} does not give it')
     window_px = trained.config.data.size_px
     timesteps = trained.method.schedule.timesteps
-    plan = make_plan(FLAGS.plan, window_px, FLAGS.steps, FLAGS.phases, FLAGS.overlap, FLAGS.seed, timesteps)
+    plan = make_plan(
+        FLAGS.plan, window_px, FLAGS.steps, FLAGS.phases, FLAGS.overlap, FLAGS.seed, timesteps, FLAGS.solver
+    )
     project = projection(trained, plan.steps)
     settings = MosaicSettings(
         gsd_m, FLAGS.stages, plan, FLAGS.supertile or 16 * window_px, FLAGS.seed, FLAGS.noise, FLAGS.wrap_x
@@ -192,11 +211,10 @@ def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
 
 def folder(trained: Trained, provenance: dict, out: Path) -> dict:
     """Samples many images, each in one piece."""
-    timesteps = trained.method.schedule.timesteps
-    path, mesh, steps = (
-        Path(FLAGS.condition),
-        make_mesh(),
-        steps_of(trained.method, FLAGS.steps or min(20, timesteps), FLAGS.strength),
+    path, mesh, sampler = Path(FLAGS.condition), make_mesh(), trained.method.sampler
+    steps, solver = (
+        steps_of(trained.method, FLAGS.steps or sampler.steps, FLAGS.strength),
+        FLAGS.solver or sampler.solver,
     )
     entries = opened_entries(path, FLAGS.split) if path.is_dir() else [Entry(path, path.name)]
     project = projection(trained, steps)
@@ -209,7 +227,7 @@ def folder(trained: Trained, provenance: dict, out: Path) -> dict:
         FLAGS.variants,
         FLAGS.degrade,
         FLAGS.strength,
-        FLAGS.solver,
+        solver,
         FLAGS.seed,
         -(-FLAGS.batch_size // mesh.size) * mesh.size,
         flag_numbers('bands', int, 3),
@@ -222,8 +240,8 @@ def folder(trained: Trained, provenance: dict, out: Path) -> dict:
     provenance |= noted(numbers) | {f'field_{name}': stamp(file).sha256 for name, file in paths.items()}
     constants = {name: float(value[0]) for name, value in numbers.items()}
     constants |= {name: os.path.abspath(file) for name, file in paths.items()}
-    sampler = bind_images(trained.method, trained.params, steps, mesh, project, FLAGS.strength, FLAGS.solver)
-    result = sample_folder(sampler, trained.config.degradation, entries, out, settings, provenance, constants=constants)
+    images = bind_images(trained.method, trained.params, steps, mesh, project, FLAGS.strength, solver)
+    result = sample_folder(images, trained.config.degradation, entries, out, settings, provenance, constants=constants)
     carry_fingerprints(FLAGS.checkpoint, out)
     return result
 

@@ -8,8 +8,8 @@ import numpy as np
 from jax.sharding import Mesh, NamedSharding, PartitionSpec
 
 from rsdiff.base.errors import BadInput
-from rsdiff.diffusion import solvers
-from rsdiff.diffusion.constraints import UP_REACH_PX, Projection
+from rsdiff.diffusion import noise, solvers
+from rsdiff.diffusion.constraints import UP_REACH_PX, Projection, Wavelet
 from rsdiff.diffusion.solvers import Solver
 from rsdiff.methods.base import Method, Parameters, fields_to_read
 from rsdiff.methods.sampling import Combine, Constrain, alone, first_timestep, predictor, sample, unconstrained
@@ -25,7 +25,7 @@ def bind_windows(
     params: Parameters,
     plan: Plan,
     mesh: Mesh,
-    projection: Projection | None = Projection(),
+    projection: Projection | Wavelet | None = Projection(),
     batch_size: int = 16,
     constants: Condition | None = None,
     images: dict[str, Any] | None = None,
@@ -53,12 +53,14 @@ def bind_windows(
     def on_devices(function, *specs):
         return jax.jit(jax.shard_map(function, mesh=mesh, in_specs=specs, out_specs=split, check_vma=False))
 
-    def advance(networks, condition, x, x0, steps):
+    def advance(networks, condition, x, x0, steps, corners, place):
         params, frozen = networks
         predict = predictor(method, params, condition, projection, margin, frozen, combine, constrain)
-        return solvers.integrate(predict, steps, x, x0)
+        key, around = place
+        step_noise = lambda t: noise.at_step(key, t, corners, *x.shape[1:], around=around)
+        return solvers.integrate(predict, steps, x, x0, step_noise if solvers.is_stochastic(plan.solver) else None)
 
-    advance = on_devices(advance, whole, split, split, split, whole)
+    advance = on_devices(advance, whole, split, split, split, whole, split, whole)
     decode = lambda condition, z: jnp.clip(method.codec.decode(z, condition, margin)['image'], -1.0, 1.0)
     image = on_devices(decode, split, split)
     steps = solvers.solver_steps(plan.solver, method.schedule, plan.steps)
@@ -67,7 +69,7 @@ def bind_windows(
     def at(gsd_m: float) -> WindowSampler:
         known = same | _known(method, gsd_m=np.full(batch, gsd_m, np.float32))
         return WindowSampler(
-            lambda condition, x, x0, steps: advance(networks, condition | known, x, x0, steps),
+            lambda condition, *rest: advance(networks, condition | known, *rest),
             image,
             steps,
             batch,
@@ -112,7 +114,7 @@ def bind_images(
     params: Parameters,
     steps: int,
     mesh: Mesh,
-    projection: Projection | None = Projection(),
+    projection: Projection | Wavelet | None = Projection(),
     strength: float = 1.0,
     solver: Solver = 'ddim',
     combine: Combine = alone,
@@ -131,16 +133,30 @@ def bind_images(
     fields = fields_to_read(method.fields)
     check_condition(method, ['lr', 'gsd_m', *(field.name for field in fields)])
 
-    def run(networks, condition, noise, guide):
+    def run(networks, condition, first, keys, guide):
         params, frozen = networks
+        step_noise = jax.vmap(lambda key, t: noise.crop(jax.random.fold_in(key, t), 0, 0, *first.shape[1:]), (0, None))
+        own = (lambda t: step_noise(keys, t)) if solvers.is_stochastic(solver) else None
         return sample(
-            method, params, condition, noise, steps, projection, solver, guide, strength, frozen, combine, constrain
+            method,
+            params,
+            condition,
+            first,
+            steps,
+            projection,
+            solver,
+            own,
+            guide,
+            strength,
+            frozen,
+            combine,
+            constrain,
         )
 
-    run = jax.jit(run, in_shardings=(whole, split, split, split), out_shardings=split)
+    run = jax.jit(run, in_shardings=(whole, split, split, split, split), out_shardings=split)
 
-    def made(condition, noise, guide=None):
-        return run(networks, _known(method, **condition), noise, guide)
+    def made(condition, first, keys=None, guide=None):
+        return run(networks, _known(method, **condition), first, keys, guide)
 
     return ImageSampler(made, method.upscale, method.channels, fields)
 
@@ -176,3 +192,8 @@ def make_projection(
         raise BadInput(f'steps is {steps}; the generator has {start} timesteps')
     end_step = steps if end_step is None else min(end_step, steps)
     return Projection(factor, strength, int(solvers.timestep_grid(start, steps)[end_step]))
+
+
+def make_wavelet(method: Method, steps: int, start: int | None = None) -> Wavelet:
+    """The wavelet colour correction of the last of `steps`; `start` as in `make_projection`."""
+    return Wavelet(start=int(solvers.timestep_grid(start or method.schedule.timesteps, steps)[-2]))

@@ -39,7 +39,8 @@ class ImageSampler:
     """A function that samples a batch of images.
 
     Attributes:
-      sample: (condition, noise (b, H, W, channels), real image (b, H, W, 3) or None) → (b, H, W, 3) in [-1, 1]. The condition
+      sample: (condition, noise (b, H, W, channels), keys (b,) of the noise of stochastic steps, real image (b, H, W, 3) or None)
+        → (b, H, W, 3) in [-1, 1]. The condition
         is a dict of `lr` (b, H / upscale, W / upscale, 3) in [-1, 1], `gsd_m` (b,), metres per pixel of the result, and
         those of `fields` that at least one image has: images (b, H / scale, W / scale, ·) in [-1, 1] and numbers (b,),
         NaN for the images that lack them.
@@ -269,8 +270,9 @@ def _enlarge_function(sampler: ImageSampler, degradation: DegradationConfig, set
         for stage, truth in enumerate(reversed(truths), 1):
             gsd_m = gsd_m / UPSCALE
             _, height, width, _ = images.shape
-            fresh = noises(folded(keys, stage), sampler.upscale * height, sampler.upscale * width)
-            images = sampler.sample({'lr': images, 'gsd_m': gsd_m, **fields[stage - 1]}, fresh, truth)
+            own = folded(keys, stage)
+            fresh = noises(own, sampler.upscale * height, sampler.upscale * width)
+            images = sampler.sample({'lr': images, 'gsd_m': gsd_m, **fields[stage - 1]}, fresh, own, truth)
         return images
 
     return run

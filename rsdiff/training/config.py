@@ -231,8 +231,8 @@ def former(method: MethodConfig) -> dict[str, Any]:
     return values | {'model': model}
 
 
-def to_config_dict(config: TrainConfig) -> ml_collections.ConfigDict:
-    """The editable form that files in `configs/` return, with all keys present and no others allowed."""
+def to_config_dict(config: Any) -> ml_collections.ConfigDict:
+    """The editable form of a dataclass that files in `configs/` return, with all keys present and no others allowed."""
     return _editable(config).lock()
 
 

@@ -43,9 +43,17 @@ class Validation:
         outputs: Any = dict(out_shardings=meshes.replicated(mesh))
         self._loss_at = jax.jit(self._loss, **outputs)
         steps = min(self.config.steps, timesteps)
+        step_noise = lambda t: jax.random.normal(jax.random.fold_in(key, t), truth.shape)
         self._sample = jax.jit(
             lambda params, frozen, condition, noise: sample(
-                trainer.method, params, condition, noise, steps, frozen=frozen
+                trainer.method,
+                params,
+                condition,
+                noise,
+                steps,
+                solver=trainer.method.sampler.solver,
+                step_noise=step_noise,
+                frozen=frozen,
             ),
             **outputs,
         )

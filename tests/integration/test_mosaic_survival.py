@@ -31,7 +31,7 @@ def predict(lr):
     return lambda x, t: 0.6 * enlarged + 0.3 * jax.numpy.tanh(x - x.mean((1, 2), keepdims=True))
 
 
-ADVANCE = jax.jit(lambda condition, x, x0, steps: integrate(predict(condition['lr']), steps, x, x0))
+ADVANCE = jax.jit(lambda condition, x, x0, steps, *_: integrate(predict(condition['lr']), steps, x, x0))
 
 
 def make(condition, out, log=None, seconds=0.0, batch=BATCH):

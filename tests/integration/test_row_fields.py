@@ -39,7 +39,7 @@ def trained():
     """A network with random parameters."""
     config = from_dict(TrainConfig, {'method': {'model': MODEL}, 'data': {'source': 'images', 'size_px': 32}})
     method = make_method(config.method, config.degradation)
-    params = tiny.shaken(jax.jit(method.init)(jax.random.key(0)), by=0.1)
+    params = tiny.drawn(method)
     return Trained(method, params, config, '', 0)
 
 

@@ -27,7 +27,7 @@ def mosaic(out, condition, tint):
         return 0.5 * enlarged + 0.1 * x + tint * x.mean((1, 2), keepdims=True)
 
     steps = solver_steps(PLAN.solver, make_schedule(ScheduleConfig()), PLAN.steps)
-    sampler = WindowSampler(lambda condition, x, x0, steps: (x, x0), image, steps, batch=16)
+    sampler = WindowSampler(lambda condition, x, x0, steps, *_: (x, x0), image, steps, batch=16)
     settings = MosaicSettings(gsd_m=40.0, stages=1, plan=PLAN, supertile_px=128)
     sample_mosaic(lambda gsd_m: sampler, condition, out, settings, {}, show=False)
 

@@ -59,10 +59,11 @@ class WindowSampler:
     """Functions that sample a batch of windows of W × W pixels of the result each.
 
     Attributes:
-      advance: (condition, x (b, W, W, channels), x0 (b, W, W, channels), steps) → (x, x0), some steps of
-        `solvers.integrate`. The meaning of x and x0 must not depend on the window that a pixel lies in. The condition is a
-        dict of the windows' crops, by name, (b, W / scale + 2 margin, W / scale + 2 margin, ·); the sampler itself supplies
-        the fields that are the same everywhere.
+      advance: (condition, x (b, W, W, channels), x0 (b, W, W, channels), steps, corners int32 (b, 2), (key, circumference))
+        → (x, x0), some steps of `solvers.integrate`. The meaning of x and x0 must not depend on the window that a pixel lies
+        in. The condition is a dict of the windows' crops, by name, (b, W / scale + 2 margin, W / scale + 2 margin, ·); the
+        sampler itself supplies the fields that are the same everywhere. The last two place the noise of stochastic steps
+        (`noise.at_step`).
       image: (condition, x after the last step) → (b, W, W, 3) in [-1, 1].
       steps: all solver steps.
       batch: b; every call has exactly this many windows.
@@ -72,7 +73,7 @@ class WindowSampler:
       first_scale: scale of the initial noise.
     """
 
-    advance: Callable[[Condition, Pixels, Pixels, Steps], tuple[jax.Array, jax.Array]]
+    advance: Callable[..., tuple[jax.Array, jax.Array]]
     image: Callable[[Condition, Pixels], jax.Array]
     steps: Steps
     batch: int
@@ -142,6 +143,7 @@ class Field:
         reads = [hull(*places, plan.window_px) for places in zip(rows, columns)]
         # the first phase reads the most
         crops = {name: _Crop(self.planes[name], reads[0], read) for name, read in sampler.reads.items()}
+        place = self.key, np.int32(self.around_px or LARGEST_PLACE)
         field, done = None, 0
         for phase, ys, xs, leaves in zip(plan.phases, rows, columns, reads[1:] + [box]):
             steps, is_last = sampler.steps[done : done + phase.steps], done + phase.steps == plan.steps
@@ -150,7 +152,7 @@ class Field:
                 filled = np.array(corners + corners[-1:] * (sampler.batch - len(corners)), np.int64)
                 condition = {name: crop.windows(filled, plan.window_px) for name, crop in crops.items()}
                 x, x0 = self._first(filled) if field is None else field.windows(filled, plan.window_px)
-                x, x0 = sampler.advance(condition, x, x0, steps)
+                x, x0 = sampler.advance(condition, x, x0, steps, self._indexed(filled), place)
                 return corners, (sampler.image(condition, x),) if is_last else (x, x0)
 
             channels = (3,) if is_last else (sampler.channels,) * 2
@@ -170,15 +172,19 @@ class Field:
         )
 
     def _first(self, corners: np.ndarray) -> tuple[jax.Array, jax.Array]:
+        where = self._indexed(corners), self.plan.window_px, self.around_px
+        x = first_noise(self.noise_kind, self.key, *where, self.sampler.channels)
+        return self.sampler.first_scale * x, jnp.zeros_like(x)
+
+    def _indexed(self, corners: np.ndarray) -> np.ndarray:
+        """The corners as int32 (b, 2), by which noise is indexed."""
         if self.around_px:
             corners = np.stack([corners[:, 0], corners[:, 1] % self.around_px], 1)
         if corners.min() < -LARGEST_PLACE or corners.max() + self.plan.window_px > LARGEST_PLACE:
             raise BadInput(
                 f'the region reaches beyond {LARGEST_PLACE:,} px from the upper left corner, where noise is undefined'
             )
-        where = corners.astype(np.int32), self.plan.window_px, self.around_px
-        x = first_noise(self.noise_kind, self.key, *where, self.sampler.channels)
-        return self.sampler.first_scale * x, jnp.zeros_like(x)
+        return corners.astype(np.int32)
 
 
 class _Crop:

@@ -146,6 +146,7 @@ def make_plan(
     overlap_px: int | None = None,
     seed: int = 0,
     timesteps: int | None = None,
+    solver: Solver | None = None,
 ) -> Plan:
     """One of the plans above, with its parameters overridden by those given.
 
@@ -155,6 +156,7 @@ def make_plan(
       overlap_px: overlap of windows, for `fast`; a multiple of 4.
       seed: for the offsets of `spot`.
       timesteps: the method's number of timesteps, which limits the default of `steps`.
+      solver: another solver than the plan's.
     Raises:
       BadInput: a value is out of range, or the plan does not have this parameter.
     """
@@ -199,7 +201,7 @@ def make_plan(
         made = [Phase(1, window_px, (_fraction(seed, n, 0), _fraction(seed, n, 1))) for n in range(steps)]
     else:
         made = [Phase(n, half, offset, ramp_px=half) for n, offset in zip(evenly, offsets)]
-    return Plan(name, window_px, 'dpm++2m' if name == 'fast' else 'ddim', tuple(made))
+    return Plan(name, window_px, solver or ('dpm++2m' if name == 'fast' else 'ddim'), tuple(made))
 
 
 def _fraction(*names: int) -> float:
