@@ -7,7 +7,7 @@ import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import aerial, demo, earth, metaearth
+from configs import aerial, demo, earth, highresnet, metaearth, rrdbnet, srcnn
 from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import PRESETS
 from rsdiff.methods.base import Drop
@@ -33,7 +33,7 @@ def test_dicts_and_dataclasses_are_inverse_through_json():
     assert from_dict(TrainConfig, json.loads(json.dumps(to_dict(config)))) == config
 
 
-@pytest.mark.parametrize('module', [aerial, demo, earth, metaearth])
+@pytest.mark.parametrize('module', [aerial, demo, earth, highresnet, metaearth, rrdbnet, srcnn])
 def test_every_config_file_is_a_config(module):
     config = from_dict(TrainConfig, module.get_config().to_dict())
     assert config.data.size_px % config.method.model.stride == 0
