@@ -273,7 +273,9 @@ def test_weights_of_another_network_are_refused():
 
     refused(highresnet, states[srcnn], 'x.pth: expected kind highresnet.*; found kind srcnn')
     refused(srcnn, states[highresnet], 'x.pth: expected kind srcnn.*; found kind highresnet')
-    refused(dataclasses.replace(srcnn, frames=5), states[srcnn], 'expected kind srcnn, frames 5; found kind srcnn, frames 3')
+    refused(
+        dataclasses.replace(srcnn, frames=5), states[srcnn], 'expected kind srcnn, frames 5; found kind srcnn, frames 3'
+    )
     refused(dataclasses.replace(srcnn, blocks=2), states[srcnn], 'blocks 2; found .*blocks 1')
     refused(dataclasses.replace(srcnn, reference=True), states[srcnn], 'reference True; found .*reference False')
     refused(srcnn, {'conv_first.weight': np.zeros((16, 3, 3, 3))}, 'expected SRCNN or HighResNet; found .*conv_first')
