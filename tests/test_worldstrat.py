@@ -286,6 +286,21 @@ def test_weights_of_another_network_are_refused():
     refused(highresnet, bent, 'fusion.fusion.1.fuse.1.bias differs from level 0')
 
 
+def test_a_highresnet_takes_any_number_of_frames():
+    stored = HighResNetConfig(**SMALL | {'frames': 9})
+    tensors, frames = state_of(torch_network(stored)), images(2, 3)
+    config = dataclasses.replace(stored, frames=3)
+    params = worldstrat.params_from(config, shapes_of(config), tensors, 'x.pth')
+    made = caller(config)(params, {'lr': frames[:, 0], 'frames': as_field(frames)})
+    given = worldstrat.params_from(stored, shapes_of(stored), tensors, 'x.pth')
+    missing = np.full_like(as_field(images(2, 6)), np.nan)
+    same = caller(stored)(given, {'lr': frames[:, 0], 'frames': np.concatenate([as_field(frames), missing], axis=-1)})
+    np.testing.assert_allclose(made, same, atol=1e-5)
+    single = dataclasses.replace(stored, frames=1)
+    with pytest.raises(BadInput, match='expected kind highresnet, frames 1; found kind highresnet, frames 9'):
+        worldstrat.params_from(single, shapes_of(single), tensors, 'x.pth')
+
+
 def test_sizes_that_do_not_fit_are_named():
     with pytest.raises(BadInput, match='features is 24; it must be a multiple of zoom² = 16'):
         SRCNNConfig(features=24)
