@@ -57,6 +57,14 @@ def test_a_convolution_is_outputs_times_taps_times_channels():
     assert macs(grouped, zeros(2, 8, 8, 6), zeros(3, 3, 2, 9)) == 2 * 64 * 9 * 9 * 2
 
 
+def test_every_frame_of_a_stack_is_counted():
+    model = {'kind': 'highresnet', 'features': 16, 'frames': 4}
+    config = from_dict(TrainConfig, {'method': {'kind': 'regression', 'model': model}, 'data': {'size_px': 32}})
+    encoder, fusion = 9 * (3 * 16 + 16 * 16), 9 * (2 * 32 * 32 + 32 * 16)
+    rendering = 16 * (1 * 1 + 1 * 3)
+    assert cost.count_macs(cost.trace_forward(config).jaxpr) == 64 * (4 * encoder + 3 * fusion + rendering)
+
+
 def test_attention_is_two_products_of_all_pairs():
     length, heads, width = 9, 2, 8
     qkv = [zeros(3, length, heads, width)] * 3

@@ -11,6 +11,8 @@ from tiny import UNET, drawn
 
 from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import LIGHT, degrade
+from rsdiff.data.folder import read_folder
+from rsdiff.data.images import read_image
 from rsdiff.diffusion.constraints import Projection, keep_known, project, projected, smooth_up
 from rsdiff.diffusion.guidance import guided
 from rsdiff.diffusion.objective import ObjectiveConfig
@@ -21,7 +23,11 @@ from rsdiff.methods.kinds import make_method
 from rsdiff.methods.regression import RegressionConfig
 from rsdiff.methods.sampling import predictor, sample
 from rsdiff.models.conditioning import GSD_M, Spatial
+from rsdiff.models.highresnet import HighResNetConfig
 from rsdiff.models.rrdbnet import RRDBNetConfig
+from rsdiff.models.srcnn import SRCNNConfig
+from rsdiff.sampling.binding import bind_images
+from rsdiff.sampling.images import FolderSettings, sample_folder
 from rsdiff.training import mesh as meshes
 from rsdiff.training.config import OptimizerConfig, TrainConfig, ValidationConfig
 from rsdiff.training.state import Trainer
@@ -64,6 +70,31 @@ def test_every_method_learns_and_samples_by_the_same_calls(method):
     noise = jax.random.normal(jax.random.key(2), (4, 16, 16, 3))
     made = sample(method, trainer.average(state), condition, noise, steps)
     assert made.shape == noise.shape and np.isfinite(made).all() and np.abs(made).max() <= 1
+
+
+@pytest.mark.parametrize('model', [SRCNNConfig(16, frames=3), HighResNetConfig(16, frames=3)], ids=lambda m: m.kind)
+def test_a_network_of_frames_learns_from_any_number_of_them_and_samples_without(model, image_folder, tmp_path):
+    config = TrainConfig(method=RegressionConfig(model=model), degradation=LIGHT, batch_size=4)
+    config = dataclasses.replace(config, data=dataclasses.replace(config.data, size_px=16))
+    config = dataclasses.replace(config, optimizer=OptimizerConfig(learning_rate=3e-3, warmup_images=1))
+    mesh = meshes.make_mesh(1, jax.devices()[:1])
+    trainer = Trainer(config, mesh)
+    state = trainer.init(jax.random.key(0))
+    frames = np.random.default_rng(2).uniform(-1, 1, (4, 4, 4, 9)).astype(np.float32)
+    frames[0, ..., 6:], frames[1, ..., :3], frames[2] = np.nan, np.nan, np.nan
+    batch, losses = BATCH | {'lr': BATCH['image'][:, ::4, ::4], 'frames': frames}, []
+    for _ in range(30):
+        state, metrics = trainer.step(state, meshes.put_batch(mesh, batch))
+        losses.append(float(metrics['loss']))
+    assert np.isfinite(losses).all() and np.mean(losses[-3:]) < 0.9 * losses[0]
+
+    sampler = bind_images(trainer.method, trainer.average(state), 1, mesh, projection=None)
+    entries, settings = read_folder(image_folder)[:2], FolderSettings(1, 16, 1, batch_size=2)
+    sample_folder(sampler, LIGHT, entries, tmp_path / 'out', settings, {}, show=False)
+    lr = np.stack([read_image(entry.path) for entry in entries]) / np.float32(127.5) - 1
+    expected = trainer.method.predict(trainer.average(state), {}, {'lr': lr})(None, None)
+    for entry, image in zip(read_folder(tmp_path / 'out'), expected):
+        np.testing.assert_allclose(read_image(entry.path) / 127.5 - 1, jnp.clip(image, -1, 1), atol=0.01)
 
 
 def test_the_loss_is_a_function_of_its_key():
