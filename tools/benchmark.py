@@ -1,6 +1,6 @@
 """Benchmarks: training on this machine, cost of training on any, scoring of samples, and mosaics.
 
-    python tools/benchmark.py train --config configs/demo.py [--config.batch_size=16 …] [--against diffusers|CHECKOUT]
+    python tools/benchmark.py train --config configs/demo.py [--config.batch_size=16 …] [--against bare|diffusers|CHECKOUT]
     python tools/benchmark.py cost --config configs/metaearth.py [--devices 8] [--compile]
     python tools/benchmark.py aot --config configs/metaearth.py --topology v5e:4x4 --fsdp 16 --batch 64 [--sample]
     python tools/benchmark.py evaluate [--pairs 8 --pairs 32] [--size_px 64 --size_px 256]
@@ -9,7 +9,8 @@
 `train` measures this machine: images per second, FLOP/s and MFU, peak memory, compile time with and without a compile
 cache, and whether the input keeps up. `--against diffusers` also trains a `UNet2DModel` with as many parameters, in
 alternating rounds, and compares (it needs the extra `bench`); `--against CHECKOUT` also trains the config of the same
-name in another checkout of this project, and reports which is faster.
+name in another checkout of this project, and reports which is faster; `--against bare` also trains the network of a
+regression by a step in plain JAX.
 
 `cost` allocates nothing: multiply–accumulates, bytes of state by mesh, expected hours. FLOP are 2 × multiply–accumulates
 of matrix products and convolutions (`rsdiff.training.cost`).
@@ -39,6 +40,7 @@ import jax
 import numpy as np
 from absl import flags
 from benchmark_aot import aot
+from benchmark_bare import Bare
 from benchmark_evaluate import evaluate
 from benchmark_mosaic import mosaic
 from benchmark_rounds import cores, spread
@@ -58,7 +60,7 @@ OUT = flags.DEFINE_string('out', None, 'The JSON file to write; default: runs/be
 ROUNDS = flags.DEFINE_integer('rounds', 6, 'train, evaluate, mosaic: timed rounds.', lower_bound=1)
 STEPS = flags.DEFINE_integer('steps', 5, 'train: steps per round.', lower_bound=1)
 AGAINST = flags.DEFINE_string(
-    'against', None, 'train: `diffusers` or a checkout of rsdiff, to compare with in alternating rounds.'
+    'against', None, 'train: bare, diffusers or a checkout of rsdiff, to compare with in alternating rounds.'
 )
 DEVICES = flags.DEFINE_integer('devices', 8, 'cost: devices to shard the state over, in every mesh.', lower_bound=1)
 ASSUMED_MFU = flags.DEFINE_float(
@@ -86,7 +88,7 @@ def train(config: TrainConfig) -> dict[str, Any]:
 
 def measure(config: TrainConfig) -> dict[str, Any]:
     """All figures of `train`."""
-    other_config = None if AGAINST.value in (None, 'diffusers') else config_in(Path(AGAINST.value))
+    other_config = None if AGAINST.value in (None, 'bare', 'diffusers') else config_in(Path(AGAINST.value))
     mesh = meshes.make_mesh(config.mesh.fsdp)
     meshes.check_batch(mesh, config.batch_size, config.accumulation)
     source = make_source(config.data, fields=fields_to_train(config.method.fields))
@@ -100,6 +102,8 @@ def measure(config: TrainConfig) -> dict[str, Any]:
     theirs = None
     if AGAINST.value == 'diffusers':
         theirs = Diffusers(config, batch, parameters(state))
+    elif AGAINST.value == 'bare':
+        theirs = Bare(config, batch)
     elif other_config:
         theirs = Checkout(other_config)
     if theirs:

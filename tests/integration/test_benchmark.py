@@ -4,6 +4,7 @@ import json
 import math
 from pathlib import Path
 
+import numpy as np
 import pytest
 from scripts import run_script
 from tiny import MODEL
@@ -76,6 +77,17 @@ def test_train_is_compared_with_another_checkout_and_its_figures_agree(image_fol
     assert result['checkout']['ours_over_theirs']['images_per_second']['rounds'] == pytest.approx(
         [a / b for a, b in zip(rate['rounds'], theirs['rounds'])], rel=1e-2
     )
+
+
+def test_training_is_compared_with_plain_jax(image_folder, tmp_path):
+    sizes = [f'--config.method.model.{name}' for name in ('features=8', 'growth=4', 'blocks=1')]
+    command = ['train', '--rounds', 2, '--steps', 1, '--against', 'bare', f'--config.data.source={image_folder}']
+    command += ['--config.data.size_px=16', '--config.batch_size=2', '--out', tmp_path / 'out.json']
+    result = json.loads(run(*command, '--config', 'rrdbnet', *sizes).stdout.splitlines()[-1])
+    ours, its = result['images_per_second']['rounds'], result['bare']['images_per_second']['rounds']
+    assert result['bare']['our_seconds_over_its']['rounds'] == pytest.approx(np.divide(its, ours), rel=1e-2)
+    done = run(*command, '--config', 'demo', *TINY, code=2)
+    assert 'needs a config of kind regression' in done.stderr
 
 
 def test_train_is_measured_against_diffusers(image_folder, tmp_path):

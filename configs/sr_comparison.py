@@ -1,0 +1,53 @@
+"""Which methods `tools/compare_methods.py` compares, and on which data. It is not a config for train.py.
+
+    python tools/compare_methods.py --config configs/sr_comparison.py --data ../shared/data --out runs/sr --pages docs/sr
+
+There are two tracks: UC Merced at 0.3 m, whose low resolution is made by degradation, and Alsat-2B, real pairs of two sensors.
+In each track, every method is trained on the same images for the same optimiser time; compilation, validation and checkpoints
+do not count. A method that starts from another's weights (`after`) has the time of both: `share` of it is the other's.
+One evaluation of a small network costs about as many multiply–accumulates for every method; published networks are evaluated as
+they are.
+"""
+
+import ml_collections
+
+
+def get_config():
+    method = lambda config, settings=None, after='', share=0.0: dict(
+        config=config, settings=settings or {}, after=after, share=share
+    )
+    rrdbnet = {'method': {'model': {'features': 48, 'growth': 16, 'blocks': 8}}}
+    residual = {'method': {'codec': {'scale': 0.16}}}  # rms of the residual over 800 chips
+    return ml_collections.ConfigDict(
+        {
+            'minutes': 15.0,
+            'snapshots': (0.125, 0.25, 0.5, 1.0),
+            'settings': {
+                'data': {'size_px': 64, 'split': 'train', 'validation_split': 'val'},
+                'optimizer': {'final_fraction': 1.0},
+                'ema': {'half_life_images': 2000},
+                'batch_size': 8,
+            },
+            'tracks': {
+                'ucm': {'source': 'ucm', 'degradation': 'mild'},
+                'alsat2b': {'source': 'alsat2b', 'degradation': 'mild'},
+            },
+            'methods': {
+                'srcnn': method('srcnn'),
+                'highresnet': method('highresnet'),
+                'rrdbnet': method('rrdbnet', rrdbnet),
+                'esrgan': method('esrgan', rrdbnet, 'rrdbnet', 0.5),
+                'residual': method('demo', residual),
+                'faithdiff': method('faithdiff', residual),
+                'sr3': method('sr3'),
+                'resshift_15': method('resshift', residual),
+                'resshift_4': method('resshift:4', residual),
+            },
+            'published': ('realesrgan-x4plus', 'realsr-df2k'),
+            'sets': {
+                'ucm_mild': {'pairs': 'ucm:test', 'degradation': 'mild', 'track': 'ucm', 'pictures': True},
+                'ucm_bicubic': {'pairs': 'ucm:test', 'degradation': 'bicubic', 'track': 'ucm', 'pictures': True},
+                'alsat2b': {'pairs': 'alsat2b:val', 'degradation': 'bicubic', 'track': 'alsat2b', 'pictures': False},
+            },
+        }
+    )

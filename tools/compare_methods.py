@@ -1,0 +1,333 @@
+"""Compares super-resolution methods at equal optimiser time, and with published networks.
+
+    python tools/compare_methods.py --config configs/sr_comparison.py --data ../shared/data --out runs/sr --pages docs/sr
+
+The config names methods, training data (tracks) and test sets. First the training speed of all methods is measured in
+alternating rounds; the number of images that each may see follows from it and from `minutes`. Then every method is trained in
+every track, with snapshots on the way, and all snapshots are evaluated on the test sets by tools/evaluate.py, beside bicubic
+enlargement and the published networks (tools/convert_weights.py). PAGES gets the tables, curves and pictures.
+
+Run the same command again to continue. The last line is one JSON object, also written to OUT/compare_methods.json.
+"""
+
+import dataclasses
+import hashlib
+import json
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any, Callable
+
+import compare_pages
+import jax
+import ml_collections
+import numpy as np
+from absl import flags
+from benchmark_rounds import spread
+
+from rsdiff.base import folders
+from rsdiff.base.errors import BadInput
+from rsdiff.base.files import read_json, stamp, write_json
+from rsdiff.base.shipped import ROOT, find_config
+from rsdiff.data.degradation import PRESETS, UPSCALE
+from rsdiff.data.folder import split_of
+from rsdiff.data.pipeline import batches, make_source
+from rsdiff.methods.base import fields_to_train
+from rsdiff.methods.sampling import sample
+from rsdiff.programs import console
+from rsdiff.sampling.binding import bind_images
+from rsdiff.training import cost
+from rsdiff.training import mesh as meshes
+from rsdiff.training.checkpoint import CONFIG, RELEASE, Trained, load_generator, release
+from rsdiff.training.config import TrainConfig, from_dict, to_dict
+from rsdiff.training.loop import train
+from rsdiff.training.state import Trainer
+
+console.define_config('What to compare: a file like configs/sr_comparison.py, or its name.')
+OUT = flags.DEFINE_string('out', None, 'Output folder: new, or from an earlier run of this command.', required=True)
+DATA = flags.DEFINE_string('data', '.', 'The folder that holds the data sets named in the config.')
+PAGES = flags.DEFINE_string('pages', None, 'Folder for the tables, curves and pictures; default: OUT/pages.')
+MINUTES = flags.DEFINE_float('minutes', None, "Optimiser minutes per method and track; default: the config's.", 0.001)
+ONLY = flags.DEFINE_list('only', None, 'Methods to train and evaluate; default: all.')
+LIMIT = flags.DEFINE_integer('limit', None, 'Use at most this many test images of each set.', lower_bound=2)
+CURVE_IMAGES = flags.DEFINE_integer('curve_images', 42, 'Test images for snapshots before the last.', lower_bound=2)
+
+ROUNDS, STEPS = 5, 4
+SPEED_PX, SPEED_IMAGES, SPEED_ROUNDS = 256, 4, 3
+
+
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """A method to train. `config`: a name in configs/; `settings` override it. With `after`, it starts from that method's
+    snapshot at the fraction `share` of the time, and has the rest."""
+
+    config: str
+    settings: dict[str, Any]
+    after: str = ''
+    share: float = 0.0
+
+
+@dataclasses.dataclass(frozen=True)
+class TestSet:
+    """Test images, as evaluate.py takes them. `pictures`: whether they may be shown."""
+
+    pairs: str
+    degradation: str
+    track: str
+    pictures: bool
+
+
+@dataclasses.dataclass(frozen=True)
+class Comparison:
+    """The config: `minutes` of optimiser time, `snapshots` as fractions of it, `settings` of all methods."""
+
+    minutes: float
+    snapshots: tuple[float, ...]
+    settings: dict[str, Any]
+    tracks: dict[str, dict[str, str]]
+    methods: dict[str, Method]
+    published: tuple[str, ...]
+    sets: dict[str, TestSet]
+
+    def config(self, track: str, name: str, images: int) -> TrainConfig:
+        """The settings of a method's run of `images` images in a track, without `init_from`."""
+        method, of_track = self.methods[name], self.tracks[track]
+        config = load_config(method.config)
+        for settings in (self.settings, method.settings):
+            config.update(ml_collections.ConfigDict(settings))
+        config.data.source = str(Path(DATA.value, of_track['source']))
+        config.degradation = to_dict(PRESETS[of_track['degradation']])
+        config.total_images = images
+        never = {'checkpoint_images': 10**15, 'log_images': max(images // 50, 1)}
+        config.update(never | {'validation': {'every_images': 10**15}})
+        return from_dict(TrainConfig, config.to_dict())
+
+
+def load_config(name: str) -> ml_collections.ConfigDict:
+    """The config `NAME` or `NAME:VARIANT` in configs/."""
+    values = flags.FlagValues()
+    console.define_config('', values)
+    values(['', f'--config={find_config(name)}'])
+    return values.config
+
+
+def read_comparison() -> Comparison:
+    """The comparison that --config describes.
+
+    Raises:
+      BadInput: something in it is missing, unknown or contradictory.
+    """
+    if flags.FLAGS.config is None:
+        raise BadInput('give --config FILE or NAME')
+    given = flags.FLAGS.config.to_dict()
+    try:
+        methods = {name: Method(**values) for name, values in given['methods'].items()}
+        sets = {name: TestSet(**values) for name, values in given['sets'].items()}
+        made = Comparison(**given | {'methods': methods, 'sets': sets})
+    except (KeyError, TypeError, AttributeError) as error:
+        raise BadInput(f'--config: not a comparison: {error}; see configs/sr_comparison.py') from None
+    if MINUTES.value:
+        made = dataclasses.replace(made, minutes=MINUTES.value)
+    for name in ONLY.value or []:
+        if name not in methods:
+            raise BadInput(f'--only {name}: there are {", ".join(methods)}')
+    for name, method in methods.items():
+        if method.after and (method.after not in methods or method.share not in made.snapshots):
+            raise BadInput(f'--config: {name} starts after {method.after!r} at {method.share}, which is no snapshot')
+    for name, test in sets.items():
+        if test.track not in made.tracks:
+            raise BadInput(f'--config: set {name} has the track {test.track!r}; there are {", ".join(made.tracks)}')
+    return made
+
+
+def main() -> None:
+    started, comparison, out = time.monotonic(), read_comparison(), Path(OUT.value)
+    folders.claim_folder(out, json.loads(json.dumps(dataclasses.asdict(comparison))) | {'data': DATA.value})
+    console.enable_compilation_cache()
+    wanted = ONLY.value or list(comparison.methods)
+    needed = {*wanted, *(comparison.methods[name].after for name in wanted)}
+    names = [name for name in comparison.methods if name in needed]
+    published = {name: convert(name, out / 'published' / name) for name in comparison.published}
+    for track in comparison.tracks:
+        images = budgets(comparison, track, names, out / track)
+        for name in names:
+            train_method(comparison, track, name, images[name], out / track)
+    result = {'minutes': comparison.minutes, 'sets': {}}
+    for name, test in comparison.sets.items():
+        result['sets'][name] = evaluate_set(comparison, name, test, names, published, out)
+    result['cost'] = costs(comparison, names, published, out)
+    pages = Path(PAGES.value or out / 'pages')
+    compare_pages.write(result, {name: test.pictures for name, test in comparison.sets.items()}, out, pages)
+    console.finish(
+        result | {'out': str(out), 'pages': str(pages), 'seconds': round(time.monotonic() - started, 1)},
+        out / 'compare_methods.json',
+    )
+
+
+def convert(name: str, folder: Path) -> Path:
+    """A published network as a release."""
+    if not (folder / 'conversion.json').exists():
+        script('convert_weights.py', '--architecture', name, '--checkpoint', name, '--out', folder)
+    return folder
+
+
+def script(name: str, *arguments) -> None:
+    """Runs a script in tools/; if it fails, exits with its status."""
+    command = [sys.executable, str(ROOT / 'tools' / name), *map(str, arguments)]
+    if status := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        sys.exit(status)
+
+
+def budgets(comparison: Comparison, track: str, names: list[str], out: Path) -> dict[str, dict[float, int]]:
+    """For each method, the images to have seen at each snapshot: its own training speed times the optimiser time. Speeds are
+    measured once, in alternating rounds, and kept in `speeds.json`."""
+    path = out / 'speeds.json'
+    known = read_json(path, 'remove it and run the same command again') if path.exists() else {}
+    missing = [name for name in names if name not in known]
+    if missing:
+        runners = {name: training_steps(comparison.config(track, name, 10**6)) for name in names}
+        rounds = [{name: run() for name, run in runners.items()} for _ in range(ROUNDS)]
+        known |= {name: spread([row[name] for row in rounds]) for name in missing}
+        write_json(path, known)
+    seen = {}
+    for name in names:
+        method, rate = comparison.methods[name], known[name]['median']
+        seen[name] = {
+            share: max(1, round(60 * comparison.minutes * (share - method.share) * rate))
+            for share in comparison.snapshots
+            if share > method.share
+        }
+    return seen
+
+
+def training_steps(config: TrainConfig) -> Callable[[], float]:
+    """A function that trains a new state for `STEPS` steps and returns images per second; compiles here."""
+    mesh = meshes.make_mesh(config.mesh.fsdp)
+    source = make_source(config.data, fields=fields_to_train(config.method.fields))
+    batch = next(batches(source, config.data, config.seed, config.batch_size))
+    trainer = Trainer(config, mesh)
+    state = trainer.init(jax.random.key(0))
+
+    def run() -> float:
+        nonlocal state
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            state, _ = trainer.step(state, meshes.put_batch(mesh, batch))
+        jax.block_until_ready(state)
+        return STEPS * config.batch_size / (time.perf_counter() - start)
+
+    run()
+    return run
+
+
+def train_method(comparison: Comparison, track: str, name: str, images: dict[float, int], out: Path) -> None:
+    """Trains a method up to each snapshot, which is released as `snapshots/NAME/FRACTION`."""
+    method = comparison.methods[name]
+    for share, count in images.items():
+        target = snapshot(out, name, share)
+        if (target / CONFIG).exists():  # written last
+            continue
+        config = comparison.config(track, name, count)
+        if method.after:
+            config = dataclasses.replace(config, init_from=str(snapshot(out, method.after, method.share)))
+        print(f'{track}: {name}, snapshot {share:g}, {count} images', file=sys.stderr)
+        summary = train(config, out / 'runs' / name)
+        if not summary['finished']:
+            raise KeyboardInterrupt
+        release(load_generator(out / 'runs' / name), target)
+
+
+def snapshot(out: Path, name: str, share: float) -> Path:
+    """The folder of a method's weights at a fraction of the time."""
+    return out / 'snapshots' / name / f'{share:g}'
+
+
+def evaluate_set(
+    comparison: Comparison, name: str, test: TestSet, names: list[str], published: dict[str, Path], out: Path
+) -> dict[str, Any]:
+    """The evaluation of all methods and published networks on a set, and of earlier snapshots on a part of it."""
+    base, found = out / test.track, {}
+    for share in comparison.snapshots:
+        own = {method: snapshot(base, method, share) for method in names}
+        own = {method: folder for method, folder in own.items() if (folder / CONFIG).exists()}
+        final = share == comparison.snapshots[-1]
+        found[f'{share:g}'] = evaluate(test, own | published if final else own, out / 'evaluations' / name, final)
+    return found
+
+
+def evaluate(test: TestSet, checkpoints: dict[str, Path], out: Path, final: bool) -> dict[str, Any]:
+    """The result of tools/evaluate.py for `checkpoints`, in a folder of its own for these weights."""
+    path, split = split_of(test.pairs)
+    pairs = f'{Path(DATA.value, path)}{f":{split}" if split else ""}'
+    known = {name: stamp(folder / RELEASE).sha256 for name, folder in checkpoints.items()}
+    limit = LIMIT.value if final else min(CURVE_IMAGES.value, LIMIT.value or CURVE_IMAGES.value)
+    folder = out / hashlib.sha256(json.dumps([known, pairs, limit], sort_keys=True).encode()).hexdigest()[:12]
+    result = folder / 'evaluate.json'
+    if not result.exists():
+        options = [f'--pairs={pairs}', f'--degradation={test.degradation}', f'--out={folder}']
+        options += [f'--checkpoint={name}={path}' for name, path in checkpoints.items()]
+        options += ['--metrics=psnr,ssim,lpips_alexnet,detail_ratio,hallucination,lr_consistency'] if final else []
+        options += [] if final else ['--metrics=lpips_alexnet']
+        script('evaluate.py', *options, *([f'--limit={limit}'] if limit else []))
+    return read_json(result, 'remove its folder and run the same command again') | {'folder': str(folder)}
+
+
+def costs(comparison: Comparison, names: list[str], published: dict[str, Path], out: Path) -> dict[str, dict[str, Any]]:
+    """Parameters, multiply–accumulates and network evaluations per output pixel, and pixels per second of every network, for
+    complete images of `SPEED_PX` per side; speeds in alternating rounds."""
+    track = next(iter(comparison.tracks))
+    last = comparison.snapshots[-1]
+    folders = {name: snapshot(out / track, name, last) for name in names} | published
+    networks = {name: load_generator(folder) for name, folder in folders.items()}
+    runners = {name: sampling(trained) for name, trained in networks.items()}
+    rounds = [{name: run() for name, run in runners.items()} for _ in range(SPEED_ROUNDS)]
+    return {
+        name: {
+            'parameters': sum(leaf.size for leaf in jax.tree.leaves(trained.params)),
+            'evaluations_per_px': trained.method.sampler.steps,
+            'mac_per_px': macs_per_pixel(trained),
+            'px_per_second': spread([row[name] for row in rounds]),
+        }
+        for name, trained in networks.items()
+    }
+
+
+def sampling(trained: Trained) -> Callable[[], float]:
+    """A function that samples `SPEED_IMAGES` images and returns output pixels per second; compiles here."""
+    sampler = trained.method.sampler
+    bound = bind_images(trained.method, trained.params, sampler.steps, meshes.make_mesh(), solver=sampler.solver)
+    condition, noise = inputs(trained, SPEED_IMAGES)
+    keys = jax.random.split(jax.random.key(0), SPEED_IMAGES)
+
+    def run() -> float:
+        start = time.perf_counter()
+        jax.block_until_ready(bound.sample(condition, noise, keys))
+        return SPEED_IMAGES * SPEED_PX**2 / (time.perf_counter() - start)
+
+    run()
+    return run
+
+
+def inputs(trained: Trained, count: int) -> tuple[dict[str, np.ndarray], np.ndarray]:
+    """A condition and noise of `count` images."""
+    side = SPEED_PX // UPSCALE
+    condition = {'lr': np.zeros((count, side, side, 3), np.float32), 'gsd_m': np.ones(count, np.float32)}
+    return condition, np.zeros((count, SPEED_PX, SPEED_PX, trained.method.channels), np.float32)
+
+
+def macs_per_pixel(trained: Trained) -> float:
+    """Multiply–accumulates of sampling one complete image, per output pixel."""
+    method, sampler = trained.method, trained.method.sampler
+    condition, noise = inputs(trained, 1)
+    condition = {name: value for name, value in condition.items() if name in method.fields}
+    program = jax.make_jaxpr(
+        lambda params, condition, noise: sample(
+            method, params, condition, noise, sampler.steps, solver=sampler.solver, step_noise=lambda t: noise
+        )
+    )(trained.params, condition, noise)
+    return cost.count_macs(program) / SPEED_PX**2
+
+
+if __name__ == '__main__':
+    console.run(main)

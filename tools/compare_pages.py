@@ -1,0 +1,111 @@
+"""The pages of `tools/compare_methods.py`: tables, curves over optimiser time, and pictures."""
+
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.figure import Figure
+
+from rsdiff.base.files import write_bytes_atomically, write_text_atomically
+from rsdiff.evaluation.tables import Shown, csv_text, markdown
+
+# column of evaluate.json → heading and decimals
+COLUMNS = {
+    'lpips_alexnet': ('LPIPS (AlexNet) ↓', 3),
+    'fd_efflite0': ('fd_efflite0 ↓', 1),
+    'psnr': ('PSNR dB ↑', 2),
+    'ssim': ('SSIM ↑', 3),
+    'detail_ratio': ('detail →1', 2),
+    'hallucination': ('hallucination ↓', 2),
+    'lr_consistency': ('LR consistency dB ↑', 1),
+}
+CURVES = 'lpips_alexnet', 'fd_efflite0'
+CONTROLS = 'nearest', 'bicubic', 'truth'
+
+
+def write(result: dict[str, Any], pictures: dict[str, bool], out: Path, pages: Path) -> None:
+    """Writes README.md, methods.csv, curves.png and, of sets that may be shown, NAME.png into `pages`.
+
+    Args:
+      result: of compare_methods: `minutes`, `cost`, and evaluations by set and snapshot in `sets`.
+      pictures: whether a set's images may be shown.
+    """
+    pages.mkdir(parents=True, exist_ok=True)
+    parts = [
+        '# Super-resolution methods at equal optimiser time',
+        f'{result["minutes"]:g} optimiser minutes per method. Values in brackets are 95 % intervals, by bootstrap over images.',
+        cost_table(result['cost']),
+    ]
+    long = []
+    for name, snapshots in result['sets'].items():
+        final = list(snapshots.values())[-1]
+        parts += [f'## {name}', quality_table(final['rows'])]
+        parts += [f'Warning: {warning}.' for warning in final['warnings']]
+        if pictures[name]:
+            write_bytes_atomically(pages / f'{name}.png', (Path(final['folder']) / 'grid.png').read_bytes())
+            parts.append(f'![{name}: condition, every row of the table, truth, and errors]({name}.png)')
+        long += [
+            {'set': name, 'snapshot': share, 'method': method, 'column': column, **cell}
+            for share, found in snapshots.items()
+            for method, row in found['rows'].items()
+            for column, cell in row.items()
+        ]
+    draw_curves(result).savefig(pages / 'curves.png', dpi=110)
+    parts += ['## Over optimiser time', '![LPIPS and fd over optimiser minutes](curves.png)']
+    write_text_atomically(pages / 'methods.csv', csv_text(long))
+    write_text_atomically(pages / 'README.md', '\n\n'.join(part.rstrip('\n') for part in parts) + '\n')
+
+
+def cost_table(costs: dict[str, Any]) -> str:
+    """Sizes and costs of all networks."""
+    columns = [
+        Shown('method', lambda row: row[0], number=False),
+        Shown('parameters, millions', lambda row: f'{row[1]["parameters"] / 1e6:.2f}'),
+        Shown('evaluations per px', lambda row: f'{row[1]["evaluations_per_px"]}'),
+        Shown('MMAC per px', lambda row: f'{row[1]["mac_per_px"] / 1e6:.3g}'),
+        Shown('px/s', lambda row: f'{row[1]["px_per_second"]["median"]:.3g}'),
+    ]
+    return markdown(columns, list(costs.items()))
+
+
+def quality_table(rows: dict[str, dict[str, Any]]) -> str:
+    """The columns of `COLUMNS` that were measured, best LPIPS first, between the controls."""
+    by_lpips = lambda row: row[1].get('lpips_alexnet', {}).get('value', np.inf)
+    methods = sorted(((name, row) for name, row in rows.items() if name not in CONTROLS), key=by_lpips)
+    controls = {name: rows[name] for name in CONTROLS if name in rows}
+    truth = [('truth', controls.pop('truth'))] if 'truth' in controls else []
+    shown = [
+        Shown(heading, lambda row, name=name, digits=digits: cell(row[1].get(name), digits))
+        for name, (heading, digits) in COLUMNS.items()
+        if any(name in row for row in rows.values())
+    ]
+    return markdown([Shown('method', lambda row: row[0], number=False), *shown], [*controls.items(), *methods, *truth])
+
+
+def cell(value: dict[str, Any] | None, digits: int) -> str:
+    """A value with its interval."""
+    if value is None or value['value'] is None:
+        return '–'
+    text = f'{value["value"]:.{digits}f}'
+    return text if value.get('low') is None else f'{text} ({value["low"]:.{digits}f} to {value["high"]:.{digits}f})'
+
+
+def draw_curves(result: dict[str, Any]) -> Figure:
+    """A row per set and a panel per measure of `CURVES`, against minutes."""
+    figure = Figure(figsize=(9, 3.2 * len(result['sets'])), layout='constrained')
+    panels = figure.subplots(len(result['sets']), len(CURVES), squeeze=False)
+    for line, (name, snapshots) in zip(panels, result['sets'].items()):
+        methods = dict.fromkeys(method for found in snapshots.values() for method in found['rows'])
+        for axes, measure in zip(line, CURVES):
+            for number, method in enumerate(method for method in methods if method not in CONTROLS):
+                points = [
+                    (float(share) * result['minutes'], found['rows'][method][measure]['value'])
+                    for share, found in snapshots.items()
+                    if measure in found['rows'].get(method, {})
+                ]
+                axes.plot(*zip(*points), marker='o', markersize=3, color=f'C{number % 10}', label=method)
+            axes.set_title(f'{name}: {COLUMNS[measure][0]}', fontsize=9)
+            axes.set_xlabel('optimiser minutes')
+            axes.spines[['top', 'right']].set_visible(False)
+        line[-1].legend(frameon=False, fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
+    return figure
