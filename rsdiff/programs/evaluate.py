@@ -77,7 +77,9 @@ LIMIT = flags.DEFINE_integer('limit', None, 'Use at most this many references, e
 GSD_M = flags.DEFINE_float('gsd_m', None, 'Metres per pixel of references whose manifest does not give it.')
 BANDS = flags.DEFINE_string('bands', None, 'GeoTIFF bands for red, green and blue, such as 4,3,2.')
 VALUE_RANGE = flags.DEFINE_string('value_range', None, 'GeoTIFF values for black and white, such as 0,3000.')
-STEPS = flags.DEFINE_integer('steps', 20, 'Network evaluations per sample.', lower_bound=1)
+STEPS = flags.DEFINE_integer(
+    'steps', 20, 'Network evaluations per sample; of a checkpoint with fewer timesteps, all.', lower_bound=1
+)
 SEED = flags.DEFINE_integer('seed', 0, 'Random seed of samples and conditions.')
 BATCH = flags.DEFINE_integer('batch_size', 8, 'Images per batch; affects speed only.', lower_bound=1)
 EXAMPLES = flags.DEFINE_integer('examples', 6, 'Rows of grid.png.', lower_bound=1)
@@ -304,6 +306,7 @@ def file_gsd_m(truth: Entry) -> float | None:
 
 def sample(checkpoint: Path, conditions: Path, out: Path) -> None:
     """Runs the program `sample` and shows its messages and progress. If it fails, exits with its status."""
+    steps = min(STEPS.value, read_config(checkpoint / CONFIG).method.timesteps)
     command = [
         sys.executable,
         '-m',
@@ -314,7 +317,7 @@ def sample(checkpoint: Path, conditions: Path, out: Path) -> None:
         str(conditions),
         '--out',
         str(out),
-        f'--steps={STEPS.value}',
+        f'--steps={steps}',
         f'--seed={SEED.value}',
         f'--batch_size={BATCH.value}',
     ]
