@@ -142,7 +142,7 @@ def exchanged(kind):
 
 
 EDITS = {
-    'a layer less': (lambda lines: lines[:-1], ('conv_last', 'Convolution', 'nothing')),
+    'a layer less': (lambda lines: lines[:-1], ('the end', 'Convolution', 'nothing')),
     'a layer more': (lambda lines: [*lines, 'ReLU r 1 1 b999 out'], ('b999',)),
     'a layer after the last': (lambda lines: [*lines, f'ReLU r 1 1 {lines[-1].split()[5]} out'], ('nothing', 'ReLU')),
     'two layers exchanged': (lambda lines: [lines[0], lines[2], lines[1], *lines[3:]], ('no layer before it',)),
@@ -259,10 +259,11 @@ def theirs(ncnn, path, image):
     net = ncnn.Net()
     net.opt.use_vulkan_compute = net.opt.use_fp16_packed = net.opt.use_fp16_storage = False
     net.opt.use_fp16_arithmetic = net.opt.use_bf16_storage = False
-    net.opt.num_threads = 2
+    net.opt.num_threads = 1
     assert net.load_param(str(path)) == 0 and net.load_model(str(path.with_suffix('.bin'))) == 0
-    extractor = net.create_extractor()
-    extractor.input('data', ncnn.Mat(np.ascontiguousarray(image.transpose(2, 0, 1))).clone())
+    # a Mat refers to the memory of its array, which must outlive it
+    extractor, pixels = net.create_extractor(), np.ascontiguousarray(image.transpose(2, 0, 1))
+    extractor.input('data', ncnn.Mat(pixels).clone())
     _, made = extractor.extract(net.output_names()[0])
     return np.array(made).transpose(1, 2, 0)
 
@@ -293,6 +294,5 @@ def test_published_weights_make_the_images_that_ncnn_makes(ncnn, smooth_image, n
     assert sum(leaf.size for leaf in jax.tree.leaves(params)) == 16_697_987
     image = smooth_image(32, 40, 5).astype(np.float32) / 255
     made, expected = ours(config, params, image), theirs(ncnn, path, image)
-    # a picture, and not what bicubic interpolation would make of it
-    assert made.shape == (128, 160, 3) and 0.05 < made.std() < 0.5
+    assert made.shape == (128, 160, 3) and expected.std() > 0.05
     assert np.abs(made - expected).max() < 1e-2

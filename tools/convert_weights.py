@@ -125,7 +125,7 @@ def main() -> None:
         name = CHECKPOINT.value
         source = published.packaged(name)
     facts = convert_published(name, source, out) if name in published.NETWORKS else convert_encoder(source, out)
-    console.finish({'out': str(out), 'checkpoint': str(source), **facts}, out / 'conversion.json')
+    console.finish({'out': str(out), 'checkpoint': CHECKPOINT.value, **facts}, out / 'conversion.json')
 
 
 if __name__ == '__main__':

@@ -184,7 +184,7 @@ def _sizes(operations: list[Operation]) -> Sizes | None:
     ):
         return None
     first, growing, *_, last = convolutions
-    return Sizes(first[6] // (9 * first[0]), last[0], first[0], growing[0], (len(convolutions) - 6) // 15)
+    return Sizes(first[6] // (9 * first[0]), last[0], first[0], growing[0], round((len(convolutions) - 6) / 15))
 
 
 def _rrdbnet(sizes: Sizes) -> list[Operation]:
