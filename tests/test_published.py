@@ -278,3 +278,13 @@ def test_inside_its_windows_a_mosaic_is_the_network(torch, converted, tmp_path, 
     expected = np.clip(ran(torch, networks[1], np.float32(window)[None] / 255)[0], 0, 1)[edge:-edge, edge:-edge]
     found = made[first + edge : first + 64 - edge, first + edge : first + 64 - edge]
     assert expected.std() > 0.01 and np.abs(found / 255 - expected).max() <= 0.5 / 255 + 1e-4
+
+
+def test_a_one_step_network_is_evaluated_with_the_default_number_of_steps(converted, tmp_path, smooth_image):
+    for number in range(2):
+        write_image(tmp_path / 'real' / f'{number}.png', smooth_image(64, 60, number))
+    flags = f'--checkpoint=x={converted[0] / "1"}', f'--pairs={tmp_path / "real"}', '--gsd_m=1', '--metrics=psnr'
+    told = last_line(
+        run_script('tools/evaluate.py', *flags, '--features=', f'--out={tmp_path / "out"}', env={'XLA_FLAGS': ''})
+    )
+    assert told['images'] == 2 and 'x' in told['rows']
