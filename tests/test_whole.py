@@ -115,6 +115,13 @@ def test_unusable_images_are_skipped_and_counted(image_folder, tmp_path, smooth_
     assert result['images_skipped'] == 2 and result['images'] == 10
 
 
+def test_a_condition_slightly_smaller_than_a_window_is_mirrored(tmp_path, smooth_image):
+    folder = tmp_path / 'images'
+    write_image(folder / 'a.png', smooth_image(13, 16))
+    assert run(folder, tmp_path / 'out', gsd_m=1.0, window_px=64)['images'] == 1
+    assert read_image(tmp_path / 'out' / 'a-0.png').shape == (52, 64, 3)
+
+
 @pytest.mark.parametrize(
     'spoil, options, message',
     [
@@ -122,7 +129,7 @@ def test_unusable_images_are_skipped_and_counted(image_folder, tmp_path, smooth_
         (lambda f: [p.write_bytes(b'') for p in f.rglob('*.png')], {}, 'none of 12 images'),
         (lambda f: None, {'degraded': True, 'strength': 0.0}, 'strength is 0.0'),
         (lambda f: None, {'strength': 0.5}, 'only --degrade has'),
-        (lambda f: None, {'window_px': 256}, r'32×32 px; this generator needs 64 px'),
+        (lambda f: None, {'window_px': 256}, r'32×32 px; this generator needs 33 px'),
         (
             lambda f: [shutil.copy(f / 'a/a0.png', f / 'a/a0.jpg'), (f / 'metadata.jsonl').unlink()],
             {'gsd_m': 1.0},

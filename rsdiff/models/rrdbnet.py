@@ -2,12 +2,19 @@
 
 Parameter names are those of the Real-ESRGAN checkpoints. `RRDBNet` is the full generator; `RRDBEncoder`, its part up to
 the upsampler, encodes the low-resolution condition.
+
+Published networks take and return pixels in [0, 1] instead of [-1, 1]. With their zero padding, the two are not the same
+up to a change of weights: a border of zeros is black in [0, 1] and grey in [-1, 1]. So `unit_range` converts the pixels,
+not the weights.
+
+A network with n `frames` takes n images of a place as n · channels input channels (Wolters et al. 2023, arXiv 2311.18082).
 """
 
 import dataclasses
 from typing import Any, Literal
 
 import jax
+from einops import rearrange
 from flax import nnx
 from jax import numpy as jnp
 
@@ -87,7 +94,11 @@ class RRDBEncoder(nnx.Module):
 
 @dataclasses.dataclass(frozen=True)
 class RRDBNetConfig:
-    """Sizes of an `RRDBNet`. The defaults (64 features, growth 32, 23 blocks) are Real-ESRGAN's: 16,697,987 parameters."""
+    """Sizes of an `RRDBNet`. The defaults (64 features, growth 32, 23 blocks) are Real-ESRGAN's: 16,697,987 parameters.
+
+    `unit_range`: the layers work on pixels in [0, 1]; what the network takes and returns is in [-1, 1] all the same.
+    `frames`: the number of images of a place that the network takes.
+    """
 
     kind: Literal['rrdbnet'] = 'rrdbnet'
     features: int = 64
@@ -96,10 +107,12 @@ class RRDBNetConfig:
     channels: int = 3
     dtype: Literal['float32', 'bfloat16'] = 'float32'
     remat: bool = False
+    unit_range: bool = False
+    frames: int = 1
 
     def __post_init__(self):
         check_range(self, 1, 1024, 'features', 'growth')
-        check_range(self, 1, 64, 'blocks')
+        check_range(self, 1, 64, 'blocks', 'frames')
         check_range(self, 1, 256, 'channels')
 
     @property
@@ -115,23 +128,53 @@ class RRDBNetConfig:
     @property
     def fields(self) -> dict[str, Spatial | Number | Tokens]:
         """All fields of the condition."""
-        return {'lr': Spatial(self.channels, self.upscale, self.features, self.growth, self.blocks)}
+        lr = Spatial(self.channels, self.upscale, self.features, self.growth, self.blocks)
+        stack = dataclasses.replace(lr, droppable=True, frames=self.frames)
+        return {'lr': lr} if self.frames == 1 else {'lr': lr, 'frames': stack}
+
+
+def stacked(condition: Condition, frames: int):
+    """The input of a network with `frames` > 1: the existing images of the field `frames`, the first ones if there are more,
+    and repeated from the first on if there are fewer; `lr` if none exists. An image with NaN does not exist.
+
+    Args:
+      condition: `lr` (b, h, w, c) and, optionally, `frames` (b, h, w, T · c) with any T.
+    Returns:
+      (b, h, w, frames · c), one image after the other, without NaN.
+    """
+    lr = condition['lr'][:, None]
+    images = condition.get('frames')
+    if images is None:
+        images = lr[:, :0]
+    else:
+        images = rearrange(images, 'b h w (t c) -> b t h w c', c=lr.shape[-1])
+    exists = ~jnp.isnan(images).any((2, 3, 4))
+    # lr comes last and counts only if it is alone
+    images, exists = jnp.concatenate([images, lr], 1), jnp.concatenate([exists, ~exists.any(1, keepdims=True)], 1)
+    order, count = jnp.argsort(~exists, axis=1, stable=True), exists.sum(1, keepdims=True)
+    chosen = jnp.take_along_axis(order, jnp.arange(frames)[None] % count, axis=1)
+    images = jnp.take_along_axis(images, chosen[:, :, None, None, None], axis=1)
+    return rearrange(images, 'b t h w c -> b h w (t c)')
 
 
 class RRDBNet(RRDBEncoder):
-    """The complete 4× network: a condition with `lr` (b, h, w, channels) → float32 (b, 4h, 4w, channels)."""
+    """The complete 4× network: a condition with `lr` (b, h, w, channels), and `frames` as `stacked` takes it → float32
+    (b, 4h, 4w, channels)."""
 
     def __init__(self, config: RRDBNetConfig = RRDBNetConfig(), *, rngs: nnx.Rngs):
         make: Any = dict(dtype=jnp.dtype(config.dtype), rngs=rngs)
-        features, channels = config.features, config.channels
-        super().__init__(features, config.growth, config.blocks, channels=channels, remat=config.remat, **make)
+        features, taken = config.features, config.frames * config.channels
+        super().__init__(features, config.growth, config.blocks, channels=taken, remat=config.remat, **make)
+        self.unit_range, self.frames = config.unit_range, config.frames
         self.conv_up1 = conv3x3(features, features, **make)
         self.conv_up2 = conv3x3(features, features, **make)
         self.conv_hr = conv3x3(features, features, **make)
-        self.conv_last = conv3x3(features, channels, **make)
+        self.conv_last = conv3x3(features, config.channels, **make)
 
     def __call__(self, condition: Condition):
-        x = super().__call__(condition['lr'])
+        x = condition['lr'] if self.frames == 1 else stacked(condition, self.frames)
+        x = super().__call__((x + 1) / 2 if self.unit_range else x)
         x = lrelu(self.conv_up1(nearest_up(x, 2)))
         x = lrelu(self.conv_up2(nearest_up(x, 2)))
-        return self.conv_last(lrelu(self.conv_hr(x))).astype(jnp.float32)
+        image = self.conv_last(lrelu(self.conv_hr(x))).astype(jnp.float32)
+        return 2 * image - 1 if self.unit_range else image

@@ -233,7 +233,7 @@ def _read_sizes(entry: Entry, settings: FolderSettings) -> tuple[tuple[int, int]
         settings.window_px * (UPSCALE ** (settings.stages - 1)) if settings.degraded else settings.window_px // UPSCALE
     )
     # mirroring can at most double a side; sides slightly below a window are fine (UC Merced has such images)
-    allowed = least // 2 + 1 if settings.degraded else least
+    allowed = least // 2 + 1
     if min(height, width) < allowed:
         raise BadInput(f'{entry.path}: {width}×{height} px; this generator needs {allowed} px or more per side')
     return (height, width), tuple(-(-side // least) * least for side in (height, width)), gsd_m

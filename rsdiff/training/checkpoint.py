@@ -1,7 +1,7 @@
 """Checkpoints on disk. The only module that depends on Orbax and on the format of released weights.
 
 A run's folder holds `checkpoints/<step>/` with params, buffers, ema and opt as separate items, and `config.json`. A
-release is a folder with `config.json` and `model.safetensors` (the averaged parameters, bfloat16), as in `weights/`.
+release is a folder with `config.json` and `model.safetensors` (the averaged parameters, usually bfloat16), as in `weights/`.
 """
 
 import contextlib
@@ -375,13 +375,13 @@ def load_parameters(path: epath.PathLike, config: MethodConfig) -> Parameters:
     return jax.tree.map(np.asarray, trained.params)
 
 
-def release(trained: Trained, folder: epath.PathLike) -> None:
-    """Writes `config.json` and `model.safetensors`, bfloat16, for `load_generator`. Paths in the config, which are specific
+def release(trained: Trained, folder: epath.PathLike, dtype: Any = jnp.bfloat16) -> None:
+    """Writes `config.json` and `model.safetensors`, in `dtype`, for `load_generator`. Paths in the config, which are specific
     to one machine, are reduced to their last component."""
     folder, config = epath.Path(folder), to_dict(trained.config)
     for holder, key in ((config['data'], 'source'), (config['data'], 'tfds_data_dir'), (config, 'init_from')):
         holder[key] = holder[key] and epath.Path(holder[key]).name
-    flat = {name: np.asarray(x, jnp.bfloat16) for name, x in weights.flatten(trained.params[GENERATOR]).items()}
+    flat = {name: np.asarray(x, dtype) for name, x in weights.flatten(trained.params[GENERATOR]).items()}
     weights.write_safetensors(folder / RELEASE, flat, {'images_seen': str(trained.images_seen)})
     write_json(folder / CONFIG, config)
 
