@@ -57,7 +57,7 @@ def trace_forward(config: TrainConfig) -> jax.stages.Traced:
     condition = {}
     for name, field in method.fields.items():
         if isinstance(field, Spatial):
-            condition[name] = shape((1, *(size // field.scale,) * 2, field.channels), jnp.float32)
+            condition[name] = shape((1, *(size // field.scale,) * 2, field.frames * field.channels), jnp.float32)
         elif isinstance(field, Number):
             condition[name] = shape((1,), jnp.float32)
     return jax.jit(lambda params, frozen, xt, t, condition: method.predict(params, frozen, condition)(xt, t)).trace(
