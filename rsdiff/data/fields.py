@@ -86,9 +86,9 @@ class Field:
         """Whether the row has this field, as files or a number."""
         return bool(self.files(entry)) if self.channels else self.name in entry.numbers
 
-    def digest(self, entry: Entry) -> str:
-        """SHA-256 of the row's file; of a stack, the SHA-256 of those of its files, joined by '/'."""
-        found = [stamp(path).sha256 for path in self.files(entry)]
+    def digest(self, files: Sequence[epath.PathLike]) -> str:
+        """SHA-256 of the field's file; of a stack, the SHA-256 of those of its files, joined by '/'."""
+        found = [stamp(path).sha256 for path in files]
         return hashlib.sha256('/'.join(found).encode()).hexdigest() if self.is_stack else found[0]
 
     def open(
@@ -347,6 +347,17 @@ def check_all_or_none(field: Field, entries: Sequence[Entry], where: str) -> Non
             f'{where}: {having[0]} has a {field.key}, but {len(lacking)} of {len(entries)} images have none '
             f'({lacking[0]}, …); give one to all that are trained or validated on, or to none'
         )
+
+
+def check_reference(made: Field, wanted: Sequence[Field], entries: Sequence[Entry], where: str) -> None:
+    """Raises BadInput if an entry has a stack, but no file of `made`: that is one of its images, and can't be made."""
+    for field in wanted:
+        for entry in entries:
+            if field.is_stack and field.is_of(entry) and not made.is_of(entry):
+                raise BadInput(
+                    f'{where}: {entry.file_name} has {field.key}, but no {made.key}; name the one of them that shows the '
+                    'image best'
+                )
 
 
 def _is_present(field: Field, entries: Sequence[Entry], where: str) -> bool:

@@ -120,7 +120,7 @@ def _of_fields(images: FolderImages, fields: Fields, name: str, show: bool) -> I
                 f'{entry.file_name}:{field.name}': _hex(repr(entry.numbers[field.name]).encode()) for entry in having
             }
             continue
-        named = [(name, path, entry.folder) for entry in having for name, path in _named_files(field, entry)]
+        named = [(key, path, entry.folder) for entry in having for key, path in _named_files(field, entry)]
         if field.is_mask:
             digests |= _digests([(key, path) for key, path, _ in named], show)
         else:

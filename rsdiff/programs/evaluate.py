@@ -32,7 +32,7 @@ from tqdm import tqdm
 from rsdiff.base import folders
 from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
-from rsdiff.base.files import stamp
+from rsdiff.base.files import AnyPath, stamp
 from rsdiff.base.seeds import written_seed
 from rsdiff.base.shipped import find_checkpoint
 from rsdiff.data.degradation import PRESETS, UPSCALE, degrade
@@ -174,7 +174,7 @@ def digests(folder: Path, truths: list[Entry], fields: list[Field], conditions: 
     for truth in truths:
         sensor = pairs.sensor_condition(folder, truth)
         own = [field for field in fields if field.is_of(truth)]
-        files = [truth.path, sensor, *(truth.files[field.name] for field in own if field.channels)]
+        files = [truth.path, sensor, *(path for field in own for path in field.files(truth))]
         numbers = [f'{field.name}={truth.numbers[field.name]}' for field in own if not field.channels]
         found.append('-'.join([*(stamp(path).sha256 for path in files if path), *numbers]))
         if made.source(condition_name(truth)) not in (None, found[-1]):
@@ -262,14 +262,21 @@ def make_conditions(
         written.append(name)
         extra = {'source': truth.file_name, 'sensor': bool(sensor)}
         for field in fields:
-            if field.is_of(truth) and field.channels:
-                extra[field.key] = file = f'.fields/{field.name}/{name}'
-                if not index.has(file, source):
-                    write_image(out / file, cut_field(field, truth, pair.size()))
-                    index.add(file, source)
-                written.append(file)
-            elif field.is_of(truth):
+            if not field.channels and field.is_of(truth):
                 extra[field.key] = truth.numbers[field.name]
+            files = []
+            for number, path in enumerate(field.files(truth)):
+                file = f'.fields/{field.name}{number or ""}/{name}'
+                if not index.has(file, source):
+                    pixels = cut_file(field, path, truth, pair.size())
+                    if not pixels.size:
+                        continue
+                    write_image(out / file, pixels)
+                    index.add(file, source)
+                files.append(file)
+            written += files
+            if files:
+                extra[field.key] = files if field.is_stack else files[0]
         gsd_m = truth.gsd_m or GSD_M.value or file_gsd_m(truth)
         made.append(pair)
         entries.append(
@@ -288,12 +295,11 @@ def make_conditions(
     return made
 
 
-def cut_field(field: Field, truth: Entry, size: tuple[int, int]) -> np.ndarray:
-    """The pixels of a row's file, uint8 (h, w, 3), for the truth cropped to `size`."""
-    path = truth.files[field.name]
+def cut_file(field: Field, path: AnyPath, truth: Entry, size: tuple[int, int]) -> np.ndarray:
+    """The pixels of one of a row's files, uint8 (h, w, 3), for the truth cropped to `size`; (h, w, 0) for an image of a stack
+    with nodata there."""
     with field.open(path, **colours()) as scene:
-        layer = Layer(str(path), field, scene, image_size(truth.path))
-        return layer.pixels(Box(0, 0, *size))
+        return Layer(field, {str(path): scene}, image_size(truth.path)).pixels(Box(0, 0, *size))
 
 
 def file_gsd_m(truth: Entry) -> float | None:
