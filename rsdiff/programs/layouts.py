@@ -51,7 +51,8 @@ def prepare_layout(
     try:
         if report.exists():
             result = read_json(report, f'remove {report} to prepare again')
-            if result.get('places') == len(recorded(out)) and is_whole(out / MANIFEST, result.get('manifest')):
+            whole = result.get('places') == len(recorded(out)) and is_whole(out / MANIFEST, result.get('manifest'))
+            if whole and not result.get('left_out'):  # what was left out may have been restored
                 print(f'{out} is finished', file=sys.stderr)
                 return console.finish(result, report)
             report.unlink()

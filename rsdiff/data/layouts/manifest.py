@@ -8,7 +8,6 @@ from pathlib import Path
 from typing import Iterator
 
 from rsdiff.base.errors import BadInput
-from rsdiff.base.files import AnyPath
 from rsdiff.data.folder import Entry, clean_name, field_of, read_folder
 from rsdiff.data.layouts.places import Colours, Frame, Incomplete, Place, Sharp, read_picture
 
@@ -25,22 +24,22 @@ def find(folder: Path, colours: Colours) -> Iterator[Place | Incomplete]:
                 f'{folder}: {seen[name].file_name!r} and {entry.file_name!r} differ only in their suffix; rename one of them'
             )
         reference, others = entry.files.get(LOW_RES), entry.stacks.get(STACK, ())
-        files = dict.fromkeys(
-            [*([reference] if reference else []), *others]
-        )  # the reference is usually one of the others
+        # the reference is usually one of the others
+        files = [path for path in (reference, *(path for path in others if path != reference)) if path is not None]
         if not files:
             yield Incomplete(entry.file_name, 'no low_res_file_name')
             continue
+        paths = tuple(map(Path, files))
         yield Place(
             name,
-            functools.partial(_read_frames, tuple(files), colours),
+            functools.partial(_read_frames, paths, colours),
             (_image(entry, name, colours, {'0': -1} if reference else {}),),
-            (Path(entry.path), *map(Path, files)),
+            (Path(entry.path), *paths),
         )
 
 
-def _read_frames(files: tuple[AnyPath, ...], colours: Colours) -> dict[str, Frame]:
-    return {str(number): Frame(read_picture(Path(path), colours)) for number, path in enumerate(files)}
+def _read_frames(paths: tuple[Path, ...], colours: Colours) -> dict[str, Frame]:
+    return {str(number): Frame(read_picture(path, colours)) for number, path in enumerate(paths)}
 
 
 def _image(entry: Entry, name: str, colours: Colours, cost: dict[str, float]) -> Sharp:
