@@ -151,11 +151,11 @@ class Layer:
         self.ratio = Fraction(times) if own >= size else Fraction(1, max(times, 1))
         if own != tuple(int(side * self.ratio) for side in size):
             raise BadInput(
-                f'{name}: {own[1]}×{own[0]} px; its image has {size[1]}×{size[0]}; one must be a multiple of the other'
+                f'{self.name}: {own[1]}×{own[0]} px; its image has {size[1]}×{size[0]}; one must be a multiple of the other'
             )
         if field.made and self.ratio * field.scale != 1:
             raise BadInput(
-                f'{name}: {own[1]}×{own[0]} px; its image has {size[1]}×{size[0]}; the network takes {field.name} '
+                f'{self.name}: {own[1]}×{own[0]} px; its image has {size[1]}×{size[0]}; the network takes {field.name} '
                 f'{field.scale} times smaller'
             )
         self.height, self.width = (int(side / self.ratio) for side in own)
@@ -257,9 +257,9 @@ class Fields:
         Raises:
           BadInput: a file can't be opened, or does not fit the image; or a needed stack has only black images.
         """
-        layers, entry = [], self.entries[number]
+        layers = []
         for field in self.present:
-            scenes = {}
+            scenes, entry = {}, self.entries[number]
             for path in field.files(entry):
                 if len(scenes) < field.frames and str(path) not in self.skipped:
                     scene = opened.enter_context(field.open(path, self.bands, self.value_range))

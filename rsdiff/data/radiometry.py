@@ -17,7 +17,7 @@ LEVELS = np.arange(256)
 
 
 def matched(
-    image: np.ndarray, coarse: np.ndarray, reference: np.ndarray, valid: np.ndarray | bool = True
+    image: np.ndarray, coarse: np.ndarray, reference: np.ndarray, valid: np.ndarray | None = None
 ) -> np.ndarray:
     """`image` with the radiometry of `reference`.
 
@@ -25,16 +25,14 @@ def matched(
       image: uint8 (H, W, c).
       coarse: the same image, uint8, at the resolution of `reference`: (h, w, c).
       reference: uint8 (h, w, c).
-      valid: bool (h, w), the pixels to estimate T from; at least one.
+      valid: bool (h, w), the pixels to estimate T from, at least one; None: all.
     Returns:
       uint8 (H, W, c).
     """
-    valid = np.broadcast_to(valid, reference.shape[:2])
-    bands = [
-        transfer(coarse[..., band][valid], reference[..., band][valid])[image[..., band]]
-        for band in range(image.shape[-1])
-    ]
-    return np.stack(bands, axis=-1)
+    levels = lambda pixels: pixels.reshape(-1, pixels.shape[-1]) if valid is None else pixels[valid]
+    known, wanted = levels(coarse), levels(reference)
+    bands = range(image.shape[-1])
+    return np.stack([transfer(known[:, band], wanted[:, band])[image[..., band]] for band in bands], axis=-1)
 
 
 def transfer(values: np.ndarray, reference: np.ndarray) -> np.ndarray:

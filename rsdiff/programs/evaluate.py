@@ -103,6 +103,7 @@ def main() -> None:
         generated[name] = out / 'samples' / name
     rows = make_rows(rows_of, generated)
     table = comparison.compare(rows, TRUTH, rows_of, measure, METRICS.value, extractors, out / 'features', BATCH.value)
+    table = dataclasses.replace(table, warnings=(*table.warnings, *radiometry(truths)))
     report.write_tables(out, table, [truth.file_name for truth in truths])
     print(f'\n{report.markdown(table)}')
     shown = [number * len(rows_of) // EXAMPLES.value for number in range(min(EXAMPLES.value, len(rows_of)))]
@@ -196,6 +197,12 @@ def degradation(folder: Path, truths: list[Entry]) -> DegradeNamed | None:
     return lambda images, names: np.stack(
         [127.5 * (reduction()(image, name).astype(np.float64) + 1) for image, name in zip(images, names)]
     )
+
+
+def radiometry(truths: list[Entry]) -> list[str]:
+    """What the table says about truths whose manifest says that `prepare_data.py --match_histograms` changed them."""
+    matched = sum(truth.extra.get('radiometry') == 'matched' for truth in truths)
+    return [f'the histograms of {matched} of {len(truths)} truths were matched to their conditions'] if matched else []
 
 
 def named(flag: str, given: list[str]) -> dict[str, Path]:

@@ -167,7 +167,7 @@ def sample_folder(
 def _fields(sampler: ImageSampler, entries: list[Entry], constants: Constants, settings: FolderSettings) -> Fields:
     """The sampler's fields of `entries`, from their rows, else from `constants`."""
     defaults = {field.key: constants[field.name] for field in sampler.fields if field.name in constants}
-    own = [{key: value for key, value in entry.extra.items() if value is not None} for entry in entries]
+    own = [{key: value for key, value in entry.extra.items() if value not in (None, [])} for entry in entries]
     filled = [dataclasses.replace(entry, extra=defaults | extra) for entry, extra in zip(entries, own)]
     for field in sampler.fields:
         lacking = [entry.file_name for entry in filled if field.needed and not field.is_of(entry)]

@@ -49,12 +49,13 @@ class Conversion:
 
 
 class Written(NamedTuple):
-    """The result for a place: its lines of the manifest, the size in bytes of each file by name, counts, and a digest of the
-    names, sizes and times of the files that were read."""
+    """The result for a place: its lines of the manifest, the size in bytes of each file by name, counts, the problems of its
+    images by name, and a digest of the names, sizes and times of the files that were read."""
 
     rows: list[dict[str, Any]]
     files: dict[str, int]
     counts: dict[str, int]
+    problems: dict[str, str]
     source: str
 
 
@@ -68,18 +69,20 @@ def convert(
 
     Returns:
       Counts by name: images, frames, black frames, frames of another size, images resampled, and useless images by reason;
-      and the problems of incomplete places by name, each of which is also logged.
+      and the problems of incomplete places and images by name, each of which is also logged.
     """
+    out.mkdir(parents=True, exist_ok=True)
     counts, problems, rows, known = collections.Counter(), {}, [], recorded(out)
     tried = lambda place: _tried(place, known.get(place.name), out, conversion)
     with (out / JOURNAL).open('a') as journal, concurrent.futures.ThreadPoolExecutor(os.cpu_count()) as pool:
         for first in range(0, len(places), BLOCK):
             block = places[first : first + BLOCK]
             for place, result in zip(block, pool.map(tried, block)):
-                if isinstance(result, str):
-                    problems[place.name] = result
-                    logging.warning('incomplete: %s: %s', place.name, result)
-                else:
+                found = {place.name: result} if isinstance(result, str) else result.problems
+                for name, problem in found.items():
+                    logging.warning('incomplete: %s: %s', name, problem)
+                problems |= found
+                if isinstance(result, Written):
                     counts.update(result.counts)
                     rows += result.rows
                     if result != known.get(place.name):  # on a new line, in case the last one was cut off
@@ -132,17 +135,22 @@ def _write(place: Place, source: str, out: Path, conversion: Conversion) -> Writ
     if not frames:
         raise BadInput(f'T = 0 usable frames: all {len(read)} are black')
     counts = collections.Counter(frames_black=len(read) - len(frames))
-    rows, files = [], {}
+    rows, files, problems = [], {}, {}
     for image in place.images:
-        picture, order = image.read(), _best_first(frames, image)
+        try:
+            picture = image.read()
+            order = _best_first(frames, image, picture)
+        except BadInput as error:
+            problems[image.name] = str(error)
+            continue
         reference = frames[order[0]]
         same = [name for name in order if _shape(frames[name].picture) == _shape(reference.picture)]
-        counts['frames_of_another_size'] += len(order) - len(same)
+        counts['frames_of_another_size'] += len(frames) - len(same)
         reason = 'nodata' if 1 - picture.valid.mean() > conversion.limits.max_nodata else None
         if reason := reason or flaw(picture.pixels, conversion.limits):
             counts[f'dropped_{reason}'] += 1
             continue
-        sharp, note = _on_grid(picture, reference.picture, image.name)
+        sharp, note = _on_grid(picture, reference.picture)
         if conversion.match_histograms:
             sharp = _matched(sharp, reference.picture)
         kept = [f'lr/{place.name}/{name}.png' for name in same[: conversion.max_frames]]
@@ -155,13 +163,25 @@ def _write(place: Place, source: str, out: Path, conversion: Conversion) -> Writ
         rows.append(_row(image, out / file, file, kept, reference, picture, said))
         counts.update(images=1, resampled=bool(note))
     counts['frames'] = len(files) - len(rows)
-    return Written(rows, files, {name: count for name, count in counts.items() if count}, source)
+    return Written(rows, files, {name: count for name, count in counts.items() if count}, problems, source)
 
 
-def _best_first(frames: dict[str, Frame], image: Sharp) -> list[str]:
-    """The names of the frames, the best reference first."""
-    cost = lambda name: (-_share(frames[name].picture), frames[name].cloud, image.cost.get(name, 0.0))
-    return sorted(frames, key=cost)
+def _best_first(frames: dict[str, Frame], image: Sharp, picture: Picture) -> list[str]:
+    """The names of the frames of the image's shape, the best reference first."""
+    height, width = _shape(picture)
+    fitting = []
+    for name, frame in frames.items():
+        low, wide = _shape(frame.picture)
+        if abs(width * low / height - wide) <= max(SHAPE_PX, SHAPE_SHARE * wide):
+            fitting.append(name)
+    if not fitting:
+        low, wide = _shape(next(iter(frames.values())).picture)
+        raise BadInput(
+            f'{width}×{height} px, and its frames have {wide}×{low}; these shapes are not those of one ground'
+        )
+    return sorted(
+        fitting, key=lambda name: (-_share(frames[name].picture), frames[name].cloud, image.cost.get(name, 0.0))
+    )
 
 
 def _share(picture: Picture) -> float:
@@ -173,13 +193,9 @@ def _shape(picture: Picture) -> tuple[int, ...]:
     return picture.valid.shape
 
 
-def _on_grid(picture: Picture, reference: Picture, name: str) -> tuple[Picture, str | None]:
+def _on_grid(picture: Picture, reference: Picture) -> tuple[Picture, str | None]:
     """The picture on a grid `UPSCALE` times as fine as that of the reference, and how it was resampled, if it was."""
     (height, width), (low, wide) = _shape(picture), _shape(reference)
-    if abs(width * low / height - wide) > max(SHAPE_PX, SHAPE_SHARE * wide):
-        raise BadInput(
-            f'{name}: {width}×{height} px, and its frames have {wide}×{low}; these shapes are not those of one ground'
-        )
     size = UPSCALE * low, UPSCALE * wide
     if (height, width) == size:
         return picture, None

@@ -16,6 +16,7 @@ import csv
 import datetime
 import functools
 import io
+import math
 import re
 from pathlib import Path
 from typing import Any, Iterator
@@ -92,7 +93,7 @@ def _image(path: Path, name: str, split: str, number: str, times: dict[str, date
     row = parse_json(described.read_bytes(), str(described)) if described.is_file() else {}
     row = row if isinstance(row, dict) else {}
     time = _time(row.get('timestamp'))
-    cost = {frame: abs((other - time).days) for frame, other in times.items() if other and time}
+    cost = {frame: abs((other - time).days) if other and time else math.inf for frame, other in times.items()}
     if number in times:
         cost[number] = -1
     known: dict[str, Any] = {'year': time.year, 'month': time.month, 'day': time.day} if time else {}
