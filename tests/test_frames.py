@@ -11,12 +11,13 @@ import pytest
 from flax import nnx
 from jax import numpy as jnp
 from PIL import Image
+from scripts import last_line, run_script
 
 from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import DegradationConfig
 from rsdiff.data.fields import Field
 from rsdiff.data.folder import Entry, read_folder
-from rsdiff.data.images import write_image
+from rsdiff.data.images import read_image, write_image
 from rsdiff.data.inventory import take_inventory
 from rsdiff.data.pipeline import DataConfig, batches, make_source
 from rsdiff.methods.base import fields_to_read, fields_to_train
@@ -278,6 +279,42 @@ def test_a_mosaic_reads_a_stack(tmp_path, method):
     before = stack.digest()
     write_image(files[2], ramp(24, 61))
     assert open_field(fields_to_read(SPATIAL)[0], files, None, None).digest() != before
+
+
+CONDITIONS = """
+import sys
+from pathlib import Path
+from absl import flags
+from rsdiff.data.fields import Field
+from rsdiff.programs import evaluate
+
+flags.FLAGS([sys.argv[0], '--pairs', sys.argv[1], '--out', sys.argv[2]])
+folder, truths = evaluate.references()
+fields, out = [Field('frames', 3, 4, needed=False, frames=3)], Path(sys.argv[2])
+evaluate.make_conditions(folder, truths, fields, evaluate.digests(folder, truths, fields, out), out)
+print('{}')
+"""
+
+
+def test_evaluation_cuts_the_frames_of_each_truth(make, tmp_path, tmp_path_factory):
+    config = make([ramp(LOW, 1), BLACK, ramp(LOW, 2), ramp(LOW, 3), ramp(LOW, 4)], [])
+    gap = np.full((LOW, LOW, 1), 255, np.uint8)
+    gap[0] = 0
+    write_image(tmp_path / 'frames/0/2.png', np.concatenate([ramp(LOW, 2), gap], -1))
+    remainder = np.concatenate([ramp(4 * LOW, 100), ramp(4 * LOW)[:3]])
+    write_image(tmp_path / 'image/0.png', remainder)
+    made = tmp_path_factory.mktemp('made')
+    (tmp_path / 'conditions.py').write_text(CONDITIONS)
+    for _ in range(2):
+        last_line(run_script(tmp_path / 'conditions.py', config.source, made))
+    first, second = read_folder(made)
+    assert first.extra['frames_file_names'] == [f'.fields/frames{k}/image/0.png' for k in ('', 1, 3, 4)]
+    assert np.array_equal(read_image(first.stacks['frames'][2]), ramp(LOW, 3))
+    assert 'frames_file_names' not in second.extra
+    # a changed frame is noticed
+    write_image(tmp_path / 'frames/0/4.png', ramp(LOW, 9))
+    changed = run_script(tmp_path / 'conditions.py', config.source, made)
+    assert changed.returncode and 'has changed since' in changed.stderr
 
 
 def test_rows_name_stacks_of_any_field():

@@ -44,6 +44,11 @@ def test_the_transfer_never_turns_levels_around(image, smooth_image):
     assert curve.dtype == np.uint8 and curve.shape == (256,) and (np.diff(curve.astype(int)) >= 0).all()
 
 
+def test_beyond_the_known_levels_the_slope_is_one():
+    curve = transfer(np.arange(100, 151, 10), np.arange(50, 101, 10))
+    assert [curve[level] for level in (0, 90, 100, 105, 150, 160, 255)] == [0, 40, 50, 55, 100, 110, 205]
+
+
 def test_pixels_that_are_not_valid_do_not_count(image):
     coarse = box_downscale(image, 4)
     reference, valid = coarse.copy(), np.ones(coarse.shape[:2], bool)

@@ -68,7 +68,8 @@ class Crops:
                     opened.enter_context(scene)
                     image = Layer(IMAGE, {self.name(number): scene}, (scene.height, scene.width))
                     layers = [image, *self.fields.open(number, (scene.height, scene.width), opened)]
-                    self.skipped.update(self.fields.skipped)
+                    with self.fields.lock:
+                        self.skipped.update(self.fields.skipped)
                     factor, cut = self._cut(number, layers, rng, size_px)
                     fields = self.fields.complete(number, cut, size_px)
                     return {'image': cut['image'], 'gsd_m': np.float32(factor * gsd_m), **fields}

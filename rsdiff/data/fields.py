@@ -248,7 +248,7 @@ class Fields:
         self.entries, self.bands, self.value_range = entries, bands, value_range
         self.present = tuple(field for field in wanted if _is_present(field, entries, where))
         self.skipped: set[str] = set()
-        self.usable: set[str] = set()
+        self._usable: set[str] = set()
         self.lock = threading.Lock()
 
     def open(self, number: int, size: tuple[int, int], opened: contextlib.ExitStack) -> list[Layer]:
@@ -276,13 +276,13 @@ class Fields:
 
     def _is_usable(self, name: str, scene: Scene) -> bool:
         """Whether an image of a stack is not black. Each is searched once; black ones are logged."""
-        if name not in self.usable and name not in self.skipped:
+        if name not in self._usable and name not in self.skipped:
             black = is_black(scene)
             with self.lock:
                 if black and name not in self.skipped:
                     logging.warning('skipped: %s: all black', name)
-                (self.skipped if black else self.usable).add(name)
-        return name in self.usable
+                (self.skipped if black else self._usable).add(name)
+        return name in self._usable
 
     def read_padded(
         self, number: int, size: tuple[int, int], padded: tuple[int, int], factors: Sequence[int]
