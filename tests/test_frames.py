@@ -20,7 +20,7 @@ from rsdiff.data.folder import Entry, read_folder
 from rsdiff.data.images import read_image, write_image
 from rsdiff.data.inventory import take_inventory
 from rsdiff.data.pipeline import DataConfig, batches, make_source
-from rsdiff.methods.base import fields_to_read, fields_to_train
+from rsdiff.methods.base import fields_to_read, fields_to_train, prepared_batch
 from rsdiff.methods.regression import Regression, RegressionConfig
 from rsdiff.models.conditioning import Spatial
 from rsdiff.sampling.binding import bind_images, bind_windows
@@ -98,6 +98,8 @@ def test_frames_show_the_ground_of_the_image_in_the_same_turn_and_are_nan_where_
             np.testing.assert_allclose(frame[..., :2], lr[..., :2], atol=1e-3)
             blocks = image.reshape(8, 4, 8, 4, 3).mean((1, 3))
             assert np.abs(frame[..., :2] - blocks[..., :2]).max() <= 1.01
+    condition = prepared_batch(SPATIAL, DegradationConfig(), (), got, jax.random.key(0))['condition']
+    np.testing.assert_array_equal(condition['frames'], got['frames'])
     black = {name.rpartition('frames/')[2] for name in source.skipped}
     assert black == {'1/0.png', '1/2.png'}
 

@@ -31,7 +31,7 @@ def converted(tmp_path):
     """(layout, folder) → the rows by file name, the counts and the problems."""
 
     def run(layout, folder, colours=Colours(), out='out', **options):
-        counts, problems = convert([*layout.find(folder, colours)], tmp_path / out, Conversion(**options))
+        counts, problems = convert([*layout.find(folder, colours)], tmp_path / out, Conversion(**options), True)
         found = (tmp_path / out / 'metadata.jsonl').is_file()
         rows = {entry.file_name: entry for entry in read_folder(tmp_path / out)} if found else {}
         return rows, counts, problems

@@ -56,8 +56,9 @@ def prepare_layout(
                 print(f'{out} is finished', file=sys.stderr)
                 return console.finish(result, report)
             report.unlink()
+        (out / MANIFEST).unlink(missing_ok=True)
         with tqdm(total=len(places), desc='converting', unit=' places', dynamic_ncols=True) as bar:
-            counts, problems = convert(places, out, conversion, bar.update)
+            counts, problems = convert(places, out, conversion, leave_out, bar.update)
         first = '; '.join(f'{name}: {problem}' for name, problem in list(problems.items())[:NAMED])
         if problems and not leave_out:
             raise BadInput(

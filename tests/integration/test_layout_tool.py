@@ -37,7 +37,8 @@ def test_a_missing_half_is_listed_and_nothing_is_lost(tmp_path, smooth_image):
     assert '3 of 4 are incomplete' in error and '--leave_out_incomplete' in error
     for name in ('naip/image/2_2: no sentinel2/2_2', 'naip/image/3_3', 'sentinel2/4_4: no naip/'):
         assert name in error
-    assert not (tmp_path / 'out/prepare.json').exists() and (tmp_path / 'out/hr/image/1_1.png').is_file()
+    assert (tmp_path / 'out/hr/image/1_1.png').is_file()
+    assert not any((tmp_path / 'out' / name).exists() for name in ('prepare.json', 'metadata.jsonl'))
     result = run(*command, '--leave_out_incomplete')
     assert result['images'] == 1 and result['frames'] == 3 and len(result['left_out']) == 3
     assert json.loads((tmp_path / 'out/prepare.json').read_text()) == result

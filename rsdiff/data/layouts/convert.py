@@ -3,8 +3,11 @@
     OUT/hr/{image}.png           resampled to the frames' grid, if it has another ratio: by the mean over areas (Pillow's box
                                  filter), or bicubic where that is finer than the image
     OUT/lr/{place}/{frame}.png   8-bit RGB; pixels without a measurement are transparent
-    OUT/metadata.jsonl           low_res_file_name is the reference: the frame with the fewest black or invalid pixels, then the
-                                 least cloud, then the least `Sharp.cost`; frames_file_names has all frames, the best first
+    OUT/metadata.jsonl           low_res_file_name is the reference: the frame that shows most of the ground, neither black nor
+                                 under cloud, then that of the least `Sharp.cost`; frames_file_names has all frames, the best
+                                 first
+
+The image and the frames of a place are taken to show the same ground; shapes that contradict this are refused.
 
 A place is recorded in OUT/.places.jsonl once its files are written, so an interrupted run continues. Places that lack something
 are not recorded, and are tried again by the next run, as are those whose files have changed.
@@ -63,9 +66,11 @@ def convert(
     places: Sequence[Place | Incomplete],
     out: Path,
     conversion: Conversion,
+    leave_out: bool = False,
     progress: Callable[[float], object] = lambda done: None,
 ) -> tuple[dict[str, int], dict[str, str]]:
-    """Writes `places` into the folder `out`, and its manifest if any image is left.
+    """Writes `places` into the folder `out`, and its manifest if any image is left, and either nothing is incomplete or
+    `leave_out` is set.
 
     Returns:
       Counts by name: images, frames, black frames, frames of another size, images resampled, and useless images by reason;
@@ -89,7 +94,7 @@ def convert(
                         journal.write(f'\n{json.dumps({"name": place.name, **result._asdict()})}')
                         journal.flush()
                 progress(1)
-    if rows:
+    if rows and (leave_out or not problems):
         write_text_atomically(out / MANIFEST, ''.join(json.dumps(row) + '\n' for row in rows))
     return dict(sorted(counts.items())), problems
 
@@ -146,8 +151,9 @@ def _write(place: Place, source: str, out: Path, conversion: Conversion) -> Writ
         reference = frames[order[0]]
         same = [name for name in order if _shape(frames[name].picture) == _shape(reference.picture)]
         counts['frames_of_another_size'] += len(frames) - len(same)
-        reason = 'nodata' if 1 - picture.valid.mean() > conversion.limits.max_nodata else None
-        if reason := reason or flaw(picture.pixels, conversion.limits):
+        has_gaps = 1 - picture.valid.mean() > conversion.limits.max_nodata
+        reason = 'nodata' if has_gaps else flaw(picture.pixels, conversion.limits)
+        if reason:
             counts[f'dropped_{reason}'] += 1
             continue
         sharp, note = _on_grid(picture, reference.picture)
@@ -179,9 +185,8 @@ def _best_first(frames: dict[str, Frame], image: Sharp, picture: Picture) -> lis
         raise BadInput(
             f'{width}×{height} px, and its frames have {wide}×{low}; these shapes are not those of one ground'
         )
-    return sorted(
-        fitting, key=lambda name: (-_share(frames[name].picture), frames[name].cloud, image.cost.get(name, 0.0))
-    )
+    clear = {name: _share(frames[name].picture) * (1 - frames[name].cloud) for name in fitting}
+    return sorted(fitting, key=lambda name: (-clear[name], image.cost.get(name, 0.0)))
 
 
 def _share(picture: Picture) -> float:
