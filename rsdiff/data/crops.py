@@ -35,7 +35,7 @@ class Crops:
 
     An image that can't be read, is smaller than a crop, or yields only crops with nodata pixels is logged once, added to
     `skipped`, and replaced by the next usable image. It is tried again every time it is drawn, so that its replacement
-    depends only on the seed, not on what was read before.
+    depends only on the seed, not on what was read before. Black images of stacks are added to `skipped`, too.
     """
 
     # number of crops with nodata pixels in a row after which the image is skipped
@@ -66,8 +66,10 @@ class Crops:
                 with contextlib.ExitStack() as opened:
                     scene, gsd_m = self.images.open(number)
                     opened.enter_context(scene)
-                    image = Layer(self.name(number), IMAGE, scene, (scene.height, scene.width))
+                    image = Layer(IMAGE, {self.name(number): scene}, (scene.height, scene.width))
                     layers = [image, *self.fields.open(number, (scene.height, scene.width), opened)]
+                    with self.fields.lock:
+                        self.skipped.update(self.fields.skipped)
                     factor, cut = self._cut(number, layers, rng, size_px)
                     fields = self.fields.complete(number, cut, size_px)
                     return {'image': cut['image'], 'gsd_m': np.float32(factor * gsd_m), **fields}

@@ -7,8 +7,9 @@ without a manifest, where folders called train, val or test are splits and the f
 (`rsdiff.data.layout`). An ambiguous folder is rejected.
 
 A key `<field>_file_name` names a further file of the row: `mask_file_name` is the file of the field `mask`,
-`low_res_file_name` that of the field `lr`. Such names are checked like `file_name`, and kept in `extra` like every other
-key. `files` and `numbers` are views of `extra`, so that a manifest is written as it was read.
+`low_res_file_name` that of the field `lr`. A key `<field>_file_names` has a list of files: a stack of several images of the
+same place, such as `frames_file_names`. Such names are checked like `file_name`, and kept in `extra` like every other key.
+`files`, `stacks` and `numbers` are views of `extra`, so that a manifest is written as it was read.
 
 A row without `file_name` is a *request* for an image that does not exist yet, if it has captions, a number (such as
 `gsd_m`) or a file. `read_requests` reads those rows, `read_folder` the others.
@@ -62,11 +63,16 @@ def file_key(field: str) -> str:
     return f'{KEYS.get(field, field)}_{FILE_NAME}'
 
 
+def stack_key(field: str) -> str:
+    """The key of a row for the files of a stack: 'frames' → 'frames_file_names'."""
+    return f'{file_key(field)}s'
+
+
 def field_of(key: str) -> str | None:
-    """The field whose file the key names; None if it names no file."""
-    if not key.endswith(f'_{FILE_NAME}'):
+    """The field whose file or files the key names; None if it names no file."""
+    name, found, rest = key.rpartition(f'_{FILE_NAME}')
+    if not found or rest not in ('', 's'):
         return None
-    name = key.removesuffix(f'_{FILE_NAME}')
     return next((field for field, short in KEYS.items() if short == name), name)
 
 
@@ -92,6 +98,11 @@ class Entry:
     def files(self) -> dict[str, AnyPath]:
         """The row's other files by field. They are inside the folder, and existed when it was read (except in buckets)."""
         return {field: self.folder / name for field, name in _names(self.extra).items()}
+
+    @property
+    def stacks(self) -> dict[str, tuple[AnyPath, ...]]:
+        """The row's lists of files by field, none of them empty. As `files`."""
+        return {field: tuple(self.folder / name for name in names) for field, names in _stacks(self.extra).items()}
 
     @property
     def numbers(self) -> dict[str, float]:
@@ -143,8 +154,13 @@ def as_number(value: Any) -> float | None:
 
 
 def _names(extra: dict[str, Any]) -> dict[str, str]:
-    fields = {field_of(key): name for key, name in extra.items() if name is not None}
+    fields = {field_of(key): name for key, name in extra.items() if name is not None and key.endswith(FILE_NAME)}
     return {field: name for field, name in fields.items() if field is not None}
+
+
+def _stacks(extra: dict[str, Any]) -> dict[str, list[str]]:
+    fields = {field_of(key): names for key, names in extra.items() if names and not key.endswith(FILE_NAME)}
+    return {field: names for field, names in fields.items() if field is not None}
 
 
 def _numbers(extra: dict[str, Any]) -> dict[str, float]:
@@ -476,32 +492,38 @@ def _row(folder: AnyPath, place: AnyPath, below: str, where: str, row: dict[str,
         raise BadInput(f'{where}: split is {str(split)[:40]!r}; it must be a string')
     if not isinstance(label, str | int | None) or isinstance(label, bool):
         raise BadInput(f'{where}: label is {str(label)[:40]!r}; it must be a string')
-    row |= {key: below + name for key, name in _checked_names(place, where, row).items()}
+    for key, names in _checked_names(place, where, row).items():
+        row[key] = [below + name for name in names] if isinstance(names, list) else below + names
     split, label = None if split is None else canonical_split(split), None if label is None else str(label)
     if name is not None:
         name = below + file_inside(place, name, where).relative_to(place).as_posix()
         return Entry(folder / name, name, split, label, tuple(captions), gsd_m, row)
-    if not captions and gsd_m is None and not _names(row) and not _numbers(row):
+    if not captions and gsd_m is None and not _names(row) and not _stacks(row) and not _numbers(row):
         raise BadInput(f'{where}: no "file_name", nor captions, numbers or files, which make a request; it has {keys}')
     return Request(folder, split, label, tuple(captions), gsd_m, row, where)
 
 
-def _checked_names(place: AnyPath, where: str, row: dict[str, Any]) -> dict[str, str]:
-    """The names of a row's other files by key, relative to its manifest's folder `place`; null means no file."""
-    names, keys = {}, {}
-    for key, name in row.items():
+def _checked_names(place: AnyPath, where: str, row: dict[str, Any]) -> dict[str, Any]:
+    """The names of a row's other files, or lists of names, by key, relative to its manifest's folder `place`; null means no
+    file."""
+    found, keys = {}, {}
+    for key, value in row.items():
         field = field_of(key)
-        if field is None or name is None:
+        if field is None or value is None:
             continue
         if not field.isidentifier():
             raise BadInput(f'{where}: {ascii(key)[:60]} names no field; use letters, digits and _')
         other = keys.setdefault(field, key)
         if other != key:
             raise BadInput(f'{where}: {other[:60]} and {key[:60]} are one field; keep one of them')
-        if not isinstance(name, str):
-            raise BadInput(f'{where}: {key[:60]} is {str(name)[:40]!r}; it must be a string')
-        names[key] = file_inside(place, name, where, key[:60]).relative_to(place).as_posix()
-    return names
+        is_stack = key == stack_key(field)
+        names = value if is_stack else [value]
+        if not isinstance(names, list) or not all(isinstance(name, str) for name in names):
+            kind = f'a list of strings, as only {MANIFEST} can hold' if is_stack else 'a string'
+            raise BadInput(f'{where}: {key[:60]} is {str(value)[:40]!r}; it must be {kind}')
+        inside = [file_inside(place, name, where, key[:60]).relative_to(place).as_posix() for name in names]
+        found[key] = inside if is_stack else inside[0]
+    return found
 
 
 def _digest(entry: Entry) -> str:

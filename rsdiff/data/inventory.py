@@ -19,10 +19,10 @@ from tqdm import tqdm
 from rsdiff.base import folders
 from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
-from rsdiff.base.files import is_local, stamp
+from rsdiff.base.files import AnyPath, is_local, stamp
 from rsdiff.data.blue_marble import BlueMarble, image_path
 from rsdiff.data.crops import Crops, FolderImages
-from rsdiff.data.fields import Fields
+from rsdiff.data.fields import Field, Fields
 from rsdiff.data.fingerprints import BYTES, LARGEST_PX, TrainedOn, fingerprint, known_of
 from rsdiff.data.folder import Entry
 from rsdiff.data.records import RecordImages
@@ -119,22 +119,23 @@ def _of_fields(images: FolderImages, fields: Fields, name: str, show: bool) -> I
             digests |= {
                 f'{entry.file_name}:{field.name}': _hex(repr(entry.numbers[field.name]).encode()) for entry in having
             }
-        elif field.is_mask:
-            digests |= _digests(
-                [(f'{entry.file_name}:{field.name}', entry.files[field.name]) for entry in having], show
-            )
+            continue
+        named = [(key, path, entry.folder) for entry in having for key, path in _named_files(field, entry)]
+        if field.is_mask:
+            digests |= _digests([(key, path) for key, path, _ in named], show)
         else:
-            paths = [(entry.files[field.name], entry.folder) for entry in having]
-            files = [Entry(path, path.relative_to(folder).as_posix()) for path, folder in paths]
+            files = [Entry(path, path.relative_to(folder).as_posix()) for _, path, folder in named]
             others = FolderImages(name, None, 1.0, images.bands, images.value_range, files)
             looks = look_at_entries(others, range(len(others)), show)
-            digests |= {
-                f'{entry.file_name}:{field.name}': _hex(look.sha256)
-                for entry, look in zip(having, looks)
-                if look.sha256
-            }
+            digests |= {key: _hex(look.sha256) for (key, _, _), look in zip(named, looks) if look.sha256}
             seen += images_seen(others, range(len(others)), looks, name)
     return Inventory(digests, seen)
+
+
+def _named_files(field: Field, entry: Entry) -> list[tuple[str, AnyPath]]:
+    """The entry's files of the field, each with its name in the digests."""
+    name, files = f'{entry.file_name}:{field.name}', field.files(entry)
+    return [(f'{name}[{number}]' if field.is_stack else name, path) for number, path in enumerate(files)]
 
 
 def _of_chips(images: RecordImages, folders: Sequence[str], name: str) -> TrainedOn:

@@ -18,7 +18,7 @@ from rsdiff.base.ranges import check_range
 from rsdiff.base.seeds import short_seed
 from rsdiff.data.blue_marble import BlueMarble
 from rsdiff.data.crops import Crops, FolderImages
-from rsdiff.data.fields import Field, Fields, check_all_or_none, check_none_needed
+from rsdiff.data.fields import Field, Fields, check_all_or_none, check_none_needed, check_reference
 from rsdiff.data.folder import TRAIN, VALIDATION, Entry, read_folder, training_entries, validation_share
 from rsdiff.data.gsd import LARGEST_GSD_M, SMALLEST_GSD_M
 from rsdiff.data.hugging_face import HubImages, hub_splits
@@ -98,7 +98,8 @@ def make_source(config: DataConfig, validation: bool = False, fields: Sequence[F
 
     Raises:
       BadInput: there is no such folder, dataset or split, it can't be used, or it lacks a needed field; or some images to
-        train or validate on have a file of a field that can be made from the image, and others do not.
+        train or validate on have a file of a field that can be made from the image, and others do not, or have a stack
+        without such a file.
     """
     if config.source == 'blue_marble':
         check_none_needed(fields, config.source)
@@ -117,6 +118,7 @@ def make_source(config: DataConfig, validation: bool = False, fields: Sequence[F
             check_all_or_none(field, used, config.source)
             if field.is_of(used[0]):
                 _say(validation, f'{config.source}: {field.name} is read from {field.key}, not made from the images')
+            check_reference(field, fields, used, config.source)
         found = Fields(fields, images.entries, config.source, config.bands, config.value_range)
         return Crops(images, config.reductions, found)
     check_none_needed(fields, config.source)

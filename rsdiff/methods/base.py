@@ -136,7 +136,7 @@ def fields_to_read(fields: dict[str, Spatial | Number | Tokens]) -> tuple[Field,
     """The network's fields that must be read from the data: all except `lr`, which is computed from the image, `gsd_m`, which
     every image has, and tokens, which are the output of a frozen network."""
     return tuple(
-        Field(name, field.channels, field.scale, not field.droppable)
+        Field(name, field.channels, field.scale, not field.droppable, frames=field.frames)
         if isinstance(field, Spatial)
         else Field(name, needed=not field.droppable)
         for name, field in fields.items()

@@ -9,7 +9,7 @@ which only the data is read; the others are files of `torch.save`. `docs/baselin
 
 All are RRDBNets that take and return RGB in [0, 1]. satlas's take the true-colour images of Sentinel-2, 8 bits, divided by
 255, in any order, stacked along the channels. They were trained with exactly that number of images; here, fewer are
-repeated (`models.rrdbnet.stacked`).
+repeated (`models.frames.in_turn`).
 """
 
 import dataclasses

@@ -20,6 +20,7 @@ from jax import numpy as jnp
 
 from rsdiff.base.ranges import check_range
 from rsdiff.models.conditioning import Condition, Number, Spatial, Tokens
+from rsdiff.models.frames import in_turn, stacked
 
 
 def conv3x3(features_in: int, features_out: int, *, dtype, rngs: nnx.Rngs, scale: float = 1.0):
@@ -133,32 +134,8 @@ class RRDBNetConfig:
         return {'lr': lr} if self.frames == 1 else {'lr': lr, 'frames': stack}
 
 
-def stacked(condition: Condition, frames: int):
-    """The input of a network with `frames` > 1: the existing images of the field `frames`, the first ones if there are more,
-    and repeated from the first on if there are fewer; `lr` if none exists. An image with NaN does not exist.
-
-    Args:
-      condition: `lr` (b, h, w, c) and, optionally, `frames` (b, h, w, T · c) with any T.
-    Returns:
-      (b, h, w, frames · c), one image after the other, without NaN.
-    """
-    lr = condition['lr'][:, None]
-    images = condition.get('frames')
-    if images is None:
-        images = lr[:, :0]
-    else:
-        images = rearrange(images, 'b h w (t c) -> b t h w c', c=lr.shape[-1])
-    exists = ~jnp.isnan(images).any((2, 3, 4))
-    # lr comes last and counts only if it is alone
-    images, exists = jnp.concatenate([images, lr], 1), jnp.concatenate([exists, ~exists.any(1, keepdims=True)], 1)
-    order, count = jnp.argsort(~exists, axis=1, stable=True), exists.sum(1, keepdims=True)
-    chosen = jnp.take_along_axis(order, jnp.arange(frames)[None] % count, axis=1)
-    images = jnp.take_along_axis(images, chosen[:, :, None, None, None], axis=1)
-    return rearrange(images, 'b t h w c -> b h w (t c)')
-
-
 class RRDBNet(RRDBEncoder):
-    """The complete 4× network: a condition with `lr` (b, h, w, channels), and `frames` as `stacked` takes it → float32
+    """The complete 4× network: a condition with `lr` (b, h, w, channels), and `frames`, of which it takes the first ones, repeated if there are fewer → float32
     (b, 4h, 4w, channels)."""
 
     def __init__(self, config: RRDBNetConfig = RRDBNetConfig(), *, rngs: nnx.Rngs):
@@ -172,7 +149,7 @@ class RRDBNet(RRDBEncoder):
         self.conv_last = conv3x3(features, config.channels, **make)
 
     def __call__(self, condition: Condition):
-        x = condition['lr'] if self.frames == 1 else stacked(condition, self.frames)
+        x = rearrange(in_turn(*stacked(condition, self.frames), self.frames), 'b t h w c -> b h w (t c)')
         x = super().__call__((x + 1) / 2 if self.unit_range else x)
         x = lrelu(self.conv_up1(nearest_up(x, 2)))
         x = lrelu(self.conv_up2(nearest_up(x, 2)))

@@ -32,7 +32,7 @@ from tqdm import tqdm
 from rsdiff.base import folders
 from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
-from rsdiff.base.files import stamp
+from rsdiff.base.files import AnyPath, stamp
 from rsdiff.base.seeds import written_seed
 from rsdiff.base.shipped import find_checkpoint
 from rsdiff.data.degradation import PRESETS, UPSCALE, degrade
@@ -108,6 +108,7 @@ def main() -> None:
         generated[name] = out / 'samples' / name
     rows = make_rows(rows_of, generated)
     table = comparison.compare(rows, TRUTH, rows_of, measure, METRICS.value, extractors, out / 'features', BATCH.value)
+    table = dataclasses.replace(table, warnings=(*table.warnings, *radiometry(truths)))
     report.write_tables(out, table, [truth.file_name for truth in truths])
     print(f'\n{report.markdown(table)}')
     shown = [number * len(rows_of) // EXAMPLES.value for number in range(min(EXAMPLES.value, len(rows_of)))]
@@ -179,7 +180,7 @@ def digests(folder: Path, truths: list[Entry], fields: list[Field], conditions: 
     for truth in truths:
         sensor = pairs.sensor_condition(folder, truth)
         own = [field for field in fields if field.is_of(truth)]
-        files = [truth.path, sensor, *(truth.files[field.name] for field in own if field.channels)]
+        files = [truth.path, sensor, *(path for field in own for path in field.files(truth))]
         numbers = [f'{field.name}={truth.numbers[field.name]}' for field in own if not field.channels]
         found.append('-'.join([*(stamp(path).sha256 for path in files if path), *numbers]))
         if made.source(condition_name(truth)) not in (None, found[-1]):
@@ -201,6 +202,12 @@ def degradation(folder: Path, truths: list[Entry]) -> DegradeNamed | None:
     return lambda images, names: np.stack(
         [127.5 * (reduction()(image, name).astype(np.float64) + 1) for image, name in zip(images, names)]
     )
+
+
+def radiometry(truths: list[Entry]) -> list[str]:
+    """What the table says about truths whose manifest says that `prepare_data.py --match_histograms` changed them."""
+    matched = sum(truth.extra.get('radiometry') == 'matched' for truth in truths)
+    return [f'the histograms of {matched} of {len(truths)} truths were matched to their conditions'] if matched else []
 
 
 def named(flag: str, given: list[str]) -> dict[str, Path]:
@@ -267,14 +274,21 @@ def make_conditions(
         written.append(name)
         extra = {'source': truth.file_name, 'sensor': bool(sensor)}
         for field in fields:
-            if field.is_of(truth) and field.channels:
-                extra[field.key] = file = f'.fields/{field.name}/{name}'
-                if not index.has(file, source):
-                    write_image(out / file, cut_field(field, truth, pair.size()))
-                    index.add(file, source)
-                written.append(file)
-            elif field.is_of(truth):
+            if not field.channels and field.is_of(truth):
                 extra[field.key] = truth.numbers[field.name]
+            files = []
+            for number, path in enumerate(field.files(truth)):
+                file = f'.fields/{field.name}{number or ""}/{name}'
+                if not index.has(file, source):
+                    pixels = cut_file(field, path, truth, pair.size())
+                    if not pixels.size:
+                        continue
+                    write_image(out / file, pixels)
+                    index.add(file, source)
+                files.append(file)
+            written += files
+            if files:
+                extra[field.key] = files if field.is_stack else files[0]
         gsd_m = truth.gsd_m or GSD_M.value or file_gsd_m(truth)
         made.append(pair)
         entries.append(
@@ -293,12 +307,11 @@ def make_conditions(
     return made
 
 
-def cut_field(field: Field, truth: Entry, size: tuple[int, int]) -> np.ndarray:
-    """The pixels of a row's file, uint8 (h, w, 3), for the truth cropped to `size`."""
-    path = truth.files[field.name]
+def cut_file(field: Field, path: AnyPath, truth: Entry, size: tuple[int, int]) -> np.ndarray:
+    """The pixels of one of a row's files, uint8 (h, w, 3), for the truth cropped to `size`; (h, w, 0) for an image of a stack
+    with nodata there."""
     with field.open(path, **colours()) as scene:
-        layer = Layer(str(path), field, scene, image_size(truth.path))
-        return layer.pixels(Box(0, 0, *size))
+        return Layer(field, {str(path): scene}, image_size(truth.path)).pixels(Box(0, 0, *size))
 
 
 def file_gsd_m(truth: Entry) -> float | None:

@@ -2,6 +2,11 @@
 
     python tools/prepare_data.py --source DIR:train --source SCENE.tif --validation DIR:val --reductions 1,4 --out OUT
 
+Real pairs of two sensors, from a dataset in the layout in which it was published, become a folder with a manifest instead:
+
+    python tools/prepare_data.py --layout s2naip --source DIR --out OUT
+    … --match_histograms gives each image the colours of its low-resolution image
+
 A source is one image or an image folder, with or without `metadata.jsonl`; DIR:SPLIT selects a split. If a folder has
 splits, DIR alone means its split train after --source, and its validation split after --validation.
 
@@ -35,8 +40,11 @@ from rsdiff.data.fingerprints import FILE as FINGERPRINTS
 from rsdiff.data.fingerprints import TrainedOn, add_fingerprints, known_of
 from rsdiff.data.folder import split_of, training_entries, validation_entries
 from rsdiff.data.inventory import images_seen, look_at_entries
+from rsdiff.data.layouts.convert import Conversion
+from rsdiff.data.layouts.places import Colours
 from rsdiff.data.records import CHIPS, prepared_folder, write_chips
 from rsdiff.programs import console
+from rsdiff.programs.layouts import LAYOUTS, prepare_layout
 
 REPORT = 'prepare.json'
 
@@ -68,6 +76,21 @@ LIMITS = {
 }
 
 
+LAYOUT = flags.DEFINE_enum(
+    'layout', None, sorted(LAYOUTS), 'The layout of the one --source; see the modules of rsdiff/data/layouts.'
+)
+PAIRED = 'match_histograms', 'max_frames', 'leave_out_incomplete'
+MATCH = flags.DEFINE_bool('match_histograms', False, 'With --layout: match histograms to the low-resolution images.')
+MAX_FRAMES = flags.DEFINE_integer(
+    'max_frames',
+    None,
+    'With --layout: maximum number of low-resolution images per place, the best ones.',
+    lower_bound=1,
+)
+LEAVE_OUT = flags.DEFINE_bool('leave_out_incomplete', False, 'With --layout: leave out what lacks a half or a band.')
+CHIPPED = 'validation', 'size_px', 'stride', 'reductions', 'gsd_m', 'max_chips_per_source', 'encoding'
+
+
 class Source(NamedTuple):
     """One --source or --validation."""
 
@@ -89,6 +112,16 @@ def open_source(split: str, argument: str, bands, value_range) -> Source:
 
 def main() -> None:
     started, out = time.monotonic(), Path(OUT.value)
+    for name in CHIPPED if LAYOUT.value else PAIRED:
+        if flags.FLAGS[name].value != flags.FLAGS[name].default:
+            raise BadInput(f'--{name} does not go with --layout' if LAYOUT.value else f'--{name} needs --layout')
+    if LAYOUT.value:
+        if len(SPLITS['train'].value) != 1:
+            raise BadInput('--layout takes one --source, the folder of the dataset')
+        colours = Colours(console.flag_numbers('bands', int, 3), console.flag_numbers('value_range', float, 2))
+        limits = chips.Limits(**{name: flag.value for name, flag in LIMITS.items()})
+        conversion = Conversion(MATCH.value, MAX_FRAMES.value, limits)
+        return prepare_layout(LAYOUT.value, SPLITS['train'].value[0], out, colours, conversion, LEAVE_OUT.value)
     reductions = cast(tuple[int, ...], console.flag_numbers('reductions', int))  # the flag has a default
     bands = console.flag_numbers('bands', int)
     value_range = console.flag_numbers('value_range', float, 2)

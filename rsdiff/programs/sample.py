@@ -22,12 +22,13 @@ import numpy as np
 from absl import flags
 
 from rsdiff.base.errors import BadInput
-from rsdiff.base.files import is_local, read_json, stamp
+from rsdiff.base.files import is_local, read_json
 from rsdiff.base.shipped import find_checkpoint
 from rsdiff.base.work import is_local_worker
 from rsdiff.data.fingerprints import carry_fingerprints
 from rsdiff.data.folder import Entry, opened_entries
 from rsdiff.data.gsd import check_gsd_m
+from rsdiff.data.layout import IMAGE_SUFFIXES
 from rsdiff.diffusion import noise
 from rsdiff.diffusion.solvers import Solver
 from rsdiff.methods.base import Method, fields_to_read
@@ -36,9 +37,9 @@ from rsdiff.models.conditioning import Spatial, Tokens
 from rsdiff.programs import console
 from rsdiff.programs.console import flag_numbers
 from rsdiff.sampling.binding import bind_images, bind_windows, check_condition, make_projection, make_wavelet, steps_of
-from rsdiff.sampling.images import FolderSettings, sample_folder
+from rsdiff.sampling.images import Constants, FolderSettings, sample_folder
 from rsdiff.sampling.mosaic.cascade import MOST_STAGES, MosaicSettings, estimate, sample_mosaic, save_region
-from rsdiff.sampling.mosaic.condition import Condition
+from rsdiff.sampling.mosaic.condition import Condition, open_field
 from rsdiff.sampling.mosaic.plan import PlanName, make_plan
 from rsdiff.training.checkpoint import Trained, load_generator
 from rsdiff.training.mesh import make_mesh
@@ -49,8 +50,8 @@ flags.DEFINE_string('condition', None, 'A low-resolution image (any size with --
 flags.DEFINE_multi_string(
     'field',
     [],
-    'NAME=VALUE of a further field of the network, a number or an image, for all images whose row in the manifest lacks '
-    'it; may be repeated.',
+    'NAME=VALUE of a further field of the network, for all images whose row in the manifest lacks it: a number, an image, '
+    'or for a stack of images a folder or several files separated by commas; may be repeated.',
 )
 flags.DEFINE_string('out', None, 'Output folder: new, or from an earlier run of this command.')
 flags.DEFINE_float('gsd_m', None, 'Metres per pixel of the condition, if its file or manifest does not give it.')
@@ -138,8 +139,8 @@ def projection(trained: Trained, steps: int):
     return made if FLAGS.consistency else None
 
 
-def fields(method: Method, rows: Iterable[str] = ()) -> tuple[dict[str, np.ndarray], dict[str, str]]:
-    """The values of --field by name: numbers, float32 (1,), and paths of images. `rows`: the fields that the rows of a
+def fields(method: Method, rows: Iterable[str] = ()) -> tuple[dict[str, np.ndarray], dict[str, list[Path]]]:
+    """The values of --field by name: numbers, float32 (1,), and the files of images. `rows`: the fields that the rows of a
     manifest may have."""
     numbers, images = {}, {}
     for given in FLAGS.field:
@@ -152,7 +153,9 @@ def fields(method: Method, rows: Iterable[str] = ()) -> tuple[dict[str, np.ndarr
         if isinstance(field, Tokens):
             raise BadInput(f'--field {name}: this checkpoint takes tokens, which no flag can give')
         if isinstance(field, Spatial):
-            images[name] = value
+            images[name] = files_of(name, value) if field.frames > 1 else [Path(value)]
+            if missing := [path for path in images[name] if not path.is_file()]:
+                raise BadInput(f'--field {name}: {missing[0]}: no such file')
             continue
         try:
             numbers[name] = np.array([float(value)], np.float32)
@@ -162,6 +165,16 @@ def fields(method: Method, rows: Iterable[str] = ()) -> tuple[dict[str, np.ndarr
             raise BadInput(f'--field {given}: {name} takes a finite number')
     check_condition(method, ['lr', 'gsd_m', *numbers, *images, *rows])
     return numbers, images
+
+
+def files_of(name: str, value: str) -> list[Path]:
+    """The files of a stack that --field names: the images of a folder, by name, or several files separated by commas."""
+    if not Path(value).is_dir():
+        return [Path(file) for file in value.split(',')]
+    files = sorted(path for path in Path(value).iterdir() if path.suffix.lower() in IMAGE_SUFFIXES)
+    if not files:
+        raise BadInput(f'--field {name}={value}: no images in this folder')
+    return files
 
 
 def noted(numbers: dict[str, np.ndarray]) -> dict[str, float]:
@@ -189,11 +202,12 @@ def tiles(trained: Trained, provenance: dict, out: Path) -> dict:
     shown = {'bands': bands, 'value_range': value_range}
     provenance |= {name: list(value) for name, value in shown.items() if value}
     numbers, paths = fields(trained.method)
-    images = {
-        field.name: Condition(paths[field.name], bands, value_range, field)
+    opened = {
+        field.name: open_field(field, paths[field.name], bands, value_range)
         for field in fields_to_read(trained.method.fields)
         if field.name in paths
     }
+    images = {name: image for name, image in opened.items() if image}
     if images and FLAGS.stages > 1:
         raise BadInput(f'--field {next(iter(images))} is an image, which fits one scale only; it needs --stages 1')
     provenance |= noted(numbers) | {f'field_{name}': image.digest() for name, image in images.items()}
@@ -234,12 +248,13 @@ def folder(trained: Trained, provenance: dict, out: Path) -> dict:
         flag_numbers('value_range', float, 2),
     )
     numbers, paths = fields(trained.method, [field.name for field in fields_to_read(trained.method.fields)])
-    for name, file in paths.items():
-        if not Path(file).is_file():
-            raise BadInput(f'--field {name}={file}: no such file')
-    provenance |= noted(numbers) | {f'field_{name}': stamp(file).sha256 for name, file in paths.items()}
-    constants = {name: float(value[0]) for name, value in numbers.items()}
-    constants |= {name: os.path.abspath(file) for name, file in paths.items()}
+    constants: Constants = {name: float(value[0]) for name, value in numbers.items()}
+    provenance |= noted(numbers)
+    for field in fields_to_read(trained.method.fields):
+        if field.name in paths:
+            files = [os.path.abspath(path) for path in paths[field.name]]
+            provenance[f'field_{field.name}'] = field.digest(files)
+            constants[field.name] = files if field.is_stack else files[0]
     images = bind_images(trained.method, trained.params, steps, mesh, project, FLAGS.strength, solver)
     result = sample_folder(images, trained.config.degradation, entries, out, settings, provenance, constants=constants)
     carry_fingerprints(FLAGS.checkpoint, out)

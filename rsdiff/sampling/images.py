@@ -21,7 +21,6 @@ from tqdm import tqdm
 
 from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
-from rsdiff.base.files import stamp
 from rsdiff.base.folders import claim_folder
 from rsdiff.base.seeds import written_seed
 from rsdiff.data.degradation import UPSCALE, DegradationConfig, degrade
@@ -32,6 +31,8 @@ from rsdiff.data.made import Made
 from rsdiff.data.scenes import open_scene
 from rsdiff.diffusion import noise
 from rsdiff.diffusion.solvers import Solver
+
+Constants = dict[str, float | str | list[str]]  # values of fields by name
 
 
 @dataclasses.dataclass(frozen=True)
@@ -88,7 +89,7 @@ class _Job:
     padded: tuple[int, int]  # size of the input after mirror padding
     source_sha256: str  # of the file's bytes
     gsd_m: float | None  # of the input
-    given: dict[str, float | str]  # the fields of its row by name: numbers, and sha256 of files
+    given: dict[str, float | str]  # the fields of its row by name: numbers, and sha256 of files (`Field.digest`)
 
     def key(self, seed: int):
         """The key of this image's noise, which depends on the image and variant, not on the order of sampling."""
@@ -103,17 +104,18 @@ def sample_folder(
     settings: FolderSettings,
     provenance: dict[str, Any],
     show: bool = True,
-    constants: dict[str, float | str] | None = None,
+    constants: Constants | None = None,
 ) -> dict[str, Any]:
     """Samples `settings.variants` images of each entry into `out`, with `metadata.jsonl`. Continues an interrupted run.
 
     Existing images that have changed are sampled again. The manifest keeps label, captions and split, and records source,
     source_sha256, seed, variant, `provenance` and, as `field_<name>`, the sampler's fields that the entry has: numbers, and
-    sha256 of files. Images that cannot be read or are too small, or whose files can't be used, are logged and counted.
+    sha256 of files. Images that cannot be read or are too small, or whose files can't be used, are logged and counted, as are
+    black images of stacks.
 
     Args:
-      constants: the fields of entries that lack them, by name: numbers, and absolute paths of files. `provenance` must
-        include them.
+      constants: the fields of entries that lack them, by name: numbers, absolute paths of files, and lists of those for
+        stacks. `provenance` must include them.
     Raises:
       BadInput: no image can be used, a gsd_m or a required field is unknown, two images would get the same name, or `out`
         holds something else.
@@ -157,17 +159,16 @@ def sample_folder(
         'images': len(rows),
         'sampled_now': len(missing),
         'images_skipped': len(entries) - len(jobs) // settings.variants,
+        **({'frames_skipped': len(fields.skipped)} if fields.skipped else {}),
         'seconds': round(time.monotonic() - start, 2),
         **_evaluations(jobs, settings),
     }
 
 
-def _fields(
-    sampler: ImageSampler, entries: list[Entry], constants: dict[str, float | str], settings: FolderSettings
-) -> Fields:
+def _fields(sampler: ImageSampler, entries: list[Entry], constants: Constants, settings: FolderSettings) -> Fields:
     """The sampler's fields of `entries`, from their rows, else from `constants`."""
     defaults = {field.key: constants[field.name] for field in sampler.fields if field.name in constants}
-    own = [{key: value for key, value in entry.extra.items() if value is not None} for entry in entries]
+    own = [{key: value for key, value in entry.extra.items() if value not in (None, [])} for entry in entries]
     filled = [dataclasses.replace(entry, extra=defaults | extra) for entry, extra in zip(entries, own)]
     for field in sampler.fields:
         lacking = [entry.file_name for entry in filled if field.needed and not field.is_of(entry)]
@@ -194,7 +195,7 @@ def _plan(entries: list[Entry], recorded: tuple[Field, ...], fields: Fields, set
             continue
         sha256 = hashlib.sha256(entry.path.read_bytes()).hexdigest()
         given = {
-            field.name: stamp(entry.files[field.name]).sha256 if field.channels else entry.numbers[field.name]
+            field.name: field.digest(field.files(entry)) if field.channels else entry.numbers[field.name]
             for field in recorded
             if field.is_of(entry)
         }

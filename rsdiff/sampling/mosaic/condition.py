@@ -2,15 +2,17 @@
 
 import functools
 import hashlib
+import logging
 import os
 from pathlib import Path
+from typing import Sequence
 
 import numpy as np
 
 from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
 from rsdiff.base.files import is_local
-from rsdiff.data.fields import IMAGE, Field
+from rsdiff.data.fields import IMAGE, Field, is_black
 from rsdiff.sampling.mosaic.void import REACH_PX, Void, fill
 
 _BLOCKS, _BLOCK_BYTES = 256, 1 << 16
@@ -97,6 +99,56 @@ class Condition:
                 file.seek(block * max(size - _BLOCK_BYTES, 0) // (_BLOCKS - 1))
                 digest.update(file.read(_BLOCK_BYTES))
         return digest.hexdigest()[:16]
+
+
+class Stack:
+    """Several images of one place that read like one NumPy array (height, width, frames · channels): float32 in [-1, 1], NaN
+    beyond the last image.
+
+    Raises:
+      BadInput: the images differ in size.
+    """
+
+    def __init__(self, images: Sequence[Condition], field: Field):
+        self.images, self.field = images, field
+        height, width, _ = images[0].shape
+        for image in images:
+            if image.shape != images[0].shape:
+                raise BadInput(
+                    f'{image.path}: {image.shape[1]}×{image.shape[0]} px; {images[0].path} has {width}×{height}, and all '
+                    f'images of {field.name} must have one size'
+                )
+        self.shape = height, width, field.frames * field.channels
+
+    def __getitem__(self, key: tuple[slice, slice]) -> np.ndarray:
+        return self.field.to_float(np.concatenate([image[key] for image in self.images], axis=-1))
+
+    def digest(self) -> str:
+        """First 16 hex digits of the sha256 of the images' digests."""
+        return hashlib.sha256('/'.join(image.digest() for image in self.images).encode()).hexdigest()[:16]
+
+
+def open_field(
+    field: Field, paths: Sequence[Path], bands: tuple[int, ...] | None, value_range: tuple[float, float] | None
+) -> Condition | Stack | None:
+    """The image of a field, or the stack of the first images that are not black; None if all images of a stack are black.
+
+    Raises:
+      BadInput: as `Condition` and `Stack`; or all images of a needed stack are black.
+    """
+    if not field.is_stack:
+        return Condition(paths[0], bands, value_range, field)
+    usable = []
+    for path in paths:
+        if len(usable) < field.frames:
+            image = Condition(path, bands, value_range, field)
+            if is_black(image.scene):
+                logging.warning('skipped: %s: all black', path)
+            else:
+                usable.append(image)
+    if not usable and field.needed:
+        raise BadInput(f'{paths[0]}: all {len(paths)} images of {field.name} are black, and this checkpoint needs one')
+    return Stack(usable, field) if usable else None
 
 
 def scaled(georeference: dict | None, upscale: int) -> dict:

@@ -200,7 +200,8 @@ class _Crop:
         scale, margin = self.read
         side = window_px // scale + 2 * margin
         places = corners // scale - (self.y0 + margin, self.x0 + margin)
-        return to_float(np.stack([self.pixels[y : y + side, x : x + side] for y, x in places]))
+        windows = np.stack([self.pixels[y : y + side, x : x + side] for y, x in places])
+        return windows if windows.dtype == np.float32 else to_float(windows)
 
 
 class _Merged:
