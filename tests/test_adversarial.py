@@ -1,6 +1,7 @@
 """Adversarial training: its losses written out, and which part learns from what."""
 
 import dataclasses
+import functools
 
 import jax
 import jax.numpy as jnp
@@ -38,27 +39,38 @@ PARTS = 'generator', 'discriminator'
 PREPARED, KEY = jax.random.key(7), jax.random.key(8)
 
 
-def trainer(method=CONFIG, **rates):
-    """A trainer of 16 px images on one device, by the learning rate of each part."""
+RATE = 1e-2
+
+
+def trainer(method=CONFIG, moving=PARTS):
+    """A trainer of 16 px images on one device, in which only the parts `moving` have a learning rate above 0."""
     adam = lambda rate: OptimizerConfig(learning_rate=rate, warmup_images=0, weight_decay=0.0, clip_norm=1e9)
     config = TrainConfig(
         method=method,
         degradation=LIGHT,
         data=DataConfig(size_px=16),
         batch_size=4,
-        optimizers={part: adam(rate) for part, rate in rates.items()},
+        optimizers={part: adam(RATE if part in moving else 0.0) for part in PARTS},
     )
     return Trainer(config, meshes.make_mesh(1, jax.devices()[:1]))
 
 
-def stepped(trainer, steps=1):
-    """The states before and after steps with `BATCH`, as NumPy arrays, and the last metrics. The first step has learning
-    rate 0, so it is left out."""
-    state, _ = trainer.step(trainer.init(jax.random.key(0)), meshes.put_batch(trainer.mesh, BATCH))
-    before, metrics = jax.device_get(state), {}
+@pytest.fixture(scope='module')
+def trainers():
+    """Trainers in which both parts move, or only one."""
+    return {'both': trainer(), **{part: trainer(moving=(part,)) for part in PARTS}}
+
+
+def states(trainer, steps, batch=BATCH):
+    """The states before and after each step, as NumPy arrays, and the metrics of each step. The very first step has learning
+    rate 0 and is left out."""
+    state, _ = trainer.step(trainer.init(jax.random.key(0)), meshes.put_batch(trainer.mesh, batch))
+    found, rows = [jax.device_get(state)], []
     for _ in range(steps):
-        state, metrics = trainer.step(state, meshes.put_batch(trainer.mesh, BATCH))
-    return before, jax.device_get(state), metrics
+        state, metrics = trainer.step(state, meshes.put_batch(trainer.mesh, batch))
+        found.append(jax.device_get(state))
+        rows.append({name: float(value) for name, value in metrics.items()})
+    return found, rows
 
 
 def equal(a, b):
@@ -66,9 +78,27 @@ def equal(a, b):
 
 
 def started(config):
+    """The method, its first parameters and buffers, and `BATCH` as prepared."""
     method = make_method(config, LIGHT)
-    params, buffers = jax.jit(lambda key: (method.init(key), method.init_buffers(key)))(jax.random.key(0))
-    return method, params, buffers, method.prepare(BATCH, PREPARED)
+    begin = lambda key: (method.init(key), method.init_buffers(key), method.prepare(BATCH, PREPARED))
+    return method, *jax.jit(begin)(jax.random.key(0))
+
+
+def loss(method, part, *arguments):
+    """The loss of a part, its metrics, and the part's new buffers."""
+    value, (metrics, buffers) = jax.jit(functools.partial(method.loss, part))(*arguments, KEY)
+    return float(value), jax.tree.map(float, metrics), buffers
+
+
+def predicted(method, params, condition):
+    predict = lambda params: method.codec.decode(method.predict(params, {}, condition)(None, None), condition)['image']
+    return np.asarray(jax.jit(predict)(params))
+
+
+def judged(method, params, buffers, images):
+    """The discriminator's logits for images in [-1, 1]."""
+    discriminator = nnx.merge(method._discriminator, nnx.State(params['discriminator']))
+    return np.asarray(jax.jit(lambda images: discriminator((images + 1) / 2, buffers['discriminator'])[0])(images))
 
 
 def softplus(x):
@@ -79,20 +109,17 @@ def softplus(x):
 def test_losses_are_what_they_are_written_to_be(config):
     method, params, buffers, prepared = started(config)
     real, condition = np.asarray(prepared['targets']['image']), prepared['condition']
-    fake = np.asarray(method.codec.decode(method.predict(params, {}, condition)(None, None), condition)['image'])
-    discriminator = nnx.merge(method._discriminator, nnx.State(params['discriminator']))
-    logits = {
-        name: discriminator((x + 1) / 2, buffers['discriminator'])[0] for name, x in (('real', real), ('fake', fake))
-    }
-    target = np.asarray(sharpened(real)) if config.usm else real
-    l1, gan = np.abs(fake - target).mean() / 2, softplus(-logits['fake']).mean()
-    value, (metrics, new) = method.loss('generator', params, buffers, {}, prepared, KEY)
-    assert float(value) == pytest.approx(config.l1_weight * l1 + config.gan_weight * gan, rel=1e-4)
-    assert float(metrics['l1']) == pytest.approx(l1, rel=1e-4) and float(metrics['gan']) == pytest.approx(gan, rel=1e-4)
-    assert {*metrics} == {'l1', 'gan'} and new == {}
-    value, (metrics, new) = method.loss('discriminator', params, buffers, {}, prepared, KEY)
-    assert float(value) == pytest.approx((softplus(-logits['real']).mean() + softplus(logits['fake']).mean()), rel=1e-4)
-    assert float(metrics['logit_real']) == pytest.approx(float(logits['real'].mean()), rel=1e-4)
+    fake = predicted(method, params, condition)
+    real_logits, fake_logits = (judged(method, params, buffers, images) for images in (real, fake))
+    target = np.asarray(jax.jit(sharpened)(real)) if config.usm else real
+    l1, gan = np.abs(fake - target).mean() / 2, softplus(-fake_logits).mean()
+    value, metrics, new = loss(method, 'generator', params, buffers, {}, prepared)
+    assert value == pytest.approx(config.l1_weight * l1 + config.gan_weight * gan, rel=1e-4)
+    assert metrics == pytest.approx({'l1': l1, 'gan': gan}, rel=1e-4) and new == {}
+    value, metrics, new = loss(method, 'discriminator', params, buffers, {}, prepared)
+    assert value == pytest.approx(softplus(-real_logits).mean() + softplus(fake_logits).mean(), rel=1e-4)
+    means = {'logit_real': real_logits.mean(), 'logit_fake': fake_logits.mean()}
+    assert metrics == pytest.approx(means, rel=1e-4)
     assert not any(np.array_equal(new[name], u) for name, u in buffers['discriminator'].items())
 
 
@@ -109,33 +136,33 @@ def test_the_discriminator_says_nothing_of_the_generator():
     assert not moved(gradients['discriminator']['generator'])
 
 
-def test_the_update_of_one_part_leaves_the_bytes_of_the_other_alone():
+def test_the_update_of_one_part_leaves_the_bytes_of_the_other_alone(trainers):
     for moving, still in (PARTS, PARTS[::-1]):
-        before, after, _ = stepped(trainer(**{moving: 1e-2, still: 0.0}))
+        (before, after), _ = states(trainers[moving], 1)
         assert equal(before['params'][still], after['params'][still])
         assert not equal(before['params'][moving], after['params'][moving])
-        # the vectors of the power iteration change with every step of the discriminator, whether it learns or not
+        # the vectors of the power iteration change with every step, whether the discriminator learns or not
         assert not equal(before['buffers']['discriminator'], after['buffers']['discriminator'])
 
 
-def test_each_part_learns_from_the_other_as_it_was_before_the_step():
-    """The update of a part does not depend on how far the other goes in the same step, but on how far it went before."""
-    for part, other in (PARTS, PARTS[::-1]):
-        near, far = (stepped(trainer(**{part: 1e-2, other: rate}))[1]['params'] for rate in (1e-3, 1e-1))
-        assert equal(near[part], far[part]) and not equal(near[other], far[other])
-        near, far = (stepped(trainer(**{part: 1e-2, other: rate}), 2)[1]['params'] for rate in (1e-3, 1e-1))
-        assert not equal(near[part], far[part])
+def test_each_part_learns_from_the_other_as_it_was_before_the_step(trainers):
+    """Whether the other part moves in the same step changes nothing; whether it moved in the step before does."""
+    both, _ = states(trainers['both'], 2)
+    for part in PARTS:
+        alone, _ = states(trainers[part], 2)
+        equals = [equal(a['params'][part], b['params'][part]) for a, b in zip(both, alone)]
+        assert equals == [True, True, False]
 
 
-def test_the_discriminator_tells_easy_images_apart():
-    before = float(stepped(trainer(generator=0.0, discriminator=0.0))[2]['discriminator_loss'])
-    metrics = stepped(trainer(generator=0.0, discriminator=1e-2), 20)[2]
-    assert float(metrics['discriminator_loss']) < 0.5 * before
-    assert float(metrics['discriminator_logit_real']) > 0.5 > -0.5 > float(metrics['discriminator_logit_fake'])
+def test_the_discriminator_tells_easy_images_apart(trainers):
+    white = BATCH | {'image': np.full_like(BATCH['image'], 255)}
+    _, rows = states(trainers['discriminator'], 40, white)
+    assert rows[-1]['discriminator_loss'] < 0.5 * rows[0]['discriminator_loss']
+    assert rows[-1]['discriminator_logit_real'] > 0.5 > -0.5 > rows[-1]['discriminator_logit_fake']
 
 
-def test_metrics_name_their_terms():
-    metrics = stepped(trainer(generator=1e-3, discriminator=1e-3))[2]
+def test_metrics_name_their_terms(trainers):
+    _, (metrics,) = states(trainers['both'], 1)
     generator = {'loss', 'grad_norm', 'l1', 'gan'}
     discriminator = {'loss', 'grad_norm', 'logit_real', 'logit_fake'}
     assert {*metrics} == generator | {f'discriminator_{name}' for name in discriminator}
@@ -145,9 +172,8 @@ def test_the_validation_loss_is_that_of_regression():
     method, params, _, prepared = started(SHARP)
     regression = make_method(RegressionConfig(model=SHARP.model, codec=SHARP.codec), LIGHT)
     alone = {'generator': params['generator']}
-    np.testing.assert_array_equal(
-        method.terms(alone, {}, prepared, KEY, None), regression.terms(alone, {}, prepared, KEY, None)
-    )
+    terms = lambda method: jax.jit(lambda params: method.terms(params, {}, prepared, KEY, None))(alone)
+    np.testing.assert_array_equal(terms(method), terms(regression))
 
 
 def random_vgg():
@@ -169,19 +195,16 @@ def test_frozen_networks_are_arguments_and_in_no_checkpoint(networks):
     method, params, buffers, prepared = started(config)
     frozen = method.load_frozen(training=True)
     assert {*frozen} == {'perceptual', 'clip'} and method.load_frozen() == {}
-    value, (metrics, _) = jax.jit(
-        lambda params, frozen: method.loss('generator', params, buffers, frozen, prepared, KEY)
-    )(params, frozen)
-    target, condition = sharpened(prepared['targets']['image']), prepared['condition']
-    fake = method.predict(params, {}, condition)(None, None)
-    expected = perceptual.distance(frozen['perceptual'], fake, target, config.perceptual_layers)
-    assert float(metrics['perceptual']) == pytest.approx(float(expected), rel=1e-4)
+    value, metrics, _ = loss(method, 'generator', params, buffers, frozen, prepared)
+    target, fake = jax.jit(sharpened)(prepared['targets']['image']), predicted(method, params, prepared['condition'])
+    distance = jax.jit(lambda a, b: perceptual.distance(frozen['perceptual'], a, b, config.perceptual_layers))
+    assert metrics['perceptual'] == pytest.approx(float(distance(fake, target)), rel=1e-4)
     embed = lambda x: (
         efficientnet.forward(frozen['clip'], jnp.repeat(jnp.repeat(x, 14, 1), 14, 2) * 127.5 + 0.5)[0] / 128
     )
-    assert float(metrics['clip']) == pytest.approx(float(jnp.abs(embed(fake) - embed(target)).mean()), rel=1e-3)
-    terms = {'l1': 1.0, 'perceptual': 0.5, 'gan': 0.1, 'clip': 3.0}
-    assert float(value) == pytest.approx(sum(weight * float(metrics[name]) for name, weight in terms.items()), rel=1e-5)
+    assert metrics['clip'] == pytest.approx(float(jnp.abs(embed(fake) - embed(target)).mean()), rel=1e-3)
+    weights = {'l1': 1.0, 'perceptual': 0.5, 'gan': 0.1, 'clip': 3.0}
+    assert value == pytest.approx(sum(weight * metrics[name] for name, weight in weights.items()), rel=1e-5)
     # the state, which is what is saved, is that of a run without these networks
     with_networks, without = trainer(config), trainer()
     assert jax.tree.map(lambda leaf: leaf.shape, with_networks.shapes) == jax.tree.map(
@@ -198,20 +221,18 @@ def test_the_loss_weighs_nothing_that_is_off(monkeypatch):
     assert make_method(CONFIG).load_frozen(training=True) == {}
     config = dataclasses.replace(CONFIG, gan_weight=0.0)
     method, params, buffers, prepared = started(config)
-    value, (metrics, _) = method.loss('generator', params, buffers, {}, prepared, KEY)
-    assert {*metrics} == {'l1'} and float(value) == float(metrics['l1'])
+    value, metrics, _ = loss(method, 'generator', params, buffers, {}, prepared)
+    assert metrics == {'l1': value}
 
 
 def test_the_discriminator_sees_the_low_resolution_images_enlarged():
     config = dataclasses.replace(CONFIG, discriminator=DiscriminatorConfig(features=4, low_res=True))
     method, params, buffers, prepared = started(config)
     assert params['discriminator']['conv0']['kernel'].shape == (3, 3, 6, 4)
-    discriminator = nnx.merge(method._discriminator, nnx.State(params['discriminator']))
     real, lr = prepared['targets']['image'], np.asarray(prepared['condition']['lr'])
     seen = np.concatenate([real, np.kron(lr, np.ones((1, 4, 4, 1)))], axis=-1)
-    logits, _ = discriminator((seen + 1) / 2, buffers['discriminator'])
-    _, (metrics, _) = method.loss('discriminator', params, buffers, {}, prepared, KEY)
-    assert float(metrics['logit_real']) == pytest.approx(float(logits.mean()), rel=1e-4)
+    _, metrics, _ = loss(method, 'discriminator', params, buffers, {}, prepared)
+    assert metrics['logit_real'] == pytest.approx(judged(method, params, buffers, seen).mean(), rel=1e-4)
 
 
 def test_of_several_images_the_missing_are_black_and_the_reference_stands_in_for_all():

@@ -1,9 +1,12 @@
 """Unsharp masking against SciPy's filters."""
 
+import jax
 import numpy as np
 import pytest
 
-from rsdiff.data.sharpening import sharpened
+import rsdiff.data.sharpening
+
+sharpened = jax.jit(rsdiff.data.sharpening.sharpened)
 
 
 def reference(image):

@@ -17,6 +17,7 @@ the next training step. As W changes slowly, one step of (4) at a time is enough
 """
 
 import dataclasses
+import functools
 from typing import Any
 
 import jax
@@ -130,10 +131,11 @@ def first_vectors(config: DiscriminatorConfig, key) -> Vectors:
 
 def spectrally_normalised(kernel, u) -> tuple[jax.Array, jax.Array]:
     """Equation (4): a kernel (h, w, inputs, outputs) and u (outputs,) → the normalised kernel, float32, and u'."""
+    product = functools.partial(jnp.matmul, precision='highest')
     transposed = kernel.astype(jnp.float32).reshape(-1, kernel.shape[-1])  # Wᵀ
-    v = lax.stop_gradient(unit(transposed @ u))
-    u = lax.stop_gradient(unit(v @ transposed))
-    return kernel / (v @ transposed @ u), u
+    v = lax.stop_gradient(unit(product(transposed, u)))
+    u = lax.stop_gradient(unit(product(v, transposed)))
+    return kernel / product(product(v, transposed), u), u
 
 
 def unit(vector):

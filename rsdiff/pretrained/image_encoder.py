@@ -36,7 +36,7 @@ def image_encoder(name: str) -> ImageEncoder:
     """
     if name == EFFLITE0:
         return ImageEncoder(efficientnet.load_params, _embed_efflite0)
-    if not Path(name).is_dir():
+    if not name or not Path(name).is_dir():
         raise BadInput(f'image encoder {name!r}: neither {EFFLITE0} nor the folder of a CLIP or SigLIP')
     path = Path(name) / towers.CONFIG
     config = towers.config_from_json(read_json(path), str(path))
