@@ -6,16 +6,18 @@ import re
 import sys
 from pathlib import Path
 
+import jax
 import pytest
 from absl import flags
 from ml_collections import config_flags
 
-from configs import demo, metaearth
+from configs import demo, esrgan, metaearth, realesrgan, rrdbnet, satlas_esrgan
 from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import PRESETS
 from rsdiff.methods.base import Drop
 from rsdiff.methods.codec import IdentityConfig, ResidualConfig
 from rsdiff.methods.diffusion import DiffusionConfig
+from rsdiff.methods.kinds import make_method
 from rsdiff.models.conditioning import GSD_M, Number, Spatial, Tokens
 from rsdiff.models.unet import UNetConfig
 from rsdiff.training.checkpoint import _digest
@@ -29,6 +31,7 @@ from rsdiff.training.config import (
     to_dict,
     upgrade,
 )
+from rsdiff.training.state import ema_decay
 
 
 def test_dicts_and_dataclasses_are_inverse_through_json():
@@ -49,6 +52,24 @@ def test_every_config_file_is_a_config(name):
     for variant in [(), *{(found,) for found in re.findall(rf'configs/{name}\.py:(\w+)', module.__doc__)}]:
         config = from_dict(TrainConfig, module.get_config(*variant).to_dict())
         assert config.data.size_px % config.method.stride == 0
+
+
+@pytest.mark.parametrize('module', [esrgan, realesrgan, rrdbnet, satlas_esrgan])
+def test_the_parameters_that_a_config_file_tells_are_those_that_it_makes(module):
+    method = make_method(from_dict(TrainConfig, module.get_config().to_dict()).method)
+    shapes = jax.eval_shape(method.init, jax.random.key(0))
+    for part in method.parts:
+        assert f'{sum(leaf.size for leaf in jax.tree.leaves(shapes[part])):,}' in module.__doc__
+
+
+def test_the_published_stages_train_the_same_network():
+    first, second = (from_dict(TrainConfig, realesrgan.get_config(stage).to_dict()) for stage in ('l1', 'gan'))
+    assert (first.method.kind, second.method.kind) == ('regression', 'adversarial')
+    assert first.method.generator == second.method.generator
+    decay = ema_decay(second.ema, second.batch_size, second.batch_size)  # from the first step on
+    assert float(decay) == pytest.approx(0.999, abs=1e-6)
+    with pytest.raises(BadInput, match='realesrgan.py:l2: no such stage'):
+        realesrgan.get_config('l2')
 
 
 @pytest.mark.parametrize(
@@ -114,8 +135,11 @@ def test_every_config_file_is_a_config(name):
         ({'method': {'schedule': {'timesteps': 10**6}}}, r'schedule\.timesteps is 1000000'),
         ({'method': {'codec': {'kind': 'residual', 'scale': math.nan}}}, r'codec\.scale: expected float, found nan'),
         ({'method': {'codec': {'kind': 'residual', 'scale': 1e-9}}}, r'config\.method\.codec\.scale is'),
-        ({'method': {'kind': 'gan'}}, r"config\.method\.kind is 'gan'; there are diffusion, regression"),
+        ({'method': {'kind': 'gan'}}, r"config\.method\.kind is 'gan'; there are diffusion, regression, adversarial"),
         ({'method': {'kind': 'regression', 'schedule': {}}}, r'config\.method\.schedule: no such key'),
+        ({'method': {'kind': 'adversarial', 'gan_weight': -1}}, r'config\.method\.gan_weight is -1'),
+        ({'method': {'kind': 'adversarial', 'perceptual_layers': (1,)}}, r'method\.perceptual_layers: expected tuple'),
+        ({'method': {'kind': 'adversarial', 'discriminator': {'features': 0}}}, r'discriminator\.features is 0'),
         ({'method': {'codec': {'kind': 'latent'}}}, r"codec\.kind is 'latent'; there are identity, residual"),
         ({'method': {'drops': ({'fields': ('text',)},)}}, r"method\.drops has 'text'; the network takes lr, gsd_m"),
         ({'method': {'drops': ({'fields': ('gsd_m',)},)}}, r"drops has 'gsd_m', which is not droppable"),

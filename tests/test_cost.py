@@ -1,10 +1,18 @@
 """The multiply–accumulate counter against formulas, PyTorch's and XLA's counters; state bytes against arrays."""
 
+import dataclasses
+
 import jax
 import jax.numpy as jnp
+import numpy as np
 import pytest
 from jax import lax
 
+from rsdiff.methods.adversarial import AdversarialConfig
+from rsdiff.methods.kinds import make_method
+from rsdiff.models.discriminator import DiscriminatorConfig
+from rsdiff.models.rrdbnet import RRDBNetConfig
+from rsdiff.pretrained import perceptual
 from rsdiff.training import cost
 from rsdiff.training import mesh as meshes
 from rsdiff.training.config import TrainConfig, from_dict
@@ -147,6 +155,31 @@ def test_a_step_is_about_three_forwards_and_that_of_a_batch_is_as_many_as_it_has
     batch = {'image': jax.ShapeDtypeStruct((4, 32, 32, 3), jnp.uint8), 'gsd_m': zeros(4)}
     assert macs(trainer.step, state, batch) == 4 * step
     assert cost.count_macs(cost.trace_step(SMALL, remat=True)[0].jaxpr) > 1.1 * step
+
+
+def test_a_step_of_two_parts_counts_both_and_the_networks_of_the_losses(monkeypatch):
+    """Forward passes: the generator in both losses; the discriminator once in the generator's, twice in its own."""
+    draw = lambda: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), perceptual.parameter_shapes())
+    monkeypatch.setattr(perceptual, 'load_params', draw)
+    method = AdversarialConfig(
+        model=RRDBNetConfig(features=8, growth=8, blocks=1), discriminator=DiscriminatorConfig(features=8), usm=False
+    )
+    config = dataclasses.replace(SMALL, method=method)
+    step, state = cost.trace_step(config, remat=False)
+    made = make_method(method)
+    params = jax.eval_shape(made.init, jax.random.key(0))
+    assert sum(leaf.size for leaf in jax.tree.leaves(state['params'])) == sum(
+        leaf.size for leaf in jax.tree.leaves(params)
+    )
+    image, buffers = zeros(1, 32, 32, 3), jax.eval_shape(made.init_buffers, jax.random.key(0))
+    judge = lambda params, buffers, x: made._judged(params, buffers, {}, x)[0]
+    discriminator = macs(judge, params, buffers, image)
+    vgg = macs(perceptual.maps, perceptual.parameter_shapes(), image)
+    generator = cost.count_macs(cost.trace_forward(config).jaxpr)
+    # a gradient by the parameters and the input costs two passes; one by the input alone, one
+    expected = (3 + 1) * generator + (2 + 2 * 3) * discriminator + 3 * vgg
+    assert cost.count_macs(step.jaxpr) == pytest.approx(expected, rel=0.05)
+    assert cost.count_macs(cost.trace_step(config, remat=True)[0].jaxpr) > cost.count_macs(step.jaxpr)
 
 
 @pytest.mark.parametrize('fsdp', [1, 2, 8])

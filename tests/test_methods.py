@@ -16,6 +16,7 @@ from rsdiff.data.images import read_image
 from rsdiff.diffusion.constraints import Projection, keep_known, project, projected, smooth_up
 from rsdiff.diffusion.guidance import guided
 from rsdiff.diffusion.objective import ObjectiveConfig
+from rsdiff.methods.adversarial import AdversarialConfig
 from rsdiff.methods.base import Drop, prepared_batch
 from rsdiff.methods.codec import ResidualConfig
 from rsdiff.methods.diffusion import Diffusion, DiffusionConfig
@@ -23,6 +24,7 @@ from rsdiff.methods.kinds import make_method
 from rsdiff.methods.regression import RegressionConfig
 from rsdiff.methods.sampling import predictor, sample
 from rsdiff.models.conditioning import GSD_M, Spatial
+from rsdiff.models.discriminator import DiscriminatorConfig
 from rsdiff.models.highresnet import HighResNetConfig
 from rsdiff.models.rrdbnet import RRDBNetConfig
 from rsdiff.models.srcnn import SRCNNConfig
@@ -38,6 +40,15 @@ METHODS = {
         DiffusionConfig(model=UNET, objective=ObjectiveConfig('x0', 'x0'), codec=ResidualConfig(scale=0.5)), LIGHT
     ),
     'regression': make_method(RegressionConfig(model=RRDBNetConfig(features=8, growth=4, blocks=1)), LIGHT),
+    'adversarial': make_method(
+        AdversarialConfig(
+            model=RRDBNetConfig(features=8, growth=4, blocks=1),
+            discriminator=DiscriminatorConfig(features=4),
+            perceptual_weight=0.0,
+            gan_weight=0.01,
+        ),
+        LIGHT,
+    ),
 }
 BATCH = {
     'image': np.random.default_rng(0).integers(0, 256, (4, 16, 16, 3), dtype=np.uint8),
@@ -60,7 +71,8 @@ def test_every_method_learns_and_samples_by_the_same_calls(method):
     trainer = Trainer(config, mesh)
     state = trainer.init(jax.random.key(0))
     prepared, key = method.prepare(BATCH, jax.random.key(7)), jax.random.key(8)
-    loss = jax.jit(lambda params: method.loss('generator', params, {'generator': {}}, {}, prepared, key)[0])
+    buffers = method.init_buffers(jax.random.key(9))
+    loss = jax.jit(lambda params: method.loss('generator', params, buffers, {}, prepared, key)[0])
     before = float(loss(state['params']))
     for _ in range(30):
         state, _ = trainer.step(state, meshes.put_batch(mesh, BATCH))
@@ -226,7 +238,7 @@ class Two:
     def init_buffers(self, key):
         return {'generator': {}, 'critic': {'seen': jnp.float32(0)}}
 
-    def load_frozen(self):
+    def load_frozen(self, training=False):
         return {'by': np.float32(2)}
 
     def prepare(self, batch, key, drop=True):
@@ -267,3 +279,4 @@ def test_parts_are_updated_from_what_all_were_before(monkeypatch):
 def test_a_method_is_made_of_its_config():
     assert isinstance(make_method(DiffusionConfig()), Diffusion)
     assert make_method(RegressionConfig()).schedule.timesteps == 1
+    assert make_method(AdversarialConfig()).parts == ('generator', 'discriminator')

@@ -207,7 +207,7 @@ def xla_check(forward: jax.stages.Traced) -> dict[str, float | None]:
 
 
 def parameters(state) -> int:
-    """Number of parameters of the network."""
+    """Number of parameters of all parts."""
     return sum(leaf.size for leaf in jax.tree.leaves(state['params']))
 
 
@@ -387,16 +387,17 @@ def expected_cost(config: TrainConfig) -> dict[str, Any]:
     """All figures of `cost`, from shapes alone."""
     model, forward = config.method.model, cost.trace_forward(config)
     step, state = cost.trace_step(config, remat=False)
-    as_run = cost.trace_step(config, remat=True)[0] if model.remat else step
-    forward_macs = cost.count_macs(forward.jaxpr)
-    flop = 3 * 2 * forward_macs * config.total_images
+    remat = getattr(model, 'remat', False)  # small networks have no such setting
+    as_run = cost.trace_step(config, remat=True)[0] if remat else step
+    forward_macs, step_macs = cost.count_macs(forward.jaxpr), cost.count_macs(step.jaxpr)
+    flop = 2 * step_macs * config.total_images
     result = {
         'parameters': parameters(state),
         'dtype': model.dtype,
         'size_px': config.data.size_px,
         'gmac_per_image': {
             'forward': forward_macs / 1e9,
-            'step': cost.count_macs(step.jaxpr) / 1e9,
+            'step': step_macs / 1e9,
             'step_with_what_remat_repeats': cost.count_macs(as_run.jaxpr) / 1e9,
         },
         'xla_check': xla_check(forward),
@@ -418,7 +419,7 @@ def expected_cost(config: TrainConfig) -> dict[str, Any]:
             'temporary': memory.temp_size_in_bytes,
             'state_and_batch': memory.argument_size_in_bytes,
             'backend': jax.default_backend(),
-            'remat': model.remat,
+            'remat': remat,
             'compile_seconds': time.perf_counter() - start,
         }
     return result

@@ -102,7 +102,7 @@ def aot(
         'mesh': dict(mesh.shape),
         'batch': batch,
         'size_px': config.data.size_px,
-        'remat': config.method.model.remat,
+        'remat': getattr(config.method.model, 'remat', False),
         'dtype': config.method.model.dtype,
         'device_bytes': {
             'arguments': memory.argument_size_in_bytes,

@@ -23,6 +23,7 @@ Buffers = dict[str, Any]  # part → nested dict of arrays that every step chang
 Frozen = dict[str, Any]  # name → parameters of a network that is not trained
 NO_FROZEN: Frozen = {}
 GENERATOR = 'generator'  # the part used for sampling, and the only one with parameter averages
+DISCRIMINATOR = 'discriminator'
 
 
 class Prepared(TypedDict):
@@ -90,9 +91,13 @@ class Method(Protocol):
         """Initial buffers of every part, such as the vectors of a spectral norm; {} for a part without. As `init`."""
         ...
 
-    def load_frozen(self) -> Frozen:
-        """Networks that are not trained, such as a teacher, as host arrays. They are passed to every call and are not in
-        checkpoints."""
+    def load_frozen(self, training: bool = False) -> Frozen:
+        """Networks that are not trained, such as a teacher, as host arrays: those that `predict` needs, and if `training`,
+        those that `loss` needs. They are passed to every call and are not in checkpoints.
+
+        Raises:
+          BadInput: the weights of one cannot be loaded.
+        """
         ...
 
     def prepare(self, batch: dict[str, jax.Array], key, drop: bool = True) -> Prepared:

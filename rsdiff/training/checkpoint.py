@@ -365,12 +365,16 @@ def load_parameters(path: epath.PathLike, config: MethodConfig) -> Parameters:
     """The averaged parameters at `path`, as NumPy arrays, for a method of `config`.
 
     Raises:
-      BadInput: as `load_generator`; or the settings at `path` differ from `config`.
+      BadInput: as `load_generator`; or the generator at `path` has other settings than that of `config`. The method may be
+        another one if its generator is of the same form, as of regression and adversarial training.
     """
     trained = load_generator(path)
-    if trained.config.method.kind != config.kind:
+    theirs, ours = trained.config.method.generator, config.generator
+    if {*theirs} != {*ours}:
         raise BadInput(f'config.init_from {path} is of the method {trained.config.method.kind}, not {config.kind}')
-    if changed := differing_keys(to_dict(trained.config.method), to_dict(config)):
+    changed = differing_keys(to_dict(theirs), to_dict(ours))
+    changed = [key for key in changed if '.kind ' in key] or changed  # then the rest differs anyway
+    if changed:
         raise BadInput(f'config.init_from {path} is another generator: {"; ".join(changed)}')
     return jax.tree.map(np.asarray, trained.params)
 
@@ -378,12 +382,21 @@ def load_parameters(path: epath.PathLike, config: MethodConfig) -> Parameters:
 def release(trained: Trained, folder: epath.PathLike, dtype: Any = jnp.bfloat16) -> None:
     """Writes `config.json` and `model.safetensors`, in `dtype`, for `load_generator`. Paths in the config, which are specific
     to one machine, are reduced to their last component."""
-    folder, config = epath.Path(folder), to_dict(trained.config)
-    for holder, key in ((config['data'], 'source'), (config['data'], 'tfds_data_dir'), (config, 'init_from')):
-        holder[key] = holder[key] and epath.Path(holder[key]).name
+    folder, config = epath.Path(folder), _without_folders(to_dict(trained.config))
     flat = {name: np.asarray(x, dtype) for name, x in weights.flatten(trained.params[GENERATOR]).items()}
     weights.write_safetensors(folder / RELEASE, flat, {'images_seen': str(trained.images_seen)})
     write_json(folder / CONFIG, config)
+
+
+def _without_folders(settings: dict[str, Any]) -> dict[str, Any]:
+    plain = {}
+    for key, value in settings.items():
+        if isinstance(value, dict):
+            value = _without_folders(value)
+        elif isinstance(value, str) and '/' in value:
+            value = epath.Path(value).name
+        plain[key] = value
+    return plain
 
 
 def _restore_ema(path: epath.Path) -> tuple[dict[str, Any], int]:

@@ -73,9 +73,10 @@ def trace_step(config: TrainConfig, remat: bool) -> tuple[jax.stages.Traced, Any
     """One training step, including degradation and optimiser, for one image on one device; and the shapes of its state.
 
     A step of n images takes n times as many multiply–accumulates, for any `accumulation`. The "model FLOPs" of an MFU are
-    those without remat, which recomputes activations.
+    those without remat, which recomputes activations. A network without that setting has none.
     """
-    model = dataclasses.replace(config.method.model, remat=remat)
+    model = config.method.model
+    model = dataclasses.replace(model, remat=remat) if hasattr(model, 'remat') else model
     method = dataclasses.replace(config.method, model=model)
     one = dataclasses.replace(config, method=method, batch_size=1, accumulation=1)
     trainer = Trainer(one, meshes.make_mesh(1, jax.devices()[:1]))

@@ -88,7 +88,7 @@ class Trainer:
     @functools.cached_property
     def frozen(self) -> Frozen:
         """The networks that are not trained, on every device."""
-        return jax.device_put(self.method.load_frozen(), meshes.replicated(self.mesh))
+        return jax.device_put(self.method.load_frozen(training=True), meshes.replicated(self.mesh))
 
     def step(self, state: State, batch) -> tuple[State, dict[str, jax.Array]]:
         """Updates every part once from a batch (`data.pipeline.batches`); `state` cannot be used again. Returns the new state
@@ -97,7 +97,7 @@ class Trainer:
 
     def trace_step(self, state: State, batch) -> jax.stages.Traced:
         """The traced `step`, for shapes or arrays. When compiled, its third argument is `frozen`."""
-        return self._compiled.trace(state, batch, jax.eval_shape(self.method.load_frozen))
+        return self._compiled.trace(state, batch, jax.eval_shape(lambda: self.method.load_frozen(training=True)))
 
     def abstract_state(self) -> State:
         """Shapes, dtypes and shardings of the state, as a template for restoring."""

@@ -21,11 +21,16 @@ from tiny import MODEL
 from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import LIGHT
 from rsdiff.data.images import write_image
+from rsdiff.methods.adversarial import AdversarialConfig
+from rsdiff.models.discriminator import DiscriminatorConfig
+from rsdiff.models.rrdbnet import RRDBNetConfig
 from rsdiff.pretrained import weights
 from rsdiff.training import checkpoint
-from rsdiff.training.checkpoint import load_generator, release
+from rsdiff.training import mesh as meshes
+from rsdiff.training.checkpoint import Checkpoints, load_generator, release
 from rsdiff.training.config import TrainConfig, from_dict, to_dict
 from rsdiff.training.loop import train
+from rsdiff.training.state import Trainer
 
 
 def small(images):
@@ -131,6 +136,32 @@ def test_kills_change_nothing(config, kills, tmp_path, capsys):
         print(f'\n{kills} kills: resumed at steps {resumed[1:]}, lost {sum(lost)} steps in all, {max(lost)} at most')
     assert losses(workdir) == losses(tmp_path / 'whole')
     assert_equal(workdir, tmp_path / 'whole')
+
+
+def test_a_kill_of_a_run_of_two_parts_changes_nothing(config, tmp_path):
+    """SIGKILL, then all that a checkpoint holds, the discriminator and its buffers included, against a run without kill."""
+    method = AdversarialConfig(
+        model=RRDBNetConfig(features=8, growth=4, blocks=1),
+        discriminator=DiscriminatorConfig(features=4),
+        perceptual_weight=0.0,
+    )
+    config, workdir = dataclasses.replace(config, method=method, checkpoint_images=8), tmp_path / 'killed'
+    process = in_its_own_process(_train, until(config, 8 * 10_000), workdir)
+    while process.is_alive() and steps_told(workdir) < 4:
+        time.sleep(0.01)
+    assert process.is_alive(), 'ended by itself'
+    process.kill()
+    process.join()
+    kept = load_generator(workdir).images_seen
+    assert kept
+    config = until(config, kept + 24)
+    assert exit_code(_train, config, workdir) == 0
+    assert exit_code(_train, dataclasses.replace(config, checkpoint_images=10**9), tmp_path / 'whole') == 0
+    assert losses(workdir) == losses(tmp_path / 'whole')
+    like = Trainer(config, meshes.make_mesh(1, jax.devices()[:1])).abstract_state()
+    states = [Checkpoints(folder).restore_latest(like) for folder in (workdir, tmp_path / 'whole')]
+    assert jax.tree.leaves(states[0]['buffers']['discriminator'])
+    jax.tree.map(np.testing.assert_array_equal, *states)
 
 
 def _train_with_little_room(config, workdir):

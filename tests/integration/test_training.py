@@ -22,7 +22,7 @@ from rsdiff.evaluation.fidelity import psnr
 from rsdiff.methods.regression import RegressionConfig
 from rsdiff.models.rrdbnet import RRDBNetConfig
 from rsdiff.training import mesh as meshes
-from rsdiff.training.checkpoint import load_generator, release
+from rsdiff.training.checkpoint import Checkpoints, load_generator, release
 from rsdiff.training.config import EMAConfig, OptimizerConfig, TrainConfig, from_dict, to_dict
 from rsdiff.training.loop import train
 from rsdiff.training.state import Trainer, ema_decay, make_optimizer
@@ -227,12 +227,89 @@ def test_a_run_starts_from_the_average_of_another(config, finished, tmp_path):
         train(other, tmp_path / 'third', show=False)
 
 
-def test_another_method_is_named_in_one_word(config, one_step, tmp_path):
+def test_another_method_is_named_in_one_word(config, one_step):
     other = dataclasses.replace(config, method=RegressionConfig(model=RRDBNetConfig(features=8, growth=4, blocks=1)))
     with pytest.raises(BadInput, match=r"settings: method.kind \('diffusion' → 'regression'\); use another --workdir$"):
         train(other, one_step, show=False)
-    with pytest.raises(BadInput, match='is of the method diffusion, not regression'):
-        train(dataclasses.replace(other, init_from=str(one_step)), tmp_path / 'other', show=False)
+
+
+def one_pass(config, kind, images=8, **method):
+    """A run with a tiny RRDBNet; an adversarial one without pretrained networks."""
+    method = {'kind': kind, 'model': {'features': 8, 'growth': 4, 'blocks': 1}} | method
+    if kind == 'adversarial':
+        method |= {'discriminator': {'features': 4}, 'perceptual_weight': 0.0}
+    return until(from_dict(TrainConfig, to_dict(config) | {'method': method}), images)
+
+
+@pytest.fixture(scope='module')
+def regressed(config, tmp_path_factory):
+    """The folder of a regression run of one step."""
+    folder = tmp_path_factory.mktemp('regressed') / 'run'
+    train(one_pass(config, 'regression'), folder, show=False)
+    return folder
+
+
+def test_a_gan_starts_from_a_network_that_learned_the_mean_error(config, regressed, tmp_path):
+    gan = dataclasses.replace(one_pass(config, 'adversarial'), init_from=str(regressed))
+    still = dataclasses.replace(gan, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.0))
+    train(still, tmp_path / 'gan', show=False)
+    for a, b in zip(leaves(regressed), leaves(tmp_path / 'gan'), strict=True):
+        np.testing.assert_array_equal(a, b)
+    # and the other way round, and from a release
+    release(load_generator(tmp_path / 'gan'), tmp_path / 'release')
+    back = dataclasses.replace(one_pass(config, 'regression'), init_from=str(tmp_path / 'release'))
+    train(back, tmp_path / 'back', show=False)
+
+
+@pytest.mark.parametrize(
+    'method, message',
+    [
+        ({'model': {'features': 8, 'growth': 4, 'blocks': 2}}, r'another generator: model.blocks \(1 → 2\)$'),
+        ({'codec': {'kind': 'residual'}}, r"another generator: codec.kind \('identity' → 'residual'\)$"),
+    ],
+)
+def test_a_gan_does_not_start_from_another_network(config, regressed, tmp_path, method, message):
+    gan = dataclasses.replace(one_pass(config, 'adversarial', **method), init_from=str(regressed))
+    with pytest.raises(BadInput, match=message):
+        train(gan, tmp_path / 'gan', show=False)
+
+
+def test_diffusion_and_one_pass_methods_do_not_start_from_each_other(config, one_step, regressed, tmp_path):
+    for kind in ('regression', 'adversarial'):
+        other = dataclasses.replace(one_pass(config, kind), init_from=str(one_step))
+        with pytest.raises(BadInput, match=f'is of the method diffusion, not {kind}$'):
+            train(other, tmp_path / kind, show=False)
+    diffusion = dataclasses.replace(until(config, 8), init_from=str(regressed))
+    with pytest.raises(BadInput, match='is of the method regression, not diffusion$'):
+        train(diffusion, tmp_path / 'diffusion', show=False)
+
+
+def whole_state(config, workdir):
+    return Checkpoints(workdir).restore_latest(Trainer(config, meshes.make_mesh(1, jax.devices()[:1])).abstract_state())
+
+
+@pytest.mark.bytes
+def test_a_run_of_two_parts_continues_with_its_buffers(config, tmp_path):
+    config = one_pass(config, 'adversarial', 32)
+    train(config, tmp_path / 'whole', show=False)
+    train(until(config, 16), tmp_path / 'parts', show=False)
+    halfway = whole_state(config, tmp_path / 'parts')
+    train(config, tmp_path / 'parts', show=False)
+    whole, parts = (whole_state(config, tmp_path / name) for name in ('whole', 'parts'))
+    assert {*whole['buffers']['discriminator']} == {f'conv{number}' for number in range(1, 9)}
+    assert {*whole['ema']} == {'generator'} and {*whole['opt']} == {'generator', 'discriminator'}
+    jax.tree.map(np.testing.assert_array_equal, whole, parts)
+    # all of it was still changing
+    for item in ('params', 'buffers'):
+        assert not np.array_equal(*(jax.tree.leaves(state[item]['discriminator'])[0] for state in (halfway, whole)))
+
+
+def test_a_release_names_no_folder_of_this_machine(config, tmp_path):
+    config = one_pass(config, 'adversarial', clip_encoder='/some/where/clip')
+    train(config, tmp_path / 'run', show=False)
+    release(load_generator(tmp_path / 'run'), tmp_path / 'release')
+    released = json.loads((tmp_path / 'release' / 'config.json').read_text())
+    assert released['method']['clip_encoder'] == 'clip' and '/' not in json.dumps(released)
 
 
 def names_known(workdir):
