@@ -10,6 +10,7 @@ from flax import nnx
 
 from rsdiff.base.errors import BadInput
 from rsdiff.base.keys import Keys
+from rsdiff.methods import published
 from rsdiff.models.highresnet import HighResNetConfig
 from rsdiff.models.srcnn import SRCNNConfig
 from rsdiff.models.super_resolution import make_network
@@ -156,14 +157,17 @@ CASES = [
 
 
 @pytest.mark.parametrize('config', CASES, ids=lambda config: f'{config.kind}-{config.frames}-{config.zoom}')
-def test_a_loaded_network_is_the_torch_one(config, tmp_path):
+def test_a_loaded_network_is_the_torch_one(config, tmp_path, monkeypatch):
     network, frames = torch_network(config), images(2, config.frames)
     torch = pytest.importorskip('torch')
     torch.save({'params': network.state_dict()}, tmp_path / 'x.pth')
     tensors = worldstrat.tensors_of(read_torch(tmp_path / 'x.pth', 'state_dict'))
     sizes = worldstrat.sizes_of(tensors, 'x.pth')
     assert KINDS[sizes.pop('kind')](**sizes, unit_range=config.unit_range) == config
-    params = worldstrat.params_from(config, shapes_of(config), tensors, 'x.pth')
+    monkeypatch.setitem(published.NETWORKS, 'small', published.Published(config, 64, 'https://example.org', 'CC0-1.0'))
+    method, params = published.load('small', tmp_path / 'x.pth')
+    assert method.model == config
+    params = params['generator']
     made = caller(config)(params, {'lr': frames[:, 0], 'frames': as_field(frames)})
     expected = answer(network, frames, config.unit_range)
     assert made.shape == (2, 4 * HEIGHT, 4 * WIDTH, 3) and made.dtype == jnp.float32 and expected.std() > 0.02

@@ -168,7 +168,7 @@ def main() -> None:
 def convert(name: str, folder: Path) -> Path:
     """A published network as a release."""
     if not (folder / 'conversion.json').exists():
-        script('convert_weights.py', '--architecture', name, '--checkpoint', name, '--out', folder)
+        script('convert_weights.py', '--checkpoint', name, '--out', folder)
     return folder
 
 

@@ -149,7 +149,9 @@ class RRDBNet(RRDBEncoder):
         self.conv_last = conv3x3(features, config.channels, **make)
 
     def __call__(self, condition: Condition):
-        x = rearrange(in_turn(*stacked(condition, self.frames), self.frames), 'b t h w c -> b h w (t c)')
+        x = condition['lr']
+        if self.frames > 1:
+            x = rearrange(in_turn(*stacked(condition, self.frames), self.frames), 'b t h w c -> b h w (t c)')
         x = super().__call__((x + 1) / 2 if self.unit_range else x)
         x = lrelu(self.conv_up1(nearest_up(x, 2)))
         x = lrelu(self.conv_up2(nearest_up(x, 2)))
