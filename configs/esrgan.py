@@ -6,7 +6,7 @@
 
 The second command starts from the first one's averaged parameters. Losses and their weights are Real-ESRGAN's (see
 `configs/realesrgan.py`), with VGG16's features instead of VGG19's: LPIPS' weights, which the extra `metrics` installs. The
-published networks have 16,697,987 and 4,376,897 parameters; these, with 895,491 and 274,289, train on two CPU cores. The
+published networks have 16,697,987 and 4,376,897 parameters; these, with 895,491 and 274,001, train on two CPU cores. The
 discriminator's optimiser has settings of its own, `config.optimizers.discriminator`.
 """
 

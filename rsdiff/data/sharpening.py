@@ -31,5 +31,5 @@ def _blurred(images):
     count, height, width, _ = images.shape
     line = np.exp(-0.5 * ((np.arange(KERNEL_PX) - KERNEL_PX // 2) / SIGMA_PX) ** 2)
     kernel = jnp.asarray(np.outer(line, line) / line.sum() ** 2, jnp.float32)
-    canvas = Canvas(rearrange(images, 'b h w c -> (b c) h w'), (height, width))
+    canvas = Canvas(rearrange(jnp.asarray(images), 'b h w c -> (b c) h w'), (height, width))
     return rearrange(blur(canvas, kernel).pixels, '(b c) h w -> b h w c', b=count)
