@@ -147,7 +147,10 @@ def main() -> None:
     console.enable_compilation_cache()
     wanted = ONLY.value or list(comparison.methods)
     needed = {*wanted, *(comparison.methods[name].after for name in wanted)}
-    names = [name for name in comparison.methods if name in needed]
+    # those that others start from come first
+    names = sorted(
+        (needed - {''}) & {*comparison.methods}, key=lambda name: (bool(comparison.methods[name].after), name)
+    )
     published = {name: convert(name, out / 'published' / name) for name in comparison.published}
     for track in comparison.tracks:
         images = budgets(comparison, track, names, out / track)
