@@ -18,6 +18,9 @@ from rsdiff.methods.adversarial import AdversarialConfig
 from rsdiff.models.discriminator import DiscriminatorConfig
 from rsdiff.training.config import EMAConfig, OptimizerConfig, TrainConfig, from_dict, to_config_dict
 
+# without warm-up and clipping, as published
+ADAM = OptimizerConfig(learning_rate=1e-4, warmup_images=0, b2=0.99, weight_decay=0.0, clip_norm=1e9)
+
 
 def half_life_images(decay: float, batch_size: int) -> float:
     """The half-life of an average that is multiplied by `decay` at each step."""
@@ -26,14 +29,13 @@ def half_life_images(decay: float, batch_size: int) -> float:
 
 def get_config():
     start = from_dict(TrainConfig, rrdbnet.get_config().to_dict())
-    adam = OptimizerConfig(learning_rate=1e-4, warmup_images=0, b2=0.99, weight_decay=0.0)
     config = dataclasses.replace(
         start,
         method=AdversarialConfig(
             model=start.method.model, codec=start.method.codec, discriminator=DiscriminatorConfig(features=16)
         ),
-        optimizer=adam,
-        optimizers={'discriminator': adam},
+        optimizer=ADAM,
+        optimizers={'discriminator': ADAM},
         ema=EMAConfig(half_life_images=half_life_images(0.999, start.batch_size)),
     )
     return to_config_dict(config)

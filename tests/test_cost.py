@@ -159,8 +159,9 @@ def test_a_step_is_about_three_forwards_and_that_of_a_batch_is_as_many_as_it_has
 
 def test_a_step_of_two_parts_counts_both_and_the_networks_of_the_losses(monkeypatch):
     """Forward passes: the generator in both losses; the discriminator once in the generator's, twice in its own."""
-    draw = lambda: jax.tree.map(lambda leaf: np.zeros(leaf.shape, leaf.dtype), perceptual.parameter_shapes())
-    monkeypatch.setattr(perceptual, 'load_params', draw)
+    # as read from a file: not under a trace
+    read = lambda: jax.tree.map(lambda leaf: np.asarray(jnp.zeros(leaf.shape)), perceptual.parameter_shapes())
+    monkeypatch.setattr(perceptual, 'load_params', read)
     method = AdversarialConfig(
         model=RRDBNetConfig(features=8, growth=8, blocks=1), discriminator=DiscriminatorConfig(features=8), usm=False
     )

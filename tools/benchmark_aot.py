@@ -157,11 +157,12 @@ def lower_training(config: TrainConfig, mesh) -> jax.stages.Lowered:
 def lower_sampling(config: TrainConfig, mesh) -> jax.stages.Lowered:
     """One solver step of a batch of a mosaic's windows, sharded as in `rsdiff.sampling.binding`."""
     method, size, batch = make_method(config.method), config.data.size_px, config.batch_size
+    frozen = method.load_frozen()
     side = size // UPSCALE + 2 * UP_REACH_PX
     split, whole = meshes.batch_sharding(mesh), meshes.replicated(mesh)
     networks = jax.tree.map(
         lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=whole),
-        (jax.eval_shape(method.init, jax.random.key(0)), jax.eval_shape(method.load_frozen)),
+        (jax.eval_shape(method.init, jax.random.key(0)), jax.eval_shape(lambda: frozen)),
     )
     shaped = lambda *shape: jax.ShapeDtypeStruct((batch, *shape), jnp.float32, sharding=split)
     condition = {'lr': shaped(side, side, 3)} | ({'gsd_m': shaped()} if 'gsd_m' in method.fields else {})

@@ -54,6 +54,7 @@ def count_macs(program: ClosedJaxpr, padding: bool = True) -> int:
 def trace_forward(config: TrainConfig) -> jax.stages.Traced:
     """The network, including its condition encoder, on one image of `config.data.size_px`; without tokens."""
     method, size, shape = make_method(config.method), config.data.size_px, jax.ShapeDtypeStruct
+    frozen = method.load_frozen()
     condition = {}
     for name, field in method.fields.items():
         if isinstance(field, Spatial):
@@ -62,7 +63,7 @@ def trace_forward(config: TrainConfig) -> jax.stages.Traced:
             condition[name] = shape((1,), jnp.float32)
     return jax.jit(lambda params, frozen, xt, t, condition: method.predict(params, frozen, condition)(xt, t)).trace(
         jax.eval_shape(method.init, jax.random.key(0)),
-        jax.eval_shape(method.load_frozen),
+        jax.eval_shape(lambda: frozen),
         shape((1, size, size, method.channels), jnp.float32),
         shape((1,), jnp.int32),
         condition,

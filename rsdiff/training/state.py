@@ -97,7 +97,8 @@ class Trainer:
 
     def trace_step(self, state: State, batch) -> jax.stages.Traced:
         """The traced `step`, for shapes or arrays. When compiled, its third argument is `frozen`."""
-        return self._compiled.trace(state, batch, jax.eval_shape(lambda: self.method.load_frozen(training=True)))
+        frozen = self.method.load_frozen(training=True)  # not under a trace, in which files cannot be read
+        return self._compiled.trace(state, batch, jax.eval_shape(lambda: frozen))
 
     def abstract_state(self) -> State:
         """Shapes, dtypes and shardings of the state, as a template for restoring."""
