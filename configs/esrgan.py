@@ -7,7 +7,11 @@
 The second command starts from the first one's averaged parameters. Losses and their weights are Real-ESRGAN's (see
 `configs/realesrgan.py`), with VGG16's features instead of VGG19's: LPIPS' weights, which the extra `metrics` installs. The
 published networks have 16,697,987 and 4,376,897 parameters; these, with 895,491 and 274,001, train on two CPU cores. The
-discriminator's optimiser has settings of its own, `config.optimizers.discriminator`.
+discriminator's optimiser has settings of its own, `config.optimizers.discriminator`. A step takes three to four times as long
+as one of L1.
+
+Tried briefly, on UC Merced (0.3 m) with averages of short half-life: after 3,200 images of L1 the validation samples had LPIPS
+(AlexNet) .316 and PSNR 24.8; after 1,200 more of this, .264 and 24.6.
 """
 
 import dataclasses

@@ -58,10 +58,14 @@ def trained(tmp_path_factory):
     return base / 'images', base / 'run', run(*command)
 
 
-def test_a_regressor_is_trained_sampled_and_tiled_by_the_same_commands(trained, tmp_path):
+@pytest.mark.parametrize(
+    'config, settings', [('rrdbnet', []), ('esrgan', ['discriminator.features=4', 'perceptual_weight=0'])]
+)
+def test_a_one_pass_network_is_trained_sampled_and_tiled_by_the_same_commands(trained, tmp_path, config, settings):
     images, _, _ = trained
-    sizes = [f'--config.method.model.{name}' for name in ('features=8', 'growth=4', 'blocks=1')]
-    command = ['train.py', '--config', 'rrdbnet', '--workdir', tmp_path / 'run', *sizes, '--config.data.size_px=16']
+    settings = ['model.features=8', 'model.growth=4', 'model.blocks=1', *settings]
+    settings = [f'--config.method.{setting}' for setting in settings]
+    command = ['train.py', '--config', config, '--workdir', tmp_path / 'run', *settings, '--config.data.size_px=16']
     command += [f'--config.data.source={images}', '--config.total_images=8', '--config.validation.examples=6']
     summary = run(*command)
     assert summary['finished'] and len(summary['validation_loss_by_t']) == 1
