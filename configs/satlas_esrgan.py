@@ -1,11 +1,12 @@
-"""The ESRGAN of satlas-super-resolution at full size (Wolters et al. 2023, arXiv 2311.18082), for a single image of Sentinel-2.
+"""The ESRGAN of satlas-super-resolution at full size (Wolters et al. 2023, arXiv 2311.18082), for one image of Sentinel-2 or more.
 
     python train.py --config configs/satlas_esrgan.py --workdir runs/satlas_esrgan --config.data.source=PAIRS
+    python train.py --config configs/satlas_esrgan.py:8 …               # for 8 images of each place
 
 Settings are those of the published esrgan_baseline_1S2.yml: Real-ESRGAN's networks, losses and optimisers
 (`configs/realesrgan.py`) with 128² images, batches of 64, a discriminator that also sees the low-resolution image, enlarged
-by nearest neighbour, and no stage of L1 before. PAIRS has real images of two sensors (docs/data.md, `low_res_file_name`);
-without, the low-resolution image is made by the degradation. Their run has no set end; 500,000 steps are ours.
+by nearest neighbour, and no stage of L1 before. PAIRS has real images of two sensors (docs/data.md, `low_res_file_name` and
+`frames_file_names`); without, the low-resolution image is made by the degradation. Their run has no set end; 500,000 steps are ours.
 
 The loss on embeddings needs an encoder, of which the published one is a SigLIP (ViT-B/16, 256 px):
 
@@ -19,14 +20,18 @@ This config has not been run.
 
 from configs import realesrgan
 from configs.esrgan import half_life_images
+from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import MILD
 from rsdiff.training.config import to_dict
 
 BATCH_SIZE = 64
 
 
-def get_config():
+def get_config(frames: str = '1'):
+    if not frames.isdecimal():
+        raise BadInput(f'configs/satlas_esrgan.py:{frames}: give a number of images, such as 8')
     config = realesrgan.get_config()
+    config.method.model.frames = int(frames)
     config.method.discriminator.low_res = True
     config.data.update(source='data/s2naip', size_px=128)
     config.degradation.update(to_dict(MILD))
