@@ -288,7 +288,6 @@ def whole_state(config, workdir):
     return Checkpoints(workdir).restore_latest(Trainer(config, meshes.make_mesh(1, jax.devices()[:1])).abstract_state())
 
 
-@pytest.mark.bytes
 def test_a_run_of_two_parts_continues_with_its_buffers(config, tmp_path):
     config = one_pass(config, 'adversarial', 32)
     train(config, tmp_path / 'whole', show=False)
