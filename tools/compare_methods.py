@@ -249,14 +249,14 @@ def snapshot(out: Path, name: str, share: float) -> Path:
 def evaluate_set(
     comparison: Comparison, name: str, test: TestSet, names: list[str], published: dict[str, Path], out: Path
 ) -> dict[str, Any]:
-    """The evaluation of all methods and published networks on a set, and of earlier snapshots on a part of it."""
-    base, found = out / test.track, {}
+    """The evaluation of all methods and published networks on a set (`final`), and of every snapshot on a part of it (`curve`,
+    by fraction of the time)."""
+    folder, curve, own = out / 'evaluations' / name, {}, {}
     for share in comparison.snapshots:
-        own = {method: snapshot(base, method, share) for method in names}
-        own = {method: folder for method, folder in own.items() if (folder / CONFIG).exists()}
-        final = share == comparison.snapshots[-1]
-        found[f'{share:g}'] = evaluate(test, own | published if final else own, out / 'evaluations' / name, final)
-    return found
+        own = {method: snapshot(out / test.track, method, share) for method in names}
+        own = {method: path for method, path in own.items() if (path / CONFIG).exists()}
+        curve[f'{share:g}'] = evaluate(test, own, folder, final=False)
+    return {'final': evaluate(test, own | published, folder, final=True), 'curve': curve}
 
 
 def evaluate(test: TestSet, checkpoints: dict[str, Path], out: Path, final: bool) -> dict[str, Any]:

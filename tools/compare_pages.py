@@ -27,7 +27,7 @@ def write(result: dict[str, Any], pictures: dict[str, bool], out: Path, pages: P
     """Writes README.md, methods.csv, curves.png and, of sets that may be shown, NAME.png into `pages`.
 
     Args:
-      result: of compare_methods: `minutes`, `cost`, and evaluations by set and snapshot in `sets`.
+      result: of compare_methods: `minutes`, `cost`, and the evaluations of each set in `sets`.
       pictures: whether a set's images may be shown.
     """
     pages.mkdir(parents=True, exist_ok=True)
@@ -37,18 +37,18 @@ def write(result: dict[str, Any], pictures: dict[str, bool], out: Path, pages: P
         cost_table(result['cost']),
     ]
     long = []
-    for name, snapshots in result['sets'].items():
-        final = list(snapshots.values())[-1]
+    for name, found in result['sets'].items():
+        final = found['final']
         parts += [f'## {name}', quality_table(final['rows'])]
         parts += [f'Warning: {warning}.' for warning in final['warnings']]
         if pictures[name]:
             write_bytes_atomically(pages / f'{name}.png', (Path(final['folder']) / 'grid.png').read_bytes())
             parts.append(f'![{name}: condition, every row of the table, truth, and errors]({name}.png)')
         long += [
-            {'set': name, 'snapshot': share, 'method': method, 'column': column, **cell}
-            for share, found in snapshots.items()
-            for method, row in found['rows'].items()
-            for column, cell in row.items()
+            {'set': name, 'images': table['images'], 'time': share, 'method': method, 'column': column, **value}
+            for share, table in [*found['curve'].items(), ('1', final)]
+            for method, row in table['rows'].items()
+            for column, value in row.items()
         ]
     draw_curves(result).savefig(pages / 'curves.png', dpi=110)
     parts += ['## Over optimiser time', '![LPIPS and fd over optimiser minutes](curves.png)']
@@ -91,20 +91,25 @@ def cell(value: dict[str, Any] | None, digits: int) -> str:
 
 
 def draw_curves(result: dict[str, Any]) -> Figure:
-    """A row per set and a panel per measure of `CURVES`, against minutes."""
+    """A row per set and a panel per measure of `CURVES`, against minutes, with bicubic enlargement as a line."""
     figure = Figure(figsize=(9, 3.2 * len(result['sets'])), layout='constrained')
     panels = figure.subplots(len(result['sets']), len(CURVES), squeeze=False)
-    for line, (name, snapshots) in zip(panels, result['sets'].items()):
-        methods = dict.fromkeys(method for found in snapshots.values() for method in found['rows'])
+    for line, (name, found) in zip(panels, result['sets'].items()):
+        curve = {result['minutes'] * float(share): table['rows'] for share, table in found['curve'].items()}
+        methods = dict.fromkeys(method for rows in curve.values() for method in rows)
+        images = next(iter(found['curve'].values()))['images']
         for axes, measure in zip(line, CURVES):
             for number, method in enumerate(method for method in methods if method not in CONTROLS):
                 points = [
-                    (float(share) * result['minutes'], found['rows'][method][measure]['value'])
-                    for share, found in snapshots.items()
-                    if measure in found['rows'].get(method, {})
+                    (minutes, rows[method][measure]['value'])
+                    for minutes, rows in curve.items()
+                    if measure in rows.get(method, {})
                 ]
                 axes.plot(*zip(*points), marker='o', markersize=3, color=f'C{number % 10}', label=method)
-            axes.set_title(f'{name}: {COLUMNS[measure][0]}', fontsize=9)
+            bicubic = next(iter(curve.values()))['bicubic'].get(measure)
+            if bicubic:
+                axes.axhline(bicubic['value'], color='#999999', linestyle='--', linewidth=0.8, label='bicubic')
+            axes.set_title(f'{name}, {images} images: {COLUMNS[measure][0]}', fontsize=9)
             axes.set_xlabel('optimiser minutes')
             axes.spines[['top', 'right']].set_visible(False)
         line[-1].legend(frameon=False, fontsize=7, loc='center left', bbox_to_anchor=(1, 0.5))
