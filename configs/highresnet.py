@@ -7,17 +7,14 @@ uses the others or `lr`. The published size (satlas-super-resolution) has 128 fe
 229,759, is for two CPU cores. It has not been run yet.
 """
 
-from rsdiff.data.degradation import LIGHT
+from configs import rrdbnet
 from rsdiff.methods.regression import RegressionConfig
 from rsdiff.models.highresnet import HighResNetConfig
-from rsdiff.training.config import TrainConfig, to_config_dict
+from rsdiff.training.config import to_config_dict
 
 
 def get_config():
-    method = RegressionConfig(model=HighResNetConfig(features=48))
-    config = to_config_dict(TrainConfig(method=method, degradation=LIGHT))
+    config = rrdbnet.get_config()
+    config.method = to_config_dict(RegressionConfig(model=HighResNetConfig(features=48)))
     config.data.source = 'data/frames'
-    config.optimizer.update(learning_rate=4e-4, warmup_images=800)
-    config.batch_size = 8
-    config.ema.half_life_images = 1_000
     return config

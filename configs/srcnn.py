@@ -7,17 +7,13 @@ parameters); this one, with one image and 408,049 parameters, is for two CPU cor
 images of each place, the field `frames`, take --config.method.model.frames=8.
 """
 
-from rsdiff.data.degradation import LIGHT
+from configs import rrdbnet
 from rsdiff.methods.regression import RegressionConfig
 from rsdiff.models.srcnn import SRCNNConfig
-from rsdiff.training.config import TrainConfig, to_config_dict
+from rsdiff.training.config import to_config_dict
 
 
 def get_config():
-    method = RegressionConfig(model=SRCNNConfig(features=64, frames=1, blocks=4))
-    config = to_config_dict(TrainConfig(method=method, degradation=LIGHT))
-    config.data.source = 'blue_marble'
-    config.optimizer.update(learning_rate=4e-4, warmup_images=800)
-    config.batch_size = 8
-    config.ema.half_life_images = 1_000
+    config = rrdbnet.get_config()
+    config.method = to_config_dict(RegressionConfig(model=SRCNNConfig(features=64, frames=1, blocks=4)))
     return config

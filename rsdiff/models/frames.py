@@ -19,8 +19,22 @@ from rsdiff.models.conditioning import Condition, Number, Spatial, Tokens
 FRAMES = 'frames'
 
 
+class FourTimes:
+    """The properties of a 4× network's config that have no settings."""
+
+    @property
+    def upscale(self) -> int:
+        """Resolution of the result relative to `lr`."""
+        return 4
+
+    @property
+    def stride(self) -> int:
+        """Image sides must be multiples of this, in pixels."""
+        return self.upscale
+
+
 @dataclasses.dataclass(frozen=True)
-class FramesConfig:
+class FramesConfig(FourTimes):
     """Settings that SRCNN and HighResNet share. The defaults are those of satlas-super-resolution's published weights.
 
     Attributes:
@@ -49,16 +63,6 @@ class FramesConfig:
         check_range(self, 1, 256, 'channels')
         if self.features % self.zoom**2:
             raise BadInput(f'features is {self.features}; it must be a multiple of zoom² = {self.zoom**2}')
-
-    @property
-    def upscale(self) -> int:
-        """Resolution of the result relative to `lr`."""
-        return 4
-
-    @property
-    def stride(self) -> int:
-        """Image sides must be multiples of this, in pixels."""
-        return self.upscale
 
     @property
     def fields(self) -> dict[str, Spatial | Number | Tokens]:

@@ -20,7 +20,7 @@ from jax import numpy as jnp
 
 from rsdiff.base.ranges import check_range
 from rsdiff.models.conditioning import Condition, Number, Spatial, Tokens
-from rsdiff.models.frames import in_turn, stacked
+from rsdiff.models.frames import FRAMES, FourTimes, in_turn, stacked
 
 
 def conv3x3(features_in: int, features_out: int, *, dtype, rngs: nnx.Rngs, scale: float = 1.0):
@@ -94,7 +94,7 @@ class RRDBEncoder(nnx.Module):
 
 
 @dataclasses.dataclass(frozen=True)
-class RRDBNetConfig:
+class RRDBNetConfig(FourTimes):
     """Sizes of an `RRDBNet`. The defaults (64 features, growth 32, 23 blocks) are Real-ESRGAN's: 16,697,987 parameters.
 
     `unit_range`: the layers work on pixels in [0, 1]; what the network takes and returns is in [-1, 1] all the same.
@@ -117,26 +117,16 @@ class RRDBNetConfig:
         check_range(self, 1, 256, 'channels')
 
     @property
-    def upscale(self) -> int:
-        """Resolution of the result relative to `lr`."""
-        return 4
-
-    @property
-    def stride(self) -> int:
-        """Image sides must be multiples of this, in pixels."""
-        return self.upscale
-
-    @property
     def fields(self) -> dict[str, Spatial | Number | Tokens]:
         """All fields of the condition."""
         lr = Spatial(self.channels, self.upscale, self.features, self.growth, self.blocks)
         stack = dataclasses.replace(lr, droppable=True, frames=self.frames)
-        return {'lr': lr} if self.frames == 1 else {'lr': lr, 'frames': stack}
+        return {'lr': lr} if self.frames == 1 else {'lr': lr, FRAMES: stack}
 
 
 class RRDBNet(RRDBEncoder):
-    """The complete 4× network: a condition with `lr` (b, h, w, channels), and `frames`, of which it takes the first ones, repeated if there are fewer → float32
-    (b, 4h, 4w, channels)."""
+    """The complete 4× network: a condition with `lr` (b, h, w, channels) → float32 (b, 4h, 4w, channels). Of the field `frames`
+    it takes the first images, repeated if there are fewer."""
 
     def __init__(self, config: RRDBNetConfig = RRDBNetConfig(), *, rngs: nnx.Rngs):
         make: Any = dict(dtype=jnp.dtype(config.dtype), rngs=rngs)
