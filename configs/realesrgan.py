@@ -8,9 +8,9 @@ Settings are those of the published train_realesr{net,gan}_x4plus.yml: 256² ima
 1,000,000 steps of L1 at 2e-4, then 400,000 of L1 + perceptual + 0.1 GAN at 1e-4; Adam (0.9, 0.99) for both networks; an
 average with decay 0.999; targets of the L1 and perceptual losses sharpened, the GAN's not.
 
-What differs: VGG16's features instead of VGG19's; the first stage starts from random parameters instead of ESRGAN's, and its
-targets are not sharpened; there is no pool of training pairs, because here every image of a batch is degraded differently;
-and images are in [-1, 1] for the generator.
+What differs: VGG16's features instead of VGG19's; the first stage starts from random parameters instead of ESRGAN's; there is
+no pool of training pairs, because here every image of a batch is degraded differently; and images are in [-1, 1] for the
+generator.
 
     parameters            16,697,987 in the generator, 4,376,897 in the discriminator; VGG16 has 14,714,688, not trained
     multiply–accumulates  73.4 G an image forward; 561 G a training step of the second stage (`benchmark.py cost`)
@@ -29,7 +29,7 @@ from rsdiff.methods.regression import RegressionConfig
 from rsdiff.training.config import EMAConfig, TrainConfig, ValidationConfig, to_config_dict
 
 BATCH_SIZE = 48
-STAGES = {'l1': (RegressionConfig(), 2e-4, 1_000_000), 'gan': (AdversarialConfig(), 1e-4, 400_000)}
+STAGES = {'l1': (RegressionConfig(usm=True), 2e-4, 1_000_000), 'gan': (AdversarialConfig(), 1e-4, 400_000)}
 
 
 def get_config(stage: str = 'gan'):

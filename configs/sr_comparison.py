@@ -20,8 +20,8 @@ def get_config():
     residual = {'method': {'codec': {'scale': 0.16}}}  # rms of the residual over 800 chips
     return ml_collections.ConfigDict(
         {
-            'minutes': 15.0,
-            'snapshots': (0.125, 0.25, 0.5, 1.0),
+            'minutes': 10.0,
+            'snapshots': (0.25, 0.5, 1.0),
             'settings': {
                 'data': {'size_px': 64, 'split': 'train', 'validation_split': 'val'},
                 'optimizer': {'final_fraction': 1.0},

@@ -13,6 +13,7 @@ from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import LIGHT, degrade
 from rsdiff.data.folder import read_folder
 from rsdiff.data.images import read_image
+from rsdiff.data.sharpening import sharpened
 from rsdiff.diffusion.constraints import Projection, keep_known, project, projected, smooth_up
 from rsdiff.diffusion.guidance import guided
 from rsdiff.diffusion.objective import ObjectiveConfig
@@ -114,6 +115,16 @@ def test_the_loss_is_a_function_of_its_key():
     params, prepared = drawn(method), method.prepare(BATCH, jax.random.key(1))
     value = jax.jit(lambda key: method.loss('generator', params, {'generator': {}}, {}, prepared, key)[0])
     assert value(jax.random.key(0)) == value(jax.random.key(0)) != value(jax.random.key(1))
+
+
+def test_a_regressor_may_aim_at_sharpened_targets():
+    method = make_method(dataclasses.replace(METHODS['regression'].config, usm=True), LIGHT)
+    params, prepared = drawn(method), method.prepare(BATCH, jax.random.key(1))
+    x0 = prepared['targets']['image']
+    made, sharp = method.predict(params, {}, prepared['condition'])(None, None), jax.jit(sharpened)(x0)
+    loss, _ = method.loss('generator', params, {'generator': {}}, {}, prepared, jax.random.key(3))
+    assert float(loss) == pytest.approx(float(jnp.abs(made - sharp).mean()), rel=1e-5)
+    assert abs(float(loss) - float(jnp.abs(made - x0).mean())) > 1e-3
 
 
 def test_a_regressor_ignores_noise_and_time():

@@ -50,6 +50,7 @@ DATA = flags.DEFINE_string('data', '.', 'The folder that holds the data sets nam
 PAGES = flags.DEFINE_string('pages', None, 'Folder for the tables, curves and pictures; default: OUT/pages.')
 MINUTES = flags.DEFINE_float('minutes', None, "Optimiser minutes per method and track; default: the config's.", 0.001)
 ONLY = flags.DEFINE_list('only', None, 'Methods to train and evaluate; default: all.')
+TRACKS = flags.DEFINE_list('tracks', None, 'Tracks to train in and evaluate; default: all.')
 LIMIT = flags.DEFINE_integer('limit', None, 'Use at most this many test images of each set.', lower_bound=2)
 CURVE_IMAGES = flags.DEFINE_integer('curve_images', 42, 'Test images for snapshots before the last.', lower_bound=2)
 
@@ -129,6 +130,9 @@ def read_comparison() -> Comparison:
         raise BadInput(f'--config: not a comparison: {error}; see configs/sr_comparison.py') from None
     if MINUTES.value:
         made = dataclasses.replace(made, minutes=MINUTES.value)
+    for name in TRACKS.value or []:
+        if name not in made.tracks:
+            raise BadInput(f'--tracks {name}: there are {", ".join(made.tracks)}')
     for name in ONLY.value or []:
         if name not in methods:
             raise BadInput(f'--only {name}: there are {", ".join(methods)}')
@@ -138,12 +142,17 @@ def read_comparison() -> Comparison:
     for name, test in sets.items():
         if test.track not in made.tracks:
             raise BadInput(f'--config: set {name} has the track {test.track!r}; there are {", ".join(made.tracks)}')
-    return made
+    if not TRACKS.value:
+        return made
+    tracks = {name: made.tracks[name] for name in TRACKS.value}
+    return dataclasses.replace(
+        made, tracks=tracks, sets={name: test for name, test in sets.items() if test.track in tracks}
+    )
 
 
 def main() -> None:
     started, comparison, out = time.monotonic(), read_comparison(), Path(OUT.value)
-    folders.claim_folder(out, json.loads(json.dumps(dataclasses.asdict(comparison))) | {'data': DATA.value})
+    folders.claim_folder(out, {'minutes': comparison.minutes, 'snapshots': comparison.snapshots, 'data': DATA.value})
     console.enable_compilation_cache()
     wanted = ONLY.value or list(comparison.methods)
     needed = {*wanted, *(comparison.methods[name].after for name in wanted)}
@@ -225,8 +234,10 @@ def training_steps(config: TrainConfig) -> Callable[[], float]:
 
 
 def train_method(comparison: Comparison, track: str, name: str, images: dict[float, int], out: Path) -> None:
-    """Trains a method up to each snapshot, which is released as `snapshots/NAME/FRACTION`."""
+    """Trains a method up to each snapshot, which is released as `NAME/FRACTION`; the run itself is in `NAME/run`."""
     method = comparison.methods[name]
+    settings = to_dict(comparison.config(track, name, 1)) | dataclasses.asdict(method)
+    folders.claim_folder(out / name, settings)
     for share, count in images.items():
         target = snapshot(out, name, share)
         if (target / CONFIG).exists():  # written last
@@ -235,15 +246,15 @@ def train_method(comparison: Comparison, track: str, name: str, images: dict[flo
         if method.after:
             config = dataclasses.replace(config, init_from=str(snapshot(out, method.after, method.share)))
         print(f'{track}: {name}, snapshot {share:g}, {count} images', file=sys.stderr)
-        summary = train(config, out / 'runs' / name)
+        summary = train(config, out / name / 'run')
         if not summary['finished']:
             raise KeyboardInterrupt
-        release(load_generator(out / 'runs' / name), target)
+        release(load_generator(out / name / 'run'), target)
 
 
 def snapshot(out: Path, name: str, share: float) -> Path:
     """The folder of a method's weights at a fraction of the time."""
-    return out / 'snapshots' / name / f'{share:g}'
+    return out / name / f'{share:g}'
 
 
 def evaluate_set(
@@ -251,7 +262,7 @@ def evaluate_set(
 ) -> dict[str, Any]:
     """The evaluation of all methods and published networks on a set (`final`), and of every snapshot on a part of it (`curve`,
     by fraction of the time)."""
-    folder, curve, own = out / 'evaluations' / name, {}, {}
+    folder, curve, own = out / 'sets' / name, {}, {}
     for share in comparison.snapshots:
         own = {method: snapshot(out / test.track, method, share) for method in names}
         own = {method: path for method, path in own.items() if (path / CONFIG).exists()}

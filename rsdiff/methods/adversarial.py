@@ -26,7 +26,6 @@ from flax import nnx
 from rsdiff.base.errors import BadInput
 from rsdiff.base.keys import Keys
 from rsdiff.base.ranges import check_range
-from rsdiff.data.sharpening import sharpened
 from rsdiff.methods.base import DISCRIMINATOR, GENERATOR, Buffers, Frozen, Parameters, Prepared
 from rsdiff.methods.codec import CodecConfig, IdentityConfig
 from rsdiff.methods.one_pass import OnePass, OnePassConfig
@@ -47,7 +46,6 @@ class AdversarialConfig(OnePassConfig):
     Attributes:
       perceptual_layers: weights of the layers `pretrained.perceptual.LAYERS`.
       clip_encoder: E, 'efflite0' or the folder of a CLIP or SigLIP.
-      usm: whether x' is sharpened.
     """
 
     kind: Literal['adversarial'] = 'adversarial'
@@ -102,8 +100,7 @@ class Adversarial(OnePass):
 
     def _generator_loss(self, params, buffers, frozen, prepared: Prepared, made):
         """Equation (2), and its terms before they are weighted."""
-        config, target = self.config, prepared['targets']['image']
-        target = sharpened(target) if config.usm else target
+        config, target = self.config, self.aimed(prepared)['targets']['image']
         terms = {}
         if config.l1_weight:
             terms['l1'] = jnp.mean(jnp.abs(made - target)) / 2

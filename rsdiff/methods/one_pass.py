@@ -9,6 +9,7 @@ from typing import Any
 
 import jax.numpy as jnp
 
+from rsdiff.data.sharpening import sharpened
 from rsdiff.diffusion.schedule import Schedule, one_step
 from rsdiff.diffusion.solvers import Denoise
 from rsdiff.methods.base import Parameters, Prepared, SamplerConfig, prepared_batch
@@ -19,9 +20,15 @@ from rsdiff.models.super_resolution import make_network
 
 
 class OnePassConfig(OneNetworkConfig):
-    """The properties of the config of a one-pass method, whose fields include `model` and `codec`."""
+    """The properties of the config of a one-pass method, whose fields include `model`, and:
+
+    Attributes:
+      codec: how images become z.
+      usm: whether the training losses see a sharpened target (`data.sharpening`).
+    """
 
     codec: CodecConfig
+    usm: bool
 
     @property
     def timesteps(self) -> int:
@@ -57,6 +64,12 @@ class OnePass(OneNetwork):
         condition = prepared['condition']
         z0 = self.codec.encode(prepared['targets'], condition)
         return jnp.mean(jnp.abs(self.answer(params, condition) - z0), axis=range(1, z0.ndim))
+
+    def aimed(self, prepared: Prepared) -> Prepared:
+        """The batch as the training losses see it, with sharpened targets if the config says so."""
+        targets = prepared['targets']
+        targets = targets | {'image': sharpened(targets['image'])} if self.config.usm else targets
+        return {'targets': targets, 'condition': prepared['condition']}
 
     def predict(self, params, frozen, condition) -> Denoise:
         made = self.answer(params, condition)

@@ -18,6 +18,7 @@ class RegressionConfig(OnePassConfig):
     kind: Literal['regression'] = 'regression'
     model: NetworkConfig = RRDBNetConfig()
     codec: CodecConfig = IdentityConfig()
+    usm: bool = False
 
 
 @dataclasses.dataclass(frozen=True)
@@ -27,4 +28,4 @@ class Regression(OnePass):
     config: RegressionConfig
 
     def loss(self, part, params, buffers, frozen, prepared, key):
-        return jnp.mean(self.terms(params, frozen, prepared, key, None)), ({}, buffers[part])
+        return jnp.mean(self.terms(params, frozen, self.aimed(prepared), key, None)), ({}, buffers[part])
