@@ -33,8 +33,9 @@ def get_config():
                 'alsat2b': {'source': 'alsat2b', 'degradation': 'mild'},
             },
             'methods': {
-                'srcnn': method('srcnn'),
-                'highresnet': method('highresnet'),
+                'srcnn': method('srcnn', {'method': {'model': {'features': 160}}}),
+                # one image of each place: there is nothing to fuse
+                'highresnet': method('highresnet', {'method': {'model': {'features': 512, 'frames': 1}}}),
                 'rrdbnet': method('rrdbnet', rrdbnet),
                 'esrgan': method('esrgan', rrdbnet, 'rrdbnet', 0.5),
                 'residual': method('demo', residual),

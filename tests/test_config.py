@@ -17,6 +17,7 @@ from rsdiff.data.degradation import PRESETS
 from rsdiff.methods.base import Drop
 from rsdiff.methods.codec import IdentityConfig, ResidualConfig
 from rsdiff.methods.diffusion import DiffusionConfig
+from rsdiff.methods.former import former
 from rsdiff.methods.kinds import make_method
 from rsdiff.models.conditioning import GSD_M, Number, Spatial, Tokens
 from rsdiff.models.unet import UNetConfig
@@ -25,7 +26,6 @@ from rsdiff.training.config import (
     OptimizerConfig,
     TrainConfig,
     differing_keys,
-    former,
     from_dict,
     to_config_dict,
     to_dict,
@@ -203,7 +203,8 @@ def test_settings_of_before_a_condition_had_fields_mean_what_they_meant():
     config = from_dict(TrainConfig, upgrade(old))
     assert config.seed == 3 and config.method.codec == ResidualConfig(scale=0.06)
     assert from_dict(TrainConfig, upgrade({'generator': {'residual_scale': 0.0}})).method.codec == IdentityConfig()
-    assert former(config.method)['residual_scale'] == 0.06 and former(config.method)['model'].items() >= model.items()
+    own = former(to_dict(config.method))
+    assert own['residual_scale'] == 0.06 and own['model'].items() >= model.items()
     assert config.method.model.spatial == {'lr': Spatial(scale=4, features=48, growth=16, blocks=1)}
     assert config.method.model.numbers == {'gsd_m': GSD_M} and config.method.model.tokens == {}
     now = json.loads(json.dumps(to_dict(config)))
@@ -252,7 +253,7 @@ def test_every_setting_of_a_codec_enters_the_digest():
     codecs = IdentityConfig(), ResidualConfig(), ResidualConfig(scale=0.2), Latent(), Latent(factor=4)
     digests = {_digest({}, TrainConfig(method=DiffusionConfig(codec=codec))) for codec in codecs}
     assert len(digests) == len(codecs)
-    assert 'codec' not in former(DiffusionConfig()) and 'codec' not in former(DiffusionConfig(codec=ResidualConfig()))
+    assert not any('codec' in former(to_dict(DiffusionConfig(codec=codec))) for codec in codecs[:2])
 
 
 def test_differences_are_listed_by_dotted_name():

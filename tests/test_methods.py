@@ -287,6 +287,15 @@ def test_parts_are_updated_from_what_all_were_before(monkeypatch):
         Trainer(wrong, mesh)
 
 
+@pytest.mark.parametrize('name', [*METHODS, 'srcnn', 'highresnet'])
+def test_parameters_have_a_type_of_their_own(name):
+    """A weakly typed one gets another type in the first update, and the training step would be compiled twice."""
+    networks = {'srcnn': SRCNNConfig(16), 'highresnet': HighResNetConfig(16)}
+    made = METHODS[name] if name in METHODS else make_method(RegressionConfig(model=networks[name]))
+    leaves = jax.tree.leaves(jax.eval_shape(made.init, jax.random.key(0)))
+    assert {leaf.dtype for leaf in leaves} == {jnp.dtype('float32')} and not any(leaf.weak_type for leaf in leaves)
+
+
 def test_a_method_is_made_of_its_config():
     assert isinstance(make_method(DiffusionConfig()), Diffusion)
     assert make_method(RegressionConfig()).schedule.timesteps == 1

@@ -1,4 +1,4 @@
-"""The smallest U-Net that tests train and sample."""
+"""The smallest U-Net that tests train and sample, and a method that compiles faster still."""
 
 import math
 
@@ -20,6 +20,8 @@ UNET = UNetConfig(
     spatial={'lr': Spatial(features=8, growth=4, blocks=0)},
 )
 MODEL = to_dict(UNET)
+# for what does not depend on the method: a training step compiles in less than half the time of the U-Net's
+REGRESSION = {'kind': 'regression', 'model': {'kind': 'srcnn', 'features': 16, 'frames': 1, 'blocks': 0}}
 
 
 def drawn(method, seed=0):

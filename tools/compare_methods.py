@@ -198,7 +198,7 @@ def budgets(comparison: Comparison, track: str, names: list[str], out: Path) -> 
     known = read_json(path, 'remove it and run the same command again') if path.exists() else {}
     missing = [name for name in names if name not in known]
     if missing:
-        runners = {name: training_steps(comparison.config(track, name, 10**6)) for name in names}
+        runners = {name: training_steps(comparison.config(track, name, 10**6)) for name in missing}
         rounds = [{name: run() for name, run in runners.items()} for _ in range(ROUNDS)]
         known |= {name: spread([row[name] for row in rounds]) for name in missing}
         write_json(path, known)

@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from rsdiff.base.files import write_bytes_atomically, write_text_atomically
-from rsdiff.evaluation.tables import Shown, csv_text, markdown
+from rsdiff.evaluation.tables import Shown, csv_text, markdown, with_interval
 
 # column of evaluate.json → heading and decimals
 COLUMNS = {
@@ -83,11 +83,10 @@ def quality_table(rows: dict[str, dict[str, Any]]) -> str:
 
 
 def cell(value: dict[str, Any] | None, digits: int) -> str:
-    """A value with its interval."""
+    """A value with its interval; JSON has None for what is not finite."""
     if value is None or value['value'] is None:
         return '–'
-    text = f'{value["value"]:.{digits}f}'
-    return text if value.get('low') is None else f'{text} ({value["low"]:.{digits}f} to {value["high"]:.{digits}f})'
+    return with_interval(value['value'], value.get('low'), value.get('high'), digits)
 
 
 def draw_curves(result: dict[str, Any]) -> Figure:

@@ -21,6 +21,8 @@ from rsdiff.base.errors import BadInput
 from rsdiff.data.images import read_image
 from rsdiff.evaluation.interval import Interval
 from rsdiff.evaluation.seams import Grid, against, ratio_interval, seam_sums
+from rsdiff.evaluation.tables import Shown, with_interval
+from rsdiff.evaluation.tables import markdown as table_text
 from rsdiff.programs import console
 from rsdiff.sampling.export.formats import open_finished
 from rsdiff.sampling.mosaic.plan import Phase, Plan
@@ -97,19 +99,18 @@ def markdown(tables: dict[str, dict[str, dict[str, Interval]]]) -> str:
     parts = []
     for grid in dict.fromkeys(grid for rows in tables.values() for grid in rows):
         rows = {name: table[grid] for name, table in tables.items() if grid in table}
-        columns = list(dict.fromkeys(column for row in rows.values() for column in row))
-        lines = [f'| {grid} | {" | ".join(columns)} |', '|---|' + '---:|' * len(columns)]
-        lines += [
-            f'| {name} | {" | ".join(cell(row.get(column)) for column in columns)} |' for name, row in rows.items()
+        columns = [
+            Shown(column, lambda row, column=column: cell(row[1].get(column)))
+            for column in dict.fromkeys(column for row in rows.values() for column in row)
         ]
-        parts.append('\n'.join(lines) + '\n')
+        parts.append(table_text([Shown(grid, lambda row: row[0], number=False), *columns], list(rows.items())))
     return '\n'.join(parts)
 
 
 def cell(interval: Interval | None) -> str:
     if interval is None or interval.low is None:
         return ''
-    return f'{interval.value:.3f} ({interval.low:.3f} to {interval.high:.3f})'
+    return with_interval(interval.value, interval.low, interval.high, 3)
 
 
 def main(out: Path) -> None:

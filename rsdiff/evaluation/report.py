@@ -72,12 +72,7 @@ def _markdown_part(table: Table, own: Sequence[Column], meaning: str) -> str:
 
 
 def _cell(value: Interval | None, digits: int) -> str:
-    if value is None:
-        return ''
-    if not np.isfinite(value.value):
-        return '∞' if value.value > 0 else '–'
-    text = f'{value.value:.{digits}f}'
-    return text if value.low is None else f'{text} ({value.low:.{digits}f} to {value.high:.{digits}f})'
+    return '' if value is None else tables.with_interval(value.value, value.low, value.high, digits)
 
 
 def write_grid(path: Path, examples: Sequence[dict[str, np.ndarray]], truth: str, error_of: Sequence[str]) -> None:

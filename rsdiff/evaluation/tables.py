@@ -5,6 +5,7 @@ A row may be any object; a column defines the text of its cell. CSV is for progr
 
 import csv
 import io
+import math
 import re
 from typing import Any, Callable, NamedTuple, Sequence
 
@@ -43,6 +44,14 @@ class Shown(NamedTuple):
     heading: str
     text: Callable[[Any], str]
     number: bool = True
+
+
+def with_interval(value: float, low: float | None, high: float | None, digits: int) -> str:
+    """A value and, unless it is unknown, its interval: `0.30 (0.20 to 0.40)`."""
+    if not math.isfinite(value):
+        return '∞' if value > 0 else '–'
+    text = f'{value:.{digits}f}'
+    return text if low is None else f'{text} ({low:.{digits}f} to {high:.{digits}f})'
 
 
 def markdown(columns: Sequence[Shown], rows: Sequence[Any]) -> str:

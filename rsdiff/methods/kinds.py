@@ -9,6 +9,7 @@ from rsdiff.methods.regression import Regression, RegressionConfig
 # each has the properties fields, channels, upscale, stride and timesteps, by which the other settings of a run are checked,
 # and `generator`, which says whose parameters it can start from
 MethodConfig = DiffusionConfig | RegressionConfig | AdversarialConfig
+DEFAULT = DiffusionConfig()
 
 
 def make_method(config: MethodConfig, degradation: DegradationConfig = DegradationConfig()) -> Method:

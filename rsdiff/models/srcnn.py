@@ -49,7 +49,7 @@ class PReLU(nnx.Module):
     """max(x, 0) + weight · min(x, 0)."""
 
     def __init__(self):
-        self.weight = nnx.Param(jnp.full((1,), 0.25))
+        self.weight = nnx.Param(jnp.full((1,), 0.25, jnp.float32))
 
     def __call__(self, x):
         return jnp.where(x >= 0, x, self.weight[...].astype(x.dtype) * x)

@@ -22,11 +22,11 @@ from etils import epath
 from rsdiff.base.errors import BadInput
 from rsdiff.base.files import is_local, read_json, write_json
 from rsdiff.methods.base import GENERATOR, Method, Parameters
-from rsdiff.methods.diffusion import DiffusionConfig
+from rsdiff.methods.former import former
 from rsdiff.methods.kinds import MethodConfig, make_method
 from rsdiff.pretrained import weights
 from rsdiff.training import hosts
-from rsdiff.training.config import TrainConfig, differing_keys, former, from_dict, to_dict, upgrade
+from rsdiff.training.config import TrainConfig, differing_keys, from_dict, to_dict, upgrade
 from rsdiff.training.state import EMA
 
 PARTS = 'parts'  # stored with the fingerprints: the names of the method's parts
@@ -424,8 +424,8 @@ def _restore_ema(path: epath.Path) -> tuple[dict[str, Any], int]:
 def _digest(params: dict[str, Any], config: TrainConfig) -> str:
     """sha256 over the method's settings and the parameters' names and bytes; the first 16 hex digits. Only settings that
     differ from the defaults enter, under their original names, so that new settings do not change existing digests."""
-    default = former(DiffusionConfig() if isinstance(config.method, DiffusionConfig) else type(config.method)())
-    meaning = repr(differing_keys(default, former(config.method)))
+    default, own = (former(to_dict(method)) for method in (type(config.method)(), config.method))
+    meaning = repr(differing_keys(default, own))
     digest = hashlib.sha256(meaning.encode())
     for name, value in sorted(weights.flatten(params).items()):
         digest.update(name.encode() + np.asarray(value).tobytes())

@@ -15,9 +15,8 @@ from rsdiff.base.ranges import MOST, check_range
 from rsdiff.base.seeds import written_seed
 from rsdiff.data.degradation import UPSCALE, DegradationConfig
 from rsdiff.data.pipeline import DataConfig
-from rsdiff.methods.codec import IdentityConfig, ResidualConfig
-from rsdiff.methods.diffusion import DiffusionConfig
-from rsdiff.methods.kinds import MethodConfig
+from rsdiff.methods.former import from_former
+from rsdiff.methods.kinds import DEFAULT, MethodConfig
 from rsdiff.models.conditioning import Spatial, Tokens
 
 LARGEST_FLOAT = 1e300
@@ -93,7 +92,7 @@ class TrainConfig:
     of the parts of a method, by name, that differ from `optimizer`. `init_from`: a run or a release of the same network, whose
     averaged parameters initialise a new run."""
 
-    method: MethodConfig = DiffusionConfig()
+    method: MethodConfig = DEFAULT
     data: DataConfig = DataConfig()
     degradation: DegradationConfig = DegradationConfig()
     optimizer: OptimizerConfig = OptimizerConfig()
@@ -195,40 +194,13 @@ def _group(value: Any, where: str) -> dict[str, Any]:
     return dict(value)
 
 
-# former settings of the `lr` encoder, from before conditions had fields → their names today
-FORMER = {'upscale': 'scale', 'rrdb_features': 'features', 'rrdb_growth': 'growth', 'rrdb_blocks': 'blocks'}
-
-
 def upgrade(values: dict[str, Any]) -> dict[str, Any]:
     """Converts the settings in a `config.json` of any earlier version to today's names."""
     if not isinstance(values.get('generator'), dict) or 'method' in values:
         return values
-    method = values['generator'] | {'kind': 'diffusion'}
-    if isinstance(method.get('model'), dict):
-        lr = {new: method['model'][name] for name, new in FORMER.items() if name in method['model']}
-        method['model'] = {name: value for name, value in method['model'].items() if name not in FORMER}
-        if lr:
-            method['model']['spatial'] = {'lr': lr}
-    if scale := method.pop('residual_scale', None):
-        method['codec'] = {'kind': 'residual', 'scale': scale}
-    return {name: value for name, value in values.items() if name != 'generator'} | {'method': method}
-
-
-def former(method: MethodConfig) -> dict[str, Any]:
-    """The inverse: a method's settings by their original names, which digests are computed from. Newer settings keep their
-    names; those that had no counterpart are left out: the method's kind, and the codec's if it is identity or residual."""
-    values = to_dict(method)
-    if not isinstance(method, DiffusionConfig):
-        return values
-    model, codec = dict(values.pop('model')), values.pop('codec')
-    model['spatial'] = dict(model['spatial'])
-    lr = dict(model['spatial'].pop('lr', {}))
-    model |= {name: lr.pop(new) for name, new in FORMER.items() if new in lr}
-    model['spatial'] |= {'lr': lr}
-    values.pop('kind')
-    known = isinstance(method.codec, IdentityConfig | ResidualConfig)
-    values |= {'residual_scale': codec.get('scale', 0.0)} if known else {'residual_scale': 0.0, 'codec': codec}
-    return values | {'model': model}
+    return {name: value for name, value in values.items() if name != 'generator'} | {
+        'method': from_former(values['generator'])
+    }
 
 
 def to_config_dict(config: Any) -> ml_collections.ConfigDict:

@@ -80,10 +80,10 @@ def test_train_is_compared_with_another_checkout_and_its_figures_agree(image_fol
 
 
 def test_training_is_compared_with_plain_jax(image_folder, tmp_path):
-    sizes = [f'--config.method.model.{name}' for name in ('features=8', 'growth=4', 'blocks=1')]
+    sizes = [f'--config.method.model.{name}' for name in ('features=16', 'blocks=0')]
     options = ['--rounds', 2, '--steps', 1, '--against', 'bare', '--out', tmp_path / 'out.json']
     options += [f'--config.data.source={image_folder}', '--config.data.size_px=16', '--config.batch_size=2']
-    result = json.loads(run('train', '--config', 'rrdbnet', *sizes, *options).stdout.splitlines()[-1])
+    result = json.loads(run('train', '--config', 'srcnn', *sizes, *options).stdout.splitlines()[-1])
     ours, its = result['images_per_second']['rounds'], result['bare']['images_per_second']['rounds']
     assert result['bare']['our_seconds_over_its']['rounds'] == pytest.approx(np.divide(its, ours), rel=1e-2)
     done = run('train', '--config', 'demo', *TINY, *options, code=2)

@@ -21,6 +21,14 @@ from rsdiff.training.checkpoint import load_generator
 from rsdiff.training.hosts import connect
 
 ROOT = Path(__file__).parents[2]
+UNET = {
+    'width': 32,
+    'multipliers': '(1,)',
+    'attention_levels': '()',
+    'spatial.lr.features': 8,
+    'spatial.lr.growth': 4,
+    'spatial.lr.blocks': 0,
+}
 
 
 @pytest.fixture(scope='module')
@@ -33,7 +41,9 @@ def images(tmp_path_factory, smooth_image):
     return folder
 
 
-def start(images, workdir, total_images, processes=1, environment=lambda port, number: {}, **keys):
+def start(
+    images, workdir, total_images, processes=1, environment=lambda port, number: {}, config='demo', model=UNET, **keys
+):
     """Starts train.py on `processes` hosts with four devices in total, parameters sharded over all of them."""
     settings = {
         'data.source': images,
@@ -47,15 +57,10 @@ def start(images, workdir, total_images, processes=1, environment=lambda port, n
         'validation.bins': 2,
         'validation.steps': 2,
         'optimizer.final_fraction': 1.0,
-        'method.model.width': 32,
-        'method.model.multipliers': '(1,)',
-        'method.model.attention_levels': '()',
-        'method.model.spatial.lr.features': 8,
-        'method.model.spatial.lr.growth': 4,
-        'method.model.spatial.lr.blocks': 0,
+        **{f'method.model.{name}': value for name, value in model.items()},
         **keys,
     }
-    command = [sys.executable, 'train.py', '--config', 'configs/demo.py', '--workdir', str(workdir)]
+    command = [sys.executable, 'train.py', '--config', config, '--workdir', str(workdir)]
     command += [f'--config.{key}={value}' for key, value in settings.items()]
     with socket.socket() as free:
         free.bind(('127.0.0.1', 0))
@@ -137,7 +142,7 @@ def test_two_processes_train_save_and_restore_as_one(images, alone, tmp_path):
 
 
 def test_sigterm_to_one_process_stops_both_after_the_same_step(images, tmp_path):
-    hosts = start(images, tmp_path / 'run', 1_000_000, 2, slurm)
+    hosts = start(images, tmp_path / 'run', 1_000_000, 2, slurm, 'srcnn', {'features': 16, 'blocks': 0})
     metrics = tmp_path / 'run' / 'metrics.jsonl'
     for _ in range(1200):
         if metrics.exists() and metrics.read_text():

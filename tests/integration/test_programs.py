@@ -33,6 +33,9 @@ SMALL = [
 ] + ['--config.data.size_px=32', '--config.batch_size=4', '--config.optimizer.final_fraction=1.0']
 
 
+RRDBNET = ['model.features=8', 'model.growth=4', 'model.blocks=1']
+
+
 def run(*command, ok=True, devices=1):
     """Runs a program; returns its last line as an object, or its error line if it must fail with exit code 2."""
     done = run_script(*command, env={'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'})
@@ -59,11 +62,14 @@ def trained(tmp_path_factory):
 
 
 @pytest.mark.parametrize(
-    'config, settings', [('rrdbnet', []), ('esrgan', ['discriminator.features=4', 'perceptual_weight=0'])]
+    'config, settings',
+    [
+        ('srcnn', ['model.features=16', 'model.blocks=0']),
+        ('esrgan', [*RRDBNET, 'discriminator.features=4', 'perceptual_weight=0']),
+    ],
 )
 def test_a_one_pass_network_is_trained_sampled_and_tiled_by_the_same_commands(trained, tmp_path, config, settings):
     images, _, _ = trained
-    settings = ['model.features=8', 'model.growth=4', 'model.blocks=1', *settings]
     settings = [f'--config.method.{setting}' for setting in settings]
     command = ['train.py', '--config', config, '--workdir', tmp_path / 'run', *settings, '--config.data.size_px=16']
     command += [f'--config.data.source={images}', '--config.total_images=8', '--config.validation.examples=6']

@@ -16,14 +16,13 @@ import numpy as np
 import orbax.checkpoint as ocp
 import pytest
 from scripts import server
-from tiny import MODEL
+from tiny import REGRESSION
 
 from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import LIGHT
 from rsdiff.data.images import write_image
 from rsdiff.methods.adversarial import AdversarialConfig
 from rsdiff.models.discriminator import DiscriminatorConfig
-from rsdiff.models.rrdbnet import RRDBNetConfig
 from rsdiff.pretrained import weights
 from rsdiff.training import checkpoint
 from rsdiff.training import mesh as meshes
@@ -37,7 +36,7 @@ def small(images):
     return from_dict(
         TrainConfig,
         {
-            'method': {'model': MODEL},
+            'method': REGRESSION,
             'data': {'source': str(images), 'size_px': 16, 'threads': 1, 'gsd_m': 10.0},
             'degradation': to_dict(LIGHT),
             'batch_size': 8,
@@ -140,11 +139,8 @@ def test_kills_change_nothing(config, kills, tmp_path, capsys):
 
 def test_a_kill_of_a_run_of_two_parts_changes_nothing(config, tmp_path):
     """SIGKILL, then all that a checkpoint holds, the discriminator and its buffers included, against a run without kill."""
-    method = AdversarialConfig(
-        model=RRDBNetConfig(features=8, growth=4, blocks=1),
-        discriminator=DiscriminatorConfig(features=4),
-        perceptual_weight=0.0,
-    )
+    discriminator = DiscriminatorConfig(features=4)
+    method = AdversarialConfig(model=config.method.model, discriminator=discriminator, perceptual_weight=0.0)
     config, workdir = dataclasses.replace(config, method=method, checkpoint_images=8), tmp_path / 'killed'
     process = in_its_own_process(_train, until(config, 8 * 10_000), workdir)
     while process.is_alive() and steps_told(workdir) < 4:
@@ -168,7 +164,7 @@ def _train_with_little_room(config, workdir):
     # the limit would apply to the file that stderr is captured in, too
     for number in (1, 2):
         os.dup2(os.open(os.devnull, os.O_WRONLY), number)
-    resource.setrlimit(resource.RLIMIT_FSIZE, (100_000, resource.RLIM_INFINITY))
+    resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, resource.RLIM_INFINITY))
     try:
         _train(config, workdir)
     except OSError as error:

@@ -1,4 +1,5 @@
-"""The loop, its state and its checkpoints, on a network of a few thousand parameters."""
+"""The loop, its state and its checkpoints, on networks of a few thousand parameters: a regressor where the method does not
+matter."""
 
 import dataclasses
 import json
@@ -11,16 +12,15 @@ import numpy as np
 import optax
 import pytest
 from PIL import Image
-from tiny import MODEL
+from tiny import MODEL, REGRESSION
 
 from rsdiff.base.errors import BadInput
+from rsdiff.base.shipped import ROOT
 from rsdiff.data.degradation import LIGHT
 from rsdiff.data.fingerprints import FILE, known_of
 from rsdiff.data.images import write_image
 from rsdiff.data.pipeline import batch_indices, make_source
 from rsdiff.evaluation.fidelity import psnr
-from rsdiff.methods.regression import RegressionConfig
-from rsdiff.models.rrdbnet import RRDBNetConfig
 from rsdiff.training import mesh as meshes
 from rsdiff.training.checkpoint import Checkpoints, load_generator, release
 from rsdiff.training.config import EMAConfig, OptimizerConfig, TrainConfig, from_dict, to_dict
@@ -33,7 +33,7 @@ def config(tmp_path_factory, write_image_folder):
     return from_dict(
         TrainConfig,
         {
-            'method': {'model': MODEL},
+            'method': REGRESSION,
             'data': {'source': str(write_image_folder(tmp_path_factory.mktemp('training'))), 'size_px': 16},
             'batch_size': 8,
             'degradation': to_dict(LIGHT),
@@ -44,6 +44,11 @@ def config(tmp_path_factory, write_image_folder):
             'validation': {'every_images': 1000, 'examples': 8, 'bins': 2, 'steps': 2},
         },
     )
+
+
+@pytest.fixture(scope='module')
+def diffusion(config):
+    return from_dict(TrainConfig, to_dict(config) | {'method': {'model': MODEL}})
 
 
 @pytest.fixture(scope='module')
@@ -68,7 +73,8 @@ def leaves(path):
 
 
 @pytest.mark.bytes
-def test_four_steps_are_two_and_a_restore_and_two(config, tmp_path):
+def test_four_steps_are_two_and_a_restore_and_two(diffusion, tmp_path):
+    config = diffusion
     assert config.optimizer.final_fraction == 1  # a decaying rate would fall faster in the shorter run
     whole = train(config, tmp_path / 'whole', show=False)
     half = train(until(config, 16), tmp_path / 'parts', show=False)
@@ -87,8 +93,8 @@ def test_a_finished_run_is_left_alone(config, finished):
         np.testing.assert_array_equal(a, b)
 
 
-def test_a_run_leaves_metrics_samples_and_a_summary(config, tmp_path):
-    summary = train(config, tmp_path / 'run', show=False)
+def test_a_run_leaves_metrics_samples_and_a_summary(diffusion, tmp_path):
+    summary = train(diffusion, tmp_path / 'run', show=False)
     rows = [json.loads(line) for line in (tmp_path / 'run' / 'metrics.jsonl').read_text().splitlines()]
     assert [row['images_seen'] for row in rows if 'loss' in row] == [8, 16, 24, 32]
     assert all(np.isfinite(row['loss']) and row['images_skipped'] == 0 for row in rows if 'loss' in row)
@@ -118,7 +124,7 @@ def test_tensorboard_is_told_what_the_rows_say(config, tmp_path):
     pytest.importorskip('tensorboardX', reason='needs the `tensorboard` extra')
     train(until(config, 8), tmp_path / 'run', show=False)
     content = b''.join(path.read_bytes() for path in (tmp_path / 'run' / 'tensorboard').iterdir())
-    assert all(tag in content for tag in (b'grad_norm', b'validation_loss_by_t/1', b'samples'))
+    assert all(tag in content for tag in (b'grad_norm', b'validation_loss_by_t/0', b'samples'))
 
 
 def losses_and_params(config, fsdp, devices, source, steps=2):
@@ -222,66 +228,58 @@ def test_a_run_starts_from_the_average_of_another(config, finished, tmp_path):
     train(until(start, 8), tmp_path / 'second', show=False)
     for a, b in zip(leaves(first), leaves(tmp_path / 'second')):
         np.testing.assert_array_equal(a, b)
-    other = from_dict(TrainConfig, to_dict(start) | {'method': {'model': MODEL | {'blocks': 2}}})
-    with pytest.raises(BadInput, match=r'init_from .* is another generator: model.blocks \(1 → 2\)'):
+    other = from_dict(
+        TrainConfig, to_dict(start) | {'method': {**REGRESSION, 'model': REGRESSION['model'] | {'blocks': 2}}}
+    )
+    with pytest.raises(BadInput, match=r'init_from .* is another generator: model.blocks \(0 → 2\)'):
         train(other, tmp_path / 'third', show=False)
 
 
-def test_another_method_is_named_in_one_word(config, one_step):
-    other = dataclasses.replace(config, method=RegressionConfig(model=RRDBNetConfig(features=8, growth=4, blocks=1)))
-    with pytest.raises(BadInput, match=r"settings: method.kind \('diffusion' → 'regression'\); use another --workdir$"):
-        train(other, one_step, show=False)
+def test_another_method_is_named_in_one_word(diffusion, one_step):
+    with pytest.raises(BadInput, match=r"settings: method.kind \('regression' → 'diffusion'\); use another --workdir$"):
+        train(diffusion, one_step, show=False)
 
 
-def one_pass(config, kind, images=8, **method):
-    """A run with a tiny RRDBNet; an adversarial one without pretrained networks."""
-    method = {'kind': kind, 'model': {'features': 8, 'growth': 4, 'blocks': 1}} | method
-    if kind == 'adversarial':
-        method |= {'discriminator': {'features': 4}, 'perceptual_weight': 0.0}
+def adversarial(config, images=8, **changes):
+    """A run of one step with the network of `config`, a discriminator and no pretrained network."""
+    method = REGRESSION | {'kind': 'adversarial', 'discriminator': {'features': 4}, 'perceptual_weight': 0.0} | changes
     return until(from_dict(TrainConfig, to_dict(config) | {'method': method}), images)
 
 
-@pytest.fixture(scope='module')
-def regressed(config, tmp_path_factory):
-    """The folder of a regression run of one step."""
-    folder = tmp_path_factory.mktemp('regressed') / 'run'
-    train(one_pass(config, 'regression'), folder, show=False)
-    return folder
-
-
-def test_a_gan_starts_from_a_network_that_learned_the_mean_error(config, regressed, tmp_path):
-    gan = dataclasses.replace(one_pass(config, 'adversarial'), init_from=str(regressed))
+def test_a_gan_starts_from_a_network_that_learned_the_mean_error(config, finished, tmp_path):
+    regressed, _ = finished
+    gan = dataclasses.replace(adversarial(config), init_from=str(regressed))
     still = dataclasses.replace(gan, optimizer=dataclasses.replace(config.optimizer, learning_rate=0.0))
     train(still, tmp_path / 'gan', show=False)
     for a, b in zip(leaves(regressed), leaves(tmp_path / 'gan'), strict=True):
         np.testing.assert_array_equal(a, b)
     # and the other way round, and from a release
     release(load_generator(tmp_path / 'gan'), tmp_path / 'release')
-    back = dataclasses.replace(one_pass(config, 'regression'), init_from=str(tmp_path / 'release'))
-    train(back, tmp_path / 'back', show=False)
+    train(until(dataclasses.replace(config, init_from=str(tmp_path / 'release')), 8), tmp_path / 'back', show=False)
 
 
 @pytest.mark.parametrize(
     'method, message',
     [
-        ({'model': {'features': 8, 'growth': 4, 'blocks': 2}}, r'another generator: model.blocks \(1 → 2\)$'),
+        ({'model': REGRESSION['model'] | {'blocks': 2}}, r'another generator: model.blocks \(0 → 2\)$'),
         ({'codec': {'kind': 'residual'}}, r"another generator: codec.kind \('identity' → 'residual'\)$"),
     ],
 )
-def test_a_gan_does_not_start_from_another_network(config, regressed, tmp_path, method, message):
-    gan = dataclasses.replace(one_pass(config, 'adversarial', **method), init_from=str(regressed))
+def test_a_gan_does_not_start_from_another_network(config, finished, tmp_path, method, message):
+    gan = dataclasses.replace(adversarial(config, **method), init_from=str(finished[0]))
     with pytest.raises(BadInput, match=message):
         train(gan, tmp_path / 'gan', show=False)
 
 
-def test_diffusion_and_one_pass_methods_do_not_start_from_each_other(config, one_step, regressed, tmp_path):
-    for kind in ('regression', 'adversarial'):
-        other = dataclasses.replace(one_pass(config, kind), init_from=str(one_step))
+def test_diffusion_and_one_pass_methods_do_not_start_from_each_other(config, diffusion, finished, tmp_path):
+    diffused = ROOT / 'weights' / 'earth'
+    for other in (config, adversarial(config)):
+        kind = other.method.kind
         with pytest.raises(BadInput, match=f'is of the method diffusion, not {kind}$'):
-            train(other, tmp_path / kind, show=False)
-    diffusion = dataclasses.replace(until(config, 8), init_from=str(regressed))
+            train(dataclasses.replace(other, init_from=str(diffused)), tmp_path / kind, show=False)
+    other = dataclasses.replace(until(diffusion, 8), init_from=str(finished[0]))
     with pytest.raises(BadInput, match='is of the method regression, not diffusion$'):
-        train(diffusion, tmp_path / 'diffusion', show=False)
+        train(other, tmp_path / 'diffusion', show=False)
 
 
 def whole_state(config, workdir):
@@ -289,7 +287,7 @@ def whole_state(config, workdir):
 
 
 def test_a_run_of_two_parts_continues_with_its_buffers(config, tmp_path):
-    config = one_pass(config, 'adversarial', 32)
+    config = adversarial(config, 32)
     train(config, tmp_path / 'whole', show=False)
     train(until(config, 16), tmp_path / 'parts', show=False)
     halfway = whole_state(config, tmp_path / 'parts')
@@ -304,7 +302,7 @@ def test_a_run_of_two_parts_continues_with_its_buffers(config, tmp_path):
 
 
 def test_a_release_names_no_folder_of_this_machine(config, tmp_path):
-    config = one_pass(config, 'adversarial', clip_encoder='/some/where/clip')
+    config = adversarial(config, clip_encoder='/some/where/clip')
     train(config, tmp_path / 'run', show=False)
     release(load_generator(tmp_path / 'run'), tmp_path / 'release')
     released = json.loads((tmp_path / 'release' / 'config.json').read_text())
@@ -399,7 +397,7 @@ def test_released_weights_are_the_average_in_bfloat16(config, finished, tmp_path
         ),
         (
             lambda run: (run / 'config.json').write_text(
-                (run / 'config.json').read_text().replace('"width": 16', '"width": 32')
+                (run / 'config.json').read_text().replace('"features": 16', '"features": 32')
             ),
             'belong to another config',
         ),

@@ -1,0 +1,36 @@
+"""The settings of diffusion from before there were other methods, in which digests are computed still."""
+
+from typing import Any
+
+# former settings of the `lr` encoder, from before conditions had fields → their names today
+NAMES = {'upscale': 'scale', 'rrdb_features': 'features', 'rrdb_growth': 'growth', 'rrdb_blocks': 'blocks'}
+CODECS = 'identity', 'residual'  # those that a scale described
+
+
+def from_former(generator: dict[str, Any]) -> dict[str, Any]:
+    """The settings of a method from those of a former `generator`."""
+    method = generator | {'kind': 'diffusion'}
+    if isinstance(method.get('model'), dict):
+        lr = {new: method['model'][name] for name, new in NAMES.items() if name in method['model']}
+        method['model'] = {name: value for name, value in method['model'].items() if name not in NAMES}
+        if lr:
+            method['model']['spatial'] = {'lr': lr}
+    if scale := method.pop('residual_scale', None):
+        method['codec'] = {'kind': 'residual', 'scale': scale}
+    return method
+
+
+def former(method: dict[str, Any]) -> dict[str, Any]:
+    """The inverse. Newer settings keep their names; those that had no counterpart are left out: the method's kind, and the
+    codec's if it is one of `CODECS`. Other methods' settings are returned as they are."""
+    if method['kind'] != 'diffusion':
+        return method
+    model, codec = dict(method['model']), method['codec']
+    model['spatial'] = dict(model['spatial'])
+    lr = dict(model['spatial'].pop('lr', {}))
+    model |= {name: lr.pop(new) for name, new in NAMES.items() if new in lr}
+    model['spatial'] |= {'lr': lr}
+    rest = {name: value for name, value in method.items() if name not in ('model', 'codec', 'kind')}
+    known = codec['kind'] in CODECS
+    rest |= {'residual_scale': codec.get('scale', 0.0)} if known else {'residual_scale': 0.0, 'codec': codec}
+    return rest | {'model': model}
