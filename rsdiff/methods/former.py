@@ -10,11 +10,11 @@ CODECS = 'identity', 'residual'  # those that a scale described
 def from_former(generator: dict[str, Any]) -> dict[str, Any]:
     """The settings of a method from those of a former `generator`."""
     method = generator | {'kind': 'diffusion'}
-    if isinstance(method.get('model'), dict):
-        lr = {new: method['model'][name] for name, new in NAMES.items() if name in method['model']}
-        method['model'] = {name: value for name, value in method['model'].items() if name not in NAMES}
-        if lr:
-            method['model']['spatial'] = {'lr': lr}
+    model = method.get('model')
+    if isinstance(model, dict):
+        lr = {new: model[name] for name, new in NAMES.items() if name in model}
+        spatial = {'spatial': {'lr': lr}} if lr else {}
+        method['model'] = {name: value for name, value in model.items() if name not in NAMES} | spatial
     if scale := method.pop('residual_scale', None):
         method['codec'] = {'kind': 'residual', 'scale': scale}
     return method
