@@ -40,15 +40,33 @@ def get_config():
                 'esrgan': method('esrgan', rrdbnet, 'rrdbnet', 0.5),
                 'residual': method('demo', residual),
                 'faithdiff': method('faithdiff', residual),
-                'sr3': method('sr3'),
+                'sr3': method('sr3', {'method': {'sampler': {'steps': 25}}}),
                 'resshift_15': method('resshift', residual),
                 'resshift_4': method('resshift:4', residual),
             },
             'published': ('realesrgan-x4plus', 'realsr-df2k'),
             'sets': {
-                'ucm_mild': {'pairs': 'ucm:test', 'degradation': 'mild', 'track': 'ucm', 'pictures': True},
-                'ucm_bicubic': {'pairs': 'ucm:test', 'degradation': 'bicubic', 'track': 'ucm', 'pictures': True},
-                'alsat2b': {'pairs': 'alsat2b:val', 'degradation': 'bicubic', 'track': 'alsat2b', 'pictures': False},
+                'ucm_mild': {
+                    'pairs': 'ucm:test',
+                    'degradation': 'mild',
+                    'track': 'ucm',
+                    'pictures': True,
+                    'curve': True,
+                },
+                'ucm_bicubic': {
+                    'pairs': 'ucm:test',
+                    'degradation': 'bicubic',
+                    'track': 'ucm',
+                    'pictures': True,
+                    'curve': False,
+                },
+                'alsat2b': {
+                    'pairs': 'alsat2b:val',
+                    'degradation': 'bicubic',
+                    'track': 'alsat2b',
+                    'pictures': False,
+                    'curve': True,
+                },
             },
         }
     )

@@ -71,12 +71,14 @@ class Method:
 
 @dataclasses.dataclass(frozen=True)
 class TestSet:
-    """Test images, as evaluate.py takes them. `pictures`: whether they may be shown."""
+    """Test images, as evaluate.py takes them. `pictures`: whether they may be shown; `curve`: whether all snapshots are
+    evaluated on them, not just the last."""
 
     pairs: str
     degradation: str
     track: str
     pictures: bool
+    curve: bool
 
 
 @dataclasses.dataclass(frozen=True)
@@ -262,12 +264,17 @@ def evaluate_set(
 ) -> dict[str, Any]:
     """The evaluation of all methods and published networks on a set (`final`), and of every snapshot on a part of it (`curve`,
     by fraction of the time)."""
-    folder, curve, own = out / 'sets' / name, {}, {}
-    for share in comparison.snapshots:
-        own = {method: snapshot(out / test.track, method, share) for method in names}
-        own = {method: path for method, path in own.items() if (path / CONFIG).exists()}
-        curve[f'{share:g}'] = evaluate(test, own, folder, final=False)
-    return {'final': evaluate(test, own | published, folder, final=True), 'curve': curve}
+    folder = out / 'sets' / name
+    snapshots = {
+        f'{share:g}': {
+            method: path for method in names if ((path := snapshot(out / test.track, method, share)) / CONFIG).exists()
+        }
+        for share in comparison.snapshots
+    }
+    last = [*snapshots.values()][-1]
+    final = evaluate(test, last | published, folder, final=True)
+    curve = {share: evaluate(test, found, folder, final=False) for share, found in snapshots.items() if test.curve}
+    return {'final': final, 'curve': curve}
 
 
 def evaluate(test: TestSet, checkpoints: dict[str, Path], out: Path, final: bool) -> dict[str, Any]:

@@ -50,8 +50,9 @@ def write(result: dict[str, Any], pictures: dict[str, bool], out: Path, pages: P
             for method, row in table['rows'].items()
             for column, value in row.items()
         ]
-    draw_curves(result).savefig(pages / 'curves.png', dpi=110)
-    parts += ['## Over optimiser time', '![LPIPS and fd over optimiser minutes](curves.png)']
+    if any(found['curve'] for found in result['sets'].values()):
+        draw_curves(result).savefig(pages / 'curves.png', dpi=110)
+        parts += ['## Over optimiser time', '![LPIPS and fd over optimiser minutes](curves.png)']
     write_text_atomically(pages / 'methods.csv', csv_text(long))
     write_text_atomically(pages / 'README.md', '\n\n'.join(part.rstrip('\n') for part in parts) + '\n')
 
@@ -91,9 +92,10 @@ def cell(value: dict[str, Any] | None, digits: int) -> str:
 
 def draw_curves(result: dict[str, Any]) -> Figure:
     """A row per set and a panel per measure of `CURVES`, against minutes, with bicubic enlargement as a line."""
-    figure = Figure(figsize=(9, 3.2 * len(result['sets'])), layout='constrained')
-    panels = figure.subplots(len(result['sets']), len(CURVES), squeeze=False)
-    for line, (name, found) in zip(panels, result['sets'].items()):
+    sets = {name: found for name, found in result['sets'].items() if found['curve']}
+    figure = Figure(figsize=(9, 3.2 * len(sets)), layout='constrained')
+    panels = figure.subplots(len(sets), len(CURVES), squeeze=False)
+    for line, (name, found) in zip(panels, sets.items()):
         curve = {result['minutes'] * float(share): table['rows'] for share, table in found['curve'].items()}
         methods = dict.fromkeys(method for rows in curve.values() for method in rows)
         images = next(iter(found['curve'].values()))['images']
