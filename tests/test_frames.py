@@ -233,7 +233,7 @@ def test_a_folder_is_sampled_with_the_frames_of_its_rows(tmp_path, method):
         lines.append(line)
     (tmp_path / 'in/metadata.jsonl').write_text('\n'.join(map(json.dumps, lines)))
     seen = []
-    params = jax.jit(method.init)(jax.random.key(0))
+    params = method.init(jax.random.key(0))
     sampler = bind_images(method, params, 1, make_mesh(devices=jax.devices()[:1]), None)
     spy = lambda condition, *rest: seen.append(condition['frames']) or sampler.sample(condition, *rest)
     settings = FolderSettings(1, 32, 1, batch_size=4)
@@ -267,7 +267,7 @@ def test_a_mosaic_reads_a_stack(tmp_path, method):
     assert crop.shape == (4, 15, 9) and np.isnan(crop[..., 6:]).all()
     np.testing.assert_allclose(blue(crop[..., :3]), 40)
     assert open_field(fields_to_read(SPATIAL)[0], files[:1], None, None) is None
-    params, plan = jax.jit(method.init)(jax.random.key(0)), make_plan('metaearth', 32, 1, timesteps=1)
+    params, plan = method.init(jax.random.key(0)), make_plan('metaearth', 32, 1, timesteps=1)
     bind = lambda images: bind_windows(
         method, params, plan, make_mesh(devices=jax.devices()[:1]), None, 4, images=images
     )

@@ -132,7 +132,7 @@ RESIDUAL = DiffusionConfig(model=TINY, objective=ObjectiveConfig(prediction='x0'
 
 def test_a_fresh_residual_network_says_the_enlarged_condition():
     generator = Diffusion(RESIDUAL)
-    params = jax.jit(generator.init)(jax.random.key(0))
+    params = generator.init(jax.random.key(0))
     out = jax.jit(lambda p, n: sample(generator, p, CONDITION, n, 3, projection=None))(params, X)
     np.testing.assert_allclose(out, jnp.clip(smooth_up(LR, 4), -1, 1), atol=1e-5)
 

@@ -20,6 +20,11 @@ from rsdiff.training.checkpoint import RELEASE, load_generator, release
 from rsdiff.training.metrics import read_metrics
 
 CHECKPOINT = flags.DEFINE_string('checkpoint', None, 'A run of train.py.', required=True)
+LENGTH = flags.DEFINE_float(
+    'length',
+    None,
+    'Release an average of this length, for a run with ema.lengths: 0.1 is about the last tenth of training.',
+)
 OUT = flags.DEFINE_string('out', None, 'The folder to write config.json and model.safetensors to.', required=True)
 
 
@@ -71,7 +76,7 @@ def main() -> None:
     run, out = Path(CHECKPOINT.value), Path(OUT.value)
     if (out / 'config.json').exists() and not (out / 'release.json').exists():
         raise BadInput(f'{out} holds a config.json that is not of a release; use another --out')
-    release(load_generator(run), out)
+    release(load_generator(run, LENGTH.value), out)
     trained_on = carry_knowledge(run, out)
     released = load_generator(out)
     size = (out / RELEASE).stat().st_size
@@ -84,6 +89,7 @@ def main() -> None:
             'bytes': size,
             'images_seen': released.images_seen,
             'digest': released.digest,
+            'length': LENGTH.value,
             'trained_on': trained_on,
         },
         out / 'release.json',

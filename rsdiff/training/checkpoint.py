@@ -1,6 +1,7 @@
 """Checkpoints on disk. The only module that depends on Orbax and on the format of released weights.
 
-A run's folder holds `checkpoints/<step>/` with params, buffers, ema and opt as separate items, and `config.json`. A
+A run's folder holds `checkpoints/<step>/` with params, buffers, ema and opt as separate items, `config.json`, and, if its
+config has `ema.lengths`, `averages/<step>/` with the averages of these lengths. A
 release is a folder with `config.json` and `model.safetensors` (the averaged parameters, usually bfloat16), as in `weights/`.
 """
 
@@ -25,12 +26,13 @@ from rsdiff.methods.base import GENERATOR, Method, Parameters
 from rsdiff.methods.former import former
 from rsdiff.methods.kinds import MethodConfig, make_method
 from rsdiff.pretrained import weights
-from rsdiff.training import hosts
+from rsdiff.training import averages, hosts
 from rsdiff.training.config import TrainConfig, differing_keys, from_dict, to_dict, upgrade
 from rsdiff.training.state import EMA
 
 PARTS = 'parts'  # stored with the fingerprints: the names of the method's parts
 CONFIG, RELEASE = 'config.json', 'model.safetensors'
+AVERAGES = 'averages'
 ITEMS = ('params', 'buffers', 'ema', 'opt')
 ABSENT = errno.ENOENT, errno.ENOTDIR, errno.EISDIR
 TRANSIENT = 'UNAVAILABLE|DEADLINE_EXCEEDED|RESOURCE_EXHAUSTED|PERMISSION_DENIED|UNAUTHENTICATED|ABORTED|CANCELLED'
@@ -54,14 +56,15 @@ _write_small_arrays_whole()
 
 
 class Checkpoints:
-    """The checkpoints of one run, named by their step and saved in the background.
+    """The checkpoints of one run in the folder `name`, named by their step and saved in the background; the last `keep`
+    remain, or all.
 
     A kill at any moment leaves only complete checkpoints: each is written under a temporary name and renamed once complete,
     and old ones are removed after that. To detect later corruption or truncation, each holds `fingerprint`s of its items.
     """
 
-    def __init__(self, workdir: epath.PathLike, keep: int = 2):
-        self.folder = epath.Path(workdir).resolve() / 'checkpoints'
+    def __init__(self, workdir: epath.PathLike, keep: int | None = 2, name: str = 'checkpoints'):
+        self.folder = epath.Path(workdir).resolve() / name
         self.manager = ocp.CheckpointManager(
             self.folder,
             options=ocp.CheckpointManagerOptions(
@@ -82,7 +85,7 @@ class Checkpoints:
         self._require_space(sum(leaf.nbytes for leaf in jax.tree.leaves(kept)))
         items = {name: ocp.args.StandardSave(tree) for name, tree in kept.items()}
         prints = {name: int(fingerprint(tree)) for name, tree in kept.items()}
-        told = ocp.args.JsonSave(prints | {PARTS: list(state['params'])})
+        told = ocp.args.JsonSave(prints | {PARTS: list(state.get('params', ()))})
         with self._writing():
             self.manager.save(step, args=ocp.args.Composite(**items, fingerprints=told))
 
@@ -153,9 +156,20 @@ class Checkpoints:
             (self.folder / str(step)).rename(target)
 
 
+class Snapshots(Checkpoints):
+    """All snapshots of the averages of `ema.lengths`, from which `load_average` makes others."""
+
+    def __init__(self, workdir: epath.PathLike):
+        super().__init__(workdir, keep=None, name=AVERAGES)
+
+    def save(self, state: dict[str, Any]) -> None:
+        lengths = {name: tree for name, tree in state['ema'][GENERATOR].items() if name != EMA}
+        super().save({'step': state['step'], 'ema': {GENERATOR: lengths}})
+
+
 def _kept(state: dict[str, Any]) -> dict[str, Any]:
     """The items of a state to save: all except the step, which is the checkpoint's name, and empty ones."""
-    return {name: state[name] for name in ITEMS if jax.tree.leaves(state[name])}
+    return {name: state[name] for name in ITEMS if jax.tree.leaves(state.get(name))}
 
 
 def _only(name: str, tree: dict[str, Any]) -> Any:
@@ -291,8 +305,8 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig, allow_changes: b
 
     Raises:
       BadInput: the folder holds a run with different settings, and they may not change. Logging, checkpoint and validation
-        settings may always change, and so may `total_images` if the learning rate does not depend on it. The method and the
-        batch size may never change; all others only with `allow_changes`.
+        settings may always change, and so may `total_images` if the learning rate does not depend on it. The method, the
+        batch size and the lengths of averages may never change; all others only with `allow_changes`.
     """
     path, new = epath.Path(workdir) / CONFIG, to_dict(config)
     if path.exists():
@@ -302,7 +316,7 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig, allow_changes: b
         kept = lambda settings: {key: value for key, value in settings.items() if key not in free}
         old = to_dict(read_config(path))
         changed = differing_keys(kept(old), kept(new))
-        never = [key for key in changed if key.startswith(('method.', 'batch_size '))]
+        never = [key for key in changed if key.startswith(('method.', 'batch_size ', 'ema.lengths '))]
         never = [key for key in never if key.startswith('method.kind ')] or never  # then the rest differs anyway
         if never or (changed and not allow_changes):
             advice = 'use another --workdir' if never else 'use another --workdir, or --allow_config_change'
@@ -330,11 +344,13 @@ class Trained:
     images_seen: int | None
 
 
-def load_generator(path: epath.PathLike) -> Trained:
-    """Loads the averaged parameters of a run's newest checkpoint, or of a release, as float32.
+def load_generator(path: epath.PathLike, length: float | None = None) -> Trained:
+    """Loads the averaged parameters of a run's newest checkpoint, or of a release, as float32. With `length`, those of an
+    average of that length (`training.averages`) at a run's newest snapshot.
 
     Raises:
-      BadInput: there is no checkpoint at `path`, it does not match its config, or not all of its values are finite.
+      BadInput: there is no checkpoint at `path`, it does not match its config, or not all of its values are finite; with
+        `length`, there are no snapshots, one is damaged, or the length is out of range.
       OSError: it cannot be read now.
     """
     path = epath.Path(path)
@@ -343,7 +359,10 @@ def load_generator(path: epath.PathLike) -> Trained:
     config = read_config(path / CONFIG)
     method = make_method(config.method, config.degradation)
     shapes = jax.eval_shape(method.init, jax.random.key(0))[GENERATOR]
-    if (path / RELEASE).is_file():
+    if length is not None:
+        params, step = _restore_average(path, config.ema.lengths, length)
+        images_seen = step * config.batch_size
+    elif (path / RELEASE).is_file():
         params = weights.unflatten(weights.read_safetensors(path / RELEASE), path / RELEASE)
         recorded = weights.read_safetensors_metadata(path / RELEASE).get('images_seen', '')
         images_seen = int(recorded) if recorded.isdecimal() and len(recorded) < 19 else None
@@ -400,25 +419,59 @@ def _without_folders(settings: dict[str, Any]) -> dict[str, Any]:
 
 
 def _restore_ema(path: epath.Path) -> tuple[dict[str, Any], int]:
-    # one handler per item, so that the items' shapes can be read before restoring
-    handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS} | {'fingerprints': ocp.JsonCheckpointHandler()}
-    # Shapes come from the checkpoint, the sharding from this machine: the run may have used other devices.
-    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
-    with ocp.CheckpointManager(
-        path.resolve() / 'checkpoints', item_handlers=handlers, options=ocp.CheckpointManagerOptions(create=False)
-    ) as manager:
-        like = lambda step: {
-            'ema': jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-                manager.item_metadata(step)['ema'].tree,
-            )
-        }
-        found = _newest_whole(manager, like)
+    with _reader(path / 'checkpoints') as manager:
+        found = _newest_whole(manager, lambda step: _ema_of(manager, step))
     if found is None:
         raise BadInput(f'{path}: no checkpoint has been saved yet')
     step, items, _ = found
     ema = items['ema']
     return weights.unflatten(weights.flatten(ema[GENERATOR][EMA] if {*ema} == {GENERATOR} else ema)), step
+
+
+def _restore_average(path: epath.Path, lengths: tuple[float, ...], length: float) -> tuple[dict[str, Any], int]:
+    folder = path / AVERAGES
+    if not lengths or not folder.is_dir():
+        raise BadInput(f'{path} has no snapshots of averages; train with config.ema.lengths, such as (0.05, 0.1)')
+    with _reader(folder) as manager:
+        steps = sorted(manager.all_steps())
+        if not steps:
+            raise BadInput(f'{folder}: no snapshot has been saved yet')
+        snapshots = [(step, one) for step in steps for one in lengths]
+        shares = averages.coefficients([one for _, one in snapshots], [step for step, _ in snapshots], length)
+        total = {}
+        for number, step in enumerate(steps):
+            restored, error = _restore(manager, step, lambda step: _ema_of(manager, step))
+            error = error or _difference(restored)
+            if error is not None and _verdict(error, folder / str(step)) == UNREADABLE:
+                raise OSError(f'{folder}/{step} cannot be read now ({_first_line(error)})') from error
+            if error is not None:
+                raise BadInput(
+                    f'{folder}/{step} is damaged ({_first_line(error)}); remove it and run the same command again'
+                ) from error
+            for share, one in zip(shares[number * len(lengths) :], lengths):
+                for name, value in weights.flatten(restored['ema'][GENERATOR][averages.name_of(one)]).items():
+                    total[name] = total.get(name, 0.0) + share * np.asarray(value, np.float64)
+    return weights.unflatten(total), steps[-1]
+
+
+def _reader(folder: epath.Path) -> ocp.CheckpointManager:
+    """Existing checkpoints, whose shapes can be read before the arrays, because each item has its handler."""
+    handlers = {name: ocp.StandardCheckpointHandler() for name in ITEMS} | {'fingerprints': ocp.JsonCheckpointHandler()}
+    return ocp.CheckpointManager(
+        folder.resolve(), item_handlers=handlers, options=ocp.CheckpointManagerOptions(create=False)
+    )
+
+
+def _ema_of(manager: ocp.CheckpointManager, step: int) -> dict[str, Any]:
+    """What to restore to get a checkpoint's averages. Shapes come from the checkpoint, the sharding from this machine: the run
+    may have used other devices."""
+    here = jax.sharding.SingleDeviceSharding(jax.local_devices()[0])
+    return {
+        'ema': jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+            manager.item_metadata(step)['ema'].tree,
+        )
+    }
 
 
 def _digest(params: dict[str, Any], config: TrainConfig) -> str:

@@ -18,6 +18,7 @@ from rsdiff.data.pipeline import DataConfig
 from rsdiff.methods.former import from_former
 from rsdiff.methods.kinds import DEFAULT, MethodConfig
 from rsdiff.models.conditioning import Spatial, Tokens
+from rsdiff.training import averages
 
 LARGEST_FLOAT = 1e300
 RGB = 3  # the channels of every image that is read
@@ -46,14 +47,27 @@ class OptimizerConfig:
 @dataclasses.dataclass(frozen=True)
 class EMAConfig:
     """The average's half-life in images, at most `rampup` times the images seen so far (Karras et al. 2022, arXiv
-    2206.00364, appendix F.1)."""
+    2206.00364, appendix F.1).
+
+    Attributes:
+      lengths: of further averages (`training.averages`), such as (0.05, 0.1), from snapshots of which an average of any
+        length is made after training.
+      snapshot_images: how often these are stored, in images.
+    """
 
     half_life_images: float = 50_000
     rampup: float = 0.05
+    lengths: tuple[float, ...] = ()
+    snapshot_images: int = 10_000
 
     def __post_init__(self):
         check_range(self, 0, MOST, 'half_life_images')
         check_range(self, 0, 1000, 'rampup')
+        check_range(self, 1, MOST, 'snapshot_images')
+        for length in self.lengths:
+            averages.power(length)
+        if len({*map(averages.name_of, self.lengths)}) < len(self.lengths):
+            raise BadInput(f'ema.lengths is {self.lengths}; give each length once')
 
 
 @dataclasses.dataclass(frozen=True)

@@ -1,5 +1,6 @@
 """The training loop."""
 
+import contextlib
 import json
 import math
 import signal
@@ -17,7 +18,7 @@ from rsdiff.data.pipeline import Source, batch_indices, batches, make_source
 from rsdiff.methods.base import fields_to_train
 from rsdiff.training import hosts
 from rsdiff.training import mesh as meshes
-from rsdiff.training.checkpoint import Checkpoints, claim_workdir, load_parameters
+from rsdiff.training.checkpoint import Checkpoints, Snapshots, claim_workdir, load_parameters
 from rsdiff.training.config import TrainConfig
 from rsdiff.training.metrics import Metrics, Silent
 from rsdiff.training.provenance import record_training_data
@@ -77,6 +78,7 @@ def _train(
 ) -> dict[str, Any]:
     trainer = Trainer(config, mesh)
     checkpoints = Checkpoints(workdir)
+    snapshots = Snapshots(workdir) if config.ema.lengths else None
     # Order of restore: this workdir's newest intact checkpoint, else the parameters of `init_from`, else a new state.
     state = checkpoints.restore_latest(trainer.abstract_state())
     if state is None:
@@ -132,10 +134,14 @@ def _train(
                     settle(*pending)
                 pending = (step, values)
                 checkpoints.check()
-                if due(step, config.checkpoint_images):
+                saving = [checkpoints] if due(step, config.checkpoint_images) else []
+                if snapshots and (due(step, config.ema.snapshot_images) or step == last):
+                    saving.append(snapshots)
+                if saving:
                     settle(*pending)  # save nothing before it is known to be finite
                     pending = None
-                    checkpoints.save(state)
+                for folder in saving:
+                    folder.save(state)
                 if due(step, config.validation.every_images) or step == last:
                     images_seen, average = step * config.batch_size, trainer.average(state)
                     samples = validation.sample(average)
@@ -147,10 +153,9 @@ def _train(
                 settle(*pending)
             checkpoints.save(state)
     finally:
-        try:
-            checkpoints.close()
-        finally:
-            metrics.close()
+        with contextlib.ExitStack() as closing:
+            for opened in (metrics, checkpoints, *([snapshots] if snapshots else [])):
+                closing.callback(opened.close)
     if stop.received == signal.SIGINT:
         raise KeyboardInterrupt
     step = int(state['step'])

@@ -12,6 +12,7 @@ from rsdiff.base.errors import BadInput
 from rsdiff.base.seeds import seed_key
 from rsdiff.methods.base import GENERATOR, Frozen, Parameters, fields_to_read
 from rsdiff.methods.kinds import make_method
+from rsdiff.training import averages
 from rsdiff.training import mesh as meshes
 from rsdiff.training.config import EMAConfig, OptimizerConfig, TrainConfig
 
@@ -124,7 +125,7 @@ class Trainer:
             'step': jnp.zeros((), jnp.int32),
             'params': params,
             'buffers': self.method.init_buffers(jax.random.fold_in(key, 1)),
-            'ema': {GENERATOR: {EMA: jax.tree.map(jnp.copy, params[GENERATOR])}},
+            'ema': {GENERATOR: {name: jax.tree.map(jnp.copy, params[GENERATOR]) for name in self._decays(1)}},
             'opt': {part: optimizer.init(params[part]) for part, optimizer in self.optimizers.items()},
         }
 
@@ -149,12 +150,18 @@ class Trainer:
             told = {'loss': value, 'grad_norm': optax.global_norm(grads), **more}
             metrics |= told if part == GENERATOR else {f'{part}_{name}': number for name, number in told.items()}
 
-        decay = ema_decay(config.ema, (step + 1) * config.batch_size, config.batch_size)
-        averaged = lambda old: jax.tree.map(
+        decays, old = self._decays(step + 1), state['ema'][GENERATOR]
+        averaged = lambda old, decay: jax.tree.map(
             lambda average, new: average + (1 - decay) * (new - average), old, made['params'][GENERATOR]
         )
-        made['ema'] = {GENERATOR: {name: averaged(old) for name, old in state['ema'][GENERATOR].items()}}
+        made['ema'] = {GENERATOR: {name: averaged(old[name], decay) for name, decay in decays.items()}}
         return made, metrics
+
+    def _decays(self, step) -> dict[str, Any]:
+        """The decay of each average at a step, from 1."""
+        ema, batch_size = self.config.ema, self.config.batch_size
+        others = {averages.name_of(length): averages.decay(length, step) for length in ema.lengths}
+        return {EMA: ema_decay(ema, step * batch_size, batch_size)} | others
 
     def _gradients(self, part: str, state: State, frozen: Frozen, shares):
         """A part's loss, metrics and gradients, averaged over the microbatches `shares`, and its buffers after them."""

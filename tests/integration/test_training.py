@@ -309,6 +309,39 @@ def test_a_release_names_no_folder_of_this_machine(config, tmp_path):
     assert released['method']['clip_encoder'] == 'clip' and '/' not in json.dumps(released)
 
 
+def lengthened(config, *lengths):
+    return dataclasses.replace(config, ema=dataclasses.replace(config.ema, lengths=lengths, snapshot_images=8))
+
+
+def test_an_average_of_any_length_is_made_after_training(config, finished, tmp_path):
+    config, run = lengthened(config, 0.05, 0.1), tmp_path / 'run'
+    train(until(config, 16), run, show=False)
+    train(config, run, show=False)
+    assert {path.name for path in (run / 'averages').iterdir()} == {'1', '2', '3', '4'}
+    kept = whole_state(config, run)['ema']['generator']
+    for length, name in ((0.05, 'length_0_05'), (0.1, 'length_0_1')):
+        made = load_generator(run, length)
+        assert made.images_seen == 32
+        for one, other in zip(jax.tree.leaves(kept[name]), jax.tree.leaves(made.params), strict=True):
+            np.testing.assert_allclose(one, other, atol=1e-6)
+    between = jax.tree.leaves(load_generator(run, 0.07).params)
+    ends = (jax.tree.leaves(load_generator(run, length).params) for length in (0.05, 0.1))
+    assert all(np.abs(middle - (a + b) / 2).max() <= np.abs(a - b).max() for middle, a, b in zip(between, *ends))
+
+    with pytest.raises(BadInput, match=r'length 0.3: it must be above 0 and at most 0.289'):
+        load_generator(run, 0.3)
+    with pytest.raises(BadInput, match=r'has no snapshots of averages; train with config.ema.lengths'):
+        load_generator(finished[0], 0.1)
+    with pytest.raises(BadInput, match=r'ema.lengths \(\[0.05, 0.1\] → \[0.1\]\); use another --workdir$'):
+        train(lengthened(config, 0.1), run, allow_config_change=True, show=False)
+    for path in (run / 'averages/2').rglob('d/*'):
+        path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
+    with pytest.raises(BadInput, match=r'averages/2 is damaged .*; remove it and run the same command again'):
+        load_generator(run, 0.1)
+    shutil.rmtree(run / 'averages/2')
+    assert load_generator(run, 0.1).images_seen == 32
+
+
 def names_known(workdir):
     return {name.split('/')[-1] for name in known_of(workdir).names}
 
