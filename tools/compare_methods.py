@@ -39,7 +39,7 @@ from rsdiff.programs import console
 from rsdiff.sampling.binding import bind_images
 from rsdiff.training import cost
 from rsdiff.training import mesh as meshes
-from rsdiff.training.checkpoint import CONFIG, RELEASE, Trained, load_generator, release
+from rsdiff.training.checkpoint import CONFIG, RELEASE, Trained, claim_workdir, load_generator, release
 from rsdiff.training.config import TrainConfig, from_dict, to_dict
 from rsdiff.training.loop import train
 from rsdiff.training.state import Trainer
@@ -55,7 +55,7 @@ LIMIT = flags.DEFINE_integer('limit', None, 'Use at most this many test images o
 CURVE_IMAGES = flags.DEFINE_integer('curve_images', 42, 'Test images for snapshots before the last.', lower_bound=2)
 
 ROUNDS, STEPS = 5, 4
-SPEED_PX, SPEED_IMAGES, SPEED_ROUNDS = 256, 4, 3
+SPEED_PX, SPEED_IMAGES, SPEED_ROUNDS = 256, 1, 3
 
 
 @dataclasses.dataclass(frozen=True)
@@ -238,15 +238,13 @@ def training_steps(config: TrainConfig) -> Callable[[], float]:
 def train_method(comparison: Comparison, track: str, name: str, images: dict[float, int], out: Path) -> None:
     """Trains a method up to each snapshot, which is released as `NAME/FRACTION`; the run itself is in `NAME/run`."""
     method = comparison.methods[name]
-    settings = to_dict(comparison.config(track, name, 1)) | dataclasses.asdict(method)
-    folders.claim_folder(out / name, settings)
     for share, count in images.items():
-        target = snapshot(out, name, share)
-        if (target / CONFIG).exists():  # written last
-            continue
-        config = comparison.config(track, name, count)
+        target, config = snapshot(out, name, share), comparison.config(track, name, count)
         if method.after:
             config = dataclasses.replace(config, init_from=str(snapshot(out, method.after, method.share)))
+        claim_workdir(out / name, config, allow_changes=False)
+        if (target / CONFIG).exists():  # written last
+            continue
         print(f'{track}: {name}, snapshot {share:g}, {count} images', file=sys.stderr)
         summary = train(config, out / name / 'run')
         if not summary['finished']:
