@@ -1,4 +1,5 @@
-"""ESRGAN: the network of `configs/rrdbnet.py`, trained against a discriminator once it has learned the mean absolute error.
+"""ESRGAN's network with Real-ESRGAN's losses: that of `configs/rrdbnet.py`, trained against a discriminator once it has learned
+the mean absolute error.
 
     python train.py --config configs/rrdbnet.py --workdir runs/rrdbnet --config.data.source=data/aerial
     python train.py --config configs/esrgan.py --workdir runs/esrgan --config.data.source=data/aerial \

@@ -2,9 +2,9 @@
 
     python train.py --config configs/faithdiff.py --workdir runs/faithdiff --config.data.source=data/aerial
 
-Features of the condition are not concatenated to the noisy image. A block that sees both adds to the noisy image's features,
-starting from zero, and is trained jointly with the network. FaithDiff itself adapts a pretrained latent diffusion (SDXL) with two
-transformer blocks; here the block is a residual one, and everything is trained from scratch.
+A block sees the features of the condition and of the noisy image, and its output is added to the latter; its last layer starts
+at zero. FaithDiff itself adapts a pretrained latent diffusion (SDXL) with two transformer blocks; here the block is a residual one,
+and everything is trained from scratch.
 """
 
 from configs import demo

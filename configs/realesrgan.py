@@ -10,7 +10,8 @@ average with decay 0.999; targets of the L1 and perceptual losses sharpened, the
 
 What differs: VGG16's features instead of VGG19's; the first stage starts from random parameters instead of ESRGAN's; there is
 no pool of training pairs, because here every image of a batch is degraded differently; and images are in [-1, 1] for the
-generator.
+generator. Their low-resolution image is made from the sharpened one, ours from the image as it is; `data.degradation` lists
+smaller differences.
 
     parameters            16,697,987 in the generator, 4,376,897 in the discriminator; VGG16 has 14,714,688, not trained
     multiply–accumulates  73.4 G an image forward; 561 G a training step of the second stage (`benchmark.py cost`)

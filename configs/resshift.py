@@ -3,10 +3,10 @@
     python train.py --config configs/resshift.py --workdir runs/resshift --config.data.source=data/aerial
     python train.py --config configs/resshift.py:4 …                    # four steps (its journal version, arXiv 2403.07319)
 
-Noise is added to the residual x - up(lr), which shrinks at the same time, so sampling starts from the condition. The network
-predicts x_0, with an unweighted squared error, and also sees the condition; sampling is ancestral. Published models diffuse
-latents of an autoencoder, and have a Swin U-Net of 119 million parameters; this one diffuses pixels, divided by the rms of the
-residual, with the demo's U-Net. The journal version's perceptual loss is left out.
+Noise is added to the residual x - up(lr), which shrinks at the same time, so sampling starts from the condition plus noise. The
+network sees and predicts the residual divided by `codec.scale`, about its rms, so κ is relative to that; the error is squared and
+unweighted, and sampling is ancestral. Published models diffuse latents of an autoencoder, and have a Swin U-Net of 119 million
+parameters; this one diffuses pixels with the demo's U-Net. The journal version's perceptual loss is left out.
 """
 
 from configs import demo

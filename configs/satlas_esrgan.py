@@ -6,9 +6,11 @@
 Settings are those of the published esrgan_baseline_1S2.yml: Real-ESRGAN's networks, losses and optimisers
 (`configs/realesrgan.py`) with 128² images, batches of 64, a discriminator that also sees the low-resolution image, enlarged
 by nearest neighbour, and no stage of L1 before. PAIRS has real images of two sensors (docs/data.md, `low_res_file_name` and
-`frames_file_names`); without, the low-resolution image is made by the degradation. Their run has no set end; 500,000 steps are ours.
+`frames_file_names`); without, the low-resolution image is made by the degradation. Their run halves the learning rate after
+400,000 steps and has no set end; here it is constant and ends there. They weight tiles by what is in them; here all count alike.
 
-The loss on embeddings needs an encoder, of which the published one is a SigLIP (ViT-B/16, 256 px):
+The loss on embeddings needs an encoder. Theirs are several, among them a SigLIP (ViT-B/16, 256 px), always with OpenAI's mean and
+deviation of pixels; here each encoder has its own:
 
     --config.method.clip_weight=1 --config.method.clip_encoder=FOLDER
 
@@ -37,7 +39,7 @@ def get_config(frames: str = '1'):
     config.degradation.update(to_dict(MILD))
     config.ema.half_life_images = half_life_images(0.999, BATCH_SIZE)
     config.batch_size = BATCH_SIZE
-    config.total_images = 500_000 * BATCH_SIZE
+    config.total_images = 400_000 * BATCH_SIZE
     config.log_images = 100 * BATCH_SIZE
     config.checkpoint_images = config.validation.every_images = 5_000 * BATCH_SIZE
     return config

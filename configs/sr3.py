@@ -4,13 +4,17 @@
     python train.py --config configs/sr3.py:full …                      # the published size for 64² → 256²
 
 The network predicts ε from x_t, the bicubically enlarged condition and α_t. It is trained with 2000 timesteps, each with its
-own α_t; the paper draws α between those of neighbouring timesteps. Sampling is ancestral, 100 steps. By default the network has
-the demo's size and trains on two CPU cores. The published size for 256² has 128 channels times 1, 2, 4, 4, 8, 8 and three
-blocks a level; it has not been trained yet.
+own α_t; the paper draws α between those of neighbouring timesteps. Sampling is ancestral, 100 steps, with the posterior's
+variance, where SR3 takes the larger 1 - α_t² / α_{t-1}² of the forward process. By default the network has the demo's size and
+trains on two CPU cores. The published size for 256² has 128 channels times 1, 2, 4, 4, 8, 8 and three blocks a level, but here not
+BigGAN's blocks and no dropout; it has not been trained yet.
 """
 
 from configs import demo
+from configs.esrgan import half_life_images
 from rsdiff.base.errors import BadInput
+
+BATCH_SIZE = 256
 
 
 def get_config(size: str = 'small'):
@@ -36,6 +40,10 @@ def get_config(size: str = 'small'):
             remat=True,
         )
         config.data.size_px = 256
-        config.optimizer.update(learning_rate=1e-4, warmup_images=256 * 10_000, final_fraction=1.0)
-        config.batch_size, config.total_images = 256, 256 * 1_000_000
+        config.optimizer.update(learning_rate=1e-4, warmup_images=BATCH_SIZE * 10_000, final_fraction=1.0)
+        config.optimizer.update(weight_decay=0.0, clip_norm=1e9)
+        config.batch_size, config.total_images = BATCH_SIZE, BATCH_SIZE * 1_000_000
+        config.ema.update(half_life_images=half_life_images(0.9999, BATCH_SIZE), rampup=1000.0)
+        config.log_images = 100 * BATCH_SIZE
+        config.checkpoint_images = config.validation.every_images = 5_000 * BATCH_SIZE
     return config

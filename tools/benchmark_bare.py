@@ -40,8 +40,9 @@ class Bare:
             prepared = method.prepare(batch, key)
 
             def loss(params):
-                image = method.network({GENERATOR: params})(prepared['condition'])
-                return jnp.mean(jnp.abs(image - prepared['targets']['image']))
+                condition, targets = prepared['condition'], method.aimed(prepared)['targets']
+                made = method.network({GENERATOR: params})(condition)
+                return jnp.mean(jnp.abs(made - method.codec.encode(targets, condition)))
 
             value, gradient = jax.value_and_grad(loss)(params)
             updates, opt = optimizer.update(gradient, opt, params)

@@ -5,29 +5,29 @@ Time runs t = 0 … T as in the paper: t = 0 is the clean image, t = T is nearly
     x_t = α_t x_0 + σ_t ε,  ε ~ N(0, I)                                 (1)
     SNR_t = α_t² / σ_t²                                                 (2)
 
-A schedule is any pair of α and σ. Those of Ho et al. preserve the variance of data with unit variance,
+A schedule is any pair of α and σ. Those of Ho et al. preserve the variance of data with unit variance:
 
     α_t² = ᾱ_t = Π_{s≤t} (1 - β_s),  ᾱ_0 = 1,  σ_t² = 1 - ᾱ_t             (3)
 
-others add more and more noise, σ_t² ≫ 1. That of ResShift (Yue et al. 2023, arXiv 2307.12348, eq. 1 to 10) shifts an image x
+Others add more and more noise, σ_t² ≫ 1. That of ResShift (Yue et al. 2023, arXiv 2307.12348, eq. 1 to 10) shifts an image x
 to its enlarged condition y, x_t = x_0 + η_t (y - x_0) + κ √η_t ε. For the residual z = x - y, which is what is diffused
 here, it is (1) with
 
-    α_t = 1 - η_t,  σ_t = κ √η_t                                        (7)
-    √η_t = √η_1 (√η_T / √η_1)^(((t - 1) / (T - 1))^p)                    (8)
+    α_t = 1 - η_t,  σ_t = κ √η_t                                        (4)
+    √η_t = √η_1 (√η_T / √η_1)^(((t - 1) / (T - 1))^p)                    (5)
 
 A network may predict ε, x_0, or v = α_t ε - σ_t x_0 (Salimans & Ho 2022, arXiv
 2202.00512). By (1), each of them determines the other two:
 
-    x_0 = (x_t - σ_t ε) / α_t = (α_t x_t - σ_t v) / (α_t² + σ_t²)        (4)
-    ε   = (x_t - α_t x_0) / σ_t                                         (5)
+    x_0 = (x_t - σ_t ε) / α_t = (α_t x_t - σ_t v) / (α_t² + σ_t²)        (6)
+    ε   = (x_t - α_t x_0) / σ_t                                         (7)
 
 With the β of (3), α_T is not 0: in training, the network sees a little of x_0 at t = T, mainly its mean, whereas sampling
 starts from noise of mean 0. Lin et al. (2023, arXiv 2305.08891, algorithm 1) shift and rescale α so that α_T = 0,
 
-    α_t ← (α_t - α_T) α_1 / (α_1 - α_T),  t ≥ 1                          (6)
+    α_t ← (α_t - α_T) α_1 / (α_1 - α_T),  t ≥ 1                          (8)
 
-which leaves α_1 unchanged. Then SNR_T = 0, and at t = T ε carries no information about x_0: (4) cannot be used with ε, and
+which leaves α_1 unchanged. Then SNR_T = 0, and at t = T ε carries no information about x_0: (6) cannot be used with ε, and
 with v it is x_0 = -v.
 """
 
@@ -46,7 +46,7 @@ Prediction = Literal['eps', 'x0', 'v']
 @dataclasses.dataclass(frozen=True)
 class ScheduleConfig:
     """(3): β rises from `beta_start` to `beta_end` over `timesteps` steps, linearly in β or in √β ('sqrt_linear').
-    `zero_terminal_snr` rescales the result by (6); it cannot be combined with predicting ε."""
+    `zero_terminal_snr` rescales the result by (8); it cannot be combined with predicting ε."""
 
     kind: Literal['beta'] = 'beta'
     timesteps: int = 1000
@@ -68,7 +68,7 @@ class ScheduleConfig:
 
 @dataclasses.dataclass(frozen=True)
 class ResShiftConfig:
-    """(7) and (8) with κ = `kappa`, p = `power`, and √η from `start` at t = 1 to `end` at t = T. The defaults are the paper's
+    """(4) and (5) with κ = `kappa`, p = `power`, and √η from `start` at t = 1 to `end` at t = T. The defaults are the paper's
     for 15 steps; for 4 steps its later version has `start` 0.1."""
 
     kind: Literal['resshift'] = 'resshift'
@@ -127,7 +127,7 @@ class Schedule:
         return _at(self.alpha_squared + self.sigma_squared, t)
 
     def snr(self, t):
-        """SNR_t of (2); infinite at t = 0, and 0 at t = T after (6)."""
+        """SNR_t of (2); infinite at t = 0, and 0 at t = T after (8)."""
         return _at(self.alpha_squared, t) / _at(self.sigma_squared, t)
 
 
@@ -141,7 +141,7 @@ def one_step() -> Schedule:
 
 
 def make_schedule(config: ScheduleConfig | ResShiftConfig) -> Schedule:
-    """The schedule of (3), rescaled by (6) if the config asks for it, or of (7); computed in float64.
+    """The schedule of (3), rescaled by (8) if the config asks for it, or of (4); computed in float64.
 
     Raises:
       ValueError: the shape is unknown.
@@ -189,7 +189,7 @@ def target(schedule: Schedule, kind: Prediction, x0, eps, t):
 
 
 def to_x0(schedule: Schedule, kind: Prediction, prediction, xt, t):
-    """The x_0 implied by a prediction of `kind` at (xt, t), by (4); not finite for ε where SNR_t = 0."""
+    """The x_0 implied by a prediction of `kind` at (xt, t), by (6); not finite for ε where SNR_t = 0."""
     alpha, sigma = like(schedule.alpha(t), xt), like(schedule.sigma(t), xt)
     if kind == 'eps':
         return (xt - sigma * prediction) / alpha
@@ -201,5 +201,5 @@ def to_x0(schedule: Schedule, kind: Prediction, prediction, xt, t):
 
 
 def to_eps(schedule: Schedule, x0, xt, t):
-    """The ε that leads from x0 to xt, by (5); t ≥ 1."""
+    """The ε that leads from x0 to xt, by (7); t ≥ 1."""
     return (xt - like(schedule.alpha(t), xt) * x0) / like(schedule.sigma(t), xt)

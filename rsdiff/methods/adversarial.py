@@ -1,5 +1,5 @@
-"""Adversarial training: a one-pass network against a discriminator (ESRGAN, Wang et al. 2018, arXiv 1809.00219; Real-ESRGAN,
-Wang et al. 2021, arXiv 2107.10833; satlas-super-resolution, Wolters et al. 2023, arXiv 2311.18082).
+"""Adversarial training: a one-pass network against a discriminator (Real-ESRGAN, Wang et al. 2021, arXiv 2107.10833;
+satlas-super-resolution, Wolters et al. 2023, arXiv 2311.18082).
 
 With x the real image, x̂ the generator's, D the discriminator's logits and s(x) = max(0, x) + log(1 + e^{-|x|}) softplus,
 
@@ -8,8 +8,9 @@ With x the real image, x̂ the generator's, D the discriminator's logits and s(x
 
 (1) and the third term of (2) are the vanilla GAN losses, binary cross-entropies on logits. x' is x, sharpened if the config
 says so (`data.sharpening`); the discriminator sees x as it is. P is a distance of a classifier's features
-(`pretrained.perceptual`), E an image encoder (`pretrained.image_encoder`). Weights are the published ones: they are for
-images in [0, 1], not clipped.
+(`pretrained.perceptual`), E an image encoder (`pretrained.image_encoder`). The default weights are Real-ESRGAN's: they are for
+images in [0, 1], not clipped. ESRGAN (Wang et al. 2018, arXiv 1809.00219) has the same generator, but a relativistic GAN loss,
+another discriminator, weights of 0.01, 1 and 0.005, and no sharpening.
 
 Both losses take the parameters of both networks from before the step, so the discriminator learns from the images that
 the generator made before its update. Each loss computes these images; XLA may merge the two passes.

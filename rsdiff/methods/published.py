@@ -97,8 +97,8 @@ def packaged(name: str) -> Path:
 
 
 def load(name: str, path: Path) -> tuple[RegressionConfig, Parameters]:
-    """The method and the parameters, float32, of the network `name`, from its file: of `torch.save`, safetensors, or a
-    `.param` of ncnn with its `.bin` beside it.
+    """The method and the parameters, float32, of the network `name`, from its file of `torch.save`; for an RRDBNet also from
+    safetensors, or a `.param` of ncnn with its `.bin` beside it.
 
     Raises:
       BadInput: the file can't be read, or has the weights of another network; the message says which tensor was expected

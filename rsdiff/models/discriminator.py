@@ -13,7 +13,7 @@ The kernels of conv1 … conv8 are divided by their largest singular value (spec
     v = Wᵀu / |Wᵀu|,  u' = W v / |W v|,  σ = u'ᵀ W v,  W̄ = W / σ                                 (4)
 
 No gradient flows into u' and v. The vectors u are no parameters: they are passed in, and u' is returned, to be used at
-the next training step. As W changes slowly, one step of (4) at a time is enough.
+the next training step. As W changes slowly, one step of (4) per training step is enough; PyTorch takes one at every pass, three.
 """
 
 import dataclasses

@@ -8,7 +8,7 @@ two, e_i = 0 for T < i ≤ 2^L, L = ⌈log₂ T⌉. Then L levels with the same 
     F(v) = PReLU ∘ conv(v + D(v))                                                                (2)
 
 and the last one is rendered. The order of the frames counts, in (1) but not in their median. A batch may mix examples of
-different T: each has its own L, so that all but its last L levels keep the first half as it is.
+different T: one with fewer frames skips the first levels.
 """
 
 import dataclasses

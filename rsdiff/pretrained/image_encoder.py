@@ -1,7 +1,8 @@
 """Embeddings of images as a differentiable function, for a loss on them: of a CLIP or SigLIP, or EfficientNet-lite0.
 
 As in satlas-super-resolution's CLIP loss (arXiv 2311.18082), images are resized to the network's square input by nearest
-neighbour, and the embeddings are not scaled to unit length.
+neighbour, and the embeddings are not scaled to unit length. Pixels are normalised by each encoder's own mean and deviation;
+satlas uses OpenAI's for all.
 """
 
 from pathlib import Path

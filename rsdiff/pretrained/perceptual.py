@@ -1,10 +1,11 @@
-"""The perceptual loss of ESRGAN (Wang et al. 2018, arXiv 1809.00219): features of a classifier before the ReLU,
+"""The perceptual loss of Real-ESRGAN (Wang et al. 2021, arXiv 2107.10833): features of a classifier before the ReLU,
 
     L(a, b) = Σ_l λ_l mean |φ_l(a) - φ_l(b)|                              (1)
 
-Before the ReLU the features are dense; after it, most are zero, which says little. ESRGAN, Real-ESRGAN and
-satlas-super-resolution take VGG19's conv1_2, conv2_2, conv3_4, conv4_4 and conv5_4, each the last convolution before a
-pooling. Here φ_l are the same of VGG16, whose weights come with LPIPS (`pretrained.lpips`).
+Before the ReLU the features are dense; after it, most are zero, which says little (Wang et al. 2018, arXiv 1809.00219).
+Real-ESRGAN and satlas-super-resolution take VGG19's conv1_2, conv2_2, conv3_4, conv4_4 and conv5_4, each the last convolution
+before a pooling; ESRGAN takes conv5_4 alone. Here φ_l are the last convolutions before the poolings of VGG16, whose weights come
+with LPIPS (`pretrained.lpips`).
 """
 
 import functools
