@@ -12,7 +12,10 @@ Run the same command again to continue. The last line is one JSON object, also w
 
 import dataclasses
 import hashlib
+import importlib
 import json
+import math
+import shutil
 import subprocess
 import sys
 import time
@@ -21,6 +24,7 @@ from typing import Any, Callable
 
 import compare_pages
 import jax
+import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import flags
@@ -35,6 +39,7 @@ from rsdiff.data.folder import split_of
 from rsdiff.data.pipeline import batches, make_source
 from rsdiff.methods.base import fields_to_train
 from rsdiff.methods.sampling import sample
+from rsdiff.pretrained.weights import read_safetensors_metadata
 from rsdiff.programs import console
 from rsdiff.sampling.binding import bind_images
 from rsdiff.training import cost
@@ -54,17 +59,20 @@ TRACKS = flags.DEFINE_list('tracks', None, 'Tracks to train in and evaluate; def
 LIMIT = flags.DEFINE_integer('limit', None, 'Use at most this many test images of each set.', lower_bound=2)
 CURVE_IMAGES = flags.DEFINE_integer('curve_images', 42, 'Test images for snapshots before the last.', lower_bound=2)
 
+FINAL = 'psnr', 'ssim', 'lpips_alexnet', 'detail_ratio', 'hallucination', 'lr_consistency'
+SNAPSHOT = ('lpips_alexnet',)
 ROUNDS, STEPS = 5, 4
 SPEED_PX, SPEED_IMAGES, SPEED_ROUNDS = 256, 1, 3
 
 
 @dataclasses.dataclass(frozen=True)
 class Method:
-    """A method to train. `config`: a name in configs/; `settings` override it. With `after`, it starts from that method's
-    snapshot at the fraction `share` of the time, and has the rest."""
+    """A method to train. `config`: a name in configs/; `settings` override it, and those in `tracks`, by track, override both.
+    With `after`, it starts from that method's snapshot at the fraction `share` of the time, and has the rest."""
 
     config: str
     settings: dict[str, Any]
+    tracks: dict[str, dict[str, Any]] = dataclasses.field(default_factory=dict)
     after: str = ''
     share: float = 0.0
 
@@ -97,7 +105,7 @@ class Comparison:
         """The settings of a method's run of `images` images in a track, without `init_from`."""
         method, of_track = self.methods[name], self.tracks[track]
         config = load_config(method.config)
-        for settings in (self.settings, method.settings):
+        for settings in (self.settings, method.settings, method.tracks.get(track, {})):
             config.update(ml_collections.ConfigDict(settings))
         config.data.source = str(Path(DATA.value, of_track['source']))
         config.degradation = to_dict(PRESETS[of_track['degradation']])
@@ -108,11 +116,9 @@ class Comparison:
 
 
 def load_config(name: str) -> ml_collections.ConfigDict:
-    """The config `NAME` or `NAME:VARIANT` in configs/."""
-    values = flags.FlagValues()
-    console.define_config('', values)
-    values(['', f'--config={find_config(name)}'])
-    return values.config
+    """The config `NAME` or `NAME:VARIANT` in configs/. Flags of this program do not reach it."""
+    path, _, variant = find_config(name).partition(':')
+    return importlib.import_module(f'configs.{Path(path).stem}').get_config(*([variant] if variant else []))
 
 
 def read_comparison() -> Comparison:
@@ -144,6 +150,12 @@ def read_comparison() -> Comparison:
     for name, test in sets.items():
         if test.track not in made.tracks:
             raise BadInput(f'--config: set {name} has the track {test.track!r}; there are {", ".join(made.tracks)}')
+    for track in made.tracks:
+        for name in methods:
+            try:
+                made.config(track, name, 1)
+            except (KeyError, TypeError, AttributeError) as error:
+                raise BadInput(f'--config: {name} in the track {track}: {error}') from None
     if not TRACKS.value:
         return made
     tracks = {name: made.tracks[name] for name in TRACKS.value}
@@ -181,7 +193,8 @@ def main() -> None:
 
 def convert(name: str, folder: Path) -> Path:
     """A published network as a release."""
-    if not (folder / 'conversion.json').exists():
+    if not (folder / 'conversion.json').exists():  # written last
+        shutil.rmtree(folder, ignore_errors=True)
         script('convert_weights.py', '--checkpoint', name, '--out', folder)
     return folder
 
@@ -244,12 +257,24 @@ def train_method(comparison: Comparison, track: str, name: str, images: dict[flo
             config = dataclasses.replace(config, init_from=str(snapshot(out, method.after, method.share)))
         claim_workdir(out / name, config, allow_changes=False)
         if (target / CONFIG).exists():  # written last
+            check_images(target, config)
             continue
         print(f'{track}: {name}, snapshot {share:g}, {count} images', file=sys.stderr)
         summary = train(config, out / name / 'run')
         if not summary['finished']:
             raise KeyboardInterrupt
-        release(load_generator(out / name / 'run'), target)
+        release(load_generator(out / name / 'run'), target, jnp.float32)
+
+
+def check_images(target: Path, config: TrainConfig) -> None:
+    """Checks that a snapshot has seen as many images as its time allows. Raises BadInput."""
+    seen = read_safetensors_metadata(target / RELEASE)['images_seen']
+    expected = math.ceil(config.total_images / config.batch_size) * config.batch_size
+    if seen != str(expected):
+        raise BadInput(
+            f'{target} has seen {seen} images, and its time allows {expected}: speeds were measured again; remove '
+            f'{target.parent} and run the same command again'
+        )
 
 
 def snapshot(out: Path, name: str, share: float) -> Path:
@@ -278,17 +303,20 @@ def evaluate_set(
 def evaluate(test: TestSet, checkpoints: dict[str, Path], out: Path, final: bool) -> dict[str, Any]:
     """The result of tools/evaluate.py for `checkpoints`, in a folder of its own for these weights."""
     path, split = split_of(test.pairs)
-    pairs = f'{Path(DATA.value, path)}{f":{split}" if split else ""}'
     known = {name: stamp(folder / RELEASE).sha256 for name, folder in checkpoints.items()}
     limit = LIMIT.value if final else min(CURVE_IMAGES.value, LIMIT.value or CURVE_IMAGES.value)
-    folder = out / hashlib.sha256(json.dumps([known, pairs, limit], sort_keys=True).encode()).hexdigest()[:12]
+    options = [f'--pairs={Path(DATA.value, path)}{f":{split}" if split else ""}', f'--degradation={test.degradation}']
+    options += [f'--metrics={",".join(FINAL if final else SNAPSHOT)}', '--noconsistency']
+    options += [f'--limit={limit}'] if limit else []
+    folder = out / hashlib.sha256(json.dumps([known, options], sort_keys=True).encode()).hexdigest()[:12]
     result = folder / 'evaluate.json'
     if not result.exists():
-        options = [f'--pairs={pairs}', f'--degradation={test.degradation}', f'--out={folder}']
-        options += [f'--checkpoint={name}={path}' for name, path in checkpoints.items()]
-        options += ['--metrics=psnr,ssim,lpips_alexnet,detail_ratio,hallucination,lr_consistency'] if final else []
-        options += [] if final else ['--metrics=lpips_alexnet']
-        script('evaluate.py', *options, *([f'--limit={limit}'] if limit else []))
+        script(
+            'evaluate.py',
+            *options,
+            f'--out={folder}',
+            *(f'--checkpoint={name}={path}' for name, path in checkpoints.items()),
+        )
     return read_json(result, 'remove its folder and run the same command again') | {'folder': str(folder)}
 
 
@@ -315,7 +343,8 @@ def costs(comparison: Comparison, names: list[str], published: dict[str, Path], 
 def sampling(trained: Trained) -> Callable[[], float]:
     """A function that samples `SPEED_IMAGES` images and returns output pixels per second; compiles here."""
     sampler = trained.method.sampler
-    bound = bind_images(trained.method, trained.params, sampler.steps, meshes.make_mesh(), solver=sampler.solver)
+    mesh = meshes.make_mesh()
+    bound = bind_images(trained.method, trained.params, sampler.steps, mesh, projection=None, solver=sampler.solver)
     condition, noise = inputs(trained, SPEED_IMAGES)
     keys = jax.random.split(jax.random.key(0), SPEED_IMAGES)
 
@@ -342,7 +371,7 @@ def macs_per_pixel(trained: Trained) -> float:
     condition = {name: value for name, value in condition.items() if name in method.fields}
     program = jax.make_jaxpr(
         lambda params, condition, noise: sample(
-            method, params, condition, noise, sampler.steps, solver=sampler.solver, step_noise=lambda t: noise
+            method, params, condition, noise, sampler.steps, None, solver=sampler.solver, step_noise=lambda t: noise
         )
     )(trained.params, condition, noise)
     return cost.count_macs(program) / SPEED_PX**2

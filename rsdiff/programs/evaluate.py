@@ -83,6 +83,11 @@ STEPS = flags.DEFINE_integer(
     "Network evaluations per sample, at most the checkpoint's timesteps; default: the checkpoint's own.",
     1,
 )
+CONSISTENCY = flags.DEFINE_bool(
+    'consistency',
+    True,
+    'Project samples onto their condition, as sample.py does; --noconsistency compares networks alone.',
+)
 SEED = flags.DEFINE_integer('seed', 0, 'Random seed of samples and conditions.')
 BATCH = flags.DEFINE_integer('batch_size', 8, 'Images per batch; affects speed only.', lower_bound=1)
 EXAMPLES = flags.DEFINE_integer('examples', 6, 'Rows of grid.png.', lower_bound=1)
@@ -249,6 +254,7 @@ def settings(
         'degradation': DEGRADATION.value,
         'steps': STEPS.value,
         'seed': written_seed(SEED.value),
+        **({} if CONSISTENCY.value else {'consistency': False}),
         **colours(),
     }
 
@@ -334,6 +340,7 @@ def sample(checkpoint: Path, conditions: Path, out: Path) -> None:
         str(out),
         f'--seed={SEED.value}',
         f'--batch_size={BATCH.value}',
+        f'--consistency={CONSISTENCY.value}',
     ]
     if STEPS.value:
         command.append(f'--steps={min(STEPS.value, read_config(checkpoint / CONFIG).method.timesteps)}')
