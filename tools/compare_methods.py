@@ -207,8 +207,8 @@ def script(name: str, *arguments) -> None:
 
 
 def budgets(comparison: Comparison, track: str, names: list[str], out: Path) -> dict[str, dict[float, int]]:
-    """For each method, the images to have seen at each snapshot: its own training speed times the optimiser time. Speeds are
-    measured once, in alternating rounds, and kept in `speeds.json`."""
+    """For each method, the images to have seen at each snapshot: its own training speed times the optimiser time. Speeds that
+    `speeds.json` does not have yet are measured in alternating rounds, and kept there."""
     path = out / 'speeds.json'
     known = read_json(path, 'remove it and run the same command again') if path.exists() else {}
     missing = [name for name in names if name not in known]
@@ -250,20 +250,20 @@ def training_steps(config: TrainConfig) -> Callable[[], float]:
 
 def train_method(comparison: Comparison, track: str, name: str, images: dict[float, int], out: Path) -> None:
     """Trains a method up to each snapshot, which is released as `NAME/FRACTION`; the run itself is in `NAME/run`."""
-    method = comparison.methods[name]
+    method, run = comparison.methods[name], out / name / 'run'
     for share, count in images.items():
         target, config = snapshot(out, name, share), comparison.config(track, name, count)
         if method.after:
             config = dataclasses.replace(config, init_from=str(snapshot(out, method.after, method.share)))
-        claim_workdir(out / name, config, allow_changes=False)
+        claim_workdir(run, config, allow_changes=False)
         if (target / CONFIG).exists():  # written last
             check_images(target, config)
             continue
         print(f'{track}: {name}, snapshot {share:g}, {count} images', file=sys.stderr)
-        summary = train(config, out / name / 'run')
+        summary = train(config, run)
         if not summary['finished']:
             raise KeyboardInterrupt
-        release(load_generator(out / name / 'run'), target, jnp.float32)
+        release(load_generator(run), target, jnp.float32)
 
 
 def check_images(target: Path, config: TrainConfig) -> None:

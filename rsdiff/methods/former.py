@@ -1,4 +1,4 @@
-"""The settings of diffusion from before there were other methods, in which digests are computed still."""
+"""Settings of diffusion by their names from before there were other methods. Digests are still computed from these."""
 
 from typing import Any
 

@@ -67,9 +67,10 @@ class OnePass(OneNetwork):
 
     def aimed(self, prepared: Prepared) -> Prepared:
         """The batch as the training losses see it, with sharpened targets if the config says so."""
+        if not self.config.usm:
+            return prepared
         targets = prepared['targets']
-        targets = targets | {'image': sharpened(targets['image'])} if self.config.usm else targets
-        return {'targets': targets, 'condition': prepared['condition']}
+        return {**prepared, 'targets': targets | {'image': sharpened(targets['image'])}}
 
     def predict(self, params, frozen, condition) -> Denoise:
         made = self.answer(params, condition)

@@ -199,7 +199,7 @@ def _newest_whole(manager: ocp.CheckpointManager, like: dict[str, Any] | Callabl
       BadInput: all are damaged.
       OSError: one cannot be read, which does not count as damage: the next attempt may succeed.
     """
-    damaged, reason = [], 'reported by another process'
+    damaged, reason = [], ''
     steps = sorted(manager.all_steps())
     while True:
         step = hosts.first_says(
@@ -207,20 +207,9 @@ def _newest_whole(manager: ocp.CheckpointManager, like: dict[str, Any] | Callabl
         )  # hosts may temporarily see different contents of a shared folder
         if step < 0:
             break
-        restored, error = _restore(manager, step, like)
-        verdict = hosts.all_agree_on(_verdict(error, manager.directory / str(step)))
-        if verdict == WHOLE:
-            # this computes on all devices, so only if every process has got this far
-            error = _difference(restored)
-            verdict = hosts.all_agree_on(WHOLE if error is None else DAMAGED)
-        reason = reason if error is None else _first_line(error)
-        if verdict == WHOLE:
-            return step, {name: value for name, value in restored.items() if name in ITEMS}, damaged
-        if verdict == UNREADABLE:
-            raise OSError(
-                f'{manager.directory}/{step} cannot be read now ({reason}); nothing was changed. Fix the cause '
-                'and run the same command again'
-            ) from error
+        items, reason = _examined(manager, step, like)
+        if items is not None:
+            return step, items, damaged
         logging.warning('%s/%d is damaged (%s); trying the previous one', manager.directory, step, reason)
         damaged.append(step)
         steps = [other for other in steps if other < step]
@@ -230,6 +219,31 @@ def _newest_whole(manager: ocp.CheckpointManager, like: dict[str, Any] | Callabl
             'again in another --workdir'
         )
     return None
+
+
+def _examined(
+    manager: ocp.CheckpointManager, step: int, like: dict[str, Any] | Callable[[int], dict[str, Any]]
+) -> tuple[dict[str, Any] | None, str]:
+    """The items of a checkpoint; None and the reason if it is damaged, on which all processes agree.
+
+    Raises:
+      OSError: it cannot be read now.
+    """
+    restored, error = _restore(manager, step, like)
+    verdict = hosts.all_agree_on(_verdict(error, manager.directory / str(step)))
+    if verdict == WHOLE:
+        # this computes on all devices, so only if every process has got this far
+        error = _difference(restored)
+        verdict = hosts.all_agree_on(WHOLE if error is None else DAMAGED)
+    reason = 'reported by another process' if error is None else _first_line(error)
+    if verdict == UNREADABLE:
+        raise OSError(
+            f'{manager.directory}/{step} cannot be read now ({reason}); nothing was changed. Fix the cause '
+            'and run the same command again'
+        ) from error
+    if verdict == DAMAGED:
+        return None, reason
+    return {name: value for name, value in restored.items() if name in ITEMS}, ''
 
 
 def _restore(
@@ -440,16 +454,11 @@ def _restore_average(path: epath.Path, lengths: tuple[float, ...], length: float
         shares = averages.coefficients([one for _, one in snapshots], [step for step, _ in snapshots], length)
         total = {}
         for number, step in enumerate(steps):
-            restored, error = _restore(manager, step, lambda step: _ema_of(manager, step))
-            error = error or _difference(restored)
-            if error is not None and _verdict(error, folder / str(step)) == UNREADABLE:
-                raise OSError(f'{folder}/{step} cannot be read now ({_first_line(error)})') from error
-            if error is not None:
-                raise BadInput(
-                    f'{folder}/{step} is damaged ({_first_line(error)}); remove it and run the same command again'
-                ) from error
+            items, reason = _examined(manager, step, lambda step: _ema_of(manager, step))
+            if items is None:
+                raise BadInput(f'{folder}/{step} is damaged ({reason}); remove it and run the same command again')
             for share, one in zip(shares[number * len(lengths) :], lengths):
-                for name, value in weights.flatten(restored['ema'][GENERATOR][averages.name_of(one)]).items():
+                for name, value in weights.flatten(items['ema'][GENERATOR][averages.name_of(one)]).items():
                     total[name] = total.get(name, 0.0) + share * np.asarray(value, np.float64)
     return weights.unflatten(total), steps[-1]
 

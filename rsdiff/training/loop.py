@@ -78,7 +78,7 @@ def _train(
 ) -> dict[str, Any]:
     trainer = Trainer(config, mesh)
     checkpoints = Checkpoints(workdir)
-    snapshots = Snapshots(workdir) if config.ema.lengths else None
+    snapshots = [Snapshots(workdir)] if config.ema.lengths else []
     # Order of restore: this workdir's newest intact checkpoint, else the parameters of `init_from`, else a new state.
     state = checkpoints.restore_latest(trainer.abstract_state())
     if state is None:
@@ -133,10 +133,10 @@ def _train(
                 if pending:
                     settle(*pending)
                 pending = (step, values)
-                checkpoints.check()
+                for folder in (checkpoints, *snapshots):
+                    folder.check()
                 saving = [checkpoints] if due(step, config.checkpoint_images) else []
-                if snapshots and (due(step, config.ema.snapshot_images) or step == last):
-                    saving.append(snapshots)
+                saving += snapshots if due(step, config.ema.snapshot_images) or step == last else []
                 if saving:
                     settle(*pending)  # save nothing before it is known to be finite
                     pending = None
@@ -154,7 +154,7 @@ def _train(
             checkpoints.save(state)
     finally:
         with contextlib.ExitStack() as closing:
-            for opened in (metrics, checkpoints, *([snapshots] if snapshots else [])):
+            for opened in (metrics, checkpoints, *snapshots):
                 closing.callback(opened.close)
     if stop.received == signal.SIGINT:
         raise KeyboardInterrupt

@@ -20,7 +20,7 @@ def run(*command, ok=True):
 
 @pytest.fixture(scope='module')
 def places(tmp_path_factory, smooth_image):
-    """Six images for training and three of each number of frames for tests; a frame is the image by itself, with noise."""
+    """Six images for training and three for tests, one of each number of frames; a frame is the reduced image with noise."""
     folder, rows, noise = tmp_path_factory.mktemp('places') / 'places', [], np.random.default_rng(0)
     for number in range(9):
         image = smooth_image(32, 32, number)
@@ -56,12 +56,14 @@ def workdir(places, tmp_path_factory):
 
 def test_they_are_taken_by_an_evaluation_a_folder_and_a_canvas(places, workdir, tmp_path):
     evaluate = ['tools/evaluate.py', '--checkpoint', f'made={workdir}', '--pairs', f'{places}:test', '--features', '']
-    run(*evaluate, '--metrics', 'psnr', '--out', tmp_path / 'scores')
+    evaluate += ['--metrics', 'psnr', '--out', tmp_path / 'scores']
+    run(*evaluate, '--noconsistency')
+    assert 'consistency False → None' in run(*evaluate, ok=False)  # the projection is part of what a result depends on
     conditions, samples = tmp_path / 'scores/conditions', read_folder(tmp_path / 'scores/samples/made')
     assert [len(row.stacks.get('frames', ())) for row in read_folder(conditions)] == [3, 2, 0]
 
     sample = ['sample.py', '--checkpoint', workdir, '--condition']
-    run(*sample, conditions, '--out', tmp_path / 'rows')
+    run(*sample, conditions, '--noconsistency', '--out', tmp_path / 'rows')
     for one, other in zip(samples, read_folder(tmp_path / 'rows'), strict=True):
         np.testing.assert_array_equal(read_image(one.path), read_image(other.path))
 

@@ -33,9 +33,6 @@ SMALL = [
 ] + ['--config.data.size_px=32', '--config.batch_size=4', '--config.optimizer.final_fraction=1.0']
 
 
-RRDBNET = ['model.features=8', 'model.growth=4', 'model.blocks=1']
-
-
 def run(*command, ok=True, devices=1):
     """Runs a program; returns its last line as an object, or its error line if it must fail with exit code 2."""
     done = run_script(*command, env={'XLA_FLAGS': f'--xla_force_host_platform_device_count={devices}'})
@@ -65,7 +62,10 @@ def trained(tmp_path_factory):
     'config, settings',
     [
         ('srcnn', ['model.features=16', 'model.blocks=0']),
-        ('esrgan', [*RRDBNET, 'discriminator.features=4', 'perceptual_weight=0']),
+        (
+            'esrgan',
+            ['model.features=8', 'model.growth=4', 'model.blocks=1', 'discriminator.features=4', 'perceptual_weight=0'],
+        ),
     ],
 )
 def test_a_one_pass_network_is_trained_sampled_and_tiled_by_the_same_commands(trained, tmp_path, config, settings):
