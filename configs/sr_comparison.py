@@ -23,7 +23,7 @@ def get_config():
     }
     return ml_collections.ConfigDict(
         {
-            'minutes': 10.0,
+            'minutes': 6.0,
             'snapshots': (0.25, 0.5, 1.0),
             'settings': {
                 'data': {'size_px': 64, 'split': 'train', 'validation_split': 'val'},
