@@ -13,8 +13,9 @@ from rsdiff.base.errors import BadInput
 from rsdiff.data.degradation import LIGHT
 from rsdiff.data.pipeline import DataConfig
 from rsdiff.data.sharpening import sharpened
-from rsdiff.methods.adversarial import AdversarialConfig, low_res, low_res_channels
+from rsdiff.methods.adversarial import AdversarialConfig
 from rsdiff.methods.codec import ResidualConfig
+from rsdiff.methods.image_loss import low_res, low_res_channels
 from rsdiff.methods.kinds import make_method
 from rsdiff.methods.regression import RegressionConfig
 from rsdiff.models.conditioning import Spatial
@@ -97,7 +98,7 @@ def predicted(method, params, condition):
 
 def judged(method, params, buffers, images):
     """The discriminator's logits for images in [-1, 1]."""
-    discriminator = nnx.merge(method._discriminator, nnx.State(params['discriminator']))
+    discriminator = nnx.merge(method.image_loss._discriminator, nnx.State(params['discriminator']))
     return np.asarray(jax.jit(lambda images: discriminator((images + 1) / 2, buffers['discriminator'])[0])(images))
 
 
@@ -197,7 +198,7 @@ def test_frozen_networks_are_arguments_and_in_no_checkpoint(networks):
     assert {*frozen} == {'perceptual', 'clip'} and method.load_frozen() == {}
     value, metrics, _ = loss(method, 'generator', params, buffers, frozen, prepared)
     target, fake = jax.jit(sharpened)(prepared['targets']['image']), predicted(method, params, prepared['condition'])
-    distance = jax.jit(lambda a, b: perceptual.distance(frozen['perceptual'], a, b, config.perceptual_layers))
+    distance = jax.jit(lambda a, b: perceptual.distance(frozen['perceptual'], a, b, config.perceptual_layers).mean())
     assert metrics['perceptual'] == pytest.approx(float(distance(fake, target)), rel=1e-4)
     embed = lambda x: (
         efficientnet.forward(frozen['clip'], jnp.repeat(jnp.repeat(x, 14, 1), 14, 2) * 127.5 + 0.5)[0] / 128

@@ -242,6 +242,7 @@ class Two:
 
     parts = 'generator', 'critic'
     dtype = jnp.float32
+    teacher = None
 
     def init(self, key):
         return {'generator': {'w': jnp.float32(1.0)}, 'critic': {'w': jnp.float32(3.0)}}

@@ -19,9 +19,9 @@ def test_a_perfect_denoiser_has_no_loss_and_a_silent_one_the_weight():
     x0, eps = jax.random.normal(jax.random.key(0), (2, 6, 16, 16, 3))
     t = jnp.array([1, 50, 200, 400, 700, 1000])
     config = ObjectiveConfig()
-    perfect = lambda xt, t: to_eps(SCHEDULE, x0, xt, t)
+    perfect = to_eps(SCHEDULE, x0, add_noise(SCHEDULE, x0, eps, t), t)
     np.testing.assert_allclose(loss_terms(perfect, SCHEDULE, config, x0, eps, t), 0, atol=1e-6)
-    silent = loss_terms(lambda xt, t: jnp.zeros_like(xt), SCHEDULE, config, x0, eps, t)
+    silent = loss_terms(jnp.zeros_like(x0), SCHEDULE, config, x0, eps, t)
     expected = p2_weight(SCHEDULE, t, 1.0, 1.0) * jnp.mean(eps**2, (1, 2, 3))
     np.testing.assert_allclose(silent, expected, rtol=1e-5)
 
@@ -33,7 +33,7 @@ def test_at_zero_terminal_snr_the_loss_is_finite_and_ignores_only_errors_in_eps(
     x0, eps = jax.random.normal(jax.random.key(0), (2, 3, 8, 8, 3))
     t = jnp.array([1, 999, 1000])
     config = ObjectiveConfig(prediction, error_in, p2_gamma=0.5)
-    off_by = lambda error: lambda xt, t: target(schedule, prediction, x0, eps, t) + error
+    off_by = lambda error: target(schedule, prediction, x0, eps, t) + error
     np.testing.assert_allclose(loss_terms(off_by(0.0), schedule, config, x0, eps, t), 0, atol=1e-6)
     terms, gradient = jax.value_and_grad(lambda e: jnp.sum(loss_terms(off_by(e), schedule, config, x0, eps, t)))(1.0)
     assert np.isfinite(terms) and np.isfinite(gradient)
@@ -52,7 +52,7 @@ def test_the_error_is_measured_where_it_is_said_whatever_the_schedule(prediction
     xt = add_noise(schedule, x0, eps, t)
     off = target(schedule, prediction, x0, eps, t) + 0.1 * error
     config = ObjectiveConfig(prediction, error_in, p2_gamma=0.0)
-    terms = loss_terms(lambda xt, t: off, schedule, config, x0, eps, t)
+    terms = loss_terms(off, schedule, config, x0, eps, t)
     x0_off = to_x0(schedule, prediction, off, xt, t)
     said = target(schedule, error_in, x0_off, to_eps(schedule, x0_off, xt, t), t)
     expected = jnp.mean((said - target(schedule, error_in, x0, eps, t)) ** 2, (1, 2, 3))

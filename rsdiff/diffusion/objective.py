@@ -14,13 +14,12 @@ their usual weight there, which is zero if the error is measured in ε, and k mu
 """
 
 import dataclasses
-from typing import Callable
 
 import jax
 import jax.numpy as jnp
 
 from rsdiff.base.ranges import check_range
-from rsdiff.diffusion.schedule import Prediction, Schedule, add_noise, target
+from rsdiff.diffusion.schedule import Prediction, Schedule, target
 
 
 @dataclasses.dataclass(frozen=True)
@@ -55,18 +54,17 @@ def stratified_timesteps(key, batch: int, timesteps: int):
     return 1 + jnp.minimum((u * timesteps).astype(jnp.int32), timesteps - 1)
 
 
-def loss_terms(denoise: Callable, schedule: Schedule, config: ObjectiveConfig, x0, eps, t):
+def loss_terms(prediction, schedule: Schedule, config: ObjectiveConfig, x0, eps, t):
     """The weighted error in (1) for each example.
 
     Args:
-      denoise: (xt, t) → prediction, the shape of xt.
-      x0: (batch, height, width, channels) in [-1, 1].
+      prediction: of `config.prediction`, from `add_noise(schedule, x0, eps, t)`; the shape of x0.
+      x0: (batch, height, width, channels).
       eps: standard normal, the shape of x0.
       t: int (batch,) in [1, T].
     Returns:
       float32 (batch,).
     """
-    prediction = denoise(add_noise(schedule, x0, eps, t), t)
     error = (prediction - target(schedule, config.prediction, x0, eps, t)).astype(jnp.float32)
     weight = p2_weight(schedule, t, config.p2_k, config.p2_gamma)
     weight *= error_factor(schedule, t, config.error_in) / error_factor(schedule, t, config.prediction)

@@ -114,6 +114,12 @@ class Schedule:
         """The standard deviation of x_T, for data of unit variance: the scale of the initial noise."""
         return float(np.sqrt(self.alpha_squared[-1] + self.sigma_squared[-1]))
 
+    def at(self, timesteps: np.ndarray) -> 'Schedule':
+        """The schedule of these of its timesteps, int, ascending from 0, alone."""
+        return dataclasses.replace(
+            self, alpha_squared=self.alpha_squared[timesteps], sigma_squared=self.sigma_squared[timesteps]
+        )
+
     def alpha(self, t):
         """α_t."""
         return jnp.sqrt(_at(self.alpha_squared, t))

@@ -24,6 +24,7 @@ Frozen = dict[str, Any]  # name → parameters of a network that is not trained
 NO_FROZEN: Frozen = {}
 GENERATOR = 'generator'  # the part used for sampling, and the only one with parameter averages
 DISCRIMINATOR = 'discriminator'
+TEACHER = 'teacher'  # the name of a frozen generator's parameters
 
 
 class Prepared(TypedDict):
@@ -57,6 +58,7 @@ class Method(Protocol):
       upscale: resolution of the image relative to the field `lr`.
       sampler: how to sample unless asked otherwise.
       dtype: the dtype that the networks compute in; parameters are always float32.
+      teacher: a run or a release whose averaged parameters `loss` needs as `frozen[TEACHER]`; None if it needs none.
     """
 
     @property
@@ -83,6 +85,9 @@ class Method(Protocol):
     @property
     def dtype(self) -> Any: ...
 
+    @property
+    def teacher(self) -> str | None: ...
+
     def init(self, key) -> Parameters:
         """Freshly initialised float32 parameters of all parts. Call it inside `jit` or `eval_shape`."""
         ...
@@ -92,8 +97,8 @@ class Method(Protocol):
         ...
 
     def load_frozen(self, training: bool = False) -> Frozen:
-        """Networks that are not trained, such as a teacher, as host arrays: those that `predict` needs, and if `training`,
-        those that `loss` needs. They are passed to every call and are not in checkpoints.
+        """Networks that are not trained, as host arrays: those that `predict` needs, and if `training`, those that `loss`
+        needs, without `TEACHER`. They are passed to every call and are not in checkpoints.
 
         Raises:
           BadInput: the weights of one cannot be loaded.
@@ -112,7 +117,7 @@ class Method(Protocol):
 
         Args:
           params, buffers: of all parts.
-          frozen: as returned by `load_frozen`.
+          frozen: as returned by `load_frozen`, and `TEACHER`.
         """
         ...
 

@@ -4,6 +4,7 @@ import dataclasses
 import functools
 from typing import Any, ClassVar
 
+import jax
 import jax.numpy as jnp
 from flax import nnx
 
@@ -11,6 +12,7 @@ from rsdiff.base.keys import Keys
 from rsdiff.data.degradation import DegradationConfig
 from rsdiff.methods.base import GENERATOR, Buffers, Frozen, Parameters, SamplerConfig
 from rsdiff.methods.codec import CodecConfig
+from rsdiff.methods.image_loss import ImageLoss, ImageLossConfig
 from rsdiff.models.conditioning import Number, Spatial, Tokens
 
 
@@ -39,23 +41,28 @@ class OneNetworkConfig:
         """The sides of a window must be multiples of this number of pixels."""
         return self.model.stride
 
-    @property
-    def generator(self) -> dict[str, Any]:
-        """The settings that give the generator's parameters their meaning: methods in which they are equal can exchange
-        parameters."""
-        config: Any = self
-        return {field.name: getattr(config, field.name) for field in dataclasses.fields(config)}
-
 
 @dataclasses.dataclass(frozen=True)
 class OneNetwork:
-    """A method that predicts with the network `make_network(config.model, rngs=…)`, by default its only part. See
-    `methods.base.Method`."""
+    """A method that predicts with the network `make_network(config.model, rngs=…)`, which may be trained against a
+    discriminator. See `methods.base.Method`."""
 
     config: Any
     degradation: DegradationConfig = DegradationConfig()
-    parts: ClassVar[tuple[str, ...]] = (GENERATOR,)
     make_network: ClassVar[Any]
+
+    @property
+    def image_loss_config(self) -> ImageLossConfig:
+        """The losses of generated images, by default none."""
+        return ImageLossConfig()
+
+    @functools.cached_property
+    def image_loss(self) -> ImageLoss:
+        return ImageLoss(self.image_loss_config, self.fields, self.channels, self.upscale, self.dtype)
+
+    @property
+    def parts(self) -> tuple[str, ...]:
+        return GENERATOR, *self.image_loss.parts
 
     @property
     def codec(self) -> CodecConfig:
@@ -88,13 +95,18 @@ class OneNetwork:
         return nnx.split(nnx.eval_shape(lambda: self.make_network(self.config.model, rngs=Keys(0))))[0]
 
     def init(self, key) -> Parameters:
-        return {GENERATOR: nnx.to_pure_dict(nnx.state(self.make_network(self.config.model, rngs=Keys(key))))}
+        network = self.make_network(self.config.model, rngs=Keys(key))
+        return {GENERATOR: nnx.to_pure_dict(nnx.state(network))} | self.image_loss.init(jax.random.fold_in(key, 1))
 
     def init_buffers(self, key) -> Buffers:
-        return {GENERATOR: {}}
+        return {GENERATOR: {}} | self.image_loss.init_buffers(key)
+
+    @property
+    def teacher(self) -> str | None:
+        return None
 
     def load_frozen(self, training: bool = False) -> Frozen:
-        return {}
+        return self.image_loss.load_frozen() if training else {}
 
     def network(self, params: Parameters) -> Any:
         """The network with the parameters `params`."""

@@ -37,9 +37,10 @@ def maps(params: dict[str, Any], images) -> list[jax.Array]:
 
 
 def distance(params: dict[str, Any], a, b, weights: Sequence[float]) -> jax.Array:
-    """Equation (1), float32 (), for two batches (n, h, w, 3) in [-1, 1]; `weights` are λ_l, in the order of `LAYERS`."""
+    """Equation (1) for each pair of two batches (n, h, w, 3) in [-1, 1], float32 (n,); `weights` are λ_l, in the order of
+    `LAYERS`."""
     pairs = zip(maps(params, a), maps(params, b), weights, strict=True)
-    return sum((weight * jnp.mean(jnp.abs(x - y)) for x, y, weight in pairs), start=jnp.float32(0))
+    return sum((weight * jnp.mean(jnp.abs(x - y), (1, 2, 3)) for x, y, weight in pairs), start=jnp.float32(0))
 
 
 def parameter_shapes() -> dict[str, Any]:

@@ -24,6 +24,8 @@ import numpy as np
 
 from rsdiff.base.errors import BadInput
 
+EMA = 'ema'  # the name of the average used for sampling
+
 # σ of a uniform average, γ = 0, is the longest
 LONGEST = 0.5 / np.sqrt(3)
 

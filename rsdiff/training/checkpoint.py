@@ -27,8 +27,8 @@ from rsdiff.methods.former import former
 from rsdiff.methods.kinds import MethodConfig, make_method
 from rsdiff.pretrained import weights
 from rsdiff.training import averages, hosts
+from rsdiff.training.averages import EMA
 from rsdiff.training.config import TrainConfig, differing_keys, from_dict, to_dict, upgrade
-from rsdiff.training.state import EMA
 
 PARTS = 'parts'  # stored with the fingerprints: the names of the method's parts
 CONFIG, RELEASE = 'config.json', 'model.safetensors'
@@ -394,21 +394,23 @@ def load_generator(path: epath.PathLike, length: float | None = None) -> Trained
     return Trained(method, {GENERATOR: params}, config, _digest(params, config), images_seen)
 
 
-def load_parameters(path: epath.PathLike, config: MethodConfig) -> Parameters:
-    """The averaged parameters at `path`, as NumPy arrays, for a method of `config`.
+def load_parameters(path: epath.PathLike, config: MethodConfig, setting: str = 'config.init_from') -> Parameters:
+    """The averaged parameters at `path`, which `setting` names, as NumPy arrays, for a method of `config`.
 
     Raises:
       BadInput: as `load_generator`; or the generator at `path` has other settings than that of `config`. The method may be
         another one if its generator is of the same form, as of regression and adversarial training.
     """
+    if not path:
+        raise BadInput(f'{setting} is not set; give a run or a release')
     trained = load_generator(path)
     theirs, ours = trained.config.method.generator, config.generator
     if {*theirs} != {*ours}:
-        raise BadInput(f'config.init_from {path} is of the method {trained.config.method.kind}, not {config.kind}')
+        raise BadInput(f'{setting} {path} is of the method {trained.config.method.kind}, not {config.kind}')
     changed = differing_keys(to_dict(theirs), to_dict(ours))
     changed = [key for key in changed if '.kind ' in key] or changed  # then the rest differs anyway
     if changed:
-        raise BadInput(f'config.init_from {path} is another generator: {"; ".join(changed)}')
+        raise BadInput(f'{setting} {path} is another generator: {"; ".join(changed)}')
     return jax.tree.map(np.asarray, trained.params)
 
 

@@ -54,6 +54,8 @@ def train(
     meshes.check_batch(mesh, config.batch_size, config.accumulation)
     fields = fields_to_train(config.method.fields)
     source, unseen = (make_source(config.data, validation, fields) for validation in (False, True))
+    trainer = Trainer(config, mesh)
+    _ = trainer.frozen  # fails before the folder is claimed, if one is missing
     try:
         hosts.first_does(
             lambda: (
@@ -62,21 +64,20 @@ def train(
                 record_training_data(workdir, config, source, allow_config_change, show),
             )
         )
-        return _train(config, workdir, mesh, source, unseen, show and hosts.is_first(), judge)
+        return _train(trainer, workdir, source, unseen, show and hosts.is_first(), judge)
     finally:
         lock.release()
 
 
 def _train(
-    config: TrainConfig,
+    trainer: Trainer,
     workdir: epath.Path,
-    mesh: jax.sharding.Mesh,
     source: Source,
     unseen: Source,
     show: bool,
     judge: Judge,
 ) -> dict[str, Any]:
-    trainer = Trainer(config, mesh)
+    config, mesh = trainer.config, trainer.mesh
     checkpoints = Checkpoints(workdir)
     snapshots = [Snapshots(workdir)] if config.ema.lengths else []
     # Order of restore: this workdir's newest intact checkpoint, else the parameters of `init_from`, else a new state.

@@ -2,7 +2,7 @@
 
 `training_data.json` holds a digest of each file of the current data. A run that continues compares them: changed data are
 a different experiment. `training_fingerprints.npz` (`rsdiff.data.fingerprints`) holds fingerprints of all images that the
-parameters were ever trained on, including those of `init_from` and of an earlier `data.source`.
+parameters were ever trained on, including those of `init_from`, of a teacher and of an earlier `data.source`.
 """
 
 from typing import Any
@@ -14,6 +14,7 @@ from rsdiff.base.files import field, read_json, write_json
 from rsdiff.data.fingerprints import TrainedOn, add_fingerprints, known_of
 from rsdiff.data.inventory import Inventory, take_inventory
 from rsdiff.data.pipeline import Source
+from rsdiff.methods.kinds import make_method
 from rsdiff.training.config import TrainConfig
 
 FILE = 'training_data.json'
@@ -38,7 +39,7 @@ def record_training_data(
             raise BadInput(
                 f'{workdir}: its training data have changed: {changes}; use another --workdir, or --allow_config_change'
             )
-    seen = _inherited(config.init_from) + inventory.trained_on
+    seen = _inherited(config.init_from) + _inherited(make_method(config.method).teacher) + inventory.trained_on
     if before is None and (workdir / 'checkpoints').exists() and known_of(workdir) is None:
         seen += TrainedOn(unknown=('what the run was trained on before fingerprints were kept',))
     add_fingerprints(workdir, seen)
@@ -63,8 +64,8 @@ def _row(inventory: Inventory) -> dict[str, Any]:
     return {'trained_on': str(inventory.trained_on), 'files': dict(sorted(inventory.digests.items()))}
 
 
-def _inherited(init_from: str | None) -> TrainedOn:
-    if not init_from:
+def _inherited(generator: str | None) -> TrainedOn:
+    if not generator:
         return TrainedOn()
-    name = init_from.rstrip('/').rpartition('/')[2]
-    return known_of(init_from) or TrainedOn(unknown=(f'what {name} was trained on',))
+    name = generator.rstrip('/').rpartition('/')[2]
+    return known_of(generator) or TrainedOn(unknown=(f'what {name} was trained on',))

@@ -10,16 +10,17 @@ from jax.sharding import Mesh
 
 from rsdiff.base.errors import BadInput
 from rsdiff.base.seeds import seed_key
-from rsdiff.methods.base import GENERATOR, Frozen, Parameters, fields_to_read
+from rsdiff.methods.base import GENERATOR, TEACHER, Frozen, Parameters, fields_to_read
 from rsdiff.methods.kinds import make_method
 from rsdiff.training import averages
 from rsdiff.training import mesh as meshes
+from rsdiff.training.averages import EMA
+from rsdiff.training.checkpoint import load_parameters
 from rsdiff.training.config import EMAConfig, OptimizerConfig, TrainConfig
 
 # step: int32 (); params, buffers: nested dicts of arrays by part; opt: optimiser state by part; ema: the generator's
 # averages by name
 State = dict
-EMA = 'ema'  # the average used for sampling
 
 
 def make_optimizer(config: OptimizerConfig, batch_size: int, total_images: int) -> optax.GradientTransformation:
@@ -88,8 +89,12 @@ class Trainer:
 
     @functools.cached_property
     def frozen(self) -> Frozen:
-        """The networks that are not trained, on every device."""
-        return jax.device_put(self.method.load_frozen(training=True), meshes.replicated(self.mesh))
+        """The networks that are not trained, on every device.
+
+        Raises:
+          BadInput: one cannot be loaded, or the teacher is another generator than `config.method`'s.
+        """
+        return jax.device_put(self._load_frozen(), meshes.replicated(self.mesh))
 
     def step(self, state: State, batch) -> tuple[State, dict[str, jax.Array]]:
         """Updates every part once from a batch (`data.pipeline.batches`); `state` cannot be used again. Returns the new state
@@ -98,7 +103,7 @@ class Trainer:
 
     def trace_step(self, state: State, batch) -> jax.stages.Traced:
         """The traced `step`, for shapes or arrays. When compiled, its third argument is `frozen`."""
-        frozen = self.method.load_frozen(training=True)  # not under a trace, in which files cannot be read
+        frozen = self._load_frozen()  # not under a trace, in which files cannot be read
         return self._compiled.trace(state, batch, jax.eval_shape(lambda: frozen))
 
     def abstract_state(self) -> State:
@@ -117,6 +122,12 @@ class Trainer:
     def average(self, state: State) -> Parameters:
         """The averaged parameters, used for sampling."""
         return {GENERATOR: state['ema'][GENERATOR][EMA]}
+
+    def _load_frozen(self) -> Frozen:
+        frozen, teacher = self.method.load_frozen(training=True), self.method.teacher
+        if teacher is None:
+            return frozen
+        return frozen | {TEACHER: load_parameters(teacher, self.config.method, 'config.method.teacher')}
 
     def _init(self, key) -> State:
         params = self.method.init(key)
