@@ -50,8 +50,8 @@ def test_ramps_of_the_overlap_add_to_one_before_any_division():
 
 
 def test_what_a_phase_reads_is_what_the_one_before_delivers():
-    for name in ('fast', 'metaearth', 'multidiffusion', 'spot', 'infinite'):
-        plan = make_plan(name, 32, steps=6)
+    for name in ('fast', 'metaearth', 'multidiffusion', 'spot', 'infinite', 'few'):
+        plan = make_plan(name, 32, steps=6, timesteps=4 if name == 'few' else None)
         needed = plan.places(0, 100, 180)
         for phase, here, after in zip(plan.phases, needed, needed[1:] + [None]):
             a, b = (100, 180) if after is None else (after[0], after[-1] + 32)
@@ -69,6 +69,13 @@ def test_the_edges_of_fast_lie_elsewhere_in_each_phase_and_never_count():
     assert [phase.steps for phase in make_plan('fast', 64, 16, 5, 0).phases] == [3, 3, 3, 3, 4]
     assert {phase.ramp_px for phase in make_plan('fast', 64, 16, 5, 0).phases} == {0}
     assert make_plan('fast', 16).phases[0].stride_px == 8
+
+
+def test_few_has_the_windows_of_fast_and_a_phase_for_each_step():
+    for steps in (1, 2, 4):
+        few, fast = make_plan('few', 64, timesteps=steps), make_plan('fast', 64, steps, steps)
+        assert few.phases == fast.phases and [phase.steps for phase in few.phases] == [1] * steps
+        assert few.solver == 'ddim'
 
 
 @pytest.mark.parametrize('overlap_px', range(0, 33, 4))
@@ -110,7 +117,9 @@ def test_the_papers_plans_cost_what_their_overlap_says():
         (dict(overlap_px=6), 'overlap_px is 6'),
         (dict(overlap_px=64), 'overlap_px is 64'),
         (dict(name='spot', phases=2), 'plan spot has no phases'),
-        (dict(name='metaearth', overlap_px=8), 'plan metaearth has no overlap_px; only fast has it'),
+        (dict(name='few'), 'plan few is for generators of at most 4 timesteps.*unknown'),
+        (dict(name='few', timesteps=1000), 'this one has 1000; use plan fast'),
+        (dict(name='metaearth', overlap_px=8), 'plan metaearth has no overlap_px; only fast and few have it'),
     ],
 )
 def test_impossible_numbers_are_named(options, message):

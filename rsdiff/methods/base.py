@@ -24,6 +24,7 @@ Frozen = dict[str, Any]  # name → parameters of a network that is not trained
 NO_FROZEN: Frozen = {}
 GENERATOR = 'generator'  # the part used for sampling, and the only one with parameter averages
 DISCRIMINATOR = 'discriminator'
+FEW_STEPS = 4  # a generator that samples in at most so many evaluations samples in few
 TEACHER = 'teacher'  # the name of a frozen generator's parameters
 
 

@@ -24,10 +24,8 @@ from rsdiff.base.errors import BadInput
 from rsdiff.base.ranges import check_range
 from rsdiff.diffusion.schedule import Schedule, to_x0
 from rsdiff.diffusion.solvers import integrate, solver_steps, timestep_grid
-from rsdiff.methods.base import TEACHER
+from rsdiff.methods.base import FEW_STEPS, TEACHER
 from rsdiff.methods.diffusion import Diffusion, DiffusionConfig, NoisyImageLossConfig
-
-MOST_STEPS = 4
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,7 +47,7 @@ class DistillationConfig(DiffusionConfig):
     image_loss: NoisyImageLossConfig = NoisyImageLossConfig(least_snr=0.0)
 
     def __post_init__(self):
-        check_range(self, 1, MOST_STEPS, 'steps')
+        check_range(self, 1, FEW_STEPS, 'steps')
         check_range(self, 1, 1000, 'teacher_steps')
         check_range(self, 0, 1e6, 'teacher_weight')
         super().__post_init__()

@@ -81,8 +81,8 @@ flags.DEFINE_integer('consistency_end', None, 'Step from which on the projection
 flags.DEFINE_bool('tiles', False, 'Sample one canvas of any size by sliding windows.')
 TILED = 'plan phases overlap noise wrap_x supertile region dry_run workers format'.split()
 flags.DEFINE_enum('plan', 'fast', typing.get_args(PlanName), 'With --tiles: see rsdiff/sampling/mosaic/plan.py.')
-flags.DEFINE_integer('phases', None, 'With --tiles: number of phases, for the plans fast and infinite.')
-flags.DEFINE_integer('overlap', None, 'With --tiles: window overlap in pixels, for the plan fast.')
+flags.DEFINE_integer('phases', None, 'With --tiles: number of phases, for the plans fast, infinite and few.')
+flags.DEFINE_integer('overlap', None, 'With --tiles: window overlap in pixels, for the plans fast and few.')
 flags.DEFINE_enum('noise', 'anchored', typing.get_args(noise.Kind), 'With --tiles: see rsdiff/diffusion/noise.py.')
 flags.DEFINE_bool('wrap_x', False, 'With --tiles: join the left and right edges, as at the dateline.')
 flags.DEFINE_integer(

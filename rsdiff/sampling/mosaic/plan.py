@@ -10,13 +10,15 @@ weights (`windows.Profile`). The result of the last phase is the image.
     multidiffusion   one per step   1/2                  mean          DDIM       Bar-Tal et al. 2023, arXiv 2302.08113
     spot             one per step   1, random offset     none          DDIM       Frolov et al. 2024, arXiv 2407.15507
     infinite         3              1/2                  linear        DDIM
+    few              one per step   1 less overlap       see below     DDIM
 
 W is the window size. Overlap dominates the cost: with a stride of W/2, every pixel is computed four times. `fast` has little
 overlap and uses it as follows. A network sees nothing beyond its window, and its outermost pixels are poor. So the outer
 third of the overlap has weight 0, and the middle third is a ramp, since a hard cut would be visible. The affected distance is
 a number of pixels, independent of the window size, so large windows need a smaller fraction. `fast` has as many phases as
 `infinite`, with window edges at different positions in each, so that an edge of one phase lies inside windows of the next.
-The effect of each of these numbers: docs/mosaic_ablation.md.
+`few` has the windows of `fast`; it is for generators that sample in one to four steps, such as students
+(`methods.distillation`). The effect of each of these numbers: docs/mosaic_ablation.md.
 """
 
 import dataclasses
@@ -29,9 +31,10 @@ import numpy as np
 from rsdiff.base.boxes import Box
 from rsdiff.base.errors import BadInput
 from rsdiff.diffusion.solvers import Solver
+from rsdiff.methods.base import FEW_STEPS
 from rsdiff.sampling.mosaic.windows import Lattice, Profile, cylinder_lattice, plane_lattice
 
-PlanName = Literal['fast', 'metaearth', 'multidiffusion', 'spot', 'infinite']
+PlanName = Literal['fast', 'metaearth', 'multidiffusion', 'spot', 'infinite', 'few']
 
 # Windows start at multiples of this. No condition is coarser, so every window starts at a pixel boundary of it.
 UNIT_PX = 4
@@ -152,10 +155,10 @@ def make_plan(
 
     Args:
       window_px: W, a multiple of 16.
-      phases: for `fast` and `infinite`.
-      overlap_px: overlap of windows, for `fast`; a multiple of 4.
+      phases: for `fast`, `infinite` and `few`.
+      overlap_px: overlap of windows, for `fast` and `few`; a multiple of 4.
       seed: for the offsets of `spot`.
-      timesteps: the method's number of timesteps, which limits the default of `steps`.
+      timesteps: the method's number of timesteps, which limits the default of `steps`; needed by `few`.
       solver: another solver than the plan's.
     Raises:
       BadInput: a value is out of range, or the plan does not have this parameter.
@@ -163,14 +166,21 @@ def make_plan(
     whole = lambda pixels: math.ceil(pixels / UNIT_PX) * UNIT_PX
     if name not in get_args(PlanName):
         raise BadInput(f'plan {name!r} is not one of {", ".join(get_args(PlanName))}')
-    for number, value, plans in (('phases', phases, ('fast', 'infinite')), ('overlap_px', overlap_px, ('fast',))):
+    if name == 'few' and (timesteps is None or timesteps > FEW_STEPS):
+        raise BadInput(
+            f'plan few is for generators of at most {FEW_STEPS} timesteps, such as students (docs/training.md), and this '
+            f'one has {timesteps or "an unknown number"}; use plan fast'
+        )
+    for number, value, plans in (
+        ('phases', phases, ('fast', 'infinite', 'few')),
+        ('overlap_px', overlap_px, ('fast', 'few')),
+    ):
         if value is not None and name not in plans:
-            raise BadInput(
-                f'plan {name} has no {number}; only {" and ".join(plans)} {"have" if plans[1:] else "has"} it'
-            )
+            raise BadInput(f'plan {name} has no {number}; only {" and ".join(plans)} have it')
     if steps is None:
         steps = min(FAST_STEPS if name == 'fast' else OTHER_STEPS, timesteps or MOST_STEPS)
-    phases = phases if phases is not None else min(PHASES, steps)
+    if phases is None:
+        phases = steps if name == 'few' else min(PHASES, steps)
     if not 1 <= steps <= MOST_STEPS:
         raise BadInput(f'steps is {steps}; it must be from 1 to {MOST_STEPS}')
     if not 1 <= phases <= steps:
@@ -188,7 +198,7 @@ def make_plan(
     offsets = [OFFSETS[n % len(OFFSETS)] for n in range(phases)][
         ::-1
     ]  # the last phase's lattice is the same in all plans
-    if name == 'fast':
+    if name in ('fast', 'few'):
         crop = overlap_px // 3
         made = [
             Phase(n, window_px - overlap_px, offset, crop, overlap_px - 2 * crop) for n, offset in zip(evenly, offsets)
