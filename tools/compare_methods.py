@@ -12,9 +12,7 @@ Run the same command again to continue. The last line is one JSON object, also w
 
 import dataclasses
 import hashlib
-import importlib
 import json
-import math
 import shutil
 import subprocess
 import sys
@@ -24,30 +22,25 @@ from typing import Any, Callable
 
 import compare_pages
 import jax
-import jax.numpy as jnp
 import ml_collections
 import numpy as np
 from absl import flags
 from benchmark_rounds import spread
+from equal_time import for_images, is_trained, load_config, train_to, training_speeds
 
 from rsdiff.base import folders
 from rsdiff.base.errors import BadInput
-from rsdiff.base.files import read_json, stamp, write_json
-from rsdiff.base.shipped import ROOT, find_config
+from rsdiff.base.files import read_json, stamp
+from rsdiff.base.shipped import ROOT
 from rsdiff.data.degradation import PRESETS, UPSCALE
 from rsdiff.data.folder import split_of
-from rsdiff.data.pipeline import batches, make_source
-from rsdiff.methods.base import fields_to_train
 from rsdiff.methods.sampling import sample
-from rsdiff.pretrained.weights import read_safetensors_metadata
 from rsdiff.programs import console
 from rsdiff.sampling.binding import bind_images
 from rsdiff.training import cost
 from rsdiff.training import mesh as meshes
-from rsdiff.training.checkpoint import CONFIG, RELEASE, Trained, claim_workdir, load_generator, release
+from rsdiff.training.checkpoint import RELEASE, Trained, load_generator
 from rsdiff.training.config import TrainConfig, from_dict, to_dict
-from rsdiff.training.loop import train
-from rsdiff.training.state import Trainer
 
 console.define_config('What to compare: a file like configs/sr_comparison.py, or its name.')
 OUT = flags.DEFINE_string('out', None, 'Output folder: new, or from an earlier run of this command.', required=True)
@@ -109,16 +102,8 @@ class Comparison:
             config.update(ml_collections.ConfigDict(settings))
         config.data.source = str(Path(DATA.value, of_track['source']))
         config.degradation = to_dict(PRESETS[of_track['degradation']])
-        config.total_images = images
-        never = {'checkpoint_images': 10**15, 'log_images': max(images // 50, 1)}
-        config.update(never | {'validation': {'every_images': 10**15}})
+        for_images(config, images)
         return from_dict(TrainConfig, config.to_dict())
-
-
-def load_config(name: str) -> ml_collections.ConfigDict:
-    """The config `NAME` or `NAME:VARIANT` in configs/. Flags of this program do not reach it."""
-    path, _, variant = find_config(name).partition(':')
-    return importlib.import_module(f'configs.{Path(path).stem}').get_config(*([variant] if variant else []))
 
 
 def read_comparison() -> Comparison:
@@ -209,43 +194,16 @@ def script(name: str, *arguments) -> None:
 def budgets(comparison: Comparison, track: str, names: list[str], out: Path) -> dict[str, dict[float, int]]:
     """For each method, the images to have seen at each snapshot: its own training speed times the optimiser time. Speeds that
     `speeds.json` does not have yet are measured in alternating rounds, and kept there."""
-    path = out / 'speeds.json'
-    known = read_json(path, 'remove it and run the same command again') if path.exists() else {}
-    missing = [name for name in names if name not in known]
-    if missing:
-        runners = {name: training_steps(comparison.config(track, name, 10**6)) for name in missing}
-        rounds = [{name: run() for name, run in runners.items()} for _ in range(ROUNDS)]
-        known |= {name: spread([row[name] for row in rounds]) for name in missing}
-        write_json(path, known)
+    speeds = training_speeds({name: comparison.config(track, name, 10**6) for name in names}, out / 'speeds.json')
     seen = {}
     for name in names:
-        method, rate = comparison.methods[name], known[name]['median']
+        method = comparison.methods[name]
         seen[name] = {
-            share: max(1, round(60 * comparison.minutes * (share - method.share) * rate))
+            share: max(1, round(60 * comparison.minutes * (share - method.share) * speeds[name]))
             for share in comparison.snapshots
             if share > method.share
         }
     return seen
-
-
-def training_steps(config: TrainConfig) -> Callable[[], float]:
-    """A function that trains a new state for `STEPS` steps and returns images per second; compiles here."""
-    mesh = meshes.make_mesh(config.mesh.fsdp)
-    source = make_source(config.data, fields=fields_to_train(config.method.fields))
-    batch = next(batches(source, config.data, config.seed, config.batch_size))
-    trainer = Trainer(config, mesh)
-    state = trainer.init(jax.random.key(0))
-
-    def run() -> float:
-        nonlocal state
-        start = time.perf_counter()
-        for _ in range(STEPS):
-            state, _ = trainer.step(state, meshes.put_batch(mesh, batch))
-        jax.block_until_ready(state)
-        return STEPS * config.batch_size / (time.perf_counter() - start)
-
-    run()
-    return run
 
 
 def train_method(comparison: Comparison, track: str, name: str, images: dict[float, int], out: Path) -> None:
@@ -255,26 +213,9 @@ def train_method(comparison: Comparison, track: str, name: str, images: dict[flo
         target, config = snapshot(out, name, share), comparison.config(track, name, count)
         if method.after:
             config = dataclasses.replace(config, init_from=str(snapshot(out, method.after, method.share)))
-        claim_workdir(run, config, allow_changes=False)
-        if (target / CONFIG).exists():  # written last
-            check_images(target, config)
-            continue
-        print(f'{track}: {name}, snapshot {share:g}, {count} images', file=sys.stderr)
-        summary = train(config, run)
-        if not summary['finished']:
-            raise KeyboardInterrupt
-        release(load_generator(run), target, jnp.float32)
-
-
-def check_images(target: Path, config: TrainConfig) -> None:
-    """Checks that a snapshot has seen as many images as its time allows. Raises BadInput."""
-    seen = read_safetensors_metadata(target / RELEASE)['images_seen']
-    expected = math.ceil(config.total_images / config.batch_size) * config.batch_size
-    if seen != str(expected):
-        raise BadInput(
-            f'{target} has seen {seen} images, and its time allows {expected}: speeds were measured again; remove '
-            f'{target.parent} and run the same command again'
-        )
+        if not is_trained(target):
+            print(f'{track}: {name}, snapshot {share:g}, {count} images', file=sys.stderr)
+        train_to(config, run, target)
 
 
 def snapshot(out: Path, name: str, share: float) -> Path:
@@ -290,7 +231,7 @@ def evaluate_set(
     folder = out / 'sets' / name
     snapshots = {
         f'{share:g}': {
-            method: path for method in names if ((path := snapshot(out / test.track, method, share)) / CONFIG).exists()
+            method: path for method in names if is_trained(path := snapshot(out / test.track, method, share))
         }
         for share in comparison.snapshots
     }

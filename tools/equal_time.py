@@ -1,0 +1,104 @@
+"""Training that is compared at equal optimiser time: how many images each method sees follows from its own speed.
+
+Speeds are measured in alternating rounds, so that whatever else the machine does affects all methods alike. Compilation,
+validation and checkpoints do not count.
+"""
+
+import importlib
+import math
+import time
+from pathlib import Path
+from typing import Callable
+
+import jax
+import jax.numpy as jnp
+import ml_collections
+from benchmark_rounds import spread
+
+from rsdiff.base.errors import BadInput
+from rsdiff.base.files import read_json, write_json
+from rsdiff.base.shipped import find_config
+from rsdiff.data.pipeline import batches, make_source
+from rsdiff.methods.base import fields_to_train
+from rsdiff.pretrained.weights import read_safetensors_metadata
+from rsdiff.training import mesh as meshes
+from rsdiff.training.checkpoint import CONFIG, RELEASE, claim_workdir, load_generator, release
+from rsdiff.training.config import TrainConfig
+from rsdiff.training.loop import train
+from rsdiff.training.state import Trainer
+
+ROUNDS, STEPS = 5, 4
+NEVER = 10**15
+
+
+def load_config(name: str) -> ml_collections.ConfigDict:
+    """The config `NAME` or `NAME:VARIANT` in configs/. Flags of the calling program do not reach it."""
+    path, _, variant = find_config(name).partition(':')
+    return importlib.import_module(f'configs.{Path(path).stem}').get_config(*([variant] if variant else []))
+
+
+def for_images(config: ml_collections.ConfigDict, images: int) -> None:
+    """Sets the length of a run, which has no validation or checkpoint before its end."""
+    config.total_images = images
+    config.checkpoint_images, config.validation.every_images = NEVER, NEVER
+    config.log_images = max(images // 50, 1)
+
+
+def training_speeds(configs: dict[str, TrainConfig], path: Path) -> dict[str, float]:
+    """Images per second of each run. Those that the file `path` does not have yet are measured, and kept there."""
+    known = read_json(path, 'remove it and run the same command again') if path.exists() else {}
+    missing = [name for name in configs if name not in known]
+    if missing:
+        runners = {name: training_steps(configs[name]) for name in missing}
+        rounds = [{name: run() for name, run in runners.items()} for _ in range(ROUNDS)]
+        known |= {name: spread([row[name] for row in rounds]) for name in missing}
+        write_json(path, known)
+    return {name: known[name]['median'] for name in configs}
+
+
+def training_steps(config: TrainConfig) -> Callable[[], float]:
+    """A function that trains a new state for `STEPS` steps and returns images per second; compiles here."""
+    mesh = meshes.make_mesh(config.mesh.fsdp)
+    source = make_source(config.data, fields=fields_to_train(config.method.fields))
+    batch = next(batches(source, config.data, config.seed, config.batch_size))
+    trainer = Trainer(config, mesh)
+    state = trainer.init(jax.random.key(0))
+
+    def run() -> float:
+        nonlocal state
+        start = time.perf_counter()
+        for _ in range(STEPS):
+            state, _ = trainer.step(state, meshes.put_batch(mesh, batch))
+        jax.block_until_ready(state)
+        return STEPS * config.batch_size / (time.perf_counter() - start)
+
+    run()
+    return run
+
+
+def is_trained(snapshot: Path) -> bool:
+    """Whether `train_to` has written this snapshot."""
+    return (snapshot / CONFIG).exists()  # written last
+
+
+def train_to(config: TrainConfig, run: Path, snapshot: Path) -> None:
+    """Trains the run in the folder `run` until `config.total_images` and releases its weights, in float32, as `snapshot`,
+    unless that exists.
+
+    Raises:
+      BadInput: the run has other settings, or the snapshot has seen another number of images.
+      KeyboardInterrupt: the run was asked to stop.
+    """
+    claim_workdir(run, config, allow_changes=False)
+    if not is_trained(snapshot):
+        if not train(config, run)['finished']:
+            raise KeyboardInterrupt
+        release(load_generator(run), snapshot, jnp.float32)
+        return
+    seen = read_safetensors_metadata(snapshot / RELEASE)['images_seen']
+    expected = math.ceil(config.total_images / config.batch_size) * config.batch_size
+    if seen != str(expected):
+        raise BadInput(
+            f'{snapshot} has seen {seen} images, and its time allows {expected}: speeds were measured again; remove '
+            f'{snapshot.parent} and run the same command again'
+        )

@@ -1,0 +1,265 @@
+"""Searches for the best generator at equal optimiser time, by halving.
+
+    python tools/search.py --config configs/aerial_search.py --data data/aerial --pairs UCM:val --out runs/search --pages docs
+
+Every candidate of the config, settings that differ from a base, is trained for a few minutes and evaluated on validation
+images. The better half goes on, until the last rung. How many images a candidate sees in a minute follows from its own speed,
+measured beside the others'. The score, lower is better, is the geometric mean of LPIPS and fd_efflite0, each divided by
+that of bicubic enlargement. PAGES gets search.md and search.png, and pictures of the last rung in search_samples.png.
+
+Run the same command again to continue. With --jobs N, or started several times, candidates are shared out; set
+XLA_FLAGS=--xla_cpu_multi_thread_eigen=false to give each one core. The last line is one JSON object, also written to OUT/search.json.
+"""
+
+import dataclasses
+import functools
+import math
+import shutil
+import subprocess
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+import ml_collections
+from absl import flags
+from equal_time import for_images, is_trained, load_config, train_to, training_speeds
+from matplotlib.figure import Figure
+
+from rsdiff.base import folders
+from rsdiff.base.errors import BadInput
+from rsdiff.base.files import read_json, write_text_atomically
+from rsdiff.base.shipped import ROOT
+from rsdiff.base.work import Claims, end_without_parent, is_local_worker, local_workers, share_out
+from rsdiff.evaluation.tables import Shown, markdown
+from rsdiff.programs import console
+from rsdiff.training.config import TrainConfig, from_dict
+
+console.define_config('What to search: a file like configs/aerial_search.py, or its name.')
+OUT = flags.DEFINE_string('out', None, 'Output folder: new, or from an earlier run of this command.', required=True)
+DATA = flags.DEFINE_string('data', None, 'The training data, as config.data.source.', required=True)
+PAIRS = flags.DEFINE_string('pairs', None, 'DIR:SPLIT with the validation images.', required=True)
+PAGES = flags.DEFINE_string('pages', None, 'Folder for the table and pictures; default: OUT.')
+JOBS = flags.DEFINE_integer('jobs', 1, 'Processes that train candidates at the same time.', lower_bound=1)
+
+MEASURES = 'lpips_alexnet', 'fd_efflite0'  # those of the score
+FIDELITY = 'psnr', 'lpips_alexnet', 'detail_ratio', 'hallucination'
+HEADINGS = {
+    'lpips_alexnet': ('LPIPS (AlexNet)', 3),
+    'fd_efflite0': ('fd_efflite0', 1),
+    'psnr': ('PSNR, dB', 2),
+    'detail_ratio': ('detail', 2),
+    'hallucination': ('hallucination', 2),
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Search:
+    """The config: optimiser `minutes` at the end of each rung, ascending; settings of all runs that differ from those of the
+    config `base`, and of each candidate; how validation images are degraded and how many are used, and network
+    evaluations for each, at most."""
+
+    base: str
+    minutes: tuple[float, ...]
+    settings: dict[str, Any]
+    candidates: dict[str, dict[str, Any]]
+    degradation: str
+    images: int
+    steps: int
+
+    def config(self, name: str, images: int) -> TrainConfig:
+        """The settings of a candidate's run of `images` images."""
+        own = dict(self.candidates[name])
+        config = load_config(own.pop('base', self.base))
+        for settings in (self.settings, own):
+            config.update(ml_collections.ConfigDict(settings))
+        config.data.source = DATA.value
+        for_images(config, images)
+        return from_dict(TrainConfig, config.to_dict())
+
+
+def read_search() -> Search:
+    """The search that --config describes.
+
+    Raises:
+      BadInput: something in it is missing, unknown or contradictory.
+    """
+    if flags.FLAGS.config is None:
+        raise BadInput('give --config FILE or NAME')
+    try:
+        search = Search(**flags.FLAGS.config.to_dict())
+        rising = list(search.minutes) == sorted({*search.minutes}) and search.minutes[0] > 0
+    except (KeyError, TypeError, AttributeError, IndexError) as error:
+        raise BadInput(f'--config: not a search: {error}; see configs/aerial_search.py') from None
+    if not rising:
+        raise BadInput(f'--config: minutes is {search.minutes}; each must be more than the one before')
+    for name in search.candidates:
+        try:
+            search.config(name, 1)
+        except (KeyError, TypeError, AttributeError) as error:
+            raise BadInput(f'--config: candidate {name}: {error}') from None
+    return search
+
+
+def main() -> None:
+    started, search, out = time.monotonic(), read_search(), Path(OUT.value)
+    folders.claim_folder(out, dataclasses.asdict(search) | {'data': DATA.value, 'pairs': PAIRS.value})
+    console.enable_compilation_cache()
+    claims, alive, rungs = Claims(out / 'claims'), list(search.candidates), {}
+    with local_workers(JOBS.value):
+        once('speeds', claims, (out / 'speeds.json').exists, functools.partial(speeds, search, out))
+        rates = speeds(search, out)
+        for minutes in search.minutes:
+            done = lambda name, minutes=minutes: is_trained(snapshot(out, name, minutes))
+            make = functools.partial(train_rung, search, out, rates, minutes)
+            for _ in share_out(alive, done, make, claims.claim):
+                end_without_parent()
+            judge = functools.partial(evaluate, search, out, minutes, alive)
+            once(f'evaluation_{minutes:g}', claims, result_of(out, minutes).exists, judge)
+            rungs[f'{minutes:g}'] = rung = read_json(result_of(out, minutes))['rows']
+            alive = better_half(rung, alive)
+    if is_local_worker():
+        return
+    pages = Path(PAGES.value or out)
+    write_pages(search, rungs, rates, out, pages)
+    console.finish(
+        {
+            'out': str(out),
+            'pages': str(pages),
+            'chosen': alive[0],
+            'candidates': dict(rows(search, rungs, rates)),
+            'seconds': round(time.monotonic() - started, 1),
+        },
+        out / 'search.json',
+    )
+
+
+def once(name: str, claims: Claims, is_done, make) -> None:
+    """Has one process make something, while the others wait for it."""
+    for _ in share_out([name], lambda _: is_done(), lambda _: make(), claims.claim):
+        pass
+
+
+def speeds(search: Search, out: Path) -> dict[str, float]:
+    """Training images per second of each candidate."""
+    return training_speeds({name: search.config(name, 10**6) for name in search.candidates}, out / 'speeds.json')
+
+
+def snapshot(out: Path, name: str, minutes: float) -> Path:
+    """The folder of a candidate's weights at the end of a rung."""
+    return out / 'candidates' / name / f'{minutes:g}'
+
+
+def images_in(minutes: float, rate: float) -> int:
+    """The images that a candidate sees in so many minutes."""
+    return max(1, round(60 * minutes * rate))
+
+
+def train_rung(search: Search, out: Path, rates: dict[str, float], minutes: float, name: str) -> None:
+    images = images_in(minutes, rates[name])
+    print(f'{name}: to {minutes:g} minutes, {images} images', file=sys.stderr)
+    train_to(search.config(name, images), out / 'candidates' / name / 'run', snapshot(out, name, minutes))
+
+
+def result_of(out: Path, minutes: float) -> Path:
+    """The evaluation of a rung."""
+    return out / 'evaluations' / f'{minutes:g}' / 'evaluate.json'
+
+
+def evaluate(search: Search, out: Path, minutes: float, alive: list[str]) -> None:
+    """Evaluates the candidates of a rung, with tools/evaluate.py."""
+    options = {
+        'pairs': PAIRS.value,
+        'degradation': search.degradation,
+        'limit': search.images,
+        'steps': search.steps,
+        'metrics': ','.join(FIDELITY),
+        'out': result_of(out, minutes).parent,
+    }
+    command = [sys.executable, str(ROOT / 'tools' / 'evaluate.py')]
+    command += [f'--{name}={value}' for name, value in options.items()]
+    command += [f'--checkpoint={name}={snapshot(out, name, minutes)}' for name in alive]
+    if status := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
+        sys.exit(status)
+
+
+def score(rung: dict[str, Any], name: str) -> float:
+    """The geometric mean of `MEASURES`, each divided by bicubic enlargement's; lower is better."""
+    ratios = [rung[name][measure]['value'] / rung['bicubic'][measure]['value'] for measure in MEASURES]
+    return math.prod(ratios) ** (1 / len(ratios))
+
+
+def better_half(rung: dict[str, Any], alive: list[str]) -> list[str]:
+    """The candidates that go on, best first: half of them, rounded up."""
+    return sorted(alive, key=lambda name: score(rung, name))[: (len(alive) + 1) // 2]
+
+
+def rows(search: Search, rungs: dict[str, Any], rates: dict[str, float]) -> list[tuple[str, dict[str, Any]]]:
+    """Each candidate, those that came furthest first and then the best: where it ended, and what was measured there."""
+    found = []
+    for name in search.candidates:
+        minutes = [minutes for minutes, rung in rungs.items() if name in rung][-1]
+        row = rungs[minutes][name]
+        values = {measure: row[measure]['value'] for measure in HEADINGS}
+        images = images_in(float(minutes), rates[name])
+        told = {'minutes': float(minutes), 'images': images, 'score': score(rungs[minutes], name)}
+        found.append((name, told | values))
+    return sorted(found, key=lambda item: (-item[1]['minutes'], item[1]['score']))
+
+
+def write_pages(search: Search, rungs: dict[str, Any], rates: dict[str, float], out: Path, pages: Path) -> None:
+    """Writes search.md, search.png and search_samples.png."""
+    pages.mkdir(parents=True, exist_ok=True)
+    columns = [
+        Shown('candidate', lambda row: row[0], number=False),
+        Shown('settings', lambda row: described(search.candidates[row[0]]), number=False),
+        Shown('minutes', lambda row: f'{row[1]["minutes"]:g}'),
+        Shown('images', lambda row: f'{row[1]["images"]:,}'),
+        Shown('score ↓', lambda row: f'{row[1]["score"]:.3f}'),
+        *(
+            Shown(heading, lambda row, measure=measure, digits=digits: f'{row[1][measure]:.{digits}f}')
+            for measure, (heading, digits) in HEADINGS.items()
+        ),
+    ]
+    halvings = ', '.join(f'{minutes:g}' for minutes in search.minutes)
+    text = [
+        '# Search at equal optimiser time',
+        f'Base: `configs/{search.base}.py`. Rungs end after {halvings} optimiser minutes; the better half goes on. '
+        f'{search.images} validation images, degraded by {search.degradation}, at most {search.steps} evaluations. Score: '
+        "geometric mean of LPIPS and fd_efflite0, each divided by bicubic enlargement's.",
+        markdown(columns, rows(search, rungs, rates)).rstrip('\n'),
+        '![Score over optimiser minutes](search.png)',
+        '![Samples of the last rung](search_samples.png)',
+    ]
+    draw(rungs).savefig(pages / 'search.png', dpi=110)
+    shutil.copyfile(result_of(out, search.minutes[-1]).parent / 'grid.png', pages / 'search_samples.png')
+    write_text_atomically(pages / 'search.md', '\n\n'.join(text) + '\n')
+
+
+def described(settings: dict[str, Any], prefix: str = '') -> str:
+    """Nested settings in one line: dotted names and values."""
+    parts = []
+    for name, value in settings.items():
+        dotted = f'{prefix}{name}'
+        parts.append(described(value, f'{dotted}.') if isinstance(value, dict) else f'{dotted}={value}')
+    return ', '.join(parts) or 'the base'
+
+
+def draw(rungs: dict[str, Any]) -> Figure:
+    """The score of every candidate over optimiser minutes."""
+    figure = Figure(figsize=(8, 4.5), layout='constrained')
+    axes = figure.subplots()
+    names = [name for name in next(iter(rungs.values())) if name not in ('nearest', 'bicubic', 'truth')]
+    for number, name in enumerate(names):
+        points = [(float(minutes), score(rung, name)) for minutes, rung in rungs.items() if name in rung]
+        marker = 'os^Dv'[number // 10 % 5]
+        axes.plot(*zip(*points), marker=marker, markersize=4, color=f'C{number % 10}', label=name)
+    axes.set_xlabel('optimiser minutes')
+    axes.set_ylabel('score')
+    axes.spines[['top', 'right']].set_visible(False)
+    figure.legend(frameon=False, fontsize=7, loc='outside right upper')
+    return figure
+
+
+if __name__ == '__main__':
+    console.run(main)
