@@ -124,6 +124,15 @@ def test_the_loss_is_the_distance_to_what_is_taught_and_falls(params, prepared, 
     assert float(loss(state['params'])[0]) < 0.9 * before
 
 
+def test_without_a_teacher_only_real_images_teach(prepared):
+    shown = NoisyImageLossConfig(l1_weight=2.0, least_snr=0.0)
+    method = make_method(dataclasses.replace(STUDENT, teacher_weight=0.0, image_loss=shown), LIGHT)
+    assert method.teacher is None and make_method(dataclasses.replace(STUDENT, teacher='t')).teacher == 't'
+    loss = jax.jit(lambda params: method.loss('generator', params, {'generator': {}}, {}, prepared, KEY))
+    value, (metrics, _) = loss(drawn(method))
+    assert float(metrics['error']) == 0 and float(value) == pytest.approx(2 * float(metrics['l1']), rel=1e-6)
+
+
 def test_a_run_of_a_student_starts_from_its_teacher_and_is_sampled_in_its_steps(teacher, image_folder, tmp_path):
     config = dataclasses.replace(student_config(teacher, image_folder), init_from=str(teacher))
     summary = train(config, tmp_path / 'run', show=False)

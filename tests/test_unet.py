@@ -13,7 +13,7 @@ from configs import demo, metaearth
 from rsdiff.base.keys import Keys
 from rsdiff.diffusion.constraints import Projection, smooth_up
 from rsdiff.diffusion.objective import ObjectiveConfig
-from rsdiff.diffusion.schedule import ResShiftConfig
+from rsdiff.diffusion.schedule import ResShiftConfig, to_x0
 from rsdiff.methods.codec import IdentityConfig, ResidualConfig
 from rsdiff.methods.diffusion import Diffusion, DiffusionConfig
 from rsdiff.methods.sampling import sample
@@ -249,6 +249,19 @@ def test_an_enlarged_condition_is_concatenated_as_it_is():
     assert params['generator']['conv_in']['kernel'].shape[2] == 2 * 3 * TINY.patch**2
     (features,) = generator.network(params).encode(CONDITION).features
     np.testing.assert_allclose(features, folded(smooth_up(LR, 4), TINY.patch), atol=1e-6)
+
+
+def test_convolutions_at_full_size_start_as_nothing_and_learn():
+    method = Diffusion(DiffusionConfig(model=dataclasses.replace(TINY, refine=4)))
+    fresh = jax.jit(lambda key: method.predict(method.init(key), {}, CONDITION)(X, T))(jax.random.key(0))
+    plain = Diffusion(DiffusionConfig(model=TINY, objective=ObjectiveConfig('x0')))
+    assert {*shapes_of(method)['generator']} - {*shapes_of(plain)['generator']} == {'refine1', 'refine2'}
+    params = drawn(method)
+    gradient = jax.jit(jax.grad(lambda params: loss_of(method, params)))(params)
+    assert all(np.any(leaf) for leaf in jax.tree.leaves(gradient))
+    output = jax.jit(lambda: method.denoiser(params, CONDITION)(X, T))()
+    assert output.shape == X.shape and output.dtype == jnp.float32
+    np.testing.assert_allclose(fresh, to_x0(method.schedule, 'eps', 0.0, X, T), rtol=1e-5)
 
 
 def test_an_alignment_block_starts_as_nothing_and_learns():

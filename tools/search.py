@@ -71,6 +71,7 @@ class Search:
         """The settings of a candidate's run of `images` images."""
         own = dict(self.candidates[name])
         config = load_config(own.pop('base', self.base))
+        config.unlock()  # a candidate may have another kind of network or codec; unknown settings are found below
         for settings in (self.settings, own):
             config.update(ml_collections.ConfigDict(settings))
         config.data.source = DATA.value

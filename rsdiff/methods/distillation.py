@@ -36,7 +36,7 @@ class DistillationConfig(DiffusionConfig):
       steps: K.
       teacher: the teacher, a run or a release.
       teacher_steps: evaluations of the teacher for a sample, by DPM-Solver++(2M).
-      teacher_weight: the weight of (1).
+      teacher_weight: the weight of (1); with 0 there is no teacher, and only real images teach.
     """
 
     kind: Literal['distillation'] = 'distillation'  # pyright: ignore[reportIncompatibleVariableOverride]
@@ -88,13 +88,15 @@ class Distillation(Diffusion):
         return self.teacher_method.schedule.at(self.grid)
 
     @property
-    def teacher(self) -> str:
-        return self.config.teacher
+    def teacher(self) -> str | None:
+        return self.config.teacher if self.config.teacher_weight else None
 
     def time(self, t):
         return self.teacher_method.time(jnp.asarray(self.grid)[t])
 
     def errors(self, frozen, condition, noisy, prediction):
+        if not self.config.teacher_weight:
+            return jnp.zeros(len(noisy.z0))
         z0 = to_x0(self.schedule, self.config.objective.prediction, prediction, noisy.zt, noisy.t)
         wanted = jax.lax.stop_gradient(self.taught(frozen, condition, noisy.zt, noisy.t))
         return self.config.teacher_weight * jnp.mean((z0 - wanted) ** 2, axis=range(1, z0.ndim))

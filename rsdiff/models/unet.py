@@ -8,8 +8,9 @@
     tokens (text …) ─ linear ─ cross-attention wherever there is self-attention
 
 The architecture is MetaEarth's (Yu et al. 2024, arXiv 2405.13570); widths, blocks and heads are not published and are ours.
-One addition: `patch` folds patch × patch pixels into channels at input and output (Hoogeboom et al. 2023, arXiv
-2301.11093, §3.3), for speed.
+Two additions: `patch` folds patch × patch pixels into channels at input and output (Hoogeboom et al. 2023, arXiv
+2301.11093, §3.3), for speed. With `refine`, two convolutions at full size, which also see x_t, follow: pixels that were folded
+together are predicted apart, which leaves a grid of patches.
 """
 
 import dataclasses
@@ -36,7 +37,8 @@ MOST_PARAMETERS = 2e10
 @dataclasses.dataclass(frozen=True)
 class UNetConfig:
     """Sizes of the network, and the fields of its condition by name. Level i works at 1/(patch · 2^i) of the image size with
-    width · multipliers[i] channels; `channels` is the number of image channels. Fields are sorted by name, so that the order in
+    width · multipliers[i] channels; `channels` is the number of image channels, `refine` that of the convolutions at full size, 0
+    without them. Fields are sorted by name, so that the order in
     which a config lists them decides neither the parameters nor the result."""
 
     width: int = 64
@@ -51,6 +53,7 @@ class UNetConfig:
     tokens: dict[str, Tokens] = dataclasses.field(default_factory=dict)
     dtype: Literal['float32', 'bfloat16'] = 'float32'
     remat: bool = False
+    refine: int = 0
 
     def __post_init__(self):
         for kind in ('spatial', 'numbers', 'tokens'):
@@ -59,6 +62,7 @@ class UNetConfig:
         check_range(self, 1e-3, 64, 'multipliers')
         check_range(self, 1, 16, 'blocks', 'patch')
         check_range(self, 1, 256, 'channels')
+        check_range(self, 0, 256, 'refine')
         check_range(self, 0, MOST_LEVELS - 1, 'attention_levels')
         if not 1 <= len(self.multipliers) <= MOST_LEVELS:
             raise BadInput(f'multipliers has {len(self.multipliers)} values; it must have 1 to {MOST_LEVELS}')
@@ -317,7 +321,12 @@ class UNet(nnx.Module):
         self.up, self.upsample = nnx.List(up), nnx.List(upsample)
 
         self.norm_out = group_norm(channels, dtype=dtype, rngs=rngs)
-        self.conv_out = nnx.Conv(channels, pixels, (3, 3), kernel_init=zeros, **make)
+        if config.refine:
+            self.conv_out = nnx.Conv(channels, config.refine * config.patch**2, (3, 3), **make)
+            self.refine1 = nnx.Conv(config.refine + config.channels, config.refine, (3, 3), **make)
+            self.refine2 = nnx.Conv(config.refine, config.channels, (3, 3), kernel_init=zeros, **make)
+        else:
+            self.conv_out = nnx.Conv(channels, pixels, (3, 3), kernel_init=zeros, **make)
 
     def encode(self, condition: Condition) -> Encoded:
         """Encodes a condition, once for all steps.
@@ -414,5 +423,9 @@ class UNet(nnx.Module):
             if level != 0:
                 x = next(upsample)(nearest_up(x, 2))
 
-        out = self.conv_out(nnx.silu(self.norm_out(x))).astype(jnp.float32)
-        return rearrange(out, 'b h w (p q c) -> b (h p) (w q) c', p=config.patch, q=config.patch)
+        out = self.conv_out(nnx.silu(self.norm_out(x)))
+        out = rearrange(out, 'b h w (p q c) -> b (h p) (w q) c', p=config.patch, q=config.patch)
+        if config.refine:
+            seen = jnp.concatenate([out, xt.astype(out.dtype)], axis=-1)
+            out = self.refine2(nnx.silu(self.refine1(seen)))
+        return out.astype(jnp.float32)
