@@ -9,12 +9,13 @@
 # --variants (images per training image), --gsd_m (metres per pixel, if the manifest does not give it), --steps (network
 # evaluations per image), --solver and --strength (below 1: start from the noised real image) are flags of sample.py. They
 # need --checkpoint.
+# --problem super_resolution asks the same of networks that enlarge images four times (tools/downstream_super_resolution.py).
 # MORE: --encoder embedded|tiny|FOLDER|HUB_NAME (a CLIP or SigLIP), --seeds 5, --methods LIST, --jobs N, --preset metaearth
 # (150 real images per class and five synthetic images of each, as Yu et al. 2024 on seven classes), and after -- any other
 # flag of tools/downstream.py, such as -- --steps 250 (optimiser steps). The report is OUT/comparison/report.html.
 set -euo pipefail
 refuse() { echo "error: $1; see --help" >&2; exit 2; }
-real='' synthetic='' checkpoint='' out='' encoder=embedded preset=''
+real='' synthetic='' checkpoint='' out='' encoder='' preset='' problem=classification
 sampling=() comparing=()
 while [ $# -gt 0 ]; do
     case "$1" in
@@ -23,12 +24,12 @@ while [ $# -gt 0 ]; do
         --*=*) set -- "${1%%=*}" "${1#*=}" "${@:2}"; continue ;;
     esac
     case "$1" in
-        --real|--synthetic|--checkpoint|--out|--variants|--gsd_m|--steps|--solver|--strength|--encoder|--seeds|--methods|--jobs|--preset)
+        --real|--synthetic|--checkpoint|--out|--variants|--gsd_m|--steps|--solver|--strength|--encoder|--seeds|--methods|--jobs|--preset|--problem)
             [ $# -ge 2 ] && [ -n "$2" ] && [ "${2#--}" = "$2" ] || refuse "$1 needs a value" ;;
         *) refuse "unknown argument $1" ;;
     esac
     case "$1" in
-        --real|--synthetic|--checkpoint|--out|--encoder|--preset) printf -v "${1#--}" %s "$2" ;;
+        --real|--synthetic|--checkpoint|--out|--encoder|--preset|--problem) printf -v "${1#--}" %s "$2" ;;
         --variants|--gsd_m|--steps|--solver|--strength) sampling+=("$1" "$2") ;;
         *) comparing+=("$1" "$2") ;;
     esac
@@ -39,6 +40,11 @@ case "$preset" in
     '') ;;
     metaearth) comparing=(--real_per_class 150 --ratios 5 ${comparing[@]+"${comparing[@]}"}) ;;  # explicit flags override the preset
     *) refuse "--preset $preset: the only preset is metaearth" ;;
+esac
+case "$problem" in
+    classification) tool=downstream.py; comparing=(--encoder "${encoder:-embedded}" ${comparing[@]+"${comparing[@]}"}) ;;
+    super_resolution) tool=downstream_super_resolution.py; [ -z "$encoder" ] || refuse "--encoder is for --problem classification" ;;
+    *) refuse "--problem $problem: there are classification and super_resolution" ;;
 esac
 [ -n "$checkpoint$synthetic" ] || refuse "give --checkpoint or --synthetic"
 [ -z "$checkpoint" ] || [ -z "$synthetic" ] || refuse "give --checkpoint or --synthetic, not both"
@@ -55,5 +61,5 @@ if [ -n "$checkpoint" ]; then
     python "$root/sample.py" --checkpoint "$checkpoint" --condition "$real" --split train --degrade --variants 5 --steps 20 \
         --out "$synthetic" ${sampling[@]+"${sampling[@]}"}
 fi
-python "$root/tools/downstream.py" --real "$real" --synthetic "$synthetic" --encoder "$encoder" --out "$out/comparison" \
+python "$root/tools/$tool" --real "$real" --synthetic "$synthetic" --out "$out/comparison" \
     ${comparing[@]+"${comparing[@]}"}

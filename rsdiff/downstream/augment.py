@@ -19,15 +19,23 @@ CUT_SIDE = 0.5
 
 def view(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """Randomly flipped, rotated and cropped, with random brightness, contrast and saturation."""
-    transpose, upside_down, mirror = generator.random(3) < 0.5
-    turned = image.swapaxes(0, 1) if transpose else image
-    turned = turned[:: -1 if upside_down else 1, :: -1 if mirror else 1]
-    n = len(image)
+    n, image = len(image), turned(image, generator)
     side = n * np.sqrt(generator.uniform(LEAST_AREA, 1))
     top, left = generator.uniform(0, n - side, 2)
-    seen = Image.fromarray(np.ascontiguousarray(turned)).resize(
-        (n, n), Image.Resampling.BICUBIC, (left, top, left + side, top + side)
-    )
+    seen = Image.fromarray(image).resize((n, n), Image.Resampling.BICUBIC, (left, top, left + side, top + side))
+    return jittered(np.asarray(seen), generator)
+
+
+def turned(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """In one of the eight orientations of a square."""
+    transpose, upside_down, mirror = generator.random(3) < 0.5
+    image = image.swapaxes(0, 1) if transpose else image
+    return np.ascontiguousarray(image[:: -1 if upside_down else 1, :: -1 if mirror else 1])
+
+
+def jittered(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
+    """With random brightness, contrast and saturation."""
+    seen = Image.fromarray(image)
     for kind in ImageEnhance.Brightness, ImageEnhance.Contrast, ImageEnhance.Color:
         seen = kind(seen).enhance(generator.uniform(1 - COLOUR_CHANGE, 1 + COLOUR_CHANGE))
     return np.asarray(seen)
@@ -42,20 +50,20 @@ def mixup(a: np.ndarray, b: np.ndarray, generator: np.random.Generator) -> tuple
 def cutout(image: np.ndarray, generator: np.random.Generator) -> np.ndarray:
     """(2)."""
     result = image.copy()
-    result[_window(len(image), CUT_SIDE, generator)] = np.rint(image.mean((0, 1)))
+    result[window(len(image), CUT_SIDE, generator)] = np.rint(image.mean((0, 1)))
     return result
 
 
 def cutmix(a: np.ndarray, b: np.ndarray, generator: np.random.Generator) -> tuple[np.ndarray, float]:
     """(3): the image, and λ."""
-    window = _window(len(a), np.sqrt(1 - generator.random()), generator)
+    cut = window(len(a), np.sqrt(1 - generator.random()), generator)
     result = a.copy()
-    result[window] = b[window]
-    return result, 1 - result[window].size / result.size
+    result[cut] = b[cut]
+    return result, 1 - result[cut].size / result.size
 
 
-def _window(n: int, share: float, generator: np.random.Generator) -> tuple[slice, slice]:
-    """A square with side `share` × n around a random point, clipped to the image."""
+def window(n: int, share: float, generator: np.random.Generator) -> tuple[slice, slice]:
+    """The rows and columns of a square with side `share` × n around a random point, clipped to the image."""
     half = share * n / 2
     rows, columns = (
         slice(max(0, round(centre - half)), min(n, round(centre + half))) for centre in generator.uniform(0, n, 2)

@@ -10,6 +10,7 @@ import hashlib
 import json
 from collections import Counter
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 from absl import logging
@@ -18,15 +19,25 @@ from rsdiff.base.errors import BadInput
 from rsdiff.data.fingerprints import fingerprint
 from rsdiff.data.folder import TRAIN, VALIDATION, Entry, canonical_split, read_folder
 from rsdiff.data.images import read_image
-from rsdiff.downstream.encoder import Encoder
 from rsdiff.downstream.leaks import HeldOut, known_to_the_generator, pixel_hash, recognisable
 
 NO_SOURCE = ''
 
 
+class Sized(Protocol):
+    """What determines the size at which images are read: an encoder, for example."""
+
+    @property
+    def image_size_px(self) -> int: ...
+
+    def resize(self, image: np.ndarray) -> np.ndarray:
+        """uint8 (h, w, 3) → uint8 (image_size_px, image_size_px, 3)."""
+        ...
+
+
 @dataclasses.dataclass(frozen=True)
 class Images:
-    """Labelled images at the encoder's input size.
+    """Labelled images at one size.
 
     Attributes:
       pixels: uint8 (n, size, size, 3).
@@ -101,7 +112,7 @@ class Task:
 
 
 def load_task(
-    real: Path | str, synthetic: Path | str, encoder: Encoder, evaluate_on: str = 'test', drop_duplicates: bool = False
+    real: Path | str, synthetic: Path | str, encoder: Sized, evaluate_on: str = 'test', drop_duplicates: bool = False
 ) -> Task:
     """Reads both folders, and raises if they do not allow a fair comparison.
 
@@ -301,7 +312,7 @@ def _source(entry: Entry) -> str | None:
     return NO_SOURCE if entry.extra['source'] is None else entry.extra['source']
 
 
-def _read(folder: Path | str, entries: list[Entry], classes: tuple[str, ...], encoder: Encoder) -> Images:
+def _read(folder: Path | str, entries: list[Entry], classes: tuple[str, ...], encoder: Sized) -> Images:
     pixels = np.empty((len(entries), encoder.image_size_px, encoder.image_size_px, 3), np.uint8)
 
     def look(row, entry):
