@@ -18,16 +18,21 @@ def pages(monkeypatch):
 
 
 def row(lpips):
-    return {'lpips_alexnet': {'value': lpips, 'low': lpips - 0.1, 'high': lpips + 0.1}}
+    return {
+        'lpips_alexnet': {'value': lpips, 'low': lpips - 0.1, 'high': lpips + 0.1},
+        'fd_efflite0': {'value': 100 * lpips, 'low': None, 'high': None},
+    }
 
 
 def result(folder):
     rows = {'nearest': row(0.7), 'bicubic': row(0.6), 'worse': row(0.5), 'better': row(0.3), 'truth': row(0.1)}
+    rows['better_seed1'] = row(0.35)
     early = {'images': 2, 'rows': {name: rows[name] for name in ('bicubic', 'better')}}
     final = {'images': 4, 'rows': rows, 'warnings': ['few images'], 'folder': str(folder)}
     cost = {'parameters': 2_000_000, 'evaluations_per_px': 4, 'mac_per_px': 5e5, 'px_per_second': {'median': 1000.0}}
     return {
         'minutes': 2.0,
+        'notes': ('a note',),
         'cost': {'better': cost},
         'sets': {'s': {'final': final, 'curve': {'0.5': early, '1': early}}},
     }
@@ -40,6 +45,7 @@ def test_methods_stand_between_the_controls_best_first(pages, tmp_path):
     places = [text.index(f'| {name} | 0.') for name in ('nearest', 'bicubic', 'better', 'worse', 'truth')]
     assert places == sorted(places)
     assert '| better | 2.00 | 4 | 0.5 | 1e+03 |' in text and '0.300 (0.200 to 0.400)' in text
+    assert '* a note' in text and '| better | 0.300, 0.350 | 30.0, 35.0 |' in text
     assert 'Warning: few images.' in text and (tmp_path / 'out' / 's.png').is_file()
     assert (tmp_path / 'out' / 'curves.png').stat().st_size > 1000
     assert (tmp_path / 'out' / 'methods.csv').read_text().count('better,lpips_alexnet') == 3

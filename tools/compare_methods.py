@@ -84,7 +84,8 @@ class TestSet:
 
 @dataclasses.dataclass(frozen=True)
 class Comparison:
-    """The config: `minutes` of optimiser time, `snapshots` as fractions of it, `settings` of all methods."""
+    """The config: `minutes` of optimiser time, `snapshots` as fractions of it, `settings` of all methods, and `notes` for those
+    who read the tables. A method NAME_seedN is another run of NAME."""
 
     minutes: float
     snapshots: tuple[float, ...]
@@ -93,6 +94,7 @@ class Comparison:
     methods: dict[str, Method]
     published: tuple[str, ...]
     sets: dict[str, TestSet]
+    notes: tuple[str, ...] = ()
 
     def config(self, track: str, name: str, images: int) -> TrainConfig:
         """The settings of a method's run of `images` images in a track, without `init_from`."""
@@ -164,10 +166,10 @@ def main() -> None:
         images = budgets(comparison, track, names, out / track)
         for name in names:
             train_method(comparison, track, name, images[name], out / track)
-    result = {'minutes': comparison.minutes, 'sets': {}}
+    result: dict[str, Any] = {'minutes': comparison.minutes, 'notes': comparison.notes, 'sets': {}}
     for name, test in comparison.sets.items():
         result['sets'][name] = evaluate_set(comparison, name, test, names, published, out)
-    result['cost'] = costs(comparison, names, published, out)
+    result['cost'] = costs(comparison, [name for name in names if '_seed' not in name], published, out)
     pages = Path(PAGES.value or out / 'pages')
     compare_pages.write(result, {name: test.pictures for name, test in comparison.sets.items()}, out, pages)
     console.finish(

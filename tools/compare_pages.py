@@ -27,19 +27,22 @@ def write(result: dict[str, Any], pictures: dict[str, bool], out: Path, pages: P
     """Writes README.md, methods.csv, curves.png and, of sets that may be shown, NAME.png into `pages`.
 
     Args:
-      result: of compare_methods: `minutes`, `cost`, and the evaluations of each set in `sets`.
+      result: of compare_methods: `minutes`, `notes`, `cost`, and the evaluations of each set in `sets`.
       pictures: whether a set's images may be shown.
     """
     pages.mkdir(parents=True, exist_ok=True)
     parts = [
         '# Super-resolution methods at equal optimiser time',
         f'{result["minutes"]:g} optimiser minutes per method. Values in brackets are 95 % intervals, by bootstrap over images.',
+        '\n'.join(f'* {note}' for note in result['notes']),
         cost_table(result['cost']),
     ]
     long = []
     for name, found in result['sets'].items():
         final = found['final']
-        parts += [f'## {name}', quality_table(final['rows'])]
+        parts += [f'## {name}', f'{final["images"]} images.', quality_table(final['rows'])]
+        if runs := runs_table(final['rows']):
+            parts += ['Several training runs of a method, which differ in their seed:', runs]
         parts += [f'Warning: {warning}.' for warning in final['warnings']]
         if pictures[name]:
             write_bytes_atomically(pages / f'{name}.png', (Path(final['folder']) / 'grid.png').read_bytes())
@@ -81,6 +84,22 @@ def quality_table(rows: dict[str, dict[str, Any]]) -> str:
         if any(name in row for row in rows.values())
     ]
     return markdown([Shown('method', lambda row: row[0], number=False), *shown], [*controls.items(), *methods, *truth])
+
+
+def runs_table(rows: dict[str, dict[str, Any]]) -> str:
+    """`CURVES` of every run of the methods that have several, NAME and NAME_seedN; '' if none has."""
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for name, row in rows.items():
+        groups.setdefault(name.partition('_seed')[0], []).append(row)
+    several = [(name, own) for name, own in groups.items() if len(own) > 1]
+    text = lambda own, measure, digits: ', '.join(f'{row[measure]["value"]:.{digits}f}' for row in own)
+    columns = [Shown('method', lambda item: item[0], number=False)]
+    columns += [
+        Shown(heading, lambda item, measure=measure, digits=digits: text(item[1], measure, digits))
+        for measure, (heading, digits) in COLUMNS.items()
+        if measure in CURVES
+    ]
+    return markdown(columns, several) if several else ''
 
 
 def cell(value: dict[str, Any] | None, digits: int) -> str:
