@@ -196,10 +196,11 @@ class _Laboratory:
         return sorted({number * count // EXAMPLES for number in range(EXAMPLES)})
 
 
-def summarise(cells: Sequence[dict[str, Any]], images: int) -> dict[str, Any]:
-    """Means over seeds, and changes against `real` with intervals and p, for each arm; and an answer by LPIPS.
+def summarise(cells: Sequence[dict[str, Any]], images: int, baseline: str = REAL) -> dict[str, Any]:
+    """Means over seeds, and changes against `baseline` with intervals and p, for each arm; and an answer by LPIPS.
 
     Args:
+      cells: as returned by `compare`; all arms have the same seeds.
       images: number of evaluated images.
     """
     bootstrap = PairedBootstrap(np.zeros(images, int), 1)
@@ -208,10 +209,10 @@ def summarise(cells: Sequence[dict[str, Any]], images: int) -> dict[str, Any]:
     }
     each = lambda own: np.array([np.stack([cell[name] for name in MEASURES], -1) for cell in own])
     changes: dict[str, list[Change]] = {}
-    if REAL in of_arm:
+    if baseline in of_arm:
         for arm, own in of_arm.items():
-            if arm != REAL:
-                changes[arm] = bootstrap.change_of_means(each(of_arm[REAL]), each(own))
+            if arm != baseline:
+                changes[arm] = bootstrap.change_of_means(each(of_arm[baseline]), each(own))
     rows = []
     for arm, own in of_arm.items():
         row: dict[str, Any] = {name: own[0][name] for name in ('arm', 'ratio', 'real_images', 'extra_images')}
@@ -219,7 +220,7 @@ def summarise(cells: Sequence[dict[str, Any]], images: int) -> dict[str, Any]:
         if arm in changes:
             for name, change in zip(MEASURES, changes[arm]):
                 row[f'{name}_change'] = dataclasses.asdict(change)
-            differences = [cell[FD] - before[FD] for cell, before in zip(own, of_arm[REAL], strict=True)]
+            differences = [cell[FD] - before[FD] for cell, before in zip(own, of_arm[baseline], strict=True)]
             mean, half = scores.mean_interval(differences)
             row[f'{FD}_change'] = {'value': mean, 'half': half}
         rows.append(row)
@@ -256,8 +257,8 @@ def _signed(change: dict[str, float], digits: int) -> str:
     return f'{change["value"]:+.{digits}f} ({change["low"]:+.{digits}f} to {change["high"]:+.{digits}f})'
 
 
-def table(summary: dict[str, Any]) -> str:
-    """The rows as Markdown; changes are against `real`, with their 95 % intervals."""
+def table(summary: dict[str, Any], heading: str = 'training images') -> str:
+    """The rows as Markdown; changes are against the baseline, with their 95 % intervals."""
 
     def change(row, name, digits):
         return _signed(row[f'{name}_change'], digits) if f'{name}_change' in row else ''
@@ -269,7 +270,7 @@ def table(summary: dict[str, Any]) -> str:
         return f'{found["value"]:+.1f}' + ('' if found['half'] is None else f' ± {found["half"]:.1f}')
 
     columns = [
-        Shown('training images', lambda row: row['arm'], number=False),
+        Shown(heading, lambda row: row['arm'], number=False),
         Shown('real', lambda row: str(row['real_images'])),
         Shown('extra', lambda row: str(row['extra_images'])),
         Shown('seeds', lambda row: str(row['seeds'])),
