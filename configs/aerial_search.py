@@ -11,7 +11,9 @@ import ml_collections
 
 
 def get_config():
-    network = lambda **changes: {'method': {'model': changes}}
+    # as the plan `fast` samples
+    method = lambda **changes: {'method': {'sampler': {'solver': 'dpm++2m', 'steps': 12}, **changes}}
+    network = lambda **changes: method(model=changes)
     # the first three of a classifier's five stages
     perceptual = {'perceptual_weight': 0.02, 'perceptual_layers': (0.1, 0.1, 1.0, 0.0, 0.0)}
     gan = {'gan_weight': 0.02, 'discriminator': {'features': 16}}
@@ -22,18 +24,16 @@ def get_config():
             'minutes': (15.0, 30.0, 60.0),
             'settings': {'ema': {'half_life_images': 5000}},
             'candidates': {
-                'base': {},
+                'base': method(),
                 'refined': network(refine=16),
                 'deep': network(blocks=2, width=80),
                 'patch2': network(patch=2, width=48, multipliers=(1, 2, 4), attention_levels=(2,), head_width=16),
                 'encoder': network(width=80, head_width=16, spatial={'lr': {'blocks': 3}}),
-                'crop128': {'data': {'size_px': 128}, 'batch_size': 2},
-                'unweighted': {'method': {'objective': {'p2_gamma': 0.0}}},
-                'perceptual': {'method': {'image_loss': perceptual, 'model': {'refine': 16}}},
-                'perceptual_gan': {
-                    'method': {'image_loss': perceptual | gan, 'model': {'refine': 16}},
-                    'optimizers': discriminator,
-                },
+                'crop128': method() | {'data': {'size_px': 128}, 'batch_size': 2},
+                'unweighted': method(objective={'p2_gamma': 0.0}),
+                'perceptual': method(image_loss=perceptual, model={'refine': 16}),
+                'perceptual_gan': method(image_loss=perceptual | gan, model={'refine': 16})
+                | {'optimizers': discriminator},
                 'few': {
                     'base': 'few',
                     'method': {
@@ -54,13 +54,12 @@ def get_config():
                         'l1_weight': 4.0,
                         'usm': False,
                     },
-                    'optimizer': {'learning_rate': 5e-4, 'warmup_images': 800},
+                    'optimizer': {'learning_rate': 5e-4, 'warmup_images': 800, 'weight_decay': 0.01, 'clip_norm': 1.0},
                     'optimizers': discriminator,
                     'batch_size': 8,
                 },
             },
             'degradation': 'bicubic',
             'images': 42,
-            'steps': 12,
         }
     )

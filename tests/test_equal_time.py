@@ -6,6 +6,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from PIL import Image
 from scripts import error_line, run_script
 from tiny import REGRESSION
 
@@ -25,7 +26,6 @@ def get_config():
         'candidates': {'narrow': {'method': {'model': {'features': FEATURES}}}},
         'degradation': 'bicubic',
         'images': 4,
-        'steps': 12,
     })
 """
 
@@ -85,7 +85,7 @@ def test_candidates_are_told_by_what_they_change(tool):
     'minutes, features, message',
     [
         ('(2.0, 1.0)', 16, 'minutes is (2.0, 1.0); each must be more'),
-        ('()', 16, 'not a search: '),
+        ('()', 16, 'minutes is (); each must be more'),
         ('(1.0,)', 5, 'features is 5'),
     ],
 )
@@ -101,6 +101,7 @@ def test_a_search_folder_of_another_config_is_refused(tmp_path):
     path, out = tmp_path / 'search.py', tmp_path / 'out'
     out.mkdir()
     (out / 'settings.json').write_text('{"base": "demo"}')
+    Image.new('RGB', (16, 16)).save(tmp_path / 'one.png')
     path.write_text(SEARCH.replace('MINUTES', '(1.0,)').replace('FEATURES', '16'))
     arguments = '--config', path, '--data', tmp_path, '--pairs', tmp_path, '--out', out
     line = error_line(run_script('tools/search.py', *arguments))

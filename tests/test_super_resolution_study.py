@@ -154,6 +154,9 @@ def test_a_study_is_continued_and_a_damaged_cell_is_run_again(task, stand_ins, t
     summary = write_report(task, dataclasses.replace(study, seeds=2), again, out)
     assert {'table.md', 'table.csv', 'report.json', 'grid.png'} <= {path.name for path in out.iterdir()}
     assert 'cutblur' in table(summary) and summary['answer']['arm'].startswith('real+synthetic')
+    smaller = load_task(task.train.folder, task.synthetic.folder, FullSize(8))
+    with pytest.raises(BadInput, match='image_size_px 12 → 8'):
+        compare(smaller, study, out)
     with pytest.raises(BadInput, match="degradation 'mild' → 'clean'"):
         compare(task, dataclasses.replace(study, degradation='clean'), out)
 
@@ -192,6 +195,7 @@ def test_the_answer_names_the_best_mixture_and_the_best_control():
         (lambda: Enlarger(blocks=0), 'blocks is 0'),
         (lambda: dataclasses.replace(STUDY, ratios=(0,)), 'nothing to compare'),
         (lambda: dataclasses.replace(STUDY, kinds=()), 'nothing to compare'),
+        (lambda: dataclasses.replace(STUDY, ratios=(2, 2)), 'give each once'),
     ],
 )
 def test_settings_out_of_range_are_named(make, message):

@@ -119,7 +119,7 @@ def test_the_papers_plans_cost_what_their_overlap_says():
         (dict(name='spot', phases=2), 'plan spot has no phases'),
         (dict(name='few'), 'plan few is for generators of at most 4 timesteps.*unknown'),
         (dict(name='few', timesteps=1000), 'this one has 1000; use plan fast'),
-        (dict(name='metaearth', overlap_px=8), 'plan metaearth has no overlap_px; only fast and few have it'),
+        (dict(name='metaearth', overlap_px=8), 'plan metaearth has no overlap_px; only fast, few have it'),
     ],
 )
 def test_impossible_numbers_are_named(options, message):

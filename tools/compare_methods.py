@@ -54,7 +54,6 @@ CURVE_IMAGES = flags.DEFINE_integer('curve_images', 42, 'Test images for snapsho
 
 FINAL = 'psnr', 'ssim', 'lpips_alexnet', 'detail_ratio', 'hallucination', 'lr_consistency'
 SNAPSHOT = ('lpips_alexnet',)
-ROUNDS, STEPS = 5, 4
 SPEED_PX, SPEED_IMAGES, SPEED_ROUNDS = 256, 1, 3
 
 

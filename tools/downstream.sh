@@ -9,10 +9,11 @@
 # --variants (images per training image), --gsd_m (metres per pixel, if the manifest does not give it), --steps (network
 # evaluations per image), --solver and --strength (below 1: start from the noised real image) are flags of sample.py. They
 # need --checkpoint.
-# --problem super_resolution asks the same of networks that enlarge images four times (tools/downstream_super_resolution.py).
 # MORE: --encoder embedded|tiny|FOLDER|HUB_NAME (a CLIP or SigLIP), --seeds 5, --methods LIST, --jobs N, --preset metaearth
 # (150 real images per class and five synthetic images of each, as Yu et al. 2024 on seven classes), and after -- any other
 # flag of tools/downstream.py, such as -- --steps 250 (optimiser steps). The report is OUT/comparison/report.html.
+# --problem super_resolution asks the same of networks that enlarge images four times. MORE is then --seeds, --jobs, and after -- flags of
+# tools/downstream_super_resolution.py; the report is OUT/comparison/table.md.
 set -euo pipefail
 refuse() { echo "error: $1; see --help" >&2; exit 2; }
 real='' synthetic='' checkpoint='' out='' encoder='' preset='' problem=classification

@@ -4,8 +4,9 @@ Speeds are measured in alternating rounds, so that whatever else the machine doe
 validation and checkpoints do not count.
 """
 
-import importlib
+import importlib.util
 import math
+import sys
 import time
 from pathlib import Path
 from typing import Callable
@@ -17,7 +18,7 @@ from benchmark_rounds import spread
 
 from rsdiff.base.errors import BadInput
 from rsdiff.base.files import read_json, write_json
-from rsdiff.base.shipped import find_config
+from rsdiff.base.shipped import ROOT, find_config
 from rsdiff.data.pipeline import batches, make_source
 from rsdiff.methods.base import fields_to_train
 from rsdiff.pretrained.weights import read_safetensors_metadata
@@ -32,15 +33,28 @@ NEVER = 10**15
 
 
 def load_config(name: str) -> ml_collections.ConfigDict:
-    """The config `NAME` or `NAME:VARIANT` in configs/. Flags of the calling program do not reach it."""
+    """The config `NAME` or `NAME:VARIANT` in configs/, or the file PATH or PATH:VARIANT. Flags of the calling program do not
+    reach it.
+
+    Raises:
+      BadInput: there is none.
+    """
+    if str(ROOT) not in sys.path:
+        sys.path.append(str(ROOT))  # where `configs` is, which a config may import
     path, _, variant = find_config(name).partition(':')
-    return importlib.import_module(f'configs.{Path(path).stem}').get_config(*([variant] if variant else []))
+    spec = importlib.util.spec_from_file_location(Path(path).stem, path)
+    if spec is None or spec.loader is None or not Path(path).is_file():
+        raise BadInput(f'{path}: no such config; there are those in configs/, such as demo')
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module.get_config(*([variant] if variant else []))
 
 
 def for_images(config: ml_collections.ConfigDict, images: int) -> None:
-    """Sets the length of a run, which has no validation or checkpoint before its end."""
+    """Sets the length of a run, which has no validation before its end."""
     config.total_images = images
-    config.checkpoint_images, config.validation.every_images = NEVER, NEVER
+    config.validation.every_images = NEVER
+    config.checkpoint_images = max(images // 10, 1)
     config.log_images = max(images // 50, 1)
 
 
@@ -86,7 +100,8 @@ def train_to(config: TrainConfig, run: Path, snapshot: Path) -> None:
     unless that exists.
 
     Raises:
-      BadInput: the run has other settings, or the snapshot has seen another number of images.
+      BadInput: the run has other settings, or as `check_seen`.
+      FloatingPointError: the loss is not finite.
       KeyboardInterrupt: the run was asked to stop.
     """
     claim_workdir(run, config, allow_changes=False)
@@ -94,10 +109,19 @@ def train_to(config: TrainConfig, run: Path, snapshot: Path) -> None:
         if not train(config, run)['finished']:
             raise KeyboardInterrupt
         release(load_generator(run), snapshot, jnp.float32)
-        return
-    seen = read_safetensors_metadata(snapshot / RELEASE)['images_seen']
+    check_seen(config, snapshot)
+
+
+def images_seen(snapshot: Path) -> int:
+    """The number of images that a snapshot has seen."""
+    return int(read_safetensors_metadata(snapshot / RELEASE)['images_seen'])
+
+
+def check_seen(config: TrainConfig, snapshot: Path) -> None:
+    """Raises BadInput if a snapshot has seen another number of images than its run is to see."""
+    seen = images_seen(snapshot)
     expected = math.ceil(config.total_images / config.batch_size) * config.batch_size
-    if seen != str(expected):
+    if seen != expected:
         raise BadInput(
             f'{snapshot} has seen {seen} images, and its time allows {expected}: speeds were measured again; remove '
             f'{snapshot.parent} and run the same command again'

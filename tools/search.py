@@ -13,6 +13,8 @@ XLA_FLAGS=--xla_cpu_multi_thread_eigen=false to give each one core. The last lin
 
 import dataclasses
 import functools
+import hashlib
+import json
 import math
 import shutil
 import subprocess
@@ -23,16 +25,19 @@ from typing import Any
 
 import ml_collections
 from absl import flags
-from equal_time import for_images, is_trained, load_config, train_to, training_speeds
+from equal_time import check_seen, for_images, images_seen, is_trained, load_config, train_to, training_speeds
 from matplotlib.figure import Figure
 
 from rsdiff.base import folders
 from rsdiff.base.errors import BadInput
-from rsdiff.base.files import read_json, write_text_atomically
+from rsdiff.base.files import read_json, stamp, write_json, write_text_atomically
 from rsdiff.base.shipped import ROOT
 from rsdiff.base.work import Claims, end_without_parent, is_local_worker, local_workers, share_out
+from rsdiff.data.degradation import PRESETS
+from rsdiff.data.folder import opened_entries, split_of
 from rsdiff.evaluation.tables import Shown, markdown
 from rsdiff.programs import console
+from rsdiff.training.checkpoint import RELEASE
 from rsdiff.training.config import TrainConfig, from_dict
 
 console.define_config('What to search: a file like configs/aerial_search.py, or its name.')
@@ -42,6 +47,8 @@ PAIRS = flags.DEFINE_string('pairs', None, 'DIR:SPLIT with the validation images
 PAGES = flags.DEFINE_string('pages', None, 'Folder for the table and pictures; default: OUT.')
 JOBS = flags.DEFINE_integer('jobs', 1, 'Processes that train candidates at the same time.', lower_bound=1)
 
+CONTROLS = 'nearest', 'bicubic', 'truth', 'condition'
+DIVERGED = 'diverged.json'
 MEASURES = 'lpips_alexnet', 'fd_efflite0'  # those of the score
 FIDELITY = 'psnr', 'lpips_alexnet', 'detail_ratio', 'hallucination'
 HEADINGS = {
@@ -56,8 +63,7 @@ HEADINGS = {
 @dataclasses.dataclass(frozen=True)
 class Search:
     """The config: optimiser `minutes` at the end of each rung, ascending; settings of all runs that differ from those of the
-    config `base`, and of each candidate; how validation images are degraded and how many are used, and network
-    evaluations for each, at most."""
+    config `base`, and of each candidate; how validation images are degraded, and how many are used."""
 
     base: str
     minutes: tuple[float, ...]
@@ -65,7 +71,26 @@ class Search:
     candidates: dict[str, dict[str, Any]]
     degradation: str
     images: int
-    steps: int
+
+    def __post_init__(self):
+        rising = list(self.minutes) == sorted({*self.minutes}) and min(self.minutes, default=0) > 0
+        strange = [name for name in self.candidates if name in CONTROLS or Path(name).name != name]
+        problems = [
+            (not self.candidates, 'candidates is empty; there is nothing to search'),
+            (strange, f'candidate {strange[:1]}: give it another name'),
+            (not rising, f'minutes is {self.minutes}; each must be more than the one before'),
+            (self.degradation not in PRESETS, f'degradation is {self.degradation!r}; there are {", ".join(PRESETS)}'),
+            (self.images < 2, f'images is {self.images}; it must be at least 2'),
+        ]
+        for wrong, message in problems:
+            if wrong:
+                raise BadInput(f'--config: {message}')
+
+    @property
+    def training(self) -> dict[str, Any]:
+        """What the weights depend on."""
+        names = 'base', 'minutes', 'settings', 'candidates'
+        return {name: getattr(self, name) for name in names} | {'data': DATA.value}
 
     def config(self, name: str, images: int) -> TrainConfig:
         """The settings of a candidate's run of `images` images."""
@@ -83,56 +108,50 @@ def read_search() -> Search:
     """The search that --config describes.
 
     Raises:
-      BadInput: something in it is missing, unknown or contradictory.
+      BadInput: something in it is missing, unknown or contradictory, or --pairs cannot be read.
     """
     if flags.FLAGS.config is None:
         raise BadInput('give --config FILE or NAME')
     try:
         search = Search(**flags.FLAGS.config.to_dict())
-        rising = list(search.minutes) == sorted({*search.minutes}) and search.minutes[0] > 0
-    except (KeyError, TypeError, AttributeError, IndexError) as error:
-        raise BadInput(f'--config: not a search: {error}; see configs/aerial_search.py') from None
-    if not rising:
-        raise BadInput(f'--config: minutes is {search.minutes}; each must be more than the one before')
-    for name in search.candidates:
-        try:
+        for name in search.candidates:
             search.config(name, 1)
-        except (KeyError, TypeError, AttributeError) as error:
-            raise BadInput(f'--config: candidate {name}: {error}') from None
+    except (KeyError, TypeError, AttributeError, ImportError) as error:
+        raise BadInput(f'--config: not a search: {error}; see configs/aerial_search.py') from None
+    opened_entries(*split_of(PAIRS.value))
     return search
 
 
 def main() -> None:
     started, search, out = time.monotonic(), read_search(), Path(OUT.value)
-    folders.claim_folder(out, dataclasses.asdict(search) | {'data': DATA.value, 'pairs': PAIRS.value})
+    folders.claim_folder(out, search.training)
     console.enable_compilation_cache()
     claims, alive, rungs = Claims(out / 'claims'), list(search.candidates), {}
     with local_workers(JOBS.value):
         once('speeds', claims, (out / 'speeds.json').exists, functools.partial(speeds, search, out))
         rates = speeds(search, out)
         for minutes in search.minutes:
-            done = lambda name, minutes=minutes: is_trained(snapshot(out, name, minutes))
+            done = lambda name, minutes=minutes: is_trained(snapshot(out, name, minutes)) or has_diverged(out, name)
             make = functools.partial(train_rung, search, out, rates, minutes)
             for _ in share_out(alive, done, make, claims.claim):
                 end_without_parent()
-            judge = functools.partial(evaluate, search, out, minutes, alive)
-            once(f'evaluation_{minutes:g}', claims, result_of(out, minutes).exists, judge)
-            rungs[f'{minutes:g}'] = rung = read_json(result_of(out, minutes))['rows']
+            alive = [name for name in alive if not has_diverged(out, name)]
+            if not alive:
+                raise BadInput(f'{out}: no candidate is left whose loss stayed finite; use lower learning rates')
+            for name in alive:
+                check_seen(search.config(name, images_in(minutes, rates[name])), snapshot(out, name, minutes))
+            folder, options = evaluation(search, out, minutes, alive)
+            judge = functools.partial(evaluate, options)
+            once(f'evaluation_{folder.name}', claims, (folder / 'evaluate.json').exists, judge)
+            rungs[f'{minutes:g}'] = rung = read_json(folder / 'evaluate.json')['rows']
             alive = better_half(rung, alive)
     if is_local_worker():
         return
-    pages = Path(PAGES.value or out)
-    write_pages(search, rungs, rates, out, pages)
-    console.finish(
-        {
-            'out': str(out),
-            'pages': str(pages),
-            'chosen': alive[0],
-            'candidates': dict(rows(search, rungs, rates)),
-            'seconds': round(time.monotonic() - started, 1),
-        },
-        out / 'search.json',
-    )
+    pages, found = Path(PAGES.value or out), rows(search, rungs, out)
+    write_pages(search, rungs, found, folder / 'grid.png', pages)
+    diverged = [name for name in search.candidates if has_diverged(out, name)]
+    told = {'out': str(out), 'pages': str(pages), 'chosen': alive[0], 'candidates': dict(found), 'diverged': diverged}
+    console.finish(told | {'seconds': round(time.monotonic() - started, 1)}, out / 'search.json')
 
 
 def once(name: str, claims: Claims, is_done, make) -> None:
@@ -157,29 +176,34 @@ def images_in(minutes: float, rate: float) -> int:
 
 
 def train_rung(search: Search, out: Path, rates: dict[str, float], minutes: float, name: str) -> None:
+    """Trains a candidate to the end of a rung, or notes that its loss is no longer finite."""
     images = images_in(minutes, rates[name])
     print(f'{name}: to {minutes:g} minutes, {images} images', file=sys.stderr)
-    train_to(search.config(name, images), out / 'candidates' / name / 'run', snapshot(out, name, minutes))
+    try:
+        train_to(search.config(name, images), out / 'candidates' / name / 'run', snapshot(out, name, minutes))
+    except FloatingPointError as error:
+        write_json(out / 'candidates' / name / DIVERGED, {'minutes': minutes, 'error': str(error)})
 
 
-def result_of(out: Path, minutes: float) -> Path:
-    """The evaluation of a rung."""
-    return out / 'evaluations' / f'{minutes:g}' / 'evaluate.json'
+def has_diverged(out: Path, name: str) -> bool:
+    """Whether a candidate's loss is no longer finite."""
+    return (out / 'candidates' / name / DIVERGED).exists()
 
 
-def evaluate(search: Search, out: Path, minutes: float, alive: list[str]) -> None:
-    """Evaluates the candidates of a rung, with tools/evaluate.py."""
-    options = {
-        'pairs': PAIRS.value,
-        'degradation': search.degradation,
-        'limit': search.images,
-        'steps': search.steps,
-        'metrics': ','.join(FIDELITY),
-        'out': result_of(out, minutes).parent,
-    }
-    command = [sys.executable, str(ROOT / 'tools' / 'evaluate.py')]
-    command += [f'--{name}={value}' for name, value in options.items()]
-    command += [f'--checkpoint={name}={snapshot(out, name, minutes)}' for name in alive]
+def evaluation(search: Search, out: Path, minutes: float, alive: list[str]) -> tuple[Path, list[str]]:
+    """The folder of a rung's evaluation, named by all that it depends on, and the arguments of tools/evaluate.py."""
+    path, split = split_of(PAIRS.value)
+    options = [f'--pairs={path}{f":{split}" if split else ""}', f'--degradation={search.degradation}']
+    options += [f'--limit={search.images}', f'--metrics={",".join(FIDELITY)}']
+    snapshots = {name: snapshot(out, name, minutes) for name in alive}
+    known = [{name: stamp(folder / RELEASE).sha256 for name, folder in snapshots.items()}, options]
+    folder = out / 'evaluations' / hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
+    return folder, [*options, f'--out={folder}', *(f'--checkpoint={name}={at}' for name, at in snapshots.items())]
+
+
+def evaluate(options: list[str]) -> None:
+    """Runs tools/evaluate.py; if it fails, exits with its status."""
+    command = [sys.executable, str(ROOT / 'tools' / 'evaluate.py'), *options]
     if status := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
         sys.exit(status)
 
@@ -195,21 +219,24 @@ def better_half(rung: dict[str, Any], alive: list[str]) -> list[str]:
     return sorted(alive, key=lambda name: score(rung, name))[: (len(alive) + 1) // 2]
 
 
-def rows(search: Search, rungs: dict[str, Any], rates: dict[str, float]) -> list[tuple[str, dict[str, Any]]]:
-    """Each candidate, those that came furthest first and then the best: where it ended, and what was measured there."""
+def rows(search: Search, rungs: dict[str, Any], out: Path) -> list[tuple[str, dict[str, Any]]]:
+    """Each candidate that was evaluated, those that came furthest first and then the best: where it ended, and what was
+    measured there."""
     found = []
     for name in search.candidates:
-        minutes = [minutes for minutes, rung in rungs.items() if name in rung][-1]
-        row = rungs[minutes][name]
-        values = {measure: row[measure]['value'] for measure in HEADINGS}
-        images = images_in(float(minutes), rates[name])
-        told = {'minutes': float(minutes), 'images': images, 'score': score(rungs[minutes], name)}
-        found.append((name, told | values))
+        reached = [minutes for minutes, rung in rungs.items() if name in rung]
+        if reached:
+            minutes, row = reached[-1], rungs[reached[-1]][name]
+            seen = images_seen(snapshot(out, name, float(minutes)))
+            told = {'minutes': float(minutes), 'images': seen, 'score': score(rungs[minutes], name)}
+            found.append((name, told | {measure: row[measure]['value'] for measure in HEADINGS}))
     return sorted(found, key=lambda item: (-item[1]['minutes'], item[1]['score']))
 
 
-def write_pages(search: Search, rungs: dict[str, Any], rates: dict[str, float], out: Path, pages: Path) -> None:
-    """Writes search.md, search.png and search_samples.png."""
+def write_pages(
+    search: Search, rungs: dict[str, Any], found: list[tuple[str, dict[str, Any]]], grid: Path, pages: Path
+) -> None:
+    """Writes search.md, search.png and, from `grid`, search_samples.png."""
     pages.mkdir(parents=True, exist_ok=True)
     columns = [
         Shown('candidate', lambda row: row[0], number=False),
@@ -226,14 +253,14 @@ def write_pages(search: Search, rungs: dict[str, Any], rates: dict[str, float], 
     text = [
         '# Search at equal optimiser time',
         f'Base: `configs/{search.base}.py`. Rungs end after {halvings} optimiser minutes; the better half goes on. '
-        f'{search.images} validation images, degraded by {search.degradation}, at most {search.steps} evaluations. Score: '
-        "geometric mean of LPIPS and fd_efflite0, each divided by bicubic enlargement's.",
-        markdown(columns, rows(search, rungs, rates)).rstrip('\n'),
+        f'{search.images} validation images, degraded by {search.degradation}; each candidate with its own sampler, and projected '
+        "onto the condition. Score: geometric mean of LPIPS and fd_efflite0, each divided by bicubic enlargement's.",
+        markdown(columns, found).rstrip('\n'),
         '![Score over optimiser minutes](search.png)',
         '![Samples of the last rung](search_samples.png)',
     ]
     draw(rungs).savefig(pages / 'search.png', dpi=110)
-    shutil.copyfile(result_of(out, search.minutes[-1]).parent / 'grid.png', pages / 'search_samples.png')
+    shutil.copyfile(grid, pages / 'search_samples.png')
     write_text_atomically(pages / 'search.md', '\n\n'.join(text) + '\n')
 
 
@@ -250,7 +277,7 @@ def draw(rungs: dict[str, Any]) -> Figure:
     """The score of every candidate over optimiser minutes."""
     figure = Figure(figsize=(8, 4.5), layout='constrained')
     axes = figure.subplots()
-    names = [name for name in next(iter(rungs.values())) if name not in ('nearest', 'bicubic', 'truth')]
+    names = [name for name in next(iter(rungs.values())) if name not in CONTROLS]
     for number, name in enumerate(names):
         points = [(float(minutes), score(rung, name)) for minutes, rung in rungs.items() if name in rung]
         marker = 'os^Dv'[number // 10 % 5]

@@ -18,6 +18,7 @@ import filelock
 
 Item = TypeVar('Item')
 POLL_SECONDS = 0.5
+STOP_SECONDS = 60  # for a worker to save what it has
 
 
 class Claims:
@@ -84,7 +85,7 @@ PARENT = 'RSDIFF_WORKER_OF'
 @contextlib.contextmanager
 def local_workers(count: int) -> Iterator[None]:
     """Starts this program `count` - 1 more times with the same arguments. If the context ends normally, waits for these
-    workers; if it ends with an exception, kills them. They print nothing: an error that stops a worker stops this process
+    workers; if it ends with an exception, stops them. They print nothing: an error that stops a worker stops this process
     at the same place."""
     # the arguments of Python itself: a script, an installed command, or `-m` and a module, which look the same in sys.argv
     command, environment = [sys.executable, *sys.orig_argv[1:]], os.environ | {PARENT: str(os.getpid())}
@@ -99,7 +100,12 @@ def local_workers(count: int) -> Iterator[None]:
                 logging.warning('a worker exited with code %d; the other processes did its share of the work', code)
     except BaseException:
         for worker in workers:
-            worker.kill()
+            worker.terminate()
+        for worker in workers:
+            try:
+                worker.wait(STOP_SECONDS)
+            except subprocess.TimeoutExpired:
+                worker.kill()
         raise
 
 

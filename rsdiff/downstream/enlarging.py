@@ -68,6 +68,8 @@ class Study:
     def __post_init__(self):
         if not self.kinds or not self.ratios or min(self.ratios) < 1:
             raise BadInput('nothing to compare: give at least one arm, and ratios of at least 1')
+        if len({*self.ratios}) < len(self.ratios):
+            raise BadInput(f'ratios are {self.ratios}; give each once')
 
     def cells(self) -> list[tuple[Arm, int]]:
         """(arm, seed) of every cell."""
@@ -86,8 +88,13 @@ def compare(task: Task, study: Study, out: Path, jobs: int = 1) -> list[dict[str
     Raises:
       BadInput: `out` holds a study with other settings or images; or as `SuperResolution.pairs`.
     """
-    fixed = dataclasses.asdict(study) | {
-        'seeds': None,  # more may be added
+    # arms, ratios below the largest and seeds may be added later
+    fixed = {
+        name: value for name, value in dataclasses.asdict(study).items() if name not in ('kinds', 'ratios', 'seeds')
+    }
+    fixed |= {
+        'extra_per_real': max(study.ratios),
+        'image_size_px': task.evaluation.pixels.shape[1],
         'real_images': task.train.digest(),
         'synthetic_images': task.synthetic.digest(),
         'evaluation_images': task.evaluation.digest(),
@@ -278,7 +285,9 @@ def table(summary: dict[str, Any], heading: str = 'training images') -> str:
         Shown('change', lambda row: change(row, 'psnr', 2)),
         Shown('LPIPS (AlexNet)', lambda row: f'{row["lpips_alexnet"]:.4f}'),
         Shown('change', lambda row: change(row, 'lpips_alexnet', 4)),
-        Shown('p, Holm', lambda row: p_text(row['p_holm']) if 'p_holm' in row else ''),
+        Shown(
+            'p, Holm' if len(summary['rows']) > 2 else 'p', lambda row: p_text(row['p_holm']) if 'p_holm' in row else ''
+        ),
         Shown(FD, lambda row: f'{row[FD]:.1f}'),
         Shown('change', fd_change),
     ]

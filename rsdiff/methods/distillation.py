@@ -7,9 +7,10 @@ noise of its own,
     L = mean (ẑ_0(z_t, t) - S(z_t, t))²                                 (1)
 
 with S the teacher's sample from z_t at t in `teacher_steps` evaluations. S is a function, so the student learns one image for
-each noise and not their mean (SinSR, Wang et al. 2024, arXiv 2311.14760, eq. 8, where K = 1). Losses against real images are
-added (`methods.image_loss`), as in adversarial diffusion distillation (Sauer et al. 2023, arXiv 2311.17042), where the
-discriminator has the features of a classifier; here, it is Real-ESRGAN's.
+each noise and not their mean (SinSR, Wang et al. 2024, arXiv 2311.14760, eq. 8, where K = 1). Losses against real images may be
+added at every timestep (`methods.image_loss`): a discriminator, as in adversarial diffusion distillation (Sauer et al. 2023,
+arXiv 2311.17042), whose discriminator has other features; and features of a classifier, as in adversarial super-resolution. The
+latter pull towards a mean where the noise says little about the real image, which is the price of their sharpness elsewhere.
 """
 
 import dataclasses
@@ -51,6 +52,8 @@ class DistillationConfig(DiffusionConfig):
         check_range(self, 1, 1000, 'teacher_steps')
         check_range(self, 0, 1e6, 'teacher_weight')
         super().__post_init__()
+        if not (self.teacher_weight or self.image_loss.weights):
+            raise BadInput('teacher_weight is 0, and so are all weights of image_loss; the student would learn nothing')
         # the teacher samples from the student's first timestep too
         if self.schedule.timesteps < self.steps**2 * self.teacher_steps:
             raise BadInput(

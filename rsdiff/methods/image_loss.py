@@ -107,11 +107,11 @@ class ImageLoss:
         return networks
 
     def generator_loss(self, params, buffers, frozen, condition: Condition, made, target, weight: Any = 1.0):
-        """Equation (2), and its terms before they are weighted by λ.
+        """Equation (2), and its terms before they are weighted by λ, as means over the examples of weight 1.
 
         Args:
           made, target: x̂ and x', float32 (b, h, w, c), nominally in [-1, 1].
-          weight: of each example, (b,), or of all.
+          weight: 1 for the examples that count and 0 for others, (b,), or 1 for all.
         """
         terms = {}
         if self.config.l1_weight:
@@ -124,9 +124,10 @@ class ImageLoss:
         if self.config.clip_weight:
             embed = functools.partial(self._encoder.embed, frozen['clip'])
             terms['clip'] = mean_error(embed(made), embed(target))
-        terms = {name: jnp.mean(weight * term) for name, term in terms.items()}
-        weighted = (self.config.weights[name] * term for name, term in terms.items())
-        return sum(weighted, start=jnp.float32(0)), terms
+        share = jnp.mean(jnp.float32(weight))
+        means = {name: jnp.mean(weight * term) / jnp.maximum(share, 1e-9) for name, term in terms.items()}
+        total = sum((self.config.weights[name] * mean for name, mean in means.items()), start=jnp.float32(0))
+        return share * total, means
 
     def discriminator_loss(self, params, buffers, condition: Condition, made, real, weight: Any = 1.0):
         """Equation (1), and (the mean logits as metrics, the discriminator's new vectors). Arguments as in `generator_loss`;

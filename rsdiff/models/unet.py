@@ -9,8 +9,8 @@
 
 The architecture is MetaEarth's (Yu et al. 2024, arXiv 2405.13570); widths, blocks and heads are not published and are ours.
 Two additions: `patch` folds patch × patch pixels into channels at input and output (Hoogeboom et al. 2023, arXiv
-2301.11093, §3.3), for speed. With `refine`, two convolutions at full size, which also see x_t, follow: pixels that were folded
-together are predicted apart, which leaves a grid of patches.
+2301.11093, §3.3), for speed, but predicts the pixels of neighbouring patches apart, which leaves a grid. `refine` adds two
+convolutions at full size, which also see x_t, to remove it.
 """
 
 import dataclasses

@@ -40,7 +40,7 @@ def distance(params: dict[str, Any], a, b, weights: Sequence[float]) -> jax.Arra
     """Equation (1) for each pair of two batches (n, h, w, 3) in [-1, 1], float32 (n,); `weights` are λ_l, in the order of
     `LAYERS`."""
     pairs = zip(maps(params, a), maps(params, b), weights, strict=True)
-    # layers after the last of a weight are not computed
+    # under jit, layers after the last of a weight are not computed
     errors = (weight * jnp.mean(jnp.abs(x - y), (1, 2, 3)) for x, y, weight in pairs if weight)
     return sum(errors, start=jnp.zeros(len(a)))
 

@@ -25,7 +25,7 @@ from rsdiff.programs import console
 REAL = flags.DEFINE_string('real', None, 'Folder of real images with labels and splits.', required=True)
 SYNTHETIC = flags.DEFINE_string('synthetic', None, 'Folder of synthetic images with labels.', required=True)
 OUT = flags.DEFINE_string('out', None, 'Output folder: new, or from an earlier run of this command.', required=True)
-IMAGE_SIZE_PX = flags.DEFINE_integer('image_size_px', 256, 'Images are cut to squares of this side.', lower_bound=16)
+IMAGE_SIZE_PX = flags.DEFINE_integer('image_size_px', 256, 'Images are cut to squares of this side.', lower_bound=32)
 DEGRADATION = flags.DEFINE_enum('degradation', 'mild', sorted(PRESETS), 'How low resolutions are made.')
 ARMS = flags.DEFINE_list('arms', list(KINDS), 'Training sets to compare.')
 RATIOS = flags.DEFINE_string(

@@ -176,7 +176,7 @@ def make_plan(
         ('overlap_px', overlap_px, ('fast', 'few')),
     ):
         if value is not None and name not in plans:
-            raise BadInput(f'plan {name} has no {number}; only {" and ".join(plans)} have it')
+            raise BadInput(f'plan {name} has no {number}; only {", ".join(plans)} have it')
     if steps is None:
         steps = min(FAST_STEPS if name == 'fast' else OTHER_STEPS, timesteps or MOST_STEPS)
     if phases is None:
