@@ -1,6 +1,7 @@
 """Students: their timesteps are the teacher's, and what they learn is what the teacher samples. Losses of noisy images."""
 
 import dataclasses
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -127,7 +128,7 @@ def test_the_loss_is_the_distance_to_what_is_taught_and_falls(params, prepared, 
 def test_without_a_teacher_only_real_images_teach(prepared):
     shown = NoisyImageLossConfig(l1_weight=2.0, least_snr=0.0)
     method = make_method(dataclasses.replace(STUDENT, teacher_weight=0.0, image_loss=shown), LIGHT)
-    assert method.teacher is None and make_method(dataclasses.replace(STUDENT, teacher='t')).teacher == 't'
+    assert method.teacher is None and make_method(dataclasses.replace(STUDENT, teacher='t')).teacher.path == 't'
     loss = jax.jit(lambda params: method.loss('generator', params, {'generator': {}}, {}, prepared, KEY))
     value, (metrics, _) = loss(drawn(method))
     assert float(metrics['error']) == 0 and float(value) == pytest.approx(2 * float(metrics['l1']), rel=1e-6)
@@ -140,6 +141,21 @@ def test_a_run_of_a_student_starts_from_its_teacher_and_is_sampled_in_its_steps(
     trained = load_generator(tmp_path / 'run')
     assert trained.method.sampler.steps == 3
     assert 'what the teacher saw' in str(known_of(tmp_path / 'run'))
+
+    # it goes on with a copy of its teacher elsewhere, if that is said, but not with another
+    longer = dataclasses.replace(config, total_images=24)
+    at = lambda path: dataclasses.replace(longer, method=dataclasses.replace(longer.method, teacher=str(path)))
+    shutil.copytree(teacher, tmp_path / 'moved')
+    with pytest.raises(BadInput, match='method.teacher'):
+        train(at(tmp_path / 'moved'), tmp_path / 'run', show=False)
+    assert train(at(tmp_path / 'moved'), tmp_path / 'run', allow_config_change=True, show=False)['finished']
+    other = jax.tree.map(lambda leaf: 2 * leaf, load_generator(teacher).params)
+    release(dataclasses.replace(load_generator(teacher), params=other), tmp_path / 'moved')
+    with pytest.raises(BadInput, match="other parameters than the run's teacher had"):
+        train(at(tmp_path / 'moved'), tmp_path / 'run', show=False)
+    student = at(tmp_path / 'run')
+    with pytest.raises(BadInput, match='is of the method distillation, not diffusion'):
+        train(student, tmp_path / 'second', show=False)
 
 
 @pytest.mark.parametrize(
@@ -165,6 +181,7 @@ def test_a_student_without_the_right_teacher_leaves_nothing_behind(teacher, imag
         ({'steps': 5}, 'steps is 5'),
         ({'teacher_steps': 0}, 'teacher_steps is 0'),
         ({'teacher_weight': -1.0}, 'teacher_weight is -1'),
+        ({'teacher_weight': 0.0}, 'the student would learn nothing'),
         (
             {'schedule': ScheduleConfig(timesteps=30)},
             'schedule.timesteps is 30, too few for steps 3 and teacher_steps 4',
@@ -186,7 +203,6 @@ def test_images_have_losses_only_where_there_is_little_noise(params, prepared):
     value, (metrics, _) = loss(method, 'generator')
     error, _ = loss(plain, 'generator')
     np.testing.assert_allclose(metrics['error'], error, rtol=1e-5)
-    np.testing.assert_allclose(value, error + 3.0 * metrics['l1'] + 0.1 * metrics['gan'], rtol=1e-5)
     # the absolute error of the images with SNR ≥ 1 alone
     key_t, key_eps = jax.random.split(KEY)
     t = stratified_timesteps(key_t, 4, 1000)
@@ -198,7 +214,9 @@ def test_images_have_losses_only_where_there_is_little_noise(params, prepared):
     each = np.abs(made - prepared['targets']['image']).mean((1, 2, 3)) / 2
     low = plain.schedule.alpha_squared[t] >= plain.schedule.sigma_squared[t]
     assert 0 < low.sum() < len(low)
-    assert float(metrics['l1']) == pytest.approx(np.mean(each * low), rel=1e-4)
+    expected = error + np.mean(low) * (3.0 * metrics['l1'] + 0.1 * metrics['gan'])
+    np.testing.assert_allclose(value, expected, rtol=1e-5)
+    assert float(metrics['l1']) == pytest.approx(np.mean(each[low]), rel=1e-4)
     _, (told, new) = loss(method, 'discriminator')
     assert {*told} == {'logit_real', 'logit_fake'} and {*new} == {*buffers['discriminator']}
 

@@ -5,7 +5,7 @@ method. A method holds no arrays: parameters are passed to every call, so `jit`,
 """
 
 import dataclasses
-from typing import Any, Protocol, TypedDict
+from typing import Any, NamedTuple, Protocol, TypedDict
 
 import jax
 import jax.numpy as jnp
@@ -26,6 +26,13 @@ GENERATOR = 'generator'  # the part used for sampling, and the only one with par
 DISCRIMINATOR = 'discriminator'
 FEW_STEPS = 4  # a generator that samples in at most so many evaluations samples in few
 TEACHER = 'teacher'  # the name of a frozen generator's parameters
+
+
+class Teacher(NamedTuple):
+    """A generator that a method learns from: a run or a release, `path`, which must have been trained by the method `config`."""
+
+    path: str
+    config: Any
 
 
 class Prepared(TypedDict):
@@ -59,7 +66,7 @@ class Method(Protocol):
       upscale: resolution of the image relative to the field `lr`.
       sampler: how to sample unless asked otherwise.
       dtype: the dtype that the networks compute in; parameters are always float32.
-      teacher: a run or a release whose averaged parameters `loss` needs as `frozen[TEACHER]`; None if it needs none.
+      teacher: the generator whose averaged parameters `loss` needs as `frozen[TEACHER]`; None if it needs none.
     """
 
     @property
@@ -87,7 +94,7 @@ class Method(Protocol):
     def dtype(self) -> Any: ...
 
     @property
-    def teacher(self) -> str | None: ...
+    def teacher(self) -> Teacher | None: ...
 
     def init(self, key) -> Parameters:
         """Freshly initialised float32 parameters of all parts. Call it inside `jit` or `eval_shape`."""

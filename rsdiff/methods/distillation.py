@@ -25,7 +25,7 @@ from rsdiff.base.errors import BadInput
 from rsdiff.base.ranges import check_range
 from rsdiff.diffusion.schedule import Schedule, to_x0
 from rsdiff.diffusion.solvers import integrate, solver_steps, timestep_grid
-from rsdiff.methods.base import FEW_STEPS, TEACHER
+from rsdiff.methods.base import FEW_STEPS, TEACHER, Teacher
 from rsdiff.methods.diffusion import Diffusion, DiffusionConfig, NoisyImageLossConfig
 
 
@@ -91,8 +91,8 @@ class Distillation(Diffusion):
         return self.teacher_method.schedule.at(self.grid)
 
     @property
-    def teacher(self) -> str | None:
-        return self.config.teacher if self.config.teacher_weight else None
+    def teacher(self) -> Teacher | None:
+        return Teacher(self.config.teacher, self.teacher_method.config) if self.config.teacher_weight else None
 
     def time(self, t):
         return self.teacher_method.time(jnp.asarray(self.grid)[t])

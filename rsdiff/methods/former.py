@@ -22,9 +22,10 @@ def from_former(generator: dict[str, Any]) -> dict[str, Any]:
 
 def former(method: dict[str, Any]) -> dict[str, Any]:
     """The inverse. Newer settings keep their names; those that had no counterpart are left out: the method's kind, and the
-    codec's if it is one of `CODECS`. Other methods' settings are returned as they are."""
+    codec's if it is one of `CODECS`. Other methods' settings are returned as they are, without the place of a teacher, which its
+    student's parameters do not depend on."""
     if method['kind'] != 'diffusion':
-        return method
+        return {name: value for name, value in method.items() if name != 'teacher'}
     model, codec = dict(method['model']), method['codec']
     model['spatial'] = dict(model['spatial'])
     lr = dict(model['spatial'].pop('lr', {}))

@@ -10,7 +10,7 @@ from flax import nnx
 
 from rsdiff.base.keys import Keys
 from rsdiff.data.degradation import DegradationConfig
-from rsdiff.methods.base import GENERATOR, Buffers, Frozen, Parameters, SamplerConfig
+from rsdiff.methods.base import GENERATOR, Buffers, Frozen, Parameters, SamplerConfig, Teacher
 from rsdiff.methods.codec import CodecConfig
 from rsdiff.methods.image_loss import ImageLoss, ImageLossConfig
 from rsdiff.models.conditioning import Number, Spatial, Tokens
@@ -102,7 +102,7 @@ class OneNetwork:
         return {GENERATOR: {}} | self.image_loss.init_buffers(key)
 
     @property
-    def teacher(self) -> str | None:
+    def teacher(self) -> Teacher | None:
         return None
 
     def load_frozen(self, training: bool = False) -> Frozen:

@@ -331,6 +331,7 @@ def claim_workdir(workdir: epath.PathLike, config: TrainConfig, allow_changes: b
         old = to_dict(read_config(path))
         changed = differing_keys(kept(old), kept(new))
         never = [key for key in changed if key.startswith(('method.', 'batch_size ', 'ema.lengths '))]
+        never = [key for key in never if not key.startswith('method.teacher ')]  # it may have moved
         never = [key for key in never if key.startswith('method.kind ')] or never  # then the rest differs anyway
         if never or (changed and not allow_changes):
             advice = 'use another --workdir' if never else 'use another --workdir, or --allow_config_change'
@@ -394,18 +395,20 @@ def load_generator(path: epath.PathLike, length: float | None = None) -> Trained
     return Trained(method, {GENERATOR: params}, config, _digest(params, config), images_seen)
 
 
-def load_parameters(path: epath.PathLike, config: MethodConfig, setting: str = 'config.init_from') -> Parameters:
+def load_parameters(
+    path: epath.PathLike, config: MethodConfig, setting: str = 'config.init_from', same_kind: bool = False
+) -> Parameters:
     """The averaged parameters at `path`, which `setting` names, as NumPy arrays, for a method of `config`.
 
     Raises:
-      BadInput: as `load_generator`; or the generator at `path` has other settings than that of `config`. The method may be
-        another one if its generator is of the same form, as of regression and adversarial training.
+      BadInput: as `load_generator`; or the generator at `path` has other settings than that of `config`. Unless `same_kind`, the
+        method may be another one if its generator is of the same form, as of regression and adversarial training.
     """
     if not path:
         raise BadInput(f'{setting} is not set; give a run or a release')
     trained = load_generator(path)
     theirs, ours = trained.config.method.generator, config.generator
-    if {*theirs} != {*ours}:
+    if {*theirs} != {*ours} or (same_kind and trained.config.method.kind != config.kind):
         raise BadInput(f'{setting} {path} is of the method {trained.config.method.kind}, not {config.kind}')
     changed = differing_keys(to_dict(theirs), to_dict(ours))
     changed = [key for key in changed if '.kind ' in key] or changed  # then the rest differs anyway

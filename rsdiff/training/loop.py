@@ -15,13 +15,13 @@ from rsdiff.base.files import write_text_atomically
 from rsdiff.base.folders import FolderLock
 from rsdiff.base.seeds import seed_key
 from rsdiff.data.pipeline import Source, batch_indices, batches, make_source
-from rsdiff.methods.base import fields_to_train
+from rsdiff.methods.base import TEACHER, fields_to_train
 from rsdiff.training import hosts
 from rsdiff.training import mesh as meshes
 from rsdiff.training.checkpoint import Checkpoints, Snapshots, claim_workdir, load_parameters
 from rsdiff.training.config import TrainConfig
 from rsdiff.training.metrics import Metrics, Silent
-from rsdiff.training.provenance import record_training_data
+from rsdiff.training.provenance import record_teacher, record_training_data
 from rsdiff.training.state import Trainer
 from rsdiff.training.validation import Judge, Validation
 
@@ -55,13 +55,14 @@ def train(
     fields = fields_to_train(config.method.fields)
     source, unseen = (make_source(config.data, validation, fields) for validation in (False, True))
     trainer = Trainer(config, mesh)
-    _ = trainer.frozen  # fails before the folder is claimed, if one is missing
+    teacher = trainer.frozen.get(TEACHER)  # fails before the folder is claimed, if a frozen network is missing
     try:
         hosts.first_does(
             lambda: (
                 lock.acquire(),
                 claim_workdir(workdir, config, allow_config_change),
                 record_training_data(workdir, config, source, allow_config_change, show),
+                teacher and record_teacher(workdir, teacher, allow_config_change),
             )
         )
         return _train(trainer, workdir, source, unseen, show and hosts.is_first(), judge)

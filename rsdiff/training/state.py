@@ -127,7 +127,7 @@ class Trainer:
         frozen, teacher = self.method.load_frozen(training=True), self.method.teacher
         if teacher is None:
             return frozen
-        return frozen | {TEACHER: load_parameters(teacher, self.config.method, 'config.method.teacher')}
+        return frozen | {TEACHER: load_parameters(*teacher, 'config.method.teacher', same_kind=True)}
 
     def _init(self, key) -> State:
         params = self.method.init(key)
