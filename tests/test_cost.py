@@ -173,7 +173,7 @@ def test_a_step_of_two_parts_counts_both_and_the_networks_of_the_losses(monkeypa
         leaf.size for leaf in jax.tree.leaves(params)
     )
     image, buffers = zeros(1, 32, 32, 3), jax.eval_shape(made.init_buffers, jax.random.key(0))
-    judge = lambda params, buffers, x: made._judged(params, buffers, {}, x)[0]
+    judge = lambda params, buffers, x: made.image_loss.judged(params, buffers, {}, x)[0]
     discriminator = macs(judge, params, buffers, image)
     vgg = macs(perceptual.maps, perceptual.parameter_shapes(), image)
     generator = cost.count_macs(cost.trace_forward(config).jaxpr)

@@ -34,7 +34,7 @@ def test_a_path_that_exists_wins(tmp_path, monkeypatch):
 
 @pytest.mark.parametrize(
     'find, known',
-    [(shipped.find_config, 'aerial, demo, earth, .*'), (shipped.find_checkpoint, 'aerial, earth')],
+    [(shipped.find_config, 'ablation, aerial, .*demo, earth, .*'), (shipped.find_checkpoint, 'aerial, earth')],
 )
 @pytest.mark.parametrize('name', ['mars', 'folder/earth'])
 def test_what_is_neither_is_told_what_there_is(find, known, name, tmp_path, monkeypatch):
