@@ -24,7 +24,7 @@ def get_config():
     notes = (
         'Each method was trained on one CPU core, on the images of its track alone. Published networks of these methods were '
         'trained for days on GPUs; the curves show which of ours were still improving.',
-        'Except in published networks, one evaluation costs about 150,000 multiply–accumulates per pixel. Published sizes of the same '
+        'Except in published networks, one evaluation costs 150,000 to 190,000 multiply–accumulates per pixel. Published sizes of the same '
         'methods: `configs/realesrgan.py`, `configs/satlas_esrgan.py`, `configs/sr3.py:full`.',
         '`realesrgan-x4plus` and `realsr-df2k` are published networks: larger, trained for longer on other photographs, and of '
         'degradations much stronger than these.',
