@@ -46,14 +46,14 @@ def test_methods_stand_between_the_controls_best_first(pages, tmp_path):
     assert places == sorted(places)
     assert '| better | 2.00 | 4 | 0.5 | 1e+03 |' in text and '0.300 (0.200 to 0.400)' in text
     assert '* a note' in text and '| better | 0.300, 0.350 | 30.0, 35.0 |' in text
-    assert 'Warning: few images.' in text and (tmp_path / 'out' / 's.png').is_file()
+    assert 'Warning: few images.' in text and (tmp_path / 'out' / 's.jpg').is_file()
     assert (tmp_path / 'out' / 'curves.png').stat().st_size > 1000
     assert (tmp_path / 'out' / 'methods.csv').read_text().count('better,lpips_alexnet') == 3
 
 
 def test_pictures_that_may_not_be_shown_are_not(pages, tmp_path):
     pages.write(result(tmp_path), {'s': False}, tmp_path, tmp_path / 'out')
-    assert not list((tmp_path / 'out').glob('s.png')) and '![s' not in (tmp_path / 'out' / 'README.md').read_text()
+    assert not list((tmp_path / 'out').glob('s.jpg')) and '![s' not in (tmp_path / 'out' / 'README.md').read_text()
 
 
 @pytest.mark.parametrize(
