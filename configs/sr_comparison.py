@@ -1,6 +1,7 @@
 """Which methods `tools/compare_methods.py` compares, and on which data. It is not a config for train.py.
 
-    python tools/compare_methods.py --config configs/sr_comparison.py --data ../shared/data --out runs/sr --pages docs/sr
+    python tools/compare_methods.py --config configs/sr_comparison.py --data ../shared/data --out runs/sr --limit 24 --curve_images 8 \
+        --pages docs/sr
 
 There are two tracks: UC Merced at 0.3 m, whose low resolution is made by degradation, and Alsat-2B, real pairs of two sensors.
 In each track, every method is trained on the same images for the same optimiser time; compilation, validation and checkpoints
@@ -29,6 +30,7 @@ def get_config():
         '`realesrgan-x4plus` and `realsr-df2k` are published networks: larger, trained for longer on other photographs, and of '
         'degradations much stronger than these.',
         '`esrgan` is `rrdbnet` after half of the time, and the other half of adversarial training.',
+        'After so little time, samples of the diffusion methods are still noisy, and those of `sr3` are mostly noise.',
         '`sr3` is sampled in 25 steps; its authors take 100 and more. ResShift diffuses pixels, not latents.',
         '`residual` is the network of `weights/aerial` and `weights/earth`; `faithdiff` differs from it by its alignment block.',
         'Samples are not projected onto the condition, as `sample.py` would do by default.',

@@ -16,8 +16,6 @@ JSON object, also written to OUT/ablate_metaearth.json.
 """
 
 import csv
-import subprocess
-import sys
 import time
 from pathlib import Path
 from typing import Any
@@ -133,13 +131,6 @@ def make_folders(_) -> None:
     write_text_atomically(out / 'done', '')
 
 
-def script(name: str, *arguments: str) -> None:
-    """Runs a script; if it fails, exits with its status."""
-    command = [sys.executable, str(ROOT / name), *arguments]
-    if status := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-        sys.exit(status)
-
-
 def compare(out: Path, folder: str, variants: list[str], degradation: str) -> dict[str, Any]:
     """Generators on conditions that are made from the images of `folder` by `degradation`."""
     names = [name_of(variant, seed) for variant in variants for seed in range(SEEDS.value)]
@@ -155,7 +146,7 @@ def cascade(out: Path) -> dict[str, Any]:
         staged = name_of(BICUBIC, seed)
         samples, generator, far = out / 'samples' / staged, out / 'generators' / staged, out / 'folders' / 'far'
         sampling = f'--checkpoint={generator} --condition={far} --out={samples} --stages=2 --steps={STEPS.value} --noconsistency'
-        script('sample.py', *sampling.split())
+        console.call(ROOT / 'sample.py', *sampling.split())
         jump = name_of(ONE_JUMP, seed)
         arguments += [f'--generated={staged}={samples}', f'--checkpoint={jump}={out / "generators" / jump}']
     return evaluated(
@@ -167,7 +158,7 @@ def evaluated(result: Path, pairs: Path | str, variants: list[str], arguments: l
     """Runs tools/evaluate.py, and summarises each variant over its seeds, against the first."""
     result = result.with_name(f'{result.name}_{SEEDS.value}_seeds')
     options = f'--limit={LIMIT.value} --steps={STEPS.value} --metrics={",".join(METRICS)}'.split()
-    script('tools/evaluate.py', f'--pairs={pairs}', f'--out={result}', *options, *arguments)
+    console.call(ROOT / 'tools' / 'evaluate.py', f'--pairs={pairs}', f'--out={result}', *options, *arguments)
     with open(result / 'per_image.csv') as file:
         lines = [*csv.DictReader(file)]
     told, cells = read_json(result / 'evaluate.json')['rows'], []

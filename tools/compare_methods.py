@@ -11,16 +11,14 @@ Run the same command again to continue. The last line is one JSON object, also w
 """
 
 import dataclasses
-import hashlib
-import json
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any, Callable
 
 import compare_pages
+import equal_time
 import jax
 import ml_collections
 import numpy as np
@@ -30,7 +28,6 @@ from equal_time import for_images, is_trained, load_config, train_to, training_s
 
 from rsdiff.base import folders
 from rsdiff.base.errors import BadInput
-from rsdiff.base.files import read_json, stamp
 from rsdiff.base.shipped import ROOT
 from rsdiff.data.degradation import PRESETS, UPSCALE
 from rsdiff.data.folder import split_of
@@ -39,7 +36,7 @@ from rsdiff.programs import console
 from rsdiff.sampling.binding import bind_images
 from rsdiff.training import cost
 from rsdiff.training import mesh as meshes
-from rsdiff.training.checkpoint import RELEASE, Trained, load_generator
+from rsdiff.training.checkpoint import Trained, load_generator
 from rsdiff.training.config import TrainConfig, from_dict, to_dict
 
 console.define_config('What to compare: a file like configs/sr_comparison.py, or its name.')
@@ -181,15 +178,8 @@ def convert(name: str, folder: Path) -> Path:
     """A published network as a release."""
     if not (folder / 'conversion.json').exists():  # written last
         shutil.rmtree(folder, ignore_errors=True)
-        script('convert_weights.py', '--checkpoint', name, '--out', folder)
+        console.call(ROOT / 'tools' / 'convert_weights.py', f'--checkpoint={name}', f'--out={folder}')
     return folder
-
-
-def script(name: str, *arguments) -> None:
-    """Runs a script in tools/; if it fails, exits with its status."""
-    command = [sys.executable, str(ROOT / 'tools' / name), *map(str, arguments)]
-    if status := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-        sys.exit(status)
 
 
 def budgets(comparison: Comparison, track: str, names: list[str], out: Path) -> dict[str, dict[float, int]]:
@@ -245,21 +235,14 @@ def evaluate_set(
 def evaluate(test: TestSet, checkpoints: dict[str, Path], out: Path, final: bool) -> dict[str, Any]:
     """The result of tools/evaluate.py for `checkpoints`, in a folder of its own for these weights."""
     path, split = split_of(test.pairs)
-    known = {name: stamp(folder / RELEASE).sha256 for name, folder in checkpoints.items()}
     limit = LIMIT.value if final else min(CURVE_IMAGES.value, LIMIT.value or CURVE_IMAGES.value)
     options = [f'--pairs={Path(DATA.value, path)}{f":{split}" if split else ""}', f'--degradation={test.degradation}']
     options += [f'--metrics={",".join(FINAL if final else SNAPSHOT)}', '--noconsistency']
     options += [f'--limit={limit}'] if limit else []
-    folder = out / hashlib.sha256(json.dumps([known, options], sort_keys=True).encode()).hexdigest()[:12]
-    result = folder / 'evaluate.json'
-    if not result.exists():
-        script(
-            'evaluate.py',
-            *options,
-            f'--out={folder}',
-            *(f'--checkpoint={name}={path}' for name, path in checkpoints.items()),
-        )
-    return read_json(result, 'remove its folder and run the same command again') | {'folder': str(folder)}
+    folder = equal_time.evaluation(checkpoints, options, out)
+    if not equal_time.is_evaluated(folder):
+        equal_time.evaluate(checkpoints, options, folder)
+    return equal_time.result_of(folder) | {'folder': str(folder)}
 
 
 def costs(comparison: Comparison, names: list[str], published: dict[str, Path], out: Path) -> dict[str, dict[str, Any]]:

@@ -1,15 +1,17 @@
-"""Training that is compared at equal optimiser time: how many images each method sees follows from its own speed.
+"""Training and evaluation at equal optimiser time: how many images each method sees follows from its own speed.
 
 Speeds are measured in alternating rounds, so that whatever else the machine does affects all methods alike. Compilation,
 validation and checkpoints do not count.
 """
 
+import hashlib
 import importlib.util
+import json
 import math
 import sys
 import time
 from pathlib import Path
-from typing import Callable
+from typing import Any, Callable
 
 import jax
 import jax.numpy as jnp
@@ -17,11 +19,12 @@ import ml_collections
 from benchmark_rounds import spread
 
 from rsdiff.base.errors import BadInput
-from rsdiff.base.files import read_json, write_json
+from rsdiff.base.files import read_json, stamp, write_json
 from rsdiff.base.shipped import ROOT, find_config
 from rsdiff.data.pipeline import batches, make_source
 from rsdiff.methods.base import fields_to_train
 from rsdiff.pretrained.weights import read_safetensors_metadata
+from rsdiff.programs import console
 from rsdiff.training import mesh as meshes
 from rsdiff.training.checkpoint import CONFIG, RELEASE, claim_workdir, load_generator, release
 from rsdiff.training.config import TrainConfig
@@ -126,3 +129,25 @@ def check_seen(config: TrainConfig, snapshot: Path) -> None:
             f'{snapshot} has seen {seen} images, and its time allows {expected}: speeds were measured again; remove '
             f'{snapshot.parent} and run the same command again'
         )
+
+
+def evaluation(checkpoints: dict[str, Path], options: list[str], out: Path) -> Path:
+    """The folder in `out` of an evaluation of releases, named by the contents of their weights and by `options`."""
+    known = {name: stamp(folder / RELEASE).sha256 for name, folder in checkpoints.items()}
+    return out / hashlib.sha256(json.dumps([known, options], sort_keys=True).encode()).hexdigest()[:12]
+
+
+def is_evaluated(folder: Path) -> bool:
+    """Whether `evaluate` has ended in this folder."""
+    return (folder / 'evaluate.json').exists()  # written last
+
+
+def evaluate(checkpoints: dict[str, Path], options: list[str], folder: Path) -> None:
+    """Runs tools/evaluate.py on releases, with its result in `folder`."""
+    named = [f'--checkpoint={name}={path}' for name, path in checkpoints.items()]
+    console.call(ROOT / 'tools' / 'evaluate.py', *options, f'--out={folder}', *named)
+
+
+def result_of(folder: Path) -> dict[str, Any]:
+    """What `evaluate` found."""
+    return read_json(folder / 'evaluate.json', 'remove its folder and run the same command again')

@@ -13,16 +13,15 @@ XLA_FLAGS=--xla_cpu_multi_thread_eigen=false to give each one core. The last lin
 
 import dataclasses
 import functools
-import hashlib
-import json
 import math
 import shutil
-import subprocess
 import sys
 import time
 from pathlib import Path
 from typing import Any
 
+import compare_pages
+import equal_time
 import ml_collections
 from absl import flags
 from equal_time import check_seen, for_images, images_seen, is_trained, load_config, train_to, training_speeds
@@ -30,14 +29,12 @@ from matplotlib.figure import Figure
 
 from rsdiff.base import folders
 from rsdiff.base.errors import BadInput
-from rsdiff.base.files import read_json, stamp, write_json, write_text_atomically
-from rsdiff.base.shipped import ROOT
+from rsdiff.base.files import write_json, write_text_atomically
 from rsdiff.base.work import Claims, end_without_parent, is_local_worker, local_workers, share_out
 from rsdiff.data.degradation import PRESETS
 from rsdiff.data.folder import opened_entries, split_of
 from rsdiff.evaluation.tables import Shown, markdown
 from rsdiff.programs import console
-from rsdiff.training.checkpoint import RELEASE
 from rsdiff.training.config import TrainConfig, from_dict
 
 console.define_config('What to search: a file like configs/aerial_search.py, or its name.')
@@ -47,17 +44,11 @@ PAIRS = flags.DEFINE_string('pairs', None, 'DIR:SPLIT with the validation images
 PAGES = flags.DEFINE_string('pages', None, 'Folder for the table and pictures; default: OUT.')
 JOBS = flags.DEFINE_integer('jobs', 1, 'Processes that train candidates at the same time.', lower_bound=1)
 
-CONTROLS = 'nearest', 'bicubic', 'truth', 'condition'
+RESERVED = *compare_pages.CONTROLS, 'condition'
 DIVERGED = 'diverged.json'
 MEASURES = 'lpips_alexnet', 'fd_efflite0'  # those of the score
 FIDELITY = 'psnr', 'lpips_alexnet', 'detail_ratio', 'hallucination'
-HEADINGS = {
-    'lpips_alexnet': ('LPIPS (AlexNet)', 3),
-    'fd_efflite0': ('fd_efflite0', 1),
-    'psnr': ('PSNR, dB', 2),
-    'detail_ratio': ('detail', 2),
-    'hallucination': ('hallucination', 2),
-}
+COLUMNS = {name: compare_pages.COLUMNS[name] for name in (*MEASURES, 'psnr', 'detail_ratio', 'hallucination')}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -74,7 +65,7 @@ class Search:
 
     def __post_init__(self):
         rising = list(self.minutes) == sorted({*self.minutes}) and min(self.minutes, default=0) > 0
-        strange = [name for name in self.candidates if name in CONTROLS or Path(name).name != name]
+        strange = [name for name in self.candidates if name in RESERVED or Path(name).name != name]
         problems = [
             (not self.candidates, 'candidates is empty; there is nothing to search'),
             (strange, f'candidate {strange[:1]}: give it another name'),
@@ -127,6 +118,9 @@ def main() -> None:
     folders.claim_folder(out, search.training)
     console.enable_compilation_cache()
     claims, alive, rungs = Claims(out / 'claims'), list(search.candidates), {}
+    path, split = split_of(PAIRS.value)
+    options = [f'--pairs={path}{f":{split}" if split else ""}', f'--degradation={search.degradation}']
+    options += [f'--limit={search.images}', f'--metrics={",".join(FIDELITY)}']
     with local_workers(JOBS.value):
         once('speeds', claims, (out / 'speeds.json').exists, functools.partial(speeds, search, out))
         rates = speeds(search, out)
@@ -140,10 +134,11 @@ def main() -> None:
                 raise BadInput(f'{out}: no candidate is left whose loss stayed finite; use lower learning rates')
             for name in alive:
                 check_seen(search.config(name, images_in(minutes, rates[name])), snapshot(out, name, minutes))
-            folder, options = evaluation(search, out, minutes, alive)
-            judge = functools.partial(evaluate, options)
-            once(f'evaluation_{folder.name}', claims, (folder / 'evaluate.json').exists, judge)
-            rungs[f'{minutes:g}'] = rung = read_json(folder / 'evaluate.json')['rows']
+            snapshots = {name: snapshot(out, name, minutes) for name in alive}
+            folder = equal_time.evaluation(snapshots, options, out / 'evaluations')
+            judge = functools.partial(equal_time.evaluate, snapshots, options, folder)
+            once(f'evaluation_{folder.name}', claims, functools.partial(equal_time.is_evaluated, folder), judge)
+            rungs[f'{minutes:g}'] = rung = equal_time.result_of(folder)['rows']
             alive = better_half(rung, alive)
     if is_local_worker():
         return
@@ -190,24 +185,6 @@ def has_diverged(out: Path, name: str) -> bool:
     return (out / 'candidates' / name / DIVERGED).exists()
 
 
-def evaluation(search: Search, out: Path, minutes: float, alive: list[str]) -> tuple[Path, list[str]]:
-    """The folder of a rung's evaluation, named by all that it depends on, and the arguments of tools/evaluate.py."""
-    path, split = split_of(PAIRS.value)
-    options = [f'--pairs={path}{f":{split}" if split else ""}', f'--degradation={search.degradation}']
-    options += [f'--limit={search.images}', f'--metrics={",".join(FIDELITY)}']
-    snapshots = {name: snapshot(out, name, minutes) for name in alive}
-    known = [{name: stamp(folder / RELEASE).sha256 for name, folder in snapshots.items()}, options]
-    folder = out / 'evaluations' / hashlib.sha256(json.dumps(known, sort_keys=True).encode()).hexdigest()[:12]
-    return folder, [*options, f'--out={folder}', *(f'--checkpoint={name}={at}' for name, at in snapshots.items())]
-
-
-def evaluate(options: list[str]) -> None:
-    """Runs tools/evaluate.py; if it fails, exits with its status."""
-    command = [sys.executable, str(ROOT / 'tools' / 'evaluate.py'), *options]
-    if status := subprocess.run(command, stdout=subprocess.DEVNULL).returncode:
-        sys.exit(status)
-
-
 def score(rung: dict[str, Any], name: str) -> float:
     """The geometric mean of `MEASURES`, each divided by bicubic enlargement's; lower is better."""
     ratios = [rung[name][measure]['value'] / rung['bicubic'][measure]['value'] for measure in MEASURES]
@@ -229,7 +206,7 @@ def rows(search: Search, rungs: dict[str, Any], out: Path) -> list[tuple[str, di
             minutes, row = reached[-1], rungs[reached[-1]][name]
             seen = images_seen(snapshot(out, name, float(minutes)))
             told = {'minutes': float(minutes), 'images': seen, 'score': score(rungs[minutes], name)}
-            found.append((name, told | {measure: row[measure]['value'] for measure in HEADINGS}))
+            found.append((name, told | {measure: row[measure]['value'] for measure in COLUMNS}))
     return sorted(found, key=lambda item: (-item[1]['minutes'], item[1]['score']))
 
 
@@ -246,7 +223,7 @@ def write_pages(
         Shown('score ↓', lambda row: f'{row[1]["score"]:.3f}'),
         *(
             Shown(heading, lambda row, measure=measure, digits=digits: f'{row[1][measure]:.{digits}f}')
-            for measure, (heading, digits) in HEADINGS.items()
+            for measure, (heading, digits) in COLUMNS.items()
         ),
     ]
     halvings = ', '.join(f'{minutes:g}' for minutes in search.minutes)
@@ -277,7 +254,7 @@ def draw(rungs: dict[str, Any]) -> Figure:
     """The score of every candidate over optimiser minutes."""
     figure = Figure(figsize=(8, 4.5), layout='constrained')
     axes = figure.subplots()
-    names = [name for name in next(iter(rungs.values())) if name not in CONTROLS]
+    names = [name for name in next(iter(rungs.values())) if name not in RESERVED]
     for number, name in enumerate(names):
         points = [(float(minutes), score(rung, name)) for minutes, rung in rungs.items() if name in rung]
         marker = 'os^Dv'[number // 10 % 5]

@@ -21,7 +21,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import logging
 import time
 from collections import Counter
 from pathlib import Path
@@ -31,11 +30,11 @@ import numpy as np
 from tqdm import tqdm
 
 from rsdiff.base.errors import BadInput
-from rsdiff.base.files import read_json, write_text_atomically
 from rsdiff.base.folders import claim_folder
 from rsdiff.base.work import Claims, end_without_parent, is_local_worker, local_workers, share_out
 from rsdiff.downstream import arms, filters, methods, zero_shot
 from rsdiff.downstream.arms import UNTRAINED, Arm
+from rsdiff.downstream.cells import read_cell, write_cell
 from rsdiff.downstream.encoder import Encoder
 from rsdiff.downstream.methods import ZERO_SHOT
 from rsdiff.downstream.problems.base import Problem
@@ -211,23 +210,9 @@ class _Laboratory:
     def read(self, cell: Cell) -> dict[str, Any] | None:
         """A finished cell, or None if it is missing, damaged or altered.
 
-        A cell written before `content_sha256` existed is accepted if its scores follow from its predictions.
+        A cell written before there were checksums is accepted if its scores follow from its predictions.
         """
-        path = self.path(cell)
-        if not path.exists():
-            return None
-        try:
-            row = read_json(path)
-        except BadInput as error:
-            logging.warning('%s; running this cell again', error)
-            return None
-        if isinstance(row.get('digest'), str) and row['digest'] != self.digests[cell.method]:
-            raise BadInput(f'{path}: belongs to a comparison with other settings; remove it, or use another --out')
-        content = row.pop('content_sha256', None)
-        if not (self._scores_follow(cell, row) if content is None else content == _content_sha256(row)):
-            logging.warning('%s: damaged or altered; running this cell again', path)
-            return None
-        return row
+        return read_cell(self.path(cell), self.digests[cell.method], lambda row: self._scores_follow(cell, row))
 
     def _scores_follow(self, cell: Cell, row: dict[str, Any]) -> bool:
         try:
@@ -274,7 +259,7 @@ class _Laboratory:
         statistics = problem.statistics(best, self.task.evaluation)
         row |= statistics | problem.scores(statistics, self.task.evaluation)
         row['seconds'] = round(time.monotonic() - started, 2)
-        write_text_atomically(self.path(cell), json.dumps(row | {'content_sha256': _content_sha256(row)}) + '\n')
+        write_cell(self.path(cell), row)
 
 
 def _check(task: Task, study: Study, cells: list[Cell], problems: dict[str, Problem]) -> None:
@@ -326,8 +311,3 @@ def _settings(task: Task, study: Study, fixed: dict[str, Any], cells: list[dict[
         'dropped': len(task.dropped),
         'counts': {split: 0 if images is None else len(images) for split, images in splits.items()},
     }
-
-
-def _content_sha256(row: dict[str, Any]) -> str:
-    """A checksum of a cell that changes with any of its figures."""
-    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()

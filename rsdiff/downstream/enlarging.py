@@ -13,7 +13,6 @@ import dataclasses
 import functools
 import hashlib
 import json
-import logging
 import time
 from pathlib import Path
 from typing import Any, Sequence, cast
@@ -22,12 +21,13 @@ import numpy as np
 from tqdm import tqdm
 
 from rsdiff.base.errors import BadInput
-from rsdiff.base.files import read_json, write_json, write_text_atomically
+from rsdiff.base.files import write_json, write_text_atomically
 from rsdiff.base.folders import claim_folder
 from rsdiff.base.work import Claims, end_without_parent, is_local_worker, local_workers, share_out
 from rsdiff.data.images import bicubic, read_image, write_image
 from rsdiff.downstream import scores
 from rsdiff.downstream.arms import REAL, SYNTHETIC, Arm
+from rsdiff.downstream.cells import read_cell, write_cell
 from rsdiff.downstream.problems import super_resolution
 from rsdiff.downstream.problems.super_resolution import Enlarger, SuperResolution
 from rsdiff.downstream.statistics import Change, PairedBootstrap, holm
@@ -154,20 +154,7 @@ class _Laboratory:
 
     def read(self, arm: Arm, seed: int) -> dict[str, Any] | None:
         """A finished cell, or None if it is missing, damaged or altered."""
-        path = self.path(arm, seed)
-        if not path.exists():
-            return None
-        try:
-            row = read_json(path)
-        except BadInput as error:
-            logging.warning('%s; running this cell again', error)
-            return None
-        if row.pop('content_sha256', None) != _content_sha256(row):
-            logging.warning('%s: damaged or altered; running this cell again', path)
-            return None
-        if row['digest'] != self.digest:
-            raise BadInput(f'{path}: belongs to a study with other settings; remove it, or use another --out')
-        return row
+        return read_cell(self.path(arm, seed), self.digest)
 
     def run(self, arm: Arm, seed: int) -> None:
         """Trains a cell, enlarges the evaluated images and writes what was measured."""
@@ -193,14 +180,14 @@ class _Laboratory:
             'seconds': round(time.monotonic() - started, 2),
         }
         if seed == 0:
-            for number in self.examples():
+            for number in examples(len(truths)):
                 write_image(self.out / 'samples' / arm.slug / f'{number}.png', made[number])
-        write_text_atomically(self.path(arm, seed), json.dumps(row | {'content_sha256': _content_sha256(row)}) + '\n')
+        write_cell(self.path(arm, seed), row)
 
-    def examples(self) -> list[int]:
-        """The evaluated images that are shown."""
-        count = len(self.task.evaluation)
-        return sorted({number * count // EXAMPLES for number in range(EXAMPLES)})
+
+def examples(count: int) -> list[int]:
+    """Which of `count` evaluated images are shown."""
+    return sorted({number * count // EXAMPLES for number in range(EXAMPLES)})
 
 
 def summarise(cells: Sequence[dict[str, Any]], images: int, baseline: str = REAL) -> dict[str, Any]:
@@ -305,10 +292,12 @@ def write_report(task: Task, study: Study, cells: Sequence[dict[str, Any]], out:
     ]
     write_text_atomically(out / 'table.csv', tables.csv_text(flat))
     write_json(out / 'report.json', summary | {'settings': dataclasses.asdict(study)})
-    laboratory = _Laboratory(task, study, {}, out)
+    shown = task.evaluation.take(np.array(examples(len(task.evaluation))))
+    problem = SuperResolution(study.enlarger, study.recipe, study.degradation)
     lines = []
-    for number in laboratory.examples():
-        truth, low = task.evaluation.pixels[number], laboratory.low[number]
+    for number, truth, low in zip(
+        examples(len(task.evaluation)), shown.pixels, problem.reduced(shown.pixels, shown.names)
+    ):
         made = {
             arm.name: read_image(out / 'samples' / arm.slug / f'{number}.png')
             for arm in super_resolution.arms_of(study.kinds, study.ratios)
@@ -316,7 +305,3 @@ def write_report(task: Task, study: Study, cells: Sequence[dict[str, Any]], out:
         lines.append({'low': low, 'bicubic': bicubic(low, *truth.shape[:2])} | made | {'truth': truth})
     write_grid(out / 'grid.png', lines, 'truth', [])
     return summary
-
-
-def _content_sha256(row: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(row, sort_keys=True).encode()).hexdigest()

@@ -105,7 +105,9 @@ def text_classifier(encoder: Encoder, classes: Sequence[str]) -> Callable[[dict[
     return classifier
 
 
-def in_batches(function: Callable[[np.ndarray], jax.Array], pixels: np.ndarray, batch: int = 64) -> np.ndarray:
+def in_batches(
+    function: Callable[[np.ndarray], jax.Array | np.ndarray], pixels: np.ndarray, batch: int = 64
+) -> np.ndarray:
     """Applies `function` to many images, a batch at a time. The last batch is filled up with repeated images, so that
     only one shape is compiled."""
     rows = np.resize(np.arange(len(pixels)), -(-len(pixels) // batch) * batch)

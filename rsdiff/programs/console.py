@@ -5,6 +5,7 @@ import errno
 import json
 import os
 import re
+import subprocess
 import sys
 import types
 from pathlib import Path
@@ -132,6 +133,12 @@ def flag_numbers(name: str, kind: type, count: int | None = None) -> tuple | Non
     if values is not None and len(values) != (count or max(len(values), 1)):
         raise BadInput(f'--{name} is {text}; it must be {count or ""} numbers separated by commas'.replace('  ', ' '))
     return values
+
+
+def call(*arguments: object) -> None:
+    """Runs Python with these arguments, and shows its messages and progress. If it fails, exits with its status."""
+    if status := subprocess.run([sys.executable, *map(str, arguments)], stdout=subprocess.DEVNULL).returncode:
+        sys.exit(status)
 
 
 def finish(result: dict[str, Any], path: AnyPath) -> None:

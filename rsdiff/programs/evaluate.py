@@ -17,8 +17,6 @@ last line. Run the same command again to continue; samples and features are kept
 import dataclasses
 import functools
 import hashlib
-import subprocess
-import sys
 import time
 import zlib
 from pathlib import Path
@@ -327,26 +325,18 @@ def file_gsd_m(truth: Entry) -> float | None:
 
 
 def sample(checkpoint: Path, conditions: Path, out: Path) -> None:
-    """Runs the program `sample` and shows its messages and progress. If it fails, exits with its status."""
-    command = [
-        sys.executable,
-        '-m',
-        SAMPLE,
-        '--checkpoint',
-        str(checkpoint),
-        '--condition',
-        str(conditions),
-        '--out',
-        str(out),
+    """Runs the program `sample`."""
+    arguments = [
+        f'--checkpoint={checkpoint}',
+        f'--condition={conditions}',
+        f'--out={out}',
         f'--seed={SEED.value}',
         f'--batch_size={BATCH.value}',
         f'--consistency={CONSISTENCY.value}',
     ]
     if STEPS.value:
-        command.append(f'--steps={min(STEPS.value, read_config(checkpoint / CONFIG).method.timesteps)}')
-    status = subprocess.run(command, stdout=subprocess.DEVNULL).returncode
-    if status:
-        sys.exit(status)
+        arguments.append(f'--steps={min(STEPS.value, read_config(checkpoint / CONFIG).method.timesteps)}')
+    console.call('-m', SAMPLE, *arguments)
 
 
 def make_rows(made: list[Pair], generated: dict[str, Path]) -> list[Row]:

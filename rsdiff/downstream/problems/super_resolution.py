@@ -40,6 +40,7 @@ from rsdiff.downstream import arms, augment
 from rsdiff.downstream.arms import BOTH, REAL, SYNTHETIC, Arm
 from rsdiff.downstream.task import Images, Task
 from rsdiff.downstream.tuning import Recipe, Training, batches
+from rsdiff.downstream.zero_shot import in_batches
 from rsdiff.models.rrdbnet import RRDBNet, RRDBNetConfig
 
 DEGRADATIONS, AUGMENTED, CUTBLUR = 'degradations', arms.AUGMENTED, 'cutblur'
@@ -144,14 +145,10 @@ class SuperResolution:
 
     def reduced(self, images: np.ndarray, names: tuple[str, ...], number: int = 0) -> np.ndarray:
         """The low resolution `number` of each image; its random choices depend only on the image's name and this number."""
-        made = []
-        for first in range(0, len(images), AT_ONCE):
-            some = np.resize(np.arange(first, min(first + AT_ONCE, len(images))), AT_ONCE)  # one shape to compile
-            keys = jax.vmap(lambda crc: jax.random.fold_in(jax.random.fold_in(seed_key(0), crc), number))(
-                np.array([zlib.crc32(names[index].encode()) for index in some], np.uint32)
-            )
-            made.append(to_uint8(np.asarray(self._degrade(to_float(images[some]), keys))))
-        return np.concatenate(made)[: len(images)]
+        crcs = np.array([zlib.crc32(name.encode()) for name in names], np.uint32)
+        keys = jax.vmap(lambda crc: jax.random.fold_in(jax.random.fold_in(seed_key(0), crc), number))(crcs)
+        low = lambda some: to_uint8(np.asarray(self._degrade(to_float(images[some]), keys[some])))
+        return in_batches(low, np.arange(len(images)), AT_ONCE)
 
     def _again(self, drawn: Images, seed: int, number: int) -> tuple[np.ndarray, np.ndarray]:
         return drawn.pixels, self.reduced(drawn.pixels, drawn.names, number)
@@ -198,11 +195,8 @@ class SuperResolution:
 
     def enlarge(self, params: Any, low: np.ndarray) -> np.ndarray:
         """f(y) of (1): uint8 (n, h, w, 3) → uint8 (n, 4h, 4w, 3)."""
-        made = []
-        for first in range(0, len(low), AT_ONCE):
-            some = np.resize(np.arange(first, min(first + AT_ONCE, len(low))), AT_ONCE)
-            made.append(to_uint8(np.clip(np.asarray(self._enlarged(params, to_float(low[some]))), -1, 1)))
-        return np.concatenate(made)[: len(low)]
+        images = lambda some: to_uint8(np.asarray(self._enlarged(params, to_float(some))))
+        return in_batches(images, low, AT_ONCE)
 
 
 def _generators(drawn: Images, seed: int, number: int) -> list[np.random.Generator]:
