@@ -95,7 +95,7 @@ def test_an_image_is_turned_without_changing_its_pixels():
     assert found == eight
 
 
-def test_a_network_starts_with_bicubic_enlargement_and_learns(task, problem):
+def test_a_network_learns_and_learns_the_same_again(task, problem):
     recipe = Recipe(steps=60, batch=8, learning_rates=(2e-3,))
     longer = SuperResolution(STUDY.enlarger, recipe, 'clean')
     pairs = longer.pairs(task, Arm('real', 0), None, 0)

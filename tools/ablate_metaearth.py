@@ -33,6 +33,7 @@ from rsdiff.data.degradation import UPSCALE
 from rsdiff.data.folder import Entry, clean_name, read_folder, write_manifest
 from rsdiff.data.images import bicubic, box_downscale, read_image, write_image
 from rsdiff.downstream.enlarging import MEASURES, summarise, table
+from rsdiff.evaluation.tables import Shown
 from rsdiff.programs import console
 from rsdiff.training.config import TrainConfig, from_dict
 
@@ -48,6 +49,10 @@ JOBS = flags.DEFINE_integer('jobs', 1, 'Processes that train at the same time.',
 VARIANTS = FULL, NO_RESOLUTION, BICUBIC, ONE_JUMP = 'full', 'no_resolution', 'bicubic', 'one_jump'
 METRICS = *MEASURES, 'detail_ratio'
 FD = 'fd_efflite0'
+COLUMNS = (
+    Shown('generator', lambda row: row['arm'], number=False),
+    Shown('detail, real = 1', lambda row: f'{row["detail"]:.2f}'),
+)
 
 
 def main() -> None:
@@ -167,8 +172,8 @@ def evaluated(result: Path, pairs: Path | str, variants: list[str], arguments: l
             name = name_of(variant, seed)
             own = [line for line in lines if line['row'] == name]
             cell: dict[str, Any] = {measure: [float(line[measure]) for line in own] for measure in MEASURES}
-            numbers = {'ratio': 0, 'real_images': IMAGES.value, 'extra_images': 0, FD: told[name][FD]['value']}
-            cells.append(cell | numbers | {'arm': variant, 'seed': seed, 'detail': told[name]['detail_ratio']['value']})
+            numbers = {FD: told[name][FD]['value'], 'detail': told[name]['detail_ratio']['value']}
+            cells.append(cell | numbers | {'arm': variant, 'seed': seed})
     summary = summarise(cells, len(cells[0]['psnr']), baseline=variants[0])
     for row in summary['rows']:
         row['detail'] = float(np.mean([cell['detail'] for cell in cells if cell['arm'] == row['arm']]))
@@ -180,14 +185,14 @@ def write_page(found: dict[str, dict[str, Any]], pages: Path) -> None:
     pages.mkdir(parents=True, exist_ok=True)
     parts = [
         "# MetaEarth's ablations, small",
-        f'Generators of `configs/ablation.py`, {IMAGES.value:,} training images each, {SEEDS.value} runs. Changes are against '
+        f'Generators of `configs/ablation.py`, {IMAGES.value:,} training images each; runs: {SEEDS.value}. Changes are against '
         'the first line, with 95 % intervals over seeds and test images. Windows and noise: [mosaic_ablation.md](mosaic_ablation.md).',
     ]
     for name, summary in found.items():
         parts += [
             f'## {name[0].upper()}{name[1:]}',
             f'{summary["evaluation_images"]} images.',
-            table(summary, 'generator'),
+            table(summary, COLUMNS),
         ]
     write_text_atomically(pages / 'ablations.md', '\n\n'.join(part.rstrip('\n') for part in parts) + '\n')
 

@@ -42,6 +42,7 @@ from rsdiff.evaluation.report import write_grid
 from rsdiff.evaluation.tables import Shown
 
 MEASURES = 'psnr', 'lpips_alexnet'
+TOLD = 'arm', 'ratio', 'real_images', 'extra_images'
 FD = 'fd_efflite0'
 EXAMPLES = 4
 
@@ -209,7 +210,7 @@ def summarise(cells: Sequence[dict[str, Any]], images: int, baseline: str = REAL
                 changes[arm] = bootstrap.change_of_means(each(of_arm[baseline]), each(own))
     rows = []
     for arm, own in of_arm.items():
-        row: dict[str, Any] = {name: own[0][name] for name in ('arm', 'ratio', 'real_images', 'extra_images')}
+        row: dict[str, Any] = {name: own[0][name] for name in TOLD if name in own[0]}
         row |= {name: float(np.mean([cell[name] for cell in own])) for name in (*MEASURES, FD)} | {'seeds': len(own)}
         if arm in changes:
             for name, change in zip(MEASURES, changes[arm]):
@@ -251,7 +252,14 @@ def _signed(change: dict[str, float], digits: int) -> str:
     return f'{change["value"]:+.{digits}f} ({change["low"]:+.{digits}f} to {change["high"]:+.{digits}f})'
 
 
-def table(summary: dict[str, Any], heading: str = 'training images') -> str:
+ARM_COLUMNS = (
+    Shown('training images', lambda row: row['arm'], number=False),
+    Shown('real', lambda row: str(row['real_images'])),
+    Shown('extra', lambda row: str(row['extra_images'])),
+)
+
+
+def table(summary: dict[str, Any], first: Sequence[Shown] = ARM_COLUMNS) -> str:
     """The rows as Markdown; changes are against the baseline, with their 95 % intervals."""
 
     def change(row, name, digits):
@@ -264,9 +272,7 @@ def table(summary: dict[str, Any], heading: str = 'training images') -> str:
         return f'{found["value"]:+.1f}' + ('' if found['half'] is None else f' ± {found["half"]:.1f}')
 
     columns = [
-        Shown(heading, lambda row: row['arm'], number=False),
-        Shown('real', lambda row: str(row['real_images'])),
-        Shown('extra', lambda row: str(row['extra_images'])),
+        *first,
         Shown('seeds', lambda row: str(row['seeds'])),
         Shown('PSNR, dB', lambda row: f'{row["psnr"]:.2f}'),
         Shown('change', lambda row: change(row, 'psnr', 2)),
