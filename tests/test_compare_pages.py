@@ -26,7 +26,7 @@ def row(lpips):
 
 def result(folder):
     rows = {'nearest': row(0.7), 'bicubic': row(0.6), 'worse': row(0.5), 'better': row(0.3), 'truth': row(0.1)}
-    rows['better_seed1'] = row(0.35)
+    repeated = {'images': 4, 'rows': {'bicubic': row(0.6), 'better_seed1': row(0.35)}}
     early = {'images': 2, 'rows': {name: rows[name] for name in ('bicubic', 'better')}}
     final = {'images': 4, 'rows': rows, 'warnings': ['few images'], 'folder': str(folder)}
     cost = {'parameters': 2_000_000, 'evaluations_per_px': 4, 'mac_per_px': 5e5, 'px_per_second': {'median': 1000.0}}
@@ -34,7 +34,7 @@ def result(folder):
         'minutes': 2.0,
         'notes': ('a note',),
         'cost': {'better': cost},
-        'sets': {'s': {'final': final, 'curve': {'0.5': early, '1': early}}},
+        'sets': {'s': {'final': final, 'repeated': repeated, 'curve': {'0.5': early, '1': early}}},
     }
 
 
@@ -48,7 +48,9 @@ def test_methods_stand_between_the_controls_best_first(pages, tmp_path):
     assert '* a note' in text and '| better | 0.300, 0.350 | 30.0, 35.0 |' in text
     assert 'Warning: few images.' in text and (tmp_path / 'out' / 's.jpg').is_file()
     assert (tmp_path / 'out' / 'curves.png').stat().st_size > 1000
-    assert (tmp_path / 'out' / 'methods.csv').read_text().count('better,lpips_alexnet') == 3
+    rows = (tmp_path / 'out' / 'methods.csv').read_text()
+    assert rows.count('better,lpips_alexnet') == 3 and rows.count('better_seed1,lpips_alexnet') == 1
+    assert rows.count('bicubic,lpips_alexnet') == 3
 
 
 def test_pictures_that_may_not_be_shown_are_not(pages, tmp_path):

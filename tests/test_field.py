@@ -47,8 +47,8 @@ def sampler(plan, denoiser, batch=4):
 
 
 def field(image, name='fast', denoiser=windowed, batch=4, wrap_x=False, kind='anchored', **numbers):
-    several = {'phases': 3} if name in ('fast', 'infinite') else {}
-    plan = make_plan(name, WINDOW, **{'steps': 6} | several | numbers)
+    own = {'fast': {'phases': 3}, 'infinite': {'phases': 3}, 'few': {'steps': 3, 'timesteps': 3}}.get(name, {})
+    plan = make_plan(name, WINDOW, **{'steps': 6} | numbers | own)
     return Field(sampler(plan, denoiser, batch), plan, {'lr': Plane(image, wrap_x)}, KEY, kind)
 
 
@@ -68,7 +68,7 @@ def test_pointwise_windows_make_the_untiled_image(image, name, wrap_x):
     made = field(image, name, pointwise, wrap_x=wrap_x)
     eps = noise.crop(KEY, 0, 0, 76, 104)[None]
     solver = made.plan.solver
-    untiled = to_uint8(sample(pointwise(to_float(image)[None]), SCHEDULE, 'x0', eps, 6, solver=solver)[0])
+    untiled = to_uint8(sample(pointwise(to_float(image)[None]), SCHEDULE, 'x0', eps, made.plan.steps, solver=solver)[0])
     got = made.region(everything(made))
     assert np.abs(got.astype(int) - untiled).max() <= 1 and (got != untiled).mean() < 1e-3
 

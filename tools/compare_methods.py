@@ -24,6 +24,7 @@ import ml_collections
 import numpy as np
 from absl import flags
 from benchmark_rounds import spread
+from compare_pages import first_run
 from equal_time import for_images, is_trained, load_config, train_to, training_speeds
 
 from rsdiff.base import folders
@@ -81,7 +82,8 @@ class TestSet:
 @dataclasses.dataclass(frozen=True)
 class Comparison:
     """The config: `minutes` of optimiser time, `snapshots` as fractions of it, `settings` of all methods, and `notes` for those
-    who read the tables. A method NAME_seedN is another run of NAME."""
+    who read the tables. A method NAME_seedN is another run of NAME: it sees the same number of images, and of its snapshots only
+    the last is evaluated."""
 
     minutes: float
     snapshots: tuple[float, ...]
@@ -128,6 +130,8 @@ def read_comparison() -> Comparison:
         if name not in methods:
             raise BadInput(f'--only {name}: there are {", ".join(methods)}')
     for name, method in methods.items():
+        if first_run(name) not in methods:
+            raise BadInput(f'--config: {name} is another run of {first_run(name)}, which is not among the methods')
         if method.after and (method.after not in methods or method.share not in made.snapshots):
             raise BadInput(f'--config: {name} starts after {method.after!r} at {method.share}, which is no snapshot')
     for name, test in sets.items():
@@ -165,7 +169,7 @@ def main() -> None:
     result: dict[str, Any] = {'minutes': comparison.minutes, 'notes': comparison.notes, 'sets': {}}
     for name, test in comparison.sets.items():
         result['sets'][name] = evaluate_set(comparison, name, test, names, published, out)
-    result['cost'] = costs(comparison, [name for name in names if '_seed' not in name], published, out)
+    result['cost'] = costs(comparison, [name for name in names if first_run(name) == name], published, out)
     pages = Path(PAGES.value or out / 'pages')
     compare_pages.write(result, {name: test.pictures for name, test in comparison.sets.items()}, out, pages)
     console.finish(
@@ -185,12 +189,13 @@ def convert(name: str, folder: Path) -> Path:
 def budgets(comparison: Comparison, track: str, names: list[str], out: Path) -> dict[str, dict[float, int]]:
     """For each method, the images to have seen at each snapshot: its own training speed times the optimiser time. Speeds that
     `speeds.json` does not have yet are measured in alternating rounds, and kept there."""
-    speeds = training_speeds({name: comparison.config(track, name, 10**6) for name in names}, out / 'speeds.json')
+    measured = sorted({first_run(name) for name in names})
+    speeds = training_speeds({name: comparison.config(track, name, 10**6) for name in measured}, out / 'speeds.json')
     seen = {}
     for name in names:
         method = comparison.methods[name]
         seen[name] = {
-            share: max(1, round(60 * comparison.minutes * (share - method.share) * speeds[name]))
+            share: max(1, round(60 * comparison.minutes * (share - method.share) * speeds[first_run(name)]))
             for share in comparison.snapshots
             if share > method.share
         }
@@ -217,19 +222,21 @@ def snapshot(out: Path, name: str, share: float) -> Path:
 def evaluate_set(
     comparison: Comparison, name: str, test: TestSet, names: list[str], published: dict[str, Path], out: Path
 ) -> dict[str, Any]:
-    """The evaluation of all methods and published networks on a set (`final`), and of every snapshot on a part of it (`curve`,
-    by fraction of the time)."""
-    folder = out / 'sets' / name
-    snapshots = {
-        f'{share:g}': {
-            method: path for method in names if is_trained(path := snapshot(out / test.track, method, share))
-        }
+    """The evaluation of all methods and published networks on a set (`final`), that of further runs of the same methods
+    (`repeated`), and that of every snapshot on a part of the set (`curve`, by fraction of the time)."""
+    folder, at = out / 'sets' / name, lambda method, share: snapshot(out / test.track, method, share)
+    first = [method for method in names if first_run(method) == method]
+    last = {method: at(method, comparison.snapshots[-1]) for method in names}
+    repeated = {method: last.pop(method) for method in names if method not in first}
+    curve = {
+        f'{share:g}': {method: path for method in first if is_trained(path := at(method, share))}
         for share in comparison.snapshots
     }
-    last = [*snapshots.values()][-1]
-    final = evaluate(test, last | published, folder, final=True)
-    curve = {share: evaluate(test, found, folder, final=False) for share, found in snapshots.items() if test.curve}
-    return {'final': final, 'curve': curve}
+    return {
+        'final': evaluate(test, last | published, folder, final=True),
+        'repeated': evaluate(test, repeated, folder, final=True) if repeated else None,
+        'curve': {share: evaluate(test, found, folder, final=False) for share, found in curve.items() if test.curve},
+    }
 
 
 def evaluate(test: TestSet, checkpoints: dict[str, Path], out: Path, final: bool) -> dict[str, Any]:

@@ -42,16 +42,23 @@ def write(result: dict[str, Any], pictures: dict[str, bool], out: Path, pages: P
     long = []
     for name, found in result['sets'].items():
         final = found['final']
+        tables = [*found['curve'].items(), ('1', final)]
         parts += [f'## {name}', f'{final["images"]} images.', quality_table(final['rows'])]
-        if runs := runs_table(final['rows']):
-            parts += ['Several training runs of a method, which differ in their seed:', runs]
+        if found['repeated']:
+            # without its controls, which are those of `final`
+            repeated = {method: row for method, row in found['repeated']['rows'].items() if first_run(method) != method}
+            parts += [
+                'Several training runs of a method, which differ in their seed; the first is that of the table above:',
+                runs_table(final['rows'], repeated),
+            ]
+            tables.append(('1', found['repeated'] | {'rows': repeated}))
         parts += [f'Warning: {warning}.' for warning in final['warnings']]
         if pictures[name]:
             write_bytes_atomically(pages / f'{name}.jpg', jpeg(Path(final['folder']) / 'grid.png'))
             parts.append(f'![{name}: condition, every row of the table, truth, and errors]({name}.jpg)')
         long += [
             {'set': name, 'images': table['images'], 'time': share, 'method': method, 'column': column, **value}
-            for share, table in [*found['curve'].items(), ('1', final)]
+            for share, table in tables
             for method, row in table['rows'].items()
             for column, value in row.items()
         ]
@@ -95,12 +102,16 @@ def quality_table(rows: dict[str, dict[str, Any]]) -> str:
     return markdown([Shown('method', lambda row: row[0], number=False), *shown], [*controls.items(), *methods, *truth])
 
 
-def runs_table(rows: dict[str, dict[str, Any]]) -> str:
-    """`CURVES` of every run of the methods that have several, NAME and NAME_seedN; '' if none has."""
-    groups: dict[str, list[dict[str, Any]]] = {}
-    for name, row in rows.items():
-        groups.setdefault(name.partition('_seed')[0], []).append(row)
-    several = [(name, own) for name, own in groups.items() if len(own) > 1]
+def first_run(name: str) -> str:
+    """The method of which a run NAME_seedN is another run; of any other name, the name itself."""
+    return name.partition('_seed')[0]
+
+
+def runs_table(rows: dict[str, dict[str, Any]], repeated: dict[str, dict[str, Any]]) -> str:
+    """`CURVES` of every run of the methods that have several."""
+    runs: dict[str, list[dict[str, Any]]] = {}
+    for name, row in repeated.items():
+        runs.setdefault(first_run(name), [rows[first_run(name)]]).append(row)
     text = lambda own, measure, digits: ', '.join(f'{row[measure]["value"]:.{digits}f}' for row in own)
     columns = [Shown('method', lambda item: item[0], number=False)]
     columns += [
@@ -108,7 +119,7 @@ def runs_table(rows: dict[str, dict[str, Any]]) -> str:
         for measure, (heading, digits) in COLUMNS.items()
         if measure in CURVES
     ]
-    return markdown(columns, several) if several else ''
+    return markdown(columns, [*runs.items()])
 
 
 def cell(value: dict[str, Any] | None, digits: int) -> str:
